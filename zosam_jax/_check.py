@@ -1,0 +1,67 @@
+"""Checks of arguments: each failure names the argument and says what would work."""
+
+import difflib
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+
+
+def one_of(argument: str, value: Any, choices: Iterable[Any]) -> None:
+    """Raises `ValueError` unless `value` is one of `choices`, naming the nearest."""
+    known = list(choices)
+    if value in known:
+        return
+    near = difflib.get_close_matches(str(value), [str(c) for c in known], n=1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    names = ", ".join(repr(c) for c in known)
+    raise ValueError(f"{argument}={value!r} is unknown.{hint} Known: {names}.")
+
+
+def number(
+    argument: str,
+    value: Any,
+    *,
+    above: float | None = None,
+    least: float | None = None,
+    below: float | None = None,
+    most: float | None = None,
+) -> None:
+    """Raises `ValueError` unless `value` is a finite number within the bounds.
+
+    A traced value is let through: its range is not known before the program runs.
+
+    Args:
+      argument: The argument's name, as its user wrote it.
+      value: The number.
+      above: Exclusive lower bound.
+      least: Inclusive lower bound.
+      below: Exclusive upper bound.
+      most: Inclusive upper bound.
+    """
+    if isinstance(value, jax.core.Tracer):
+        return
+    rules = (
+        ("> ", above, lambda x, b: x > b),
+        (">= ", least, lambda x, b: x >= b),
+        ("< ", below, lambda x, b: x < b),
+        ("<= ", most, lambda x, b: x <= b),
+    )
+    wanted = " and ".join(f"{sign}{b:g}" for sign, b, _ in rules if b is not None)
+    wanted = f"a finite number {wanted}".rstrip()
+    try:
+        x = float(value)
+    except (TypeError, ValueError):
+        raise ValueError(f"{argument}={value!r} must be {wanted}.") from None
+    if not math.isfinite(x) or not all(ok(x, b) for _, b, ok in rules if b is not None):
+        raise ValueError(f"{argument}={value!r} must be {wanted}.")
+
+
+def whole(argument: str, value: Any, *, least: int = 1) -> None:
+    """Raises `ValueError` unless `value` is an integer of at least `least`."""
+    if isinstance(value, jax.core.Tracer):
+        return
+    number(argument, value, least=least)
+    if float(value) != int(value) or isinstance(value, bool):
+        raise ValueError(f"{argument}={value!r} must be an integer >= {least}.")

@@ -1,0 +1,137 @@
+"""Mask trees: applying them, landing updates on them, resetting what they change."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from zosam_jax import tree
+
+
+def apply_masks(params: Any, masks: Any) -> Any:
+    """The parameters with exact zeros where their mask is False.
+
+    Args:
+      params: Pytree of arrays.
+      masks: Mask tree in the structure of `params`: a boolean array of the leaf's
+        shape, or a scalar `True` for a dense leaf.
+
+    Returns:
+      A tree like `params`, dtypes kept.
+
+    Raises:
+      ValueError: The masks do not fit the parameters.
+
+    Example:
+      >>> import jax.numpy as jnp, zosam_jax as zs
+      >>> params = {"kernel": jnp.array([[1.0, 2.0]]), "bias": jnp.array([3.0])}
+      >>> masks = {"kernel": jnp.array([[True, False]]), "bias": True}
+      >>> print(zs.sparsity.apply_masks(params, masks)["kernel"])
+      [[1. 0.]]
+    """
+    masks = jax.tree.map(
+        lambda m, x: jax.tree.map(lambda _: True, x) if _is_hidden(m) else m,
+        masks,
+        params,
+        is_leaf=_is_hidden,
+    )
+    check_masks(masks, params)
+    return tree.mask(params, masks)
+
+
+def sparsity_of(masks: Any, params: Any | None = None) -> jax.Array:
+    """The fraction of pruned weights, float32 scalar.
+
+    Args:
+      masks: Mask tree.
+      params: None counts the sparse leaves alone, which is what `sparsity=` of a method
+        means. With the parameters given, all of them count, dense leaves too.
+
+    Returns:
+      Pruned entries / entries; 0 where there is no sparse leaf.
+    """
+    sparse = [m for m in jax.tree.leaves(masks) if not tree.is_dense(m)]
+    pruned = sum((jnp.sum(~m, dtype=jnp.int32) for m in sparse), jnp.int32(0))
+    counted = tree.size(sparse if params is None else params)
+    return pruned.astype(jnp.float32) / max(counted, 1)
+
+
+def from_leaves(params: Any, leaves: dict[int, jax.Array]) -> Any:
+    """A mask tree from the masks of the sparse leaves, by their flattened index."""
+    treedef = jax.tree.structure(params)
+    dense = jnp.asarray(True)
+    return jax.tree.unflatten(
+        treedef, [leaves.get(i, dense) for i in range(treedef.num_leaves)]
+    )
+
+
+def check_masks(masks: Any, params: Any) -> None:
+    """Raises `ValueError`, naming the leaf, unless the masks fit the parameters."""
+    given, wanted = jax.tree.structure(masks), jax.tree.structure(params)
+    if given != wanted:
+        extra = sorted(set(tree.paths(masks)) ^ set(tree.paths(params)))
+        raise ValueError(
+            "masks must have the structure of params; they differ at "
+            f"{', '.join(extra) or f'{given} against {wanted}'}. Mark a dense leaf "
+            "with a scalar True."
+        )
+    for path, m, x in zip(
+        tree.paths(params), jax.tree.leaves(masks), jax.tree.leaves(params), strict=True
+    ):
+        if jnp.result_type(m) != jnp.bool_:
+            raise ValueError(
+                f"masks: {path} has dtype {jnp.result_type(m)}; masks are boolean."
+            )
+        if not tree.is_dense(m) and jnp.shape(m) != jnp.shape(x):
+            raise ValueError(
+                f"masks: {path} has shape {jnp.shape(m)}, the parameter "
+                f"{jnp.shape(x)}; give that shape, or a scalar True for a dense leaf."
+            )
+
+
+def landing(updates: Any, params: Any, masks: Any) -> Any:
+    """Updates after which `params + updates` is exactly 0 where a mask is False."""
+
+    def leaf(m: jax.Array, u: jax.Array, p: jax.Array) -> jax.Array:
+        return u if tree.is_dense(m) else jnp.where(m, u, -p)
+
+    return jax.tree.map(leaf, masks, updates, params)
+
+
+def reset_moments(state: Any, fresh: Any, changed: Any) -> Any:
+    """An Optax state with fresh entries where a weight was dropped or grown.
+
+    A state leaf belongs to a parameter when its key path ends in the parameter's and
+    their shapes agree; so every optimizer's moments are found, through any wrapper,
+    without knowing its state. Statistics that are shared between weights (Adafactor's
+    row and column means) have another shape and stay.
+
+    Args:
+      state: State of the inner optimizer.
+      fresh: Its `init` at the parameters after the change. (Zero is not always right:
+        schedule-free keeps a copy of the parameters.)
+      changed: Tree like `params`: True at dropped and grown entries; scalars for dense
+        leaves.
+
+    Returns:
+      A state of the same structure, shapes and dtypes.
+    """
+    by_path = {
+        tuple(path): mask
+        for path, mask in jax.tree_util.tree_flatten_with_path(changed)[0]
+        if not tree.is_dense(mask)
+    }
+
+    def leaf(path: tuple[Any, ...], old: jax.Array, new: jax.Array) -> jax.Array:
+        for start in range(len(path) + 1):
+            mask = by_path.get(tuple(path[start:]))
+            if mask is not None:
+                return jnp.where(mask, new, old) if mask.shape == old.shape else old
+        return old
+
+    return jax.tree_util.tree_map_with_path(leaf, state, fresh)
+
+
+def _is_hidden(x: Any) -> bool:
+    return isinstance(x, optax.MaskedNode)

@@ -1,0 +1,232 @@
+"""Sparse training around any Optax optimizer."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from zosam_jax import _check, tree
+from zosam_jax.sparsity.masks import landing, reset_moments
+from zosam_jax.sparsity.method import SparseMethod
+
+
+class SparsifyState(NamedTuple):
+    """State of `sparsify`.
+
+    Attributes:
+      step: Optimizer steps taken, int32.
+      masks: Mask tree.
+      inner: State of the inner optimizer.
+      gradient: State of the gradient estimator; () without one.
+      accumulated: Mean gradient of the micro-batches since the last step, and their
+        number; () without accumulation.
+    """
+
+    step: jax.Array
+    masks: Any
+    inner: Any
+    gradient: Any
+    accumulated: Any
+
+
+def sparsify(
+    inner: optax.GradientTransformation,
+    method: SparseMethod,
+    gradient: optax.GradientTransformationExtraArgs | None = None,
+    *,
+    accumulate_steps: int = 1,
+) -> optax.GradientTransformationExtraArgs:
+    """Sparse training with any optimizer: masks are state, updates land on them.
+
+    Each update (1) makes the gradient with `gradient`, on the masks; (2) where the
+    method says so, changes the topology, in a `lax.cond` branch, by the dense gradient,
+    and resets the optimizer's moments of dropped and grown weights; (3) steps `inner`
+    with the masked gradient; (4) emits updates after which every pruned weight is
+    exactly 0, so keep it outermost: what follows in a chain may move it off.
+
+    Start with `state = tx.init(params)` and
+    `params = zs.sparsity.apply_masks(params, zs.sparsity.masks(state))`.
+
+    Args:
+      inner: The optimizer. Gradient clipping inside it sees live weights alone.
+      method: From `zs.sparsity`: `rigl`, `set_`, `static`, ...
+      gradient: A gradient estimator, such as `zs.zosam(...)`; it is given `value_fn`
+        and the masks. None: `updates` is the gradient, with respect to every weight, as
+        `jax.grad` gives it at the masked parameters.
+      accumulate_steps: Updates whose gradients are averaged into one optimizer step;
+        the others emit zeros. Schedules count optimizer steps.
+
+    Returns:
+      A transformation whose state is a `SparsifyState`.
+
+    Raises:
+      ValueError: On update, without params, or without a gradient of either kind.
+      TypeError: `inner` or `gradient` is no Optax transformation, or `inner` is
+        `optax.MultiSteps`.
+
+    Example:
+      >>> import jax.numpy as jnp, optax, zosam_jax as zs
+      >>> loss = lambda w: jnp.sum((w - 1.0) ** 2)
+      >>> tx = zs.sparsify(optax.sgd(0.1), zs.sparsity.rigl(0.75, 1000), zs.zosam(0.05))
+      >>> w = jnp.ones((4, 4))
+      >>> state = tx.init(w)
+      >>> w = zs.sparsity.apply_masks(w, zs.sparsity.masks(state))
+      >>> updates, state = tx.update(None, state, w, value_fn=loss)
+      >>> w = optax.apply_updates(w, updates)
+      >>> print(int(jnp.sum(w != 0)))
+      4
+    """
+    _check_transformations(inner, gradient)
+    _check.whole("accumulate_steps", accumulate_steps)
+    inner = optax.with_extra_args_support(inner)
+
+    def init(params: Any) -> SparsifyState:
+        masks = method.init(params)
+        accumulated = ()
+        if accumulate_steps > 1:
+            zeros = jax.tree.map(
+                lambda x: jnp.zeros(x.shape, jnp.promote_types(x.dtype, jnp.float32)),
+                params,
+            )
+            accumulated = (jnp.zeros((), jnp.int32), zeros)
+        return SparsifyState(
+            step=jnp.zeros((), jnp.int32),
+            masks=masks,
+            inner=inner.init(tree.mask(params, masks)),
+            gradient=() if gradient is None else gradient.init(params),
+            accumulated=accumulated,
+        )
+
+    def change_topology(grads: Any, state: SparsifyState, params: Any) -> SparsifyState:
+        masks = method.change(state.masks, params, grads, state.step)
+        changed = jax.tree.map(jnp.logical_xor, masks, state.masks)
+        fresh = inner.init(tree.mask(params, masks))
+        moments = reset_moments(state.inner, fresh, changed)
+        return state._replace(masks=masks, inner=moments)
+
+    def step(
+        grads: Any, state: SparsifyState, params: Any, extra_args: dict[str, Any]
+    ) -> tuple[Any, SparsifyState]:
+        if method.fires is not None:
+            state = jax.lax.cond(
+                method.fires(state.step),
+                change_topology,
+                lambda _, state, __: state,
+                *(grads, state, params),
+            )
+        updates, moments = inner.update(
+            tree.mask(grads, state.masks),
+            state.inner,
+            tree.mask(params, state.masks),
+            **extra_args,
+        )
+        return landing(updates, params, state.masks), state._replace(
+            step=optax.safe_increment(state.step), inner=moments
+        )
+
+    def update(
+        updates: Any, state: SparsifyState, params: Any | None = None, **extra_args: Any
+    ) -> tuple[Any, SparsifyState]:
+        if params is None:
+            raise ValueError(
+                "zs.sparsify needs params: tx.update(grads, state, params)."
+            )
+        if gradient is not None:
+            grads, gradient_state = gradient.update(
+                updates,
+                state.gradient,
+                params,
+                **{
+                    **extra_args,
+                    "masks": state.masks,
+                    "optimizer_step": state.step,
+                },
+            )
+            state = state._replace(gradient=gradient_state)
+        elif updates is None:
+            raise ValueError(
+                "zs.sparsify has no gradient: pass one as updates, or say "
+                "gradient=zs.zosam(...) (or zs.backprop()) and give value_fn."
+            )
+        else:
+            grads = updates
+        if accumulate_steps == 1:
+            return step(grads, state, params, extra_args)
+
+        count, mean = state.accumulated
+        mean = jax.tree.map(lambda m, g: m + (g - m) / (count + 1), mean, grads)
+        emit = count + 1 == accumulate_steps
+
+        def take(mean: Any, state: SparsifyState, params: Any) -> Any:
+            grads = jax.tree.map(lambda m, g: m.astype(g.dtype), mean, params)
+            updates, state = step(grads, state, params, extra_args)
+            zeros = jax.tree.map(jnp.zeros_like, mean)
+            return updates, state._replace(accumulated=(jnp.zeros_like(count), zeros))
+
+        def hold(mean: Any, state: SparsifyState, params: Any) -> Any:
+            shapes, _ = jax.eval_shape(take, mean, state, params)
+            zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+            return zeros, state._replace(accumulated=(count + 1, mean))
+
+        return jax.lax.cond(emit, take, hold, mean, state, params)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def masks(state: Any) -> Any:
+    """The mask tree held in an optimizer state.
+
+    Args:
+      state: An Optax state with `sparsify` anywhere inside it. Where
+        `optax.multi_transform` gives several `sparsify` their own leaves, their masks
+        are put together, and leaves of other optimizers stay `optax.MaskedNode()`,
+        which `apply_masks` takes for dense.
+
+    Returns:
+      A tree like the parameters: boolean arrays, scalar True for dense leaves.
+
+    Raises:
+      ValueError: There is no `sparsify` in it.
+    """
+
+    def is_state(x: Any) -> bool:
+        return isinstance(x, SparsifyState)
+
+    def is_hidden(x: Any) -> bool:
+        return isinstance(x, optax.MaskedNode)
+
+    found = [x for x in jax.tree.leaves(state, is_leaf=is_state) if is_state(x)]
+    if not found:
+        raise ValueError(
+            "The state holds no masks: pass the state of an optimizer made by "
+            "zs.sparsify(...)."
+        )
+    merged = found[0].masks
+    for other in found[1:]:
+        merged = jax.tree.map(
+            lambda a, b: b if is_hidden(a) else a,
+            merged,
+            other.masks,
+            is_leaf=is_hidden,
+        )
+    return merged
+
+
+def _check_transformations(inner: Any, gradient: Any) -> None:
+    if isinstance(inner, optax.MultiSteps):
+        raise TypeError(
+            "zs.sparsify(optax.MultiSteps(...)) would change the topology between "
+            "micro-batches. Say zs.sparsify(optimizer, method, ..., "
+            "accumulate_steps=k), or, without gradient=, "
+            "optax.MultiSteps(zs.sparsify(...), k)."
+        )
+    for name, value in (("inner", inner), ("gradient", gradient)):
+        if not (hasattr(value, "init") and hasattr(value, "update")) and not (
+            name == "gradient" and value is None
+        ):
+            hint = " Call it: zs.zosam(rho=0.05)." if callable(value) else ""
+            raise TypeError(
+                f"{name} must be an Optax transformation; got "
+                f"{type(value).__name__}.{hint}"
+            )

@@ -1,0 +1,121 @@
+"""Masks that are chosen once, at initialisation, and kept."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from zosam_jax import _check
+from zosam_jax._types import ValueFn
+from zosam_jax.estimators import scalar_loss
+from zosam_jax.sparsity import scores
+from zosam_jax.sparsity.budgets import (
+    BUDGETS,
+    Budget,
+    DenseRule,
+    counts,
+    sparse_leaves,
+)
+from zosam_jax.sparsity.masks import check_masks, from_leaves
+from zosam_jax.sparsity.method import SparseMethod
+
+CRITERIA: dict[str, tuple[scores.Score, str]] = {
+    "random": (scores.random, "erk"),
+    "magnitude": (scores.magnitude, "erk"),
+    "snip": (scores.saliency, "global"),
+}
+"""Score and default budget by name."""
+
+
+def static(
+    sparsity: float | None = None,
+    criterion: str | scores.Score = "random",
+    *,
+    value_fn: ValueFn | None = None,
+    budget: str | Budget | None = None,
+    dense: DenseRule = (),
+    seed: jax.typing.ArrayLike = 0,
+    masks: Any | None = None,
+) -> SparseMethod:
+    """A fixed mask, from a criterion at `init` or given.
+
+    Args:
+      sparsity: Fraction of pruned weights over the sparse leaves together, in [0, 1).
+      criterion: "random"; "magnitude", the largest |w|; "snip", the largest
+        |w dL/dw| (arXiv:1810.02340), measured on the weights that will be trained; or
+        a score `(params, grads, key) -> tree`.
+      value_fn: `params -> loss` on a batch, for criteria that need the gradient.
+      budget: "erk", "uniform", a function as in `budgets`, or "global", which ranks all
+        sparse leaves together. Default: "erk", for "snip" "global" as in its paper.
+      dense: Leaves that stay dense; see `sparse_leaves`.
+      seed: Of the random criterion.
+      masks: A mask tree to use as it is, instead of all the above.
+
+    Returns:
+      A method for `sparsify`.
+
+    Raises:
+      ValueError: An argument is out of range; "snip" without `value_fn`; at init, masks
+        that do not fit the parameters or a budget that cannot be met.
+    """
+    if masks is not None:
+        return SparseMethod(lambda params: _fitting(masks, params))
+    _check.number("sparsity", sparsity, least=0, below=1)
+    if not callable(criterion):
+        _check.one_of("criterion", criterion, CRITERIA)
+    score, usual = (criterion, "erk") if callable(criterion) else CRITERIA[criterion]
+    budget = usual if budget is None else budget
+    if not callable(budget):
+        _check.one_of("budget", budget, [*BUDGETS, "global"])
+    if criterion == "snip" and value_fn is None:
+        raise ValueError(
+            'static(criterion="snip") needs value_fn: the loss of one batch, such as '
+            "value_fn=lambda p: loss(p, batch)."
+        )
+
+    def init(params: Any) -> Any:
+        grads = None
+        if value_fn is not None:
+            grads = jax.grad(scalar_loss(value_fn, False), has_aux=True)(params)[0]
+        ranking = score(params, grads, jax.random.key(seed))
+        return initial_masks(params, ranking, sparsity, budget, dense)
+
+    return SparseMethod(init)
+
+
+def initial_masks(
+    params: Any,
+    ranking: Any,
+    sparsity: float,
+    budget: str | Budget,
+    dense: DenseRule,
+) -> Any:
+    """The mask tree of the highest scores under a budget, ties to the lower index."""
+    ranked = [jnp.asarray(x) for x in jax.tree.leaves(ranking)]
+    if budget != "global":
+        kept = counts(params, sparsity, budget, dense)
+        chosen = scores.select(
+            [ranked[i] for i in kept],
+            [jnp.ones(ranked[i].shape, bool) for i in kept],
+            list(kept.values()),
+        )
+        return from_leaves(params, dict(zip(kept, chosen, strict=True)))
+    indices = list(sparse_leaves(params, dense).values())
+    flat = jnp.concatenate([ranked[i].reshape(-1) for i in indices])
+    total = flat.size - round(sparsity * flat.size)
+    (chosen,) = scores.select([flat], [jnp.ones(flat.shape, bool)], [total])
+    bounds = [0]
+    for i in indices:
+        bounds.append(bounds[-1] + ranked[i].size)
+    return from_leaves(
+        params,
+        {
+            i: chosen[start:stop].reshape(ranked[i].shape)
+            for i, start, stop in zip(indices, bounds, bounds[1:], strict=False)
+        },
+    )
+
+
+def _fitting(masks: Any, params: Any) -> Any:
+    check_masks(masks, params)
+    return jax.tree.map(jnp.asarray, masks)

@@ -1,0 +1,199 @@
+"""Estimators of the gradient as Optax transformations.
+
+Optax hands a transformation the gradient at the parameters. A sharpness-aware method
+makes its own, from `value_fn`: its transformation ignores the incoming one, emits the
+estimate, and keeps in its state what came with it (the loss, aux, info).
+"""
+
+import inspect
+import sys
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from zosam_jax import estimators
+from zosam_jax._types import Estimate, Info, ValueFn
+
+Estimator = Callable[[ValueFn, Any, jax.Array, jax.Array, Any], Estimate]
+"""`(value_fn, params, key, optimizer step, masks) -> Estimate`."""
+
+
+class EstimatorState(NamedTuple):
+    """State of every gradient estimator in an Optax chain.
+
+    Attributes:
+      count: Estimates made so far; with the seed, it gives the key. int32.
+      value: The loss of the last estimate, float32.
+      aux: What `value_fn` returned beside it.
+      info: See `Info`.
+    """
+
+    count: jax.Array
+    value: jax.Array
+    aux: Any
+    info: Info
+
+
+def as_transformation(
+    name: str,
+    estimator: Estimator,
+    *,
+    aux_like: Any | None = None,
+    seed: jax.typing.ArrayLike = 0,
+) -> optax.GradientTransformationExtraArgs:
+    """An Optax transformation that emits an estimator's gradient.
+
+    Its `update` takes, beside Optax's own arguments and any other keyword:
+      value_fn: The loss of the present batch as a function of the parameters.
+      masks: Mask tree, or None. `sparsify` passes it.
+      optimizer_step: The step that schedules count, where it is not the number of
+        estimates made. `sparsify` passes it when it accumulates gradients.
+
+    Args:
+      name: The method's public name, for errors.
+      estimator: Makes the gradient. Its key is `fold_in(key(seed), count)`.
+      aux_like: An example of aux, or None.
+      seed: Integer.
+
+    Returns:
+      The transformation. Its state is an `EstimatorState`.
+    """
+
+    def init(params: Any) -> EstimatorState:
+        del params
+        aux = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), aux_like)
+        zero = jnp.zeros((), jnp.float32)
+        return EstimatorState(jnp.zeros((), jnp.int32), zero, aux, Info.zeros())
+
+    def update(
+        updates: Any,
+        state: EstimatorState,
+        params: Any | None = None,
+        *,
+        value_fn: ValueFn | None = None,
+        masks: Any | None = None,
+        optimizer_step: jax.Array | None = None,
+        **extra_args: Any,
+    ) -> tuple[Any, EstimatorState]:
+        del updates, extra_args
+        _check_call(name, params, value_fn)
+        step = state.count if optimizer_step is None else optimizer_step
+        key = jax.random.fold_in(jax.random.key(seed), state.count)
+        value, grad, aux, info = estimator(value_fn, params, key, step, masks)
+        if aux_like is not None:
+            _check_aux(state.aux, aux)
+        return grad, EstimatorState(
+            count=optax.safe_increment(state.count),
+            value=value.astype(jnp.float32),
+            aux=aux,
+            info=jax.tree.map(lambda new, old: new.astype(old.dtype), info, state.info),
+        )
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def backprop(
+    *, has_aux: bool = False, aux_like: Any | None = None
+) -> optax.GradientTransformationExtraArgs:
+    """The plain gradient of `value_fn`, as a transformation like `zosam`.
+
+    So that a training step calls every gradient in one way; `chain(backprop(), tx)` is
+    `tx` fed with `jax.grad(value_fn)(params)`.
+
+    Args:
+      has_aux: Whether `value_fn` returns `(loss, aux)`.
+      aux_like: An example of aux; see `zosam`.
+
+    Example:
+      >>> import jax.numpy as jnp, optax, zosam_jax as zs
+      >>> tx = optax.chain(zs.backprop(), optax.sgd(0.5))
+      >>> w = jnp.array([1.0, -2.0])
+      >>> updates, _ = tx.update(None, tx.init(w), w, value_fn=lambda w: jnp.sum(w**2))
+      >>> print(updates)
+      [-1.  2.]
+    """
+
+    def estimate(
+        value_fn: ValueFn, params: Any, key: jax.Array, count: jax.Array, masks: Any
+    ) -> Estimate:
+        del key, count, masks
+        return estimators.backprop(value_fn, params, has_aux=has_aux)
+
+    return as_transformation("backprop", estimate, aux_like=aux_like)
+
+
+def estimate(state: Any) -> Estimate:
+    """What the last update's gradient estimator saw, read from an optimizer state.
+
+    Args:
+      state: An Optax state with one gradient estimator anywhere inside it: a chain,
+        `sparsify`, `inject_hyperparams` and so on.
+
+    Returns:
+      `Estimate` with `value`, `aux` and `info` of the last update (zeros before the
+      first), and None as its `grad`: the gradient went on to the optimizer.
+
+    Raises:
+      ValueError: There is none, or more than one.
+    """
+
+    def is_state(x: Any) -> bool:
+        return isinstance(x, EstimatorState)
+
+    found = [x for x in jax.tree.leaves(state, is_leaf=is_state) if is_state(x)]
+    if len(found) != 1:
+        raise ValueError(
+            f"The state holds {len(found)} gradient estimators, not one. Pass the "
+            "state of an optimizer with one zs.zosam(...) or zs.backprop(...) in it."
+        )
+    return Estimate(found[0].value, None, found[0].aux, found[0].info)
+
+
+def _check_call(name: str, params: Any, value_fn: ValueFn | None) -> None:
+    if params is None or value_fn is None:
+        missing = "params" if params is None else "value_fn"
+        raise ValueError(
+            f"zs.{name} needs {missing}: call tx.update(None, state, params, "
+            "value_fn=lambda p: loss(p, batch))."
+        )
+    nodes = jax.tree.leaves(params, is_leaf=lambda x: isinstance(x, optax.MaskedNode))
+    if any(isinstance(x, optax.MaskedNode) for x in nodes):
+        raise ValueError(
+            f"zs.{name} sees only part of the parameters, so value_fn cannot be "
+            "evaluated: it stands inside optax.masked or optax.multi_transform. Put it "
+            f"in front: optax.chain(zs.{name}(...), optax.multi_transform(...))."
+        )
+    if _inside_multi_steps():
+        raise ValueError(
+            f"zs.{name} inside optax.MultiSteps would use the last micro-batch alone, "
+            "since it makes its own gradient. Accumulate behind it: "
+            f"optax.chain(zs.{name}(...), optax.MultiSteps(optimizer, "
+            "k).gradient_transformation()), or, for sparse training, "
+            f"zs.sparsify(optimizer, method, gradient=zs.{name}(...), "
+            "accumulate_steps=k)."
+        )
+
+
+def _inside_multi_steps() -> bool:
+    """Whether optax.MultiSteps is the caller: nothing that it passes on tells."""
+    wrapper = inspect.unwrap(optax.MultiSteps.update).__code__
+    frame = sys._getframe()
+    while frame is not None:
+        if frame.f_code is wrapper:
+            return True
+        frame = frame.f_back
+    return False
+
+
+def _check_aux(expected: Any, aux: Any) -> None:
+    def describe(tree: Any) -> Any:
+        return jax.tree.map(lambda x: f"{x.dtype}{list(x.shape)}", tree)
+
+    if describe(expected) != describe(aux):
+        raise ValueError(
+            f"value_fn returned aux {describe(aux)}, but aux_like says "
+            f"{describe(expected)}. Give aux_like=jax.eval_shape(value_fn, params)[1]."
+        )
