@@ -5,6 +5,7 @@ sparse, a scalar `True` where it is dense. `masks=None` stands for "all dense".
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -41,6 +42,30 @@ def mask(tree: Any, masks: Any | None) -> Any:
     )
 
 
+def check_masks(masks: Any, params: Any) -> None:
+    """Raises `ValueError`, naming the leaf, unless the masks fit the parameters."""
+    given, wanted = jax.tree.structure(masks), jax.tree.structure(params)
+    if given != wanted:
+        extra = sorted(set(paths(masks)) ^ set(paths(params)))
+        raise ValueError(
+            "masks must have the structure of params; they differ at "
+            f"{', '.join(extra) or f'{given} against {wanted}'}. Mark a dense leaf "
+            "with a scalar True."
+        )
+    for path, m, x in zip(
+        paths(params), jax.tree.leaves(masks), jax.tree.leaves(params), strict=True
+    ):
+        if jnp.result_type(m) != jnp.bool_:
+            raise ValueError(
+                f"masks: {path} has dtype {jnp.result_type(m)}; masks are boolean."
+            )
+        if not is_dense(m) and jnp.shape(m) != jnp.shape(x):
+            raise ValueError(
+                f"masks: {path} has shape {jnp.shape(m)}, the parameter "
+                f"{jnp.shape(x)}; give that shape, or a scalar True for a dense leaf."
+            )
+
+
 def add_scaled(x: Any, scale: Any, y: Any) -> Any:
     """`x + scale * y` in float32 or wider, rounded once to the dtypes of `x`."""
 
@@ -54,51 +79,49 @@ def add_scaled(x: Any, scale: Any, y: Any) -> Any:
 
 
 def norm(tree: Any) -> jax.Array:
-    """The L2 norm over all leaves together, scalar, float32 or wider.
-
-    The largest entry is divided out first, so that the result neither overflows nor
-    vanishes as long as it is itself representable.
-    """
-    _, largest, relative = _relative_norm(tree)
-    return largest * relative
+    """The L2 norm over all leaves together, scalar, float32 or wider."""
+    wide = [x.astype(_wide(x.dtype)) for x in jax.tree.leaves(tree)]
+    leaves = jnp.stack([jnp.sqrt(jnp.sum(jnp.square(x))) for x in wide])
+    # A sum over leaves would be fused into every use of the norm, once for each leaf:
+    # minutes of compilation. A dot product is not.
+    return jnp.sqrt(jnp.dot(leaves, leaves, precision=jax.lax.Precision.HIGHEST))
 
 
 def normalize(tree: Any) -> tuple[Any, jax.Array]:
     """`(x / |x|, |x|)`, with zeros for the first where |x| is 0 or not finite."""
-    scaled, largest, relative = _relative_norm(tree)
-    length = largest * relative
+    length = norm(tree)
     usable = jnp.isfinite(length) & (length > 0)
-    unit = jax.tree.map(lambda x: jnp.where(usable, x / relative, 0), scaled)
+    factor = 1 / jnp.where(usable, length, 1)
+    unit = jax.tree.map(
+        lambda x: jnp.where(usable, factor * x.astype(_wide(x.dtype)), 0), tree
+    )
     return unit, length
-
-
-def _relative_norm(tree: Any) -> tuple[Any, jax.Array, jax.Array]:
-    wide = [x.astype(_wide(x.dtype)) for x in jax.tree.leaves(tree)]
-    largest = jnp.max(jnp.stack([jnp.max(jnp.abs(x), initial=0) for x in wide]))
-    divisor = jnp.where(largest > 0, largest, 1)
-    scaled = [x / divisor for x in wide]
-    relative = jnp.sqrt(sum(jnp.sum(jnp.square(x)) for x in scaled))
-    return jax.tree.unflatten(jax.tree.structure(tree), scaled), largest, relative
 
 
 def normal_like(key: jax.Array, tree: Any) -> Any:
     """Independent standard normal entries in the shapes of `tree`, float32.
 
-    The layout of the draw is fixed: one vector of `size(tree)` entries from one key,
-    cut into the leaves in flattening order. It depends neither on masks, dtypes nor
-    sharding, and it compiles several times faster than one draw a leaf.
+    The layout of the draw is fixed: one vector of `size(tree)` entries, an eighth of it
+    from each of `split(key, 8)`, cut into the leaves in flattening order. It depends
+    neither on masks, dtypes nor sharding.
     """
-    return _cut(jax.random.normal(key, (size(tree),), jnp.float32), tree)
+    return _cut(jax.random.normal, key, tree)
 
 
 def uniform_like(key: jax.Array, tree: Any) -> Any:
     """Independent entries uniform in [0, 1), laid out as in `normal_like`."""
-    return _cut(jax.random.uniform(key, (size(tree),), jnp.float32), tree)
+    return _cut(jax.random.uniform, key, tree)
 
 
-def _cut(flat: jax.Array, tree: Any) -> Any:
+def _cut(draw: Callable[..., jax.Array], key: jax.Array, tree: Any) -> Any:
     leaves, treedef = jax.tree.flatten(tree)
-    pieces, start = [], 0
+    part = -(-size(tree) // 8)
+    # One draw a leaf compiles slowly, and so does one draw that XLA repeats inside each
+    # leaf's kernel: what a loop makes, it does not repeat.
+    parts = jax.lax.map(
+        lambda k: draw(k, (part,), jnp.float32), jax.random.split(key, 8)
+    )
+    flat, pieces, start = parts.reshape(-1), [], 0
     for leaf in leaves:
         stop = start + math.prod(jnp.shape(leaf))
         piece = jax.lax.slice_in_dim(flat, start, stop)

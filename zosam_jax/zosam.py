@@ -73,10 +73,13 @@ def zosam_gradient(
       the plain gradient, and `info.unperturbed` is 1.
 
     Raises:
-      ValueError: An argument is out of range, or the loss is not a scalar.
+      ValueError: An argument is out of range, the masks do not fit the parameters, or
+        the loss is not a scalar.
       TypeError: `value_fn` does not return what `has_aux` says.
     """
     _check_arguments(rho, delta, num_directions, aux_from, norm_over)
+    if masks is not None:
+        tree.check_masks(masks, params)
 
     # g: the zeroth-order estimate of the gradient, from forward passes only.
     ascent, dense = rge(

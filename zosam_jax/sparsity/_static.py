@@ -5,10 +5,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from zosam_jax import _check
+from zosam_jax import _check, tree
 from zosam_jax._types import ValueFn
 from zosam_jax.estimators import scalar_loss
 from zosam_jax.sparsity import scores
+from zosam_jax.sparsity._masks import from_leaves
+from zosam_jax.sparsity._method import SparseMethod
 from zosam_jax.sparsity.budgets import (
     BUDGETS,
     Budget,
@@ -16,8 +18,6 @@ from zosam_jax.sparsity.budgets import (
     counts,
     sparse_leaves,
 )
-from zosam_jax.sparsity.masks import check_masks, from_leaves
-from zosam_jax.sparsity.method import SparseMethod
 
 CRITERIA: dict[str, tuple[scores.Score, str]] = {
     "random": (scores.random, "erk"),
@@ -117,5 +117,5 @@ def initial_masks(
 
 
 def _fitting(masks: Any, params: Any) -> Any:
-    check_masks(masks, params)
+    tree.check_masks(masks, params)
     return jax.tree.map(jnp.asarray, masks)

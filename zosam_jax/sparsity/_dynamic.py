@@ -19,10 +19,10 @@ import jax.numpy as jnp
 
 from zosam_jax import _check, tree
 from zosam_jax.sparsity import scores
+from zosam_jax.sparsity._masks import from_leaves
+from zosam_jax.sparsity._method import SparseMethod
+from zosam_jax.sparsity._static import initial_masks
 from zosam_jax.sparsity.budgets import BUDGETS, Budget, DenseRule
-from zosam_jax.sparsity.masks import from_leaves
-from zosam_jax.sparsity.method import SparseMethod
-from zosam_jax.sparsity.static import initial_masks
 
 
 def dynamic(

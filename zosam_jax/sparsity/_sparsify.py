@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import optax
 
 from zosam_jax import _check, tree
-from zosam_jax.sparsity.masks import landing, reset_moments
-from zosam_jax.sparsity.method import SparseMethod
+from zosam_jax.sparsity._masks import landing, reset_moments
+from zosam_jax.sparsity._method import SparseMethod
 
 
 class SparsifyState(NamedTuple):

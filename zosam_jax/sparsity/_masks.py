@@ -30,13 +30,14 @@ def apply_masks(params: Any, masks: Any) -> Any:
       >>> print(zs.sparsity.apply_masks(params, masks)["kernel"])
       [[1. 0.]]
     """
-    masks = jax.tree.map(
-        lambda m, x: jax.tree.map(lambda _: True, x) if _is_hidden(m) else m,
-        masks,
-        params,
-        is_leaf=_is_hidden,
-    )
-    check_masks(masks, params)
+    if any(map(_is_hidden, jax.tree.leaves(masks, is_leaf=_is_hidden))):
+        masks = jax.tree.map(
+            lambda m, x: jax.tree.map(lambda _: True, x) if _is_hidden(m) else m,
+            masks,
+            params,
+            is_leaf=_is_hidden,
+        )
+    tree.check_masks(masks, params)
     return tree.mask(params, masks)
 
 
@@ -64,30 +65,6 @@ def from_leaves(params: Any, leaves: dict[int, jax.Array]) -> Any:
     return jax.tree.unflatten(
         treedef, [leaves.get(i, dense) for i in range(treedef.num_leaves)]
     )
-
-
-def check_masks(masks: Any, params: Any) -> None:
-    """Raises `ValueError`, naming the leaf, unless the masks fit the parameters."""
-    given, wanted = jax.tree.structure(masks), jax.tree.structure(params)
-    if given != wanted:
-        extra = sorted(set(tree.paths(masks)) ^ set(tree.paths(params)))
-        raise ValueError(
-            "masks must have the structure of params; they differ at "
-            f"{', '.join(extra) or f'{given} against {wanted}'}. Mark a dense leaf "
-            "with a scalar True."
-        )
-    for path, m, x in zip(
-        tree.paths(params), jax.tree.leaves(masks), jax.tree.leaves(params), strict=True
-    ):
-        if jnp.result_type(m) != jnp.bool_:
-            raise ValueError(
-                f"masks: {path} has dtype {jnp.result_type(m)}; masks are boolean."
-            )
-        if not tree.is_dense(m) and jnp.shape(m) != jnp.shape(x):
-            raise ValueError(
-                f"masks: {path} has shape {jnp.shape(m)}, the parameter "
-                f"{jnp.shape(x)}; give that shape, or a scalar True for a dense leaf."
-            )
 
 
 def landing(updates: Any, params: Any, masks: Any) -> Any:

@@ -1,0 +1,1 @@
+"""Measurements: every number that is quoted comes from one of these."""

@@ -1,0 +1,203 @@
+"""RigL and SET against an independent replica in NumPy, and invariants."""
+
+import hypothesis.strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from hypothesis import given, settings
+
+import zosam_jax as zs
+from zosam_jax import tree
+
+SHAPES = {"a": (8, 12), "b": (3, 3, 2, 4), "bias": (12,)}
+STEPS, INTERVAL, ALPHA, STOP = 1000, 20, 0.3, 0.75
+
+
+def start():
+    rng = np.random.default_rng(0)
+    return {k: rng.normal(size=s).astype(np.float32) for k, s in SHAPES.items()}
+
+
+def gradient(w, target, step):
+    """Of a quadratic around a target that moves, elementwise in any array library."""
+    return {k: (w[k] - target[k]) * (1.5 + (step % 7) / 7) for k in w}
+
+
+def rigl_in_numpy(w, masks, target, grow_scores=None):
+    """Algorithm 1 of the paper with momentum SGD, written with sorts and sets.
+
+    Yields `(step, w, masks)` after each step.
+    """
+    moment = {k: np.zeros_like(x) for k, x in w.items()}
+    lr, beta = np.float32(0.05), np.float32(0.9)
+    stop = STOP * STEPS
+    for step in range(STEPS):
+        g = gradient(w, target, np.float32(step))
+        if step > 0 and step % INTERVAL == 0 and step < stop:
+            alpha = np.float32(ALPHA / 2) * (
+                1 + np.cos(np.float32(np.pi) * np.float32(step) / np.float32(stop))
+            )
+            for k in masks:
+                old = masks[k].reshape(-1)
+                n = int(old.sum())
+                dropped = int(np.floor(alpha * np.float32(n)))
+                live = sorted(
+                    np.flatnonzero(old), key=lambda i, k=k: (-abs(w[k].flat[i]), i)
+                )
+                kept = set(live[: n - dropped])
+                score = np.abs(g[k]) if grow_scores is None else grow_scores(step)[k]
+                rest = [i for i in range(old.size) if i not in kept]
+                grown = sorted(rest, key=lambda i, s=score: (-s.flat[i], i))[:dropped]
+                new = np.zeros(old.size, bool)
+                new[list(kept) + grown] = True
+                changed = (new != old).reshape(masks[k].shape)
+                masks[k] = new.reshape(masks[k].shape)
+                w[k] = np.where(masks[k], w[k], 0).astype(np.float32)
+                moment[k] = np.where(changed, 0, moment[k]).astype(np.float32)
+        for k in w:
+            gk = np.where(masks[k], g[k], 0) if k in masks else g[k]
+            moment[k] = gk + beta * moment[k]
+            w[k] = w[k] - lr * moment[k]
+            if k in masks:
+                w[k] = np.where(masks[k], w[k], 0)
+        yield step, w, masks
+
+
+@pytest.mark.parametrize("rule", ["rigl", "set"])
+def test_a_thousand_steps_equal_the_numpy_replica(rule):
+    make = {"rigl": zs.sparsity.rigl, "set": zs.sparsity.set_}[rule]
+    method = make(
+        0.8, STEPS, interval=INTERVAL, drop_fraction=ALPHA, stop_fraction=STOP, seed=3
+    )
+    tx = zs.sparsify(optax.sgd(0.05, momentum=0.9), method)
+    params = jax.tree.map(jnp.asarray, start())
+    target = {k: np.roll(x, 1) * 0.7 for k, x in start().items()}
+    state = tx.init(params)
+    params = zs.sparsity.apply_masks(params, zs.sparsity.masks(state))
+
+    def random_growth(step):
+        key = jax.random.fold_in(jax.random.key(3), step)
+        drawn = tree.uniform_like(key, jax.tree.map(jnp.asarray, start()))
+        return jax.tree.map(np.asarray, drawn)
+
+    masks = {k: np.array(zs.sparsity.masks(state)[k]) for k in ("a", "b")}
+    replica = rigl_in_numpy(
+        jax.tree.map(np.array, params),
+        masks,
+        target,
+        None if rule == "rigl" else random_growth,
+    )
+
+    @jax.jit
+    def step(params, state):
+        grads = gradient(params, target, state.step.astype(jnp.float32))
+        updates, state = tx.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
+
+    changes = 0
+    before = masks["a"].copy()
+    for index, w, expected in replica:
+        params, state = step(params, state)
+        held = zs.sparsity.masks(state)
+        for k in ("a", "b"):
+            np.testing.assert_array_equal(held[k], expected[k], err_msg=f"{k} {index}")
+            assert np.all(np.asarray(params[k])[~expected[k]] == 0)
+        for k in SHAPES:
+            np.testing.assert_allclose(params[k], w[k], rtol=1e-3, atol=1e-5)
+        changes += not np.array_equal(before, expected["a"])
+        before = expected["a"].copy()
+    # Every scheduled change but the last few, whose fraction rounds down to none.
+    assert 20 <= changes <= 37
+
+
+def test_the_schedule_starts_after_an_interval_and_stops():
+    method = zs.sparsity.rigl(0.5, 1000, interval=100, stop_fraction=0.75)
+    fired = [s for s in range(1000) if bool(method.fires(jnp.int32(s)))]
+    assert fired == [100, 200, 300, 400, 500, 600, 700]
+
+
+@pytest.mark.parametrize(("step", "alpha"), [(0, 0.4), (250, 0.2), (500, 0.0)])
+def test_the_drop_fraction_is_annealed_by_a_cosine(step, alpha):
+    method = zs.sparsity.rigl(0.5, 1000, drop_fraction=0.4, stop_fraction=0.5)
+    params = {"w": jnp.arange(1.0, 10_001).reshape(100, 100)}
+    masks = method.init(params)
+    # Growth can only come from outside the mask, so every drop is seen.
+    grads = {"w": jnp.where(masks["w"], 0.0, 1.0)}
+    new = method.change(masks, params, grads, jnp.int32(step))
+    dropped = int(jnp.sum(masks["w"] & ~new["w"]))
+    assert dropped == pytest.approx(alpha * 5000, abs=1)
+    assert int(new["w"].sum()) == 5000
+
+
+change = jax.jit(
+    lambda masks, params, grads, step: zs.sparsity.rigl(
+        0.5, 100, interval=1, drop_fraction=0.9
+    ).change(masks, params, grads, step)
+)
+values = st.sampled_from([-1.0, 0.0, 0.0, 0.5, 1.0, np.nan, np.inf])
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.data())
+def test_counts_never_change_whatever_the_scores(data):
+    def array(elements, shape):
+        size = int(np.prod(shape))
+        return np.array(
+            data.draw(st.lists(elements, min_size=size, max_size=size))
+        ).reshape(shape)
+
+    shapes = {"a": (3, 4), "b": (2, 1, 5)}
+    masks = {k: jnp.asarray(array(st.booleans(), s)) for k, s in shapes.items()}
+    params, grads = (
+        {k: jnp.asarray(array(values, s), jnp.float32) for k, s in shapes.items()}
+        for _ in range(2)
+    )
+    new = change(masks, params, grads, jnp.int32(data.draw(st.integers(0, 80))))
+    for k in shapes:
+        assert int(new[k].sum()) == int(masks[k].sum())
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("sparsity", [0.0, 0.5, 0.97])
+def test_exact_zeros_and_counts_through_training(dtype, sparsity):
+    params = {"w": jax.random.normal(jax.random.key(0), (20, 31)).astype(dtype)}
+    tx = zs.sparsify(
+        optax.adamw(1e-2, weight_decay=0.1),
+        zs.sparsity.rigl(sparsity, 40, interval=3, drop_fraction=0.5),
+    )
+    state = tx.init(params)
+    params = zs.sparsity.apply_masks(params, zs.sparsity.masks(state))
+    count = 620 - round(sparsity * 620)
+
+    @jax.jit
+    def step(params, state, key):
+        grads = {"w": jax.random.normal(key, (20, 31)).astype(dtype)}
+        updates, state = tx.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
+
+    for i in range(20):
+        params, state = step(params, state, jax.random.key(i))
+        mask = np.asarray(zs.sparsity.masks(state)["w"])
+        w = np.asarray(params["w"])
+        assert mask.sum() == count
+        assert np.all(w[~mask] == 0)
+        assert params["w"].dtype == dtype
+        assert np.all(np.isfinite(w.astype(np.float32)))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"sparsity": -0.1}, "sparsity=-0.1"),
+        ({"total_steps": 0}, "total_steps=0"),
+        ({"interval": 0}, "interval=0"),
+        ({"drop_fraction": 1.5}, "drop_fraction=1.5"),
+        ({"stop_fraction": 2}, "stop_fraction=2"),
+        ({"budget": "global"}, "budget='global' is unknown"),
+    ],
+)
+def test_wrong_arguments_are_named(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        zs.sparsity.rigl(**({"sparsity": 0.5, "total_steps": 10} | arguments))

@@ -1,0 +1,207 @@
+"""The wrapper: what it passes on, what it resets, what it refuses."""
+
+import itertools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from problems import mlp
+
+import zosam_jax as zs
+from zosam_jax import tree
+
+
+def training(tx, params, value_fn, steps):
+    """States after each of `steps` jitted steps, beginning with the start."""
+    state = tx.init(params)
+    params = zs.sparsity.apply_masks(params, zs.sparsity.masks(state))
+    chex.clear_trace_counter()
+
+    @jax.jit
+    @chex.assert_max_traces(n=1)
+    def step(params, state):
+        updates, state = tx.update(None, state, params, value_fn=value_fn)
+        return optax.apply_updates(params, updates), state
+
+    history = [(params, state)]
+    for _ in range(steps):
+        params, state = step(params, state)
+        history.append((params, state))
+    return history
+
+
+def test_masks_reach_the_perturbation_and_the_dense_gradient_the_grow_rule():
+    params, loss = mlp()
+    rule = zs.sparsity.rigl(0.6, 100, interval=2, drop_fraction=0.5, seed=1)
+    tx = zs.sparsify(optax.sgd(0.1), rule, gradient=zs.zosam(0.3, seed=9))
+    history = training(tx, params, loss, 5)
+    changes = 0
+    for i, ((params, state), (after, new)) in enumerate(itertools.pairwise(history)):
+        key = jax.random.fold_in(jax.random.key(9), i)
+        pure = zs.zosam_gradient(loss, params, key, 0.3, masks=zs.sparsity.masks(state))
+        masks = zs.sparsity.masks(state)
+        if i in (2, 4):
+            # Grown by the gradient at pruned weights, which a masked one would hide.
+            masks = rule.change(masks, params, pure.grad, jnp.int32(i))
+            changes += 1
+        jax.tree.map(np.testing.assert_array_equal, zs.sparsity.masks(new), masks)
+        expected = jax.tree.map(
+            lambda w, g: w - 0.1 * g,
+            tree.mask(params, masks),
+            tree.mask(pure.grad, masks),
+        )
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
+            after,
+            expected,
+        )
+    assert changes == 2
+
+
+@pytest.mark.parametrize(
+    "inner",
+    [
+        optax.sgd(0.05, momentum=0.9),
+        optax.adamw(1e-2),
+        optax.adagrad(0.1, initial_accumulator_value=0.3),
+        optax.contrib.schedule_free_sgd(0.1),
+    ],
+    ids=["momentum", "adamw", "adagrad", "schedule_free"],
+)
+def test_moments_of_changed_weights_begin_anew_and_others_stay(inner):
+    """A change of topology equals: set the moments by hand, then step on the masks."""
+    params, loss = mlp()
+    rule = zs.sparsity.rigl(0.5, 100, interval=4, drop_fraction=0.5)
+    tx = zs.sparsify(inner, rule)
+    state = tx.init(params)
+    params = zs.sparsity.apply_masks(params, zs.sparsity.masks(state))
+    for _ in range(4):
+        updates, state = tx.update(jax.grad(loss)(params), state, params)
+        params = optax.apply_updates(params, updates)
+    grads = jax.grad(loss)(params)
+    masks = rule.change(zs.sparsity.masks(state), params, grads, jnp.int32(4))
+    changed = jax.tree.map(jnp.logical_xor, masks, zs.sparsity.masks(state))
+    assert sum(int(c.sum()) for c in jax.tree.leaves(changed) if c.ndim) >= 8
+    fresh = inner.init(tree.mask(params, masks))
+    by_shape = {c.shape: c for c in jax.tree.leaves(changed) if c.ndim}
+    moments = jax.tree.map(
+        lambda old, new: (
+            jnp.where(by_shape[old.shape], new, old) if old.shape in by_shape else old
+        ),
+        state.inner,
+        fresh,
+    )
+    expected, _ = inner.update(
+        tree.mask(grads, masks), moments, tree.mask(params, masks)
+    )
+    updates, state = tx.update(grads, state, params)
+    for m, u, e, w in zip(
+        *map(jax.tree.leaves, (masks, updates, expected, params)), strict=True
+    ):
+        np.testing.assert_allclose(u, jnp.where(m, e, -w), rtol=1e-6, atol=1e-7)
+
+
+def test_a_topology_change_is_a_cond_branch_and_nothing_leaves_the_device():
+    params, loss = mlp()
+    tx = zs.sparsify(optax.sgd(0.1), zs.sparsity.rigl(0.5, 100))
+    state = tx.init(params)
+    text = str(jax.make_jaxpr(tx.update)(jax.grad(loss)(params), state, params))
+    assert text.count("cond[") == 1
+    assert "callback" not in text
+
+
+def test_accumulation_equals_one_step_on_the_mean_gradient():
+    params, loss = mlp()
+    rule = zs.sparsity.rigl(0.5, 100, interval=2, drop_fraction=0.5)
+    history = training(
+        zs.sparsify(
+            optax.adam(1e-2),
+            rule,
+            gradient=zs.zosam(optax.linear_schedule(0.4, 0.0, 8)),
+            accumulate_steps=3,
+        ),
+        params,
+        loss,
+        12,
+    )
+    plain = zs.sparsify(optax.adam(1e-2), rule)
+    params = history[0][0]
+    state = plain.init(params)
+    for step in range(4):
+        grads = [
+            zs.zosam_gradient(
+                loss,
+                params,
+                jax.random.fold_in(jax.random.key(0), 3 * step + i),
+                # The schedule counts optimizer steps, not micro-batches.
+                0.4 * (1 - step / 8),
+                masks=zs.sparsity.masks(state),
+            ).grad
+            for i in range(3)
+        ]
+        mean = jax.tree.map(lambda *g: sum(g) / 3, *grads)
+        updates, state = plain.update(mean, state, params)
+        params = optax.apply_updates(params, updates)
+        for held in history[3 * step + 1 : 3 * step + 3]:
+            jax.tree.map(np.testing.assert_array_equal, held[0], history[3 * step][0])
+        after, after_state = history[3 * step + 3]
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
+            after,
+            params,
+        )
+        jax.tree.map(
+            np.testing.assert_array_equal,
+            zs.sparsity.masks(after_state),
+            zs.sparsity.masks(state),
+        )
+    assert int(history[-1][1].step) == 4
+
+
+def test_clipping_inside_sees_live_weights_alone():
+    params = {"w": jnp.ones((2, 2))}
+    masks = {"w": jnp.array([[True, False], [False, False]])}
+    tx = zs.sparsify(
+        optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(1.0)),
+        zs.sparsity.static(masks=masks),
+    )
+    grads = {"w": jnp.array([[0.5, 9.0], [9.0, 9.0]])}
+    updates, _ = tx.update(grads, tx.init(params), params)
+    np.testing.assert_allclose(updates["w"], [[-0.5, -1], [-1, -1]])
+
+
+def test_extra_arguments_reach_the_inner_optimizer():
+    params, loss = mlp()
+    inner = optax.chain(
+        optax.sgd(0.1), optax.contrib.reduce_on_plateau(patience=1, factor=0.5)
+    )
+    tx = zs.sparsify(inner, zs.sparsity.static(0.5), gradient=zs.zosam())
+    state = tx.init(params)
+    updates, _ = tx.update(
+        None, state, params, value_fn=loss, value=loss(params), unknown="ignored"
+    )
+    assert jax.tree.structure(updates) == jax.tree.structure(params)
+
+
+def test_what_cannot_work_is_refused_with_what_can():
+    params, loss = mlp()
+    rule = zs.sparsity.static(0.5)
+    tx = zs.sparsify(optax.sgd(0.1), rule)
+    state = tx.init(params)
+    with pytest.raises(ValueError, match=r"gradient=zs.zosam\(...\)"):
+        tx.update(None, state, params, value_fn=loss)
+    with pytest.raises(ValueError, match="needs params"):
+        tx.update(params, state)
+    with pytest.raises(TypeError, match="accumulate_steps=k"):
+        zs.sparsify(optax.MultiSteps(optax.sgd(0.1), 2), rule)
+    with pytest.raises(TypeError, match=r"Call it: zs.zosam\(rho=0.05\)"):
+        zs.sparsify(optax.sgd(0.1), rule, gradient=zs.zosam)
+    with pytest.raises(TypeError, match="inner must be an Optax transformation"):
+        zs.sparsify(0.1, rule)
+    with pytest.raises(ValueError, match="accumulate_steps=0"):
+        zs.sparsify(optax.sgd(0.1), rule, accumulate_steps=0)
+    with pytest.raises(ValueError, match="holds no masks"):
+        zs.sparsity.masks(optax.sgd(0.1).init(params))

@@ -1,0 +1,107 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from problems import mlp
+
+import zosam_jax as zs
+
+
+def masks_of(method, params):
+    return zs.sparsity.masks(zs.sparsify(optax.sgd(0.1), method).init(params))
+
+
+def leaves(masks):
+    return [np.asarray(m) for m in jax.tree.leaves(masks) if m.ndim]
+
+
+def test_snip_keeps_the_most_sensitive_connections_by_finite_differences():
+    """Sensitivity is |dL/dc| at c = 1, of a factor c on the weight."""
+    params, loss = mlp()
+    masks = masks_of(zs.sparsity.static(0.75, "snip", value_fn=loss), params)
+    scores, kept = [], []
+    h = 1e-2
+    for name in ("hidden", "out"):
+        kernel = params[name]["kernel"]
+        for i in np.ndindex(kernel.shape):
+
+            def at(c, name=name, kernel=kernel, i=i):
+                moved = kernel.at[i].multiply(c)
+                return float(loss(params | {name: params[name] | {"kernel": moved}}))
+
+            scores.append(abs(at(1 + h) - at(1 - h)) / (2 * h))
+            kept.append(bool(masks[name]["kernel"][i]))
+    scores, kept = np.array(scores), np.array(kept)
+    assert kept.sum() == 80 - round(0.75 * 80)
+    # Finite differences in float32 cannot order what is nearly tied.
+    assert scores[kept].min() > scores[~kept].max() - 1e-3
+    assert scores[kept].mean() > 3 * scores[~kept].mean()
+    assert all(m.ndim == 0 for m in (masks["hidden"]["bias"], masks["out"]["bias"]))
+
+
+@pytest.mark.parametrize("budget", ["erk", "uniform"])
+def test_magnitude_keeps_the_largest_of_each_layer(budget):
+    params, _ = mlp()
+    masks = masks_of(zs.sparsity.static(0.6, "magnitude", budget=budget), params)
+    assert sum(m.sum() for m in leaves(masks)) == 80 - round(0.6 * 80)
+    for name in ("hidden", "out"):
+        w, m = np.abs(params[name]["kernel"]), np.asarray(masks[name]["kernel"])
+        assert w[m].min() > w[~m].max()
+
+
+def test_global_magnitude_has_one_threshold():
+    params, _ = mlp()
+    masks = masks_of(zs.sparsity.static(0.6, "magnitude", budget="global"), params)
+    live, pruned = [], []
+    for name in ("hidden", "out"):
+        w, m = np.abs(params[name]["kernel"]), np.asarray(masks[name]["kernel"])
+        live.append(w[m]), pruned.append(w[~m])
+    assert np.concatenate(live).min() > np.concatenate(pruned).max()
+
+
+def test_random_masks_are_exact_and_differ_by_seed():
+    params = {"w": jnp.zeros((30, 30))}
+    drawn = [
+        np.asarray(masks_of(zs.sparsity.static(0.9, seed=s), params)["w"])
+        for s in (0, 0, 1)
+    ]
+    assert [m.sum() for m in drawn] == [90] * 3
+    assert np.array_equal(drawn[0], drawn[1])
+    assert not np.array_equal(drawn[0], drawn[2])
+
+
+def test_given_masks_are_used_as_they_are():
+    params = {"w": jnp.ones((2, 2)), "b": jnp.ones(2)}
+    masks = {"w": jnp.array([[True, False], [False, True]]), "b": True}
+    held = masks_of(zs.sparsity.static(masks=masks), params)
+    np.testing.assert_array_equal(held["w"], masks["w"])
+
+
+def test_a_static_step_has_no_branch():
+    params, loss = mlp()
+    tx = zs.sparsify(optax.sgd(0.1), zs.sparsity.static(0.5))
+    state = tx.init(params)
+    text = str(jax.make_jaxpr(tx.update)(jax.grad(loss)(params), state, params))
+    assert "cond[" not in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"sparsity": 1.0}, "sparsity=1.0 must be a finite number >= 0 and < 1"),
+        ({"sparsity": None}, "sparsity=None must be"),
+        ({"sparsity": 0.5, "criterion": "snap"}, "Did you mean 'snip'"),
+        ({"sparsity": 0.5, "budget": "erq"}, "Did you mean 'erk'"),
+        ({"sparsity": 0.5, "criterion": "snip"}, "needs value_fn"),
+    ],
+)
+def test_wrong_arguments_are_named(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        zs.sparsity.static(**arguments)
+
+
+def test_a_budget_that_cannot_be_met_says_so():
+    params, _ = mlp()
+    with pytest.raises(ValueError, match="2 layers need at least one each"):
+        masks_of(zs.sparsity.static(0.99), params)

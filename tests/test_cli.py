@@ -1,0 +1,136 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from zosam_jax import cli
+
+
+def command(*arguments, cwd=None, devices=1):
+    environment = os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "COLUMNS": "80",
+    }
+    return subprocess.run(
+        [sys.executable, "-m", "zosam_jax", *arguments],
+        env=environment,
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+def test_help_names_the_commands(capsys):
+    with pytest.raises(SystemExit) as exit_:
+        cli.main(["--help"])
+    assert exit_.value.code == 0
+    text = capsys.readouterr().out
+    assert all(name in text for name in ("train", "report", "data"))
+
+
+def test_help_explains_every_flag_without_the_heavy_packages():
+    program = (
+        "import sys, zosam_jax.cli as cli\n"
+        "try: cli.main(['train', '--help'])\n"
+        "except SystemExit: pass\n"
+        "heavy = {'flax', 'orbax', 'tensorflow_datasets', 'matplotlib', 'sklearn'}\n"
+        "sys.exit(', '.join(heavy & set(sys.modules)) or 0)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    for field in ("--sparsity", "--rho", "--delta", "--preset", "--print-config"):
+        assert field in done.stdout
+    assert "Radius of the zosam perturbation" in done.stdout
+
+
+def test_presets_and_flags_give_the_printed_configuration(capsys):
+    arguments = ["train", "--preset", "cifar10-resnet32", "--print-config"]
+    assert cli.main([*arguments, "--rho", "0.1", "--dense", "stem/*", "head/*"]) == 0
+    config = json.loads(capsys.readouterr().out)
+    assert (config["model"], config["epochs"], config["rho"]) == ("resnet32", 160, 0.1)
+    assert config["dense"] == ["stem/*", "head/*"]
+    assert "preset" not in config
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        (["train", "--preset", "cifar10-quik"], "Did you mean 'cifar10-quick'"),
+        (["train", "--model", "resnet33"], "Did you mean 'resnet32'"),
+        (["train", "--dataset", "digit"], "Did you mean 'digits'"),
+        (["report", "nowhere"], "not the folder of a run"),
+        (["data", "prepare", "cifar11"], "Did you mean 'cifar10'"),
+    ],
+)
+def test_an_error_is_one_line_and_status_2(arguments, part, capsys, tmp_path):
+    if arguments[0] == "train":
+        arguments = [*arguments, "--out", str(tmp_path / "run")]
+    assert cli.main(arguments) == 2
+    text = capsys.readouterr().err
+    assert text.startswith("error: ")
+    assert part in text
+    assert "Traceback" not in text
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        (["train", "--method", "rigll"], "Did you mean 'rigl'"),
+        (["train", "--rho", "-1"], "rho=-1.0 must be"),
+        (["train", "--learning-rat", "1"], "--learning-rate"),
+        (["trian"], "train, report, data"),
+        ([], "train, report, data"),
+    ],
+)
+def test_a_bad_command_line_says_what_would_work(arguments, part, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        cli.main(arguments)
+    assert exit_.value.code == 2
+    assert part in " ".join(capsys.readouterr().err.split())
+
+
+def test_data_list(capsys):
+    assert cli.main(["data", "list"]) == 0
+    assert capsys.readouterr().out.split() == ["digits", "cifar10", "cifar100"]
+
+
+def test_digits_need_no_preparation(capsys):
+    assert cli.main(["data", "prepare", "digits"]) == 0
+    assert "needs no preparation" in capsys.readouterr().out
+
+
+def test_train_and_report_from_end_to_end(tmp_path):
+    flags = ["--out", "run", "--epochs", "1", "--width", "0.25"]
+    flags += ["--gradient", "backprop", "--method", "random", "--tensorboard"]
+    done = command("train", *flags, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert "epoch 1/1  loss" in done.stdout
+    assert "finished: test accuracy" in done.stdout
+    assert {p.name for p in Path(tmp_path, "run").iterdir()} == {
+        ".lock",
+        "checkpoints",
+        "config.json",
+        "curves.png",
+        "metrics.jsonl",
+        "summary.json",
+        "tensorboard",
+    }
+    session = json.loads((tmp_path / "run" / "config.json").read_text())["sessions"][0]
+    assert session["command"] == ["python", "-m", "zosam_jax", "train", *flags]
+    done = command("report", "run", "--out", "report", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "finished" in done.stdout
+    assert (tmp_path / "report" / "report.html").exists()
+    done = command("train", *flags, "--rho", "0.3", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "rho: 0.05 -> 0.3" in done.stderr

@@ -1,0 +1,119 @@
+"""Random gradient estimation: unbiased, its variance as the theory has it."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from problems import Quadratic, flat
+
+from zosam_jax import estimators, tree
+
+
+def samples(problem, num_directions, masks=None, count=20_000, **options):
+    """Independent estimates, `[count, 12]`, and the exact gradient."""
+    params = tree.mask(problem.params, masks)
+
+    @jax.jit
+    @jax.vmap
+    def draw(key):
+        grad = estimators.rge(
+            problem.loss,
+            params,
+            key,
+            delta=0.01,
+            num_directions=num_directions,
+            masks=masks,
+            **options,
+        )[0].grad
+        return jnp.concatenate([grad["kernel"].reshape(-1), grad["bias"]])
+
+    drawn = np.asarray(draw(jax.random.split(jax.random.key(0), count)), np.float64)
+    return drawn, problem.gradient(params)
+
+
+@pytest.mark.parametrize("two_sided", [True, False])
+def test_the_mean_is_the_gradient_within_five_standard_errors(two_sided):
+    drawn, true = samples(Quadratic(), 1, two_sided=two_sided)
+    error = drawn.std(0) / np.sqrt(len(drawn))
+    # One-sided differences carry delta/2 * E[(u'Au) u] = 0 of bias on a quadratic.
+    assert np.all(np.abs(drawn.mean(0) - true) < 5 * error)
+
+
+def test_on_a_mask_the_mean_is_the_masked_gradient():
+    problem = Quadratic()
+    kernel = jnp.asarray(np.arange(9).reshape(3, 3) % 2 == 0)
+    masks = {"kernel": kernel, "bias": jnp.asarray(True)}
+    live = np.concatenate([np.asarray(kernel).reshape(-1), np.ones(3, bool)])
+    drawn, true = samples(problem, 1, masks)
+    error = drawn.std(0) / np.sqrt(len(drawn))
+    assert np.all(drawn[:, ~live] == 0)
+    assert np.all(np.abs(drawn.mean(0) - true)[live] < 5 * error[live])
+
+
+def test_the_variance_is_the_closed_form_and_falls_as_one_over_m():
+    problem = Quadratic()
+    variances = {}
+    for m in (1, 4, 16):
+        drawn, true = samples(problem, m)
+        variances[m] = drawn.var(0).sum()
+        # Var[(u'g) u] summed over coordinates is (d + 1) |g|^2 for Gaussian u.
+        assert variances[m] == pytest.approx(13 * (true @ true) / m, rel=0.05)
+
+
+@pytest.mark.parametrize("num_directions", [1, 4, 16, 64])
+def test_the_cosine_law(num_directions):
+    """cos(g, gradient) is about sqrt(m / (m + d)); sqrt(2 / (pi d)) at m = 1."""
+    d = 2_000
+    direction = jax.random.normal(jax.random.key(1), (d,))
+
+    @jax.jit
+    @jax.vmap
+    def cosine(key):
+        grad = estimators.rge(
+            lambda w: w @ direction,
+            jnp.zeros(d),
+            key,
+            num_directions=num_directions,
+        )[0].grad
+        return grad @ direction / jnp.linalg.norm(grad) / jnp.linalg.norm(direction)
+
+    mean = float(cosine(jax.random.split(jax.random.key(2), 400)).mean())
+    m = num_directions
+    law = np.sqrt(2 / (np.pi * d)) if m == 1 else np.sqrt(m / (m + d))
+    assert mean == pytest.approx(law, rel=0.12)
+
+
+def test_more_directions_add_to_the_fewer():
+    problem = Quadratic()
+    key = jax.random.key(5)
+
+    def total(m):
+        grad = estimators.rge(problem.loss, problem.params, key, num_directions=m)[0]
+        return m * flat(grad.grad)
+
+    u = flat(tree.normal_like(jax.random.fold_in(key, 2), problem.params))
+    added = total(3) - total(2)
+    cosine = added @ u / np.linalg.norm(added) / np.linalg.norm(u)
+    assert abs(cosine) == pytest.approx(1, abs=1e-3)
+
+
+def test_a_traced_number_of_directions_agrees():
+    problem = Quadratic()
+
+    def grad(m):
+        return estimators.rge(
+            problem.loss, problem.params, jax.random.key(1), num_directions=m
+        )[0].grad
+
+    traced = jax.jit(grad)
+    for m in (1, 3):
+        np.testing.assert_allclose(flat(traced(m)), flat(grad(m)), rtol=2e-3, atol=1e-3)
+
+
+def test_backprop_is_jax_grad():
+    problem = Quadratic()
+    estimate = estimators.backprop(problem.loss, problem.params)
+    np.testing.assert_allclose(
+        flat(estimate.grad), problem.gradient(problem.params), rtol=1e-5
+    )
+    assert int(estimate.info.backward_evaluations) == 1

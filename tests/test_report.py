@@ -1,0 +1,86 @@
+import dataclasses
+import json
+
+import pytest
+
+from zosam_jax import report
+from zosam_jax.train import RunError, TrainConfig
+
+
+def make_run(path, epochs=3, finished=True, **fields):
+    """A run folder as the trainer writes it, without training."""
+    path.mkdir(parents=True)
+    config = dataclasses.asdict(TrainConfig(out=str(path), epochs=3, **fields))
+    content = {"config": config, "sessions": []}
+    (path / "config.json").write_text(json.dumps(content))
+    lines = []
+    for epoch in range(1, epochs + 1):
+        where = {"step": 10 * epoch, "epoch": epoch, "sparsity": 0.9}
+        train = {"split": "train", "loss": 1 / epoch, "accuracy": epoch / 4}
+        test = {"split": "test", "loss": 1.5 / epoch, "accuracy": epoch / 5}
+        lines += [
+            {**where, **train, "images_per_second": 1000.0, "seconds": 61.0 * epoch},
+            {**where, **test, "seconds": 61.0 * epoch},
+        ]
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    (path / "metrics.jsonl").write_text(text)
+    if finished:
+        summary = {"sparsity": 0.9, "parameters_live": 28639, "images_per_second": 999}
+        (path / "summary.json").write_text(json.dumps(summary))
+    return path
+
+
+def test_a_finished_and_an_unfinished_run_side_by_side(tmp_path):
+    folders = [
+        make_run(tmp_path / "one", rho=0.05),
+        make_run(tmp_path / "two", rho=0.1, epochs=2, finished=False),
+        make_run(tmp_path / "new", rho=0.2, epochs=0, finished=False),
+    ]
+    runs = report.read_all(folders)
+    rows = [dict(zip(report.HEADER, row, strict=True)) for row in report.rows(runs)]
+    assert rows[0] == {
+        "run": "one",
+        "status": "finished",
+        "epoch": "3/3",
+        "test accuracy": "60.00%",
+        "test loss": "0.5000",
+        "train loss": "0.3333",
+        "sparsity": "90.00%",
+        "live parameters": "28,639",
+        "images/s": "999",
+        "time": "3:03",
+    }
+    assert (rows[1]["status"], rows[1]["epoch"]) == ("unfinished", "2/3")
+    assert rows[1]["test accuracy"] == "40.00%"
+    assert (rows[2]["epoch"], rows[2]["test accuracy"]) == ("0/3", "-")
+    assert report.config_differences(runs) == {"rho": [0.05, 0.1, 0.2]}
+    assert runs[0].curve("test", "loss") == ([1, 2, 3], [1.5, 0.75, 0.5])
+
+
+def test_the_page_holds_all_it_needs(tmp_path):
+    a = make_run(tmp_path / "a" / "<run>", rho=0.05)
+    b = make_run(tmp_path / "b" / "<run>", rho=0.1)
+    runs = report.read_all([a, b])
+    assert [run.name for run in runs] == [str(a), str(b)]
+    picture, page = report.write(runs, tmp_path / "out" / "here")
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    text = page.read_text()
+    assert "data:image/png;base64," in text
+    assert "&lt;run&gt;" in text
+    assert "<run>" not in text
+    assert "<td>rho</td><td>0.05</td><td>0.1</td>" in text
+    assert "http" not in text
+
+
+def test_what_is_no_run_is_an_error_that_names_it(tmp_path):
+    with pytest.raises(RunError, match="not the folder of a run"):
+        report.read(tmp_path / "nowhere")
+    path = make_run(tmp_path / "run")
+    (path / "summary.json").write_text("{")
+    with pytest.raises(RunError, match=r"summary\.json is not valid JSON"):
+        report.read(path)
+    (path / "config.json").write_text("{}")
+    with pytest.raises(RunError, match="no configuration"):
+        report.read(path)
+    with pytest.raises(RunError, match="at least one"):
+        report.read_all([])

@@ -1,0 +1,168 @@
+"""Gradient estimators in Optax chains: state, keys, errors."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from problems import half_masks, mlp
+
+import zosam_jax as zs
+from zosam_jax import tree
+
+
+def test_the_chain_is_the_pure_function_with_keys_from_seed_and_step():
+    params, loss = mlp()
+    tx = zs.zosam(rho=0.1, delta=0.01, num_directions=2, seed=5)
+    state = tx.init(params)
+    for step in range(3):
+        grad, state = tx.update(None, state, params, value_fn=loss)
+        key = jax.random.fold_in(jax.random.key(5), step)
+        pure = zs.zosam_gradient(loss, params, key, 0.1, 0.01, 2)
+        jax.tree.map(np.testing.assert_array_equal, grad, pure.grad)
+        assert float(zs.estimate(state).value) == float(pure.value)
+        assert float(zs.estimate(state).info.descent_value) == float(
+            pure.info.descent_value
+        )
+        params = optax.apply_updates(params, jax.tree.map(lambda g: -0.1 * g, grad))
+
+
+def test_rho_follows_its_schedule():
+    params, loss = mlp()
+    tx = zs.zosam(rho=optax.linear_schedule(0.4, 0.0, 4))
+    state = tx.init(params)
+    radii = []
+    for _ in range(5):
+        _, state = tx.update(None, state, params, value_fn=loss)
+        radii.append(float(zs.estimate(state).info.perturbation_norm))
+    np.testing.assert_allclose(radii, [0.4, 0.3, 0.2, 0.1, 0.0], atol=1e-6)
+
+
+@pytest.mark.parametrize("aux_like", [None, "given"])
+def test_aux_is_read_from_the_state(aux_like):
+    params, loss = mlp()
+
+    def value_fn(p):
+        return loss(p), {"seen": jnp.sum(p["out"]["bias"])}
+
+    if aux_like == "given":
+        aux_like = jax.eval_shape(value_fn, params)[1]
+    tx = optax.chain(
+        zs.zosam(0.05, has_aux=True, aux_like=aux_like),
+        optax.clip_by_global_norm(1.0),
+        optax.sgd(0.1, momentum=0.9),
+    )
+    state = tx.init(params)
+    before = jax.tree.structure(state)
+    _, state = tx.update(None, state, params, value_fn=value_fn)
+    assert (jax.tree.structure(state) == before) == (aux_like is not None)
+    pure = zs.zosam_gradient(
+        value_fn, params, jax.random.fold_in(jax.random.key(0), 0), has_aux=True
+    )
+    assert float(zs.estimate(state).aux["seen"]) == float(pure.aux["seen"]) != 0
+
+
+def test_aux_of_another_shape_is_refused():
+    params, loss = mlp()
+    tx = zs.zosam(has_aux=True, aux_like=jnp.zeros(3))
+    with pytest.raises(ValueError, match=r"float32\[2\].*aux_like says float32\[3\]"):
+        tx.update(
+            None,
+            tx.init(params),
+            params,
+            value_fn=lambda p: (loss(p), p["out"]["bias"]),
+        )
+
+
+@pytest.mark.parametrize("num_directions", [1, 3])
+def test_one_trace_and_a_stable_state(num_directions):
+    params, loss = mlp()
+    tx = optax.chain(zs.zosam(num_directions=num_directions), optax.adam(1e-3))
+    chex.clear_trace_counter()
+
+    @jax.jit
+    @chex.assert_max_traces(n=1)
+    def step(params, state):
+        updates, state = tx.update(None, state, params, value_fn=loss)
+        return optax.apply_updates(params, updates), state
+
+    state = tx.init(params)
+    shapes = jax.tree.map(lambda x: (x.shape, x.dtype), state)
+    for _ in range(3):
+        params, state = step(params, state)
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), state) == shapes
+
+
+def test_masks_reach_the_estimator_as_an_extra_argument():
+    params, loss = mlp()
+    masks = half_masks(params)
+    params = tree.mask(params, masks)
+    tx = zs.zosam(0.1)
+    grad, _ = tx.update(None, tx.init(params), params, value_fn=loss, masks=masks)
+    key = jax.random.fold_in(jax.random.key(0), 0)
+    pure = zs.zosam_gradient(loss, params, key, 0.1, masks=masks)
+    jax.tree.map(np.testing.assert_array_equal, grad, pure.grad)
+
+
+def test_backprop_feeds_the_chain_with_the_plain_gradient():
+    params, loss = mlp()
+    tx = optax.chain(zs.backprop(), optax.adam(1e-2))
+    reference = optax.adam(1e-2)
+    updates, state = tx.update(None, tx.init(params), params, value_fn=loss)
+    expected, _ = reference.update(jax.grad(loss)(params), reference.init(params))
+    jax.tree.map(np.testing.assert_array_equal, updates, expected)
+    assert float(zs.estimate(state).value) == float(loss(params))
+
+
+def test_what_is_missing_is_said_with_the_line_that_works():
+    params, loss = mlp()
+    tx = optax.chain(zs.zosam(), optax.sgd(0.1))
+    state = tx.init(params)
+    with pytest.raises(ValueError, match=r"zs.zosam needs value_fn: call tx.update"):
+        tx.update(None, state, params)
+    with pytest.raises(ValueError, match="needs params"):
+        tx.update(None, state, value_fn=loss)
+    with pytest.raises(ValueError, match="holds 0 gradient estimators"):
+        zs.estimate(optax.sgd(0.1).init(params))
+
+
+def test_partial_parameters_are_refused():
+    params, loss = mlp()
+    tx = optax.masked(zs.zosam(), {"hidden": True, "out": False})
+    with pytest.raises(ValueError, match=r"in front: optax.chain\(zs.zosam"):
+        tx.update(params, tx.init(params), params, value_fn=loss)
+
+
+@pytest.mark.parametrize("jitted", [True, False])
+def test_multi_steps_around_it_is_refused(jitted):
+    params, loss = mlp()
+    tx = optax.MultiSteps(optax.chain(zs.zosam(), optax.sgd(0.1)), 2)
+    state = tx.init(params)
+
+    def step(state):
+        return tx.update(params, state, params, value_fn=loss)
+
+    with pytest.raises(ValueError, match=r"Accumulate behind it: optax.chain\("):
+        (jax.jit(step) if jitted else step)(state)
+
+
+def test_multi_steps_behind_it_averages_the_gradients():
+    params, loss = mlp()
+    inner = optax.MultiSteps(optax.sgd(1.0), 3).gradient_transformation()
+    tx = optax.chain(zs.zosam(0.1), inner)
+    state = tx.init(params)
+    for _ in range(3):
+        updates, state = tx.update(None, state, params, value_fn=loss)
+    grads = [
+        zs.zosam_gradient(
+            loss, params, jax.random.fold_in(jax.random.key(0), i), 0.1
+        ).grad
+        for i in range(3)
+    ]
+    expected = jax.tree.map(lambda *g: -sum(g) / 3, *grads)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
+        updates,
+        expected,
+    )

@@ -1,0 +1,65 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from zosam_jax import tree
+
+TREE = {"b": jnp.ones((2, 3)), "a": [jnp.zeros(4), jnp.full((1, 1), 2.0)]}
+
+
+def test_paths_and_size_follow_the_flattening_order():
+    assert tree.paths(TREE) == ["a/0", "a/1", "b"]
+    assert tree.size(TREE) == 11
+
+
+def test_the_draw_is_one_vector_cut_into_leaves():
+    key = jax.random.key(4)
+    drawn = tree.normal_like(key, TREE)
+    flat = np.concatenate(
+        [jax.random.normal(k, (2,)) for k in jax.random.split(key, 8)]
+    )
+    np.testing.assert_array_equal(drawn["a"][0], flat[:4])
+    np.testing.assert_array_equal(drawn["a"][1], flat[4:5].reshape(1, 1))
+    np.testing.assert_array_equal(drawn["b"], flat[5:11].reshape(2, 3))
+
+
+def test_the_draw_is_standard_normal():
+    drawn = np.asarray(tree.normal_like(jax.random.key(0), jnp.zeros(200_000)))
+    assert abs(drawn.mean()) < 5 / np.sqrt(len(drawn))
+    assert abs(drawn.var() - 1) < 5 * np.sqrt(2 / len(drawn))
+    pieces = drawn.reshape(8, -1)
+    correlation = np.corrcoef(pieces) - np.eye(8)
+    assert np.abs(correlation).max() < 5 / np.sqrt(pieces.shape[1])
+
+
+def test_norm_is_global_and_float32_for_bfloat16():
+    x = {"a": jnp.full(10_000, 0.01, jnp.bfloat16), "b": jnp.full(3, 2.0)}
+    exact = np.sqrt(10_000 * float(jnp.bfloat16(0.01)) ** 2 + 12)
+    assert tree.norm(x).dtype == jnp.float32
+    np.testing.assert_allclose(tree.norm(x), exact, rtol=1e-6)
+
+
+@pytest.mark.parametrize("bad", [0.0, jnp.nan, jnp.inf])
+def test_normalize_gives_zeros_where_there_is_no_direction(bad):
+    unit, length = tree.normalize({"a": jnp.full(3, bad)})
+    np.testing.assert_array_equal(unit["a"], np.zeros(3))
+    np.testing.assert_array_equal(length, np.sqrt(3 * bad**2))
+
+
+def test_add_scaled_rounds_once_to_the_first_dtype():
+    x = jnp.asarray([1.0, 256.0], jnp.bfloat16)
+    y = jnp.asarray([1 / 128, 1.0], jnp.float32)
+    total = tree.add_scaled(x, 3.0, y)
+    assert total.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(
+        total, jnp.asarray([1 + 3 / 128, 259.0]).astype(jnp.bfloat16)
+    )
+
+
+def test_mask_leaves_dense_leaves_and_needs_no_masks():
+    params = {"a": jnp.arange(3.0), "b": jnp.ones(2)}
+    masked = tree.mask(params, {"a": jnp.array([True, False, True]), "b": True})
+    np.testing.assert_array_equal(masked["a"], [0, 0, 2])
+    assert masked["b"] is params["b"]
+    assert tree.mask(params, None) is params
