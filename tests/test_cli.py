@@ -98,6 +98,14 @@ def test_a_bad_command_line_says_what_would_work(arguments, part, capsys):
     assert part in " ".join(capsys.readouterr().err.split())
 
 
+def test_an_interrupted_run_has_the_status_of_its_signal(monkeypatch):
+    from zosam_jax.train import loop
+
+    result = loop.Result(Path("run"), "interrupted", None, 15)
+    monkeypatch.setattr(loop, "run", lambda config, **rest: result)
+    assert cli.main(["train"]) == 143
+
+
 def test_data_list(capsys):
     assert cli.main(["data", "list"]) == 0
     assert capsys.readouterr().out.split() == ["digits", "cifar10", "cifar100"]

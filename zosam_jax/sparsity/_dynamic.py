@@ -19,9 +19,8 @@ import jax.numpy as jnp
 
 from zosam_jax import _check, tree
 from zosam_jax.sparsity import scores
-from zosam_jax.sparsity._masks import from_leaves
+from zosam_jax.sparsity._masks import from_leaves, initial_masks
 from zosam_jax.sparsity._method import SparseMethod
-from zosam_jax.sparsity._static import initial_masks
 from zosam_jax.sparsity.budgets import BUDGETS, Budget, DenseRule
 
 

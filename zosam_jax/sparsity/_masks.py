@@ -1,4 +1,4 @@
-"""Mask trees: applying them, landing updates on them, resetting what they change."""
+"""Mask trees: making and applying them, landing updates, resetting what changes."""
 
 from typing import Any
 
@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import optax
 
 from zosam_jax import tree
+from zosam_jax.sparsity import scores
+from zosam_jax.sparsity.budgets import Budget, DenseRule, counts, sparse_leaves
 
 
 def apply_masks(params: Any, masks: Any) -> Any:
@@ -56,6 +58,39 @@ def sparsity_of(masks: Any, params: Any | None = None) -> jax.Array:
     pruned = sum((jnp.sum(~m, dtype=jnp.int32) for m in sparse), jnp.int32(0))
     counted = tree.size(sparse if params is None else params)
     return pruned.astype(jnp.float32) / max(counted, 1)
+
+
+def initial_masks(
+    params: Any,
+    ranking: Any,
+    sparsity: float,
+    budget: str | Budget,
+    dense: DenseRule,
+) -> Any:
+    """The mask tree of the highest scores under a budget, ties to the lower index."""
+    ranked = [jnp.asarray(x) for x in jax.tree.leaves(ranking)]
+    if budget != "global":
+        kept = counts(params, sparsity, budget, dense)
+        chosen = scores.select(
+            [ranked[i] for i in kept],
+            [jnp.ones(ranked[i].shape, bool) for i in kept],
+            list(kept.values()),
+        )
+        return from_leaves(params, dict(zip(kept, chosen, strict=True)))
+    indices = list(sparse_leaves(params, dense).values())
+    flat = jnp.concatenate([ranked[i].reshape(-1) for i in indices])
+    total = flat.size - round(sparsity * flat.size)
+    (chosen,) = scores.select([flat], [jnp.ones(flat.shape, bool)], [total])
+    bounds = [0]
+    for i in indices:
+        bounds.append(bounds[-1] + ranked[i].size)
+    return from_leaves(
+        params,
+        {
+            i: chosen[start:stop].reshape(ranked[i].shape)
+            for i, start, stop in zip(indices, bounds, bounds[1:], strict=False)
+        },
+    )
 
 
 def from_leaves(params: Any, leaves: dict[int, jax.Array]) -> Any:

@@ -9,15 +9,9 @@ from zosam_jax import _check, tree
 from zosam_jax._types import ValueFn
 from zosam_jax.estimators import scalar_loss
 from zosam_jax.sparsity import scores
-from zosam_jax.sparsity._masks import from_leaves
+from zosam_jax.sparsity._masks import initial_masks
 from zosam_jax.sparsity._method import SparseMethod
-from zosam_jax.sparsity.budgets import (
-    BUDGETS,
-    Budget,
-    DenseRule,
-    counts,
-    sparse_leaves,
-)
+from zosam_jax.sparsity.budgets import BUDGETS, Budget, DenseRule
 
 CRITERIA: dict[str, tuple[scores.Score, str]] = {
     "random": (scores.random, "erk"),
@@ -81,39 +75,6 @@ def static(
         return initial_masks(params, ranking, sparsity, budget, dense)
 
     return SparseMethod(init)
-
-
-def initial_masks(
-    params: Any,
-    ranking: Any,
-    sparsity: float,
-    budget: str | Budget,
-    dense: DenseRule,
-) -> Any:
-    """The mask tree of the highest scores under a budget, ties to the lower index."""
-    ranked = [jnp.asarray(x) for x in jax.tree.leaves(ranking)]
-    if budget != "global":
-        kept = counts(params, sparsity, budget, dense)
-        chosen = scores.select(
-            [ranked[i] for i in kept],
-            [jnp.ones(ranked[i].shape, bool) for i in kept],
-            list(kept.values()),
-        )
-        return from_leaves(params, dict(zip(kept, chosen, strict=True)))
-    indices = list(sparse_leaves(params, dense).values())
-    flat = jnp.concatenate([ranked[i].reshape(-1) for i in indices])
-    total = flat.size - round(sparsity * flat.size)
-    (chosen,) = scores.select([flat], [jnp.ones(flat.shape, bool)], [total])
-    bounds = [0]
-    for i in indices:
-        bounds.append(bounds[-1] + ranked[i].size)
-    return from_leaves(
-        params,
-        {
-            i: chosen[start:stop].reshape(ranked[i].shape)
-            for i, start, stop in zip(indices, bounds, bounds[1:], strict=False)
-        },
-    )
 
 
 def _fitting(masks: Any, params: Any) -> Any:

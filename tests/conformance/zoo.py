@@ -1,0 +1,81 @@
+"""Base optimizers, and one way to train with any of them, for the conformance tests."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import zosam_jax as zs
+
+BASES = {
+    "sgd": lambda lr=0.05: optax.sgd(lr, momentum=0.9),
+    "adamw": lambda lr=0.05: optax.adamw(lr, weight_decay=0.1),
+    "lion": lambda lr=0.05: optax.lion(lr),
+    "adafactor": lambda lr=0.05: optax.adafactor(lr, min_dim_size_to_factor=4),
+    "rmsprop": lambda lr=0.05: optax.rmsprop(lr, momentum=0.5),
+    "schedule_free": lambda lr=0.05: optax.contrib.schedule_free_sgd(lr),
+}
+STEPS = 7
+
+
+def rule(total_steps=100, interval=3, **options):
+    """RigL that changes the topology at steps 3 and 6, visibly."""
+    return zs.sparsity.rigl(
+        0.5, total_steps, interval=interval, drop_fraction=0.5, **options
+    )
+
+
+def start(dtype=jnp.float32):
+    rng = np.random.default_rng(0)
+    return {
+        "kernel": jnp.asarray(rng.normal(size=(6, 8)), dtype),
+        "bias": jnp.asarray(rng.normal(size=8), dtype),
+    }
+
+
+def loss(params, target=0.3):
+    y = jnp.tanh(params["kernel"].sum(0) / 3 + params["bias"])
+    return jnp.mean((y - target) ** 2) + 0.1 * jnp.mean(params["kernel"] ** 4)
+
+
+def begin(tx, params):
+    """`(params, state)`, masks applied."""
+    state = tx.init(params)
+    return zs.sparsity.apply_masks(params, zs.sparsity.masks(state)), state
+
+
+def train(tx, params, steps=STEPS, value_fn=loss, incoming=None):
+    """Jitted steps; returns `(params, state)` after the last."""
+    params, state = begin(tx, params)
+
+    @jax.jit
+    def step(params, state):
+        grads = jax.grad(loss)(params) if incoming == "grads" else incoming
+        updates, state = tx.update(grads, state, params, value_fn=value_fn)
+        return optax.apply_updates(params, updates), state
+
+    for _ in range(steps):
+        params, state = step(params, state)
+    return params, state
+
+
+@functools.cache
+def reference(base):
+    """RigL with ZO-SAM around a base optimizer, nothing else around."""
+    return train(sparse(BASES[base]()), start())
+
+
+def sparse(inner, **options):
+    return zs.sparsify(inner, rule(), gradient=zs.zosam(0.1), **options)
+
+
+def assert_same(params, state, base):
+    """The result is that of the reference, and pruned weights are exactly zero."""
+    expected, expected_state = reference(base)
+    masks = zs.sparsity.masks(state)["kernel"]
+    np.testing.assert_array_equal(masks, zs.sparsity.masks(expected_state)["kernel"])
+    assert np.all(np.asarray(params["kernel"])[~np.asarray(masks)] == 0)
+    for k in params:
+        np.testing.assert_allclose(params[k], expected[k], rtol=2e-5, atol=1e-6)

@@ -1,0 +1,71 @@
+"""One device and eight agree: the same directions, masks and parameters."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+
+PROGRAM = """
+import json, sys
+import jax, jax.numpy as jnp, numpy as np, optax
+from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+import zosam_jax as zs
+
+mesh = jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
+whole, split = NamedSharding(mesh, P()), NamedSharding(mesh, P("data"))
+rng = np.random.default_rng(0)
+x, y = rng.normal(size=(64, 8)), rng.normal(size=(64, 16))
+x, y = (jax.device_put(jnp.asarray(a, jnp.float32), split) for a in (x, y))
+# One leaf laid over the devices, one replicated.
+layout = {"sharded": NamedSharding(mesh, P(None, "data")), "bias": whole}
+params = {"sharded": rng.normal(size=(8, 16)), "bias": np.zeros(16)}
+params = {k: jax.device_put(jnp.asarray(v, jnp.float32), layout[k])
+          for k, v in params.items()}
+tx = zs.sparsify(
+    optax.sgd(0.1, momentum=0.9),
+    zs.sparsity.rigl(0.5, 100, interval=3, drop_fraction=0.5),
+    gradient=zs.zosam(0.2, num_directions=2),
+)
+state = jax.jit(tx.init)(params)
+params = zs.sparsity.apply_masks(params, zs.sparsity.masks(state))
+
+@jax.jit
+def step(params, state, x, y):
+    value_fn = lambda p: jnp.mean((jnp.tanh(x @ p["sharded"] + p["bias"]) - y) ** 2)
+    updates, state = tx.update(None, state, params, value_fn=value_fn)
+    return optax.apply_updates(params, updates), state
+
+for _ in range(8):
+    params, state = step(params, state, x, y)
+print(json.dumps({
+    "devices": jax.device_count(),
+    "sharded": len(params["sharded"].sharding.device_set),
+    "params": np.asarray(params["sharded"]).tolist(),
+    "masks": np.asarray(zs.sparsity.masks(state)["sharded"]).tolist(),
+    "value": float(zs.estimate(state).value),
+}))
+"""
+
+
+def run(devices: int) -> dict:
+    flags = f"--xla_force_host_platform_device_count={devices}"
+    result = subprocess.run(
+        [sys.executable, "-c", PROGRAM],
+        env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=300,
+    )
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+def test_one_device_and_eight_agree():
+    one, eight = run(1), run(8)
+    assert (one["devices"], eight["devices"]) == (1, 8)
+    assert eight["sharded"] == 8
+    assert one["masks"] == eight["masks"]
+    np.testing.assert_allclose(one["params"], eight["params"], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(one["value"], eight["value"], rtol=1e-5)
