@@ -78,7 +78,8 @@ def test_a_thousand_steps_equal_the_numpy_replica(rule):
     params = zs.sparsity.apply_masks(params, zs.sparsity.masks(state))
 
     def random_growth(step):
-        key = jax.random.fold_in(jax.random.key(3), step)
+        key = jax.random.fold_in(jax.random.key(3), np.uint32(2**32 - 1))
+        key = jax.random.fold_in(key, step)
         drawn = tree.uniform_like(key, jax.tree.map(jnp.asarray, start()))
         return jax.tree.map(np.asarray, drawn)
 

@@ -16,12 +16,16 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from zosam_jax import _check, tree
 from zosam_jax.sparsity import scores
 from zosam_jax.sparsity._masks import from_leaves, initial_masks
 from zosam_jax.sparsity._method import SparseMethod
 from zosam_jax.sparsity.budgets import BUDGETS, Budget, DenseRule
+
+# Keeps these keys apart from those of `zosam`, fold_in(key(seed), step), at one seed.
+_GROWTH = np.uint32(0xFFFFFFFF)
 
 
 def dynamic(
@@ -49,7 +53,8 @@ def dynamic(
       stop_fraction: The last change is before step `stop_fraction * total_steps`.
       budget: "erk", "uniform", or a function as in `budgets`.
       dense: Leaves that stay dense; see `sparse_leaves`.
-      seed: Of the first mask and of random scores; step t uses `fold_in(key(seed), t)`.
+      seed: Of the first mask and of random scores; those of step t come from
+        `fold_in(fold_in(key(seed), 2**32 - 1), t)`.
 
     Returns:
       A method for `sparsify`.
@@ -74,7 +79,8 @@ def dynamic(
         return (step > 0) & (step % interval == 0) & (step < stop)
 
     def change(masks: Any, params: Any, grads: Any, step: jax.Array) -> Any:
-        key = jax.random.fold_in(jax.random.key(seed), step)
+        key = jax.random.fold_in(jax.random.key(seed), _GROWTH)
+        key = jax.random.fold_in(key, step)
         alpha = drop_fraction / 2 * (1 + jnp.cos(jnp.pi * step / stop))
         live = {
             i: m for i, m in enumerate(jax.tree.leaves(masks)) if not tree.is_dense(m)

@@ -1,0 +1,58 @@
+"""The README says what is true: its code runs, its commands and files exist."""
+
+import re
+from pathlib import Path
+
+import jax
+import pytest
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+
+
+def test_the_snippets_run_one_after_another():
+    namespace: dict = {}
+    snippets = blocks("python")
+    assert len(snippets) == 5
+    for snippet in snippets:
+        exec(compile(snippet, "README.md", "exec"), namespace)
+    params = namespace["params"]
+    assert all(bool(jax.numpy.all(jax.numpy.isfinite(x))) for x in params.values())
+    # The step of the last training snippet left 90 % of the kernel at zero.
+    assert int((params["kernel"] != 0).sum()) == 32 - round(0.9 * 32)
+
+
+def test_ci_runs_the_command_for_the_tests():
+    script = (ROOT / ".ci" / "run").read_text()
+    command = next(b for b in blocks("sh") if "pytest" in b)
+    for part in command.strip().split(" && "):
+        words = part.replace("'", "").split()
+        line = next(
+            line
+            for line in script.splitlines()
+            if all(word in line.replace("'", "").split() for word in words)
+        )
+        extra = set(line.replace("'", "").split()) - set(words)
+        assert extra <= {"--quiet", "--disable-pip-version-check"}
+
+
+@pytest.mark.parametrize("link", re.findall(r"\]\(([^)#]+)\)", README))
+def test_links_lead_somewhere(link):
+    if not link.startswith("https://"):
+        assert (ROOT / link).exists(), link
+
+
+def test_the_commands_exist():
+    from zosam_jax import cli
+
+    for block in blocks("sh"):
+        for line in block.splitlines():
+            words = line.partition("#")[0].split()
+            if words[:2] == ["zosam", "train"] and "--help" not in words:
+                assert cli.main([*words[1:], "--print-config"]) == 0
+            elif words[:1] == ["zosam"]:
+                assert words[1] in ("train", "report", "data")

@@ -1,0 +1,156 @@
+import dataclasses
+import json
+
+import pytest
+
+from zosam_jax.train import PRESETS, RunError, TrainConfig, config, folder, preset
+from zosam_jax.train import optimizer as tables
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "part"),
+    [
+        ("method", "rigll", "Did you mean 'rigl'"),
+        ("optimizer", "adam", "Did you mean 'adamw'"),
+        ("schedule", "cos", "Known: 'cosine'"),
+        ("gradient", "zo-sam", "Did you mean 'zosam'"),
+        ("budget", "erkk", "Did you mean 'erk'"),
+        ("rho", -0.1, "rho=-0.1 must be a finite number >= 0"),
+        ("rho", float("nan"), "rho=nan"),
+        ("delta", 0.0, "delta=0.0 must be a finite number > 0"),
+        ("num_directions", 0, "num_directions=0"),
+        ("sparsity", 1.0, "sparsity=1.0 must be a finite number >= 0 and < 1"),
+        ("batch_size", 2.5, "batch_size=2.5 must be an integer"),
+        ("epochs", 0, "epochs=0"),
+        ("keep", 0, "keep=0"),
+        ("seed", -1, "seed=-1"),
+        ("warmup_epochs", 40, "warmup_epochs=40"),
+        ("budget", "global", "method='magnitude' or 'snip'"),
+    ],
+)
+def test_a_bad_value_is_named_with_what_would_work(field, value, part):
+    with pytest.raises(ValueError, match=field) as error:
+        TrainConfig(**{field: value})
+    assert part in str(error.value)
+
+
+def test_each_choice_has_its_row_in_a_table():
+    assert set(config.METHODS) == set(tables.METHODS)
+    assert set(config.OPTIMIZERS) == set(tables.OPTIMIZERS)
+    assert set(config.GRADIENTS) == set(tables.GRADIENTS)
+    assert set(config.SCHEDULES) == set(tables.SCHEDULES)
+
+
+def test_presets():
+    assert PRESETS["digits"].config == TrainConfig()
+    mest = preset("cifar10-resnet32").config
+    recipe = (mest.model, mest.width, mest.epochs, mest.batch_size, mest.schedule)
+    assert recipe == ("resnet32", 2.0, 160, 64, "cosine")
+    assert (mest.learning_rate, mest.momentum, mest.weight_decay) == (0.1, 0.9, 5e-4)
+    assert (mest.method, mest.sparsity, mest.gradient) == ("rigl", 0.9, "zosam")
+    assert all(p.claim and p.cost and p.evidence for p in PRESETS.values())
+    with pytest.raises(ValueError, match="Did you mean 'digits'"):
+        preset("digit")
+
+
+def test_differences_see_through_json_and_leave_out_housekeeping():
+    old = TrainConfig(dense=("stem/*",), out="a")
+    new = dataclasses.replace(old, out="b", keep=5, overwrite=True, log_every=1)
+    stored = json.loads(json.dumps(dataclasses.asdict(old)))
+    assert config.differences(stored, dataclasses.asdict(new)) == {}
+    new = dataclasses.replace(old, rho=0.1)
+    changed = config.differences(stored, dataclasses.asdict(new))
+    assert changed == {"rho": (0.05, 0.1)}
+
+
+def test_default_folder_names_what_is_trained():
+    assert TrainConfig(seed=3).folder.name == "digits-resnet20-rigl-0.9-zosam-s3"
+    dense = TrainConfig(method="dense", gradient="backprop")
+    assert dense.folder.name == "digits-resnet20-dense-backprop-s0"
+
+
+def test_learning_rates():
+    c = TrainConfig(learning_rate=1.0, epochs=10, warmup_epochs=2)
+    cosine = tables.learning_rate(c, 100)
+    assert float(cosine(0)) == 0
+    assert float(cosine(10)) == pytest.approx(0.5)
+    assert float(cosine(20)) == pytest.approx(1.0)
+    assert float(cosine(60)) == pytest.approx(0.5)
+    assert float(cosine(100)) == pytest.approx(0.0, abs=1e-7)
+    c = dataclasses.replace(c, schedule="step", warmup_epochs=0)
+    step = tables.learning_rate(c, 100)
+    values = [float(step(t)) for t in (0, 49, 50, 74, 75, 99)]
+    assert values == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01])
+    c = dataclasses.replace(c, schedule="constant")
+    assert float(tables.learning_rate(c, 100)(99)) == 1
+
+
+def test_a_foreign_folder_is_left_alone(tmp_path):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    for overwrite in (False, True):
+        c = TrainConfig(out=str(tmp_path), overwrite=overwrite)
+        with pytest.raises(RunError, match="holds no run"):
+            folder.check(c)
+    assert (tmp_path / "thesis.tex").exists()
+    with pytest.raises(RunError, match="is a file"):
+        folder.check(TrainConfig(out=str(tmp_path / "thesis.tex")))
+
+
+def test_a_run_of_another_configuration_is_refused(tmp_path):
+    c = TrainConfig(out=str(tmp_path))
+    folder.write_config(tmp_path, c, ["python", "-m", "zosam_jax", "train"], 0)
+    folder.check(c)
+    other = dataclasses.replace(c, rho=0.1, seed=1)
+    with pytest.raises(RunError, match="another configuration") as error:
+        folder.check(other)
+    text = str(error.value)
+    assert "rho: 0.05 -> 0.1" in text
+    assert "seed: 0 -> 1" in text
+    assert "--out" in text
+    assert "--overwrite" in text
+    folder.check(dataclasses.replace(other, overwrite=True))
+    session = folder.read_config(tmp_path)["sessions"][0]
+    assert session["command"][-1] == "train"
+    assert {"python", "jax", "zosam-jax"} <= set(session["versions"])
+
+
+def test_a_session_on_other_software_is_told(tmp_path, monkeypatch):
+    c = TrainConfig(out=str(tmp_path))
+    assert folder.write_config(tmp_path, c, None, 0) == []
+    assert folder.write_config(tmp_path, c, None, 4) == []
+    now = folder.versions()
+    monkeypatch.setattr(folder, "versions", lambda: now | {"jax": "9.9"})
+    changes = folder.write_config(tmp_path, c, None, 8)
+    assert changes == [f"jax {now['jax']} -> 9.9"]
+    steps = [s["step"] for s in folder.read_config(tmp_path)["sessions"]]
+    assert steps == [0, 4, 8]
+
+
+def test_overwriting_deletes_the_run_and_nothing_else(tmp_path):
+    c = TrainConfig(out=str(tmp_path))
+    folder.write_config(tmp_path, c, None, 0)
+    (tmp_path / "metrics.jsonl").write_text("{}\n")
+    (tmp_path / "checkpoints" / "4").mkdir(parents=True)
+    (tmp_path / "notes.txt").write_text("mine")
+    with folder.claim(dataclasses.replace(c, overwrite=True)):
+        pass
+    assert {p.name for p in tmp_path.iterdir()} == {"notes.txt", ".lock"}
+
+
+def test_two_processes_cannot_train_in_one_folder(tmp_path):
+    c = TrainConfig(out=str(tmp_path))
+    with (
+        folder.claim(c),
+        pytest.raises(RunError, match="another process"),
+        folder.claim(c),
+    ):
+        pass
+
+
+def test_a_full_disk_is_seen_before_the_start(tmp_path, monkeypatch):
+    usage = folder.shutil.disk_usage(tmp_path)._replace(free=3 * 2**20)
+    monkeypatch.setattr(folder.shutil, "disk_usage", lambda path: usage)
+    c = TrainConfig(out=str(tmp_path / "new" / "run"))
+    with pytest.raises(RunError, match=r"3\.0 MiB left; the run needs about 4\.0 MiB"):
+        folder.check_space(c, 3 * 2**20)
+    folder.check_space(c, 2 * 2**20)

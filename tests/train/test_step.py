@@ -1,0 +1,127 @@
+"""The step against independent arithmetic."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny_run
+
+from zosam_jax.data import augment
+from zosam_jax.train import plan
+from zosam_jax.train import step as steps
+
+
+@pytest.fixture(scope="module")
+def task():
+    config = tiny_run.config(
+        "unused",
+        method="dense",
+        gradient="backprop",
+        schedule="constant",
+        learning_rate=0.5,
+        weight_decay=0.01,
+        momentum=0.9,
+    )
+    return plan.plan(config, tiny_run.dataset(), tiny_run.Net()).task
+
+
+@pytest.fixture(scope="module")
+def data(task):
+    return jnp.asarray(task.dataset.train_images), jnp.asarray(
+        task.dataset.train_labels
+    )
+
+
+def test_an_order_is_a_permutation_of_its_own_for_each_epoch_and_seed(task):
+    other = dataclasses.replace(
+        task, config=dataclasses.replace(task.config, seed=task.config.seed + 1)
+    )
+    orders = [np.asarray(steps.epoch_order(task, jnp.int32(e))) for e in (0, 1, 0)]
+    orders.append(np.asarray(steps.epoch_order(other, jnp.int32(0))))
+    for order in orders:
+        np.testing.assert_array_equal(np.sort(order), np.arange(70))
+    np.testing.assert_array_equal(orders[0], orders[2])
+    assert (orders[0] != orders[1]).any()
+    assert (orders[0] != orders[3]).any()
+
+
+def test_an_epoch_takes_each_image_once_in_its_order(task, data, monkeypatch):
+    """Without augmentation, the batches' labels are those of the order."""
+    monkeypatch.setattr(augment, "random_crop_flip", lambda key, x, *_: x)
+    order = steps.epoch_order(task, jnp.int32(0))
+    seen = []
+    for step in range(4):
+        images, labels = steps._batch(task, jnp.int32(step), order, *data)
+        chosen = np.asarray(order)[16 * step : 16 * step + 16]
+        expected = (task.dataset.train_images[chosen] / 255 - 0.3) / 0.2
+        np.testing.assert_allclose(images, expected, atol=2e-6)
+        np.testing.assert_array_equal(labels, task.dataset.train_labels[chosen])
+        seen += list(chosen)
+    assert len(set(seen)) == 64
+
+
+def test_augmentation_depends_on_the_step_alone(task, data):
+    order = steps.epoch_order(task, jnp.int32(0))
+    first, again = (steps._batch(task, jnp.int32(1), order, *data)[0] for _ in "ab")
+    np.testing.assert_array_equal(first, again)
+    # The same images come at the same place of the next epoch, cropped otherwise.
+    later = steps._batch(task, jnp.int32(5), order, *data)[0]
+    assert (first != later).any()
+
+
+def test_two_steps_of_sgd_with_momentum_and_coupled_decay(task, data):
+    """w' = w - lr m, m' = mu m + (gradient + decay w), the gradient by jax.grad."""
+    state = steps.init(task, *data)
+    order = steps.epoch_order(task, jnp.int32(0))
+    advance = jax.jit(lambda s: steps.train_step(task, s, order, *data))
+    params, momentum = state.params, jax.tree.map(jnp.zeros_like, state.params)
+    model_state = state.model_state
+    net = tiny_run.Net()
+    total = 0.0
+    for step in range(2):
+        images, labels = steps._batch(task, jnp.int32(step), order, *data)
+
+        def loss(p, model_state=model_state, images=images, labels=labels):
+            logits, new = net.apply(
+                {"params": p, **model_state},
+                images,
+                train=True,
+                mutable=["batch_stats"],
+            )
+            log_p = jax.nn.log_softmax(logits)
+            return -log_p[jnp.arange(16), labels].mean(), dict(new)
+
+        (value, model_state), grad = jax.value_and_grad(loss, has_aux=True)(params)
+        momentum = jax.tree.map(
+            lambda m, g, p: 0.9 * m + g + 0.01 * p, momentum, grad, params
+        )
+        params = jax.tree.map(lambda p, m: p - 0.5 * m, params, momentum)
+        total += float(value)
+        state = advance(state)
+    assert int(state.step) == 2
+    for a, b in (
+        (state.params, params),
+        (state.model_state, model_state),
+    ):
+        for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+            np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-6)
+    assert float(state.totals.loss) == pytest.approx(total, rel=1e-5)
+    assert int(state.totals.steps) == 2
+
+
+def test_the_last_evaluation_batch_counts_each_image_once(task, monkeypatch):
+    """22 images in batches of 8, against all at once."""
+    data = task.dataset
+    state = steps.init(task, *map(jnp.asarray, (data.train_images, data.train_labels)))
+    variables = (state.params, state.model_state)
+    test = jnp.asarray(data.test_images), jnp.asarray(data.test_labels)
+    none = steps.EvalTotals(jnp.float32(0), jnp.int32(0))
+    whole = steps.eval_step(task, variables, *test, jnp.int32(0), none)
+    monkeypatch.setattr(steps, "eval_batch_size", lambda task: 8)
+    totals = none
+    for start in (0, 8, 16):
+        totals = steps.eval_step(task, variables, *test, jnp.int32(start), totals)
+    assert int(totals.correct) == int(whole.correct)
+    assert float(totals.loss) == pytest.approx(float(whole.loss), rel=1e-5)

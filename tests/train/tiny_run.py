@@ -1,0 +1,144 @@
+"""A run that takes seconds; also a program, for the tests that kill it.
+
+    python tiny_run.py FOLDER [kill_at=STEP | kill_in=STEP] [FIELD=VALUE ...]
+
+`kill_at` sends SIGKILL once that step is seen and the first checkpoint is complete;
+`kill_in`, when the checkpoint of that step is written but not yet renamed.
+"""
+
+import ast
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import flax.linen as nn
+import jax
+import numpy as np
+
+from zosam_jax.data import Dataset
+from zosam_jax.train import RunError, TrainConfig, plan, run
+from zosam_jax.train.checkpoint import Checkpoints
+from zosam_jax.train.progress import Silent
+
+
+class Net(nn.Module):
+    """A convolution, a batch normalisation and a dense layer."""
+
+    @nn.compact
+    def __call__(self, x, train):
+        x = nn.Conv(8, (3, 3), name="conv")(x)
+        x = nn.BatchNorm(use_running_average=not train, name="norm")(x)
+        return nn.Dense(4, name="head")(nn.relu(x).mean((1, 2)))
+
+
+def dataset(train: int = 70, test: int = 22) -> Dataset:
+    """Four classes of noisy 6 x 6 images, told apart by the bright quadrant."""
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 4, train + test).astype(np.int32)
+    images = rng.integers(0, 120, (train + test, 6, 6, 1)).astype(np.uint8)
+    for image, label in zip(images, labels, strict=True):
+        row, column = divmod(int(label), 2)
+        image[3 * row : 3 * row + 3, 3 * column : 3 * column + 3] += 100
+    return Dataset(
+        name="quadrants",
+        train_images=images[:train],
+        train_labels=labels[:train],
+        test_images=images[train:],
+        test_labels=labels[train:],
+        class_names=("a", "b", "c", "d"),
+        mean=(0.3,),
+        std=(0.2,),
+        crop_padding=1,
+        flip=False,
+    )
+
+
+def config(out, **fields) -> TrainConfig:
+    """Four steps an epoch, a new topology every third step."""
+    usual = {
+        "dataset": "quadrants",
+        "model": "tiny",
+        "out": str(out),
+        "batch_size": 16,
+        "epochs": 3,
+        "sparsity": 0.5,
+        "update_interval": 3,
+        "checkpoint_every": 1,
+    }
+    return TrainConfig(**{**usual, **fields})
+
+
+def train(out, display=None, **fields):
+    """Runs the configuration."""
+    chosen = config(out, **fields)
+    return run(chosen, dataset=dataset(), model=Net(), display=display)
+
+
+def final(out, **fields):
+    """The state in the newest checkpoint of a run, as NumPy arrays."""
+    programs = plan.plan(config(out, **fields), dataset(), Net())
+    checkpoints = Checkpoints(out / "checkpoints", 2)
+    state = checkpoints.restore(programs.abstract, print)
+    checkpoints.close()
+    return state
+
+
+def assert_same(a, b):
+    """Bit for bit."""
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+class Killer(Silent):
+    """Kills the process at a step."""
+
+    interval = 0.0
+
+    def __init__(self, out, step):
+        self.first, self.step = Path(out, "checkpoints", "4"), step
+
+    def update(self, status):
+        if status.step >= self.step:
+            while not self.first.exists():
+                time.sleep(0.01)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def kill_in(step):
+    """Arranges that the process is killed where Orbax completes a checkpoint."""
+    rename = os.rename
+
+    def killing(source, target, **rest):
+        if os.path.basename(str(target)) == str(step):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return rename(source, target, **rest)
+
+    os.rename = os.replace = killing
+
+
+def main() -> int:
+    values = {}
+    for field in sys.argv[2:]:
+        name, _, text = field.partition("=")
+        try:
+            values[name] = ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            values[name] = text
+    display = None
+    if "kill_at" in values:
+        display = Killer(sys.argv[1], values.pop("kill_at"))
+    if "kill_in" in values:
+        kill_in(values.pop("kill_in"))
+    try:
+        result = train(sys.argv[1], display, **values)
+    except RunError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    return 128 + result.signal if result.signal else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

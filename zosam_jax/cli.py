@@ -1,0 +1,190 @@
+"""The command line: `python -m zosam_jax`, also installed as `zosam`."""
+
+import argparse
+import dataclasses
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from tyro.conf import OmitArgPrefixes, OmitSubcommandPrefixes, Positional, subcommand
+
+from zosam_jax.train import RunError, TrainConfig, preset
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Train(TrainConfig):
+    """Train a sparse network, and leave a run folder that `report` reads.
+
+    The same command continues an interrupted run. Other flags override the preset.
+    """
+
+    preset: str = "digits"
+    """Recipe to start from: digits, cifar10-quick or cifar10-resnet32."""
+    print_config: bool = False
+    """Print the configuration that results, as JSON, and stop."""
+
+    def config(self) -> TrainConfig:
+        """Returns the configuration without the flags of the command line."""
+        fields = dataclasses.fields(TrainConfig)
+        return TrainConfig(**{f.name: getattr(self, f.name) for f in fields})
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Report:
+    """Compare runs: a table here, curves.png, and report.html in one file."""
+
+    runs: Positional[tuple[Path, ...]]
+    """Run folders, finished or not."""
+    out: Path = Path("report")
+    """Folder for curves.png and report.html."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Prepare:
+    """Make a data set ready for training, as TFDS keeps it."""
+
+    name: Positional[str]
+    """Data set: cifar10 or cifar100. digits needs no preparation."""
+    data_dir: str | None = None
+    """TFDS directory. None: TFDS_DATA_DIR or ~/tensorflow_datasets."""
+    archive: Path | None = None
+    """A copy of the set's archive, for machines without a network."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class List:
+    """List the data sets."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Data:
+    """Data sets: list them, make them ready."""
+
+    action: OmitSubcommandPrefixes[
+        Annotated[Prepare, subcommand("prepare")] | Annotated[List, subcommand("list")]
+    ]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command and returns its exit status.
+
+    0: done. 2: an error that the message explains. 130 or 143: interrupted by SIGINT
+    or SIGTERM, to be continued by the same command.
+
+    Args:
+      arguments: The command line without the program's name. Default: `sys.argv`.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        command = _parse(given)
+        return _COMMANDS[type(command)](command, given)
+    except (RunError, _dataset_error()) as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted\n")
+        return 130
+
+
+def _dataset_error() -> type[Exception]:
+    """Returns the data package's error; imported only when there is an exception."""
+    from zosam_jax.data import DatasetError
+
+    return DatasetError
+
+
+def _parse(arguments: list[str]) -> Any:
+    # The preset gives the defaults, so it must be known before the flags are.
+    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    early.add_argument("--preset", default="digits")
+    name = early.parse_known_args(arguments)[0].preset
+    try:
+        chosen = preset(name).config
+    except ValueError as error:
+        raise RunError(str(error)) from error
+    default = Train(
+        **{f.name: getattr(chosen, f.name) for f in dataclasses.fields(TrainConfig)},
+        preset=name,
+    )
+    commands = OmitArgPrefixes[
+        Annotated[Train, subcommand("train", default=default)]
+        | Annotated[Report, subcommand("report")]
+        | Annotated[Data, subcommand("data")]
+    ]
+    return tyro.cli(
+        commands,
+        prog="zosam",
+        description="Sparse networks with flat minima, at the price of one backward "
+        "pass. `zosam COMMAND --help` explains every flag.",
+        args=arguments,
+    )
+
+
+def _train(command: Train, arguments: Sequence[str]) -> int:
+    config = command.config()
+    if command.print_config:
+        sys.stdout.write(json.dumps(dataclasses.asdict(config), indent=2) + "\n")
+        return 0
+    from zosam_jax.train import progress, run
+
+    line = ["python", "-m", "zosam_jax", *arguments]
+    show = progress.display(config.log_every)
+    result = run(config, display=show, command=line)
+    if result.status == "interrupted":
+        return 128 + (result.signal or 0)
+    from zosam_jax import report
+
+    curves = result.folder / "curves.png"
+    report.plot(report.read_all([result.folder]), curves)
+    show.message(f"curves: {curves}")
+    return 0
+
+
+def _report(command: Report, arguments: Sequence[str]) -> int:
+    del arguments
+    from rich.console import Console
+
+    from zosam_jax import report
+
+    runs = report.read_all(command.runs)
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=200)
+    console.print(report.terminal_table(runs, console.width))
+    for path in report.write(runs, command.out):
+        sys.stdout.write(f"{path}\n")
+    return 0
+
+
+def _data(command: Data, arguments: Sequence[str]) -> int:
+    del arguments
+    from zosam_jax import data
+
+    if isinstance(command.action, List):
+        sys.stdout.write("\n".join(data.names()) + "\n")
+        return 0
+    action = command.action
+    try:
+        data.prepare(
+            action.name,
+            data_dir=action.data_dir,
+            archive=action.archive,
+            on_progress=_say,
+        )
+    except ValueError as error:
+        raise RunError(str(error)) from error
+    return 0
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(f"{text}\n")
+
+
+_COMMANDS: dict[type, Callable[[Any, Sequence[str]], int]] = {
+    Train: _train,
+    Report: _report,
+    Data: _data,
+}

@@ -1,0 +1,192 @@
+"""Checkpoints of a run: complete or absent, few, checked when they are read."""
+
+import shutil
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+
+from zosam_jax.train.errors import RunError
+
+
+def snapshot(state: Any) -> Any:
+    """Returns a copy of `state` in host memory, which a donated buffer cannot change.
+
+    Args:
+      state: Pytree of arrays, fully addressable from this process.
+    """
+    return jax.tree.map(lambda x: np.array(x, copy=True), state)
+
+
+def digest(state: Any) -> int:
+    """Returns the CRC-32 of all leaves of a snapshot, in order, with their types."""
+    crc = 0
+    for leaf in jax.tree.leaves(state):
+        crc = zlib.crc32(f"{leaf.dtype}{leaf.shape}".encode(), crc)
+        crc = zlib.crc32(np.ascontiguousarray(leaf).view(np.uint8).data, crc)
+    return crc
+
+
+def is_finite(state: Any) -> bool:
+    """Returns whether every floating point number of a snapshot is finite."""
+    floats = (
+        leaf
+        for leaf in jax.tree.leaves(state)
+        if jnp.issubdtype(leaf.dtype, jnp.floating)
+    )
+    return all(bool(np.isfinite(leaf.astype(np.float32)).all()) for leaf in floats)
+
+
+def size_in_bytes(state: Any) -> int:
+    """Returns the bytes of a state, or of its `jax.ShapeDtypeStruct`s, uncompressed."""
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+
+
+class Checkpoints:
+    """The checkpoints of one run, by step, in Orbax's layout.
+
+    `save` copies the state to host memory and writes it in the background: into a
+    folder of another name, renamed when it is complete. Beside the state lies a CRC-32
+    of it, so that a restored one is known to be what was saved.
+    """
+
+    def __init__(self, directory: Path, keep: int):
+        """Opens the folder, and makes it if need be.
+
+        Args:
+          directory: An absolute path.
+          keep: Newest checkpoints to keep, >= 1.
+        """
+        self._directory = directory
+        self._keep = keep
+        self._manager = self._open()
+
+    def _open(self) -> ocp.CheckpointManager:
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=self._keep, cleanup_tmp_directories=True
+        )
+        return ocp.CheckpointManager(self._directory, options=options)
+
+    def steps(self) -> list[int]:
+        """Returns the steps of the complete checkpoints, oldest first."""
+        return sorted(self._manager.all_steps())
+
+    def save(self, step: int, state: Any) -> None:
+        """Starts to write a snapshot; an earlier one that failed is an error here.
+
+        Args:
+          step: Optimizer steps that the state has seen.
+          state: A `snapshot`.
+
+        Raises:
+          RunError: This or the one before it could not be written.
+        """
+        args = ocp.args.Composite(
+            state=ocp.args.StandardSave(state),
+            integrity=ocp.args.JsonSave({"crc32": digest(state)}),
+        )
+        self._guard(lambda: self._manager.save(step, args=args, force=True))
+
+    def wait(self) -> None:
+        """Waits until nothing is being written.
+
+        Raises:
+          RunError: A checkpoint could not be written.
+        """
+        self._guard(self._manager.wait_until_finished)
+
+    def _guard(self, write: Callable[[], Any]) -> None:
+        """Runs `write`; what it raises becomes a `RunError` that says what is left."""
+        try:
+            self._manager.check_for_errors()
+            write()
+        except Exception as error:
+            full = "No space left" in str(error) or "Disk quota" in str(error)
+            reason = "the disk is full." if full else _brief(error)
+            advice = "Make room and run" if full else "Run"
+            raise RunError(
+                f"a checkpoint could not be written to {self._directory}: {reason} "
+                f"{self.last_good()} {advice} the same command again."
+            ) from error
+
+    def last_good(self) -> str:
+        """Returns a sentence that names the newest complete checkpoint."""
+        steps = self.steps()
+        if not steps:
+            return "There is no earlier checkpoint."
+        return f"The last good checkpoint is that of step {steps[-1]}."
+
+    def restore(self, template: Any, warn: Callable[[str], None]) -> Any | None:
+        """Returns the newest intact state as NumPy arrays; None if there is none.
+
+        Damaged ones that are newer than it are moved to `damaged/` beside the folder.
+
+        Args:
+          template: Pytree of arrays or `jax.ShapeDtypeStruct`s to restore into.
+          warn: Called with a sentence about every checkpoint that is damaged.
+
+        Raises:
+          RunError: There are checkpoints and all are damaged.
+        """
+        damaged = {}
+        for step in reversed(self.steps()):
+            try:
+                state = self._read(step, template)
+            except Exception as error:
+                damaged[step] = _brief(error)
+                warn(f"the checkpoint of step {step} is damaged: {damaged[step]}")
+                continue
+            if damaged:
+                warn(f"the run goes on from the one before it, of step {step}.")
+                self._set_aside(damaged)
+            return state
+        if not damaged:
+            return None
+        raise RunError(
+            f"no checkpoint in {self._directory} can be read: steps "
+            f"{', '.join(map(str, damaged))}. The newest says: "
+            f"{next(iter(damaged.values()))} Restore the folder from a copy, or start "
+            "anew with --overwrite."
+        )
+
+    def _read(self, step: int, template: Any) -> Any:
+        like = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), template)
+        args = ocp.args.Composite(
+            state=ocp.args.StandardRestore(like), integrity=ocp.args.JsonRestore()
+        )
+        restored: Any = self._manager.restore(step, args=args)
+        if digest(restored["state"]) != restored["integrity"]["crc32"]:
+            raise RunError("its contents are not those that were written (CRC-32).")
+        return restored["state"]
+
+    def _set_aside(self, steps: Any) -> None:
+        self._manager.close()
+        aside = self._directory.parent / "damaged"
+        for step in steps:
+            target = aside / str(step)
+            if target.exists():
+                shutil.rmtree(target)
+            aside.mkdir(exist_ok=True)
+            shutil.move(self._directory / str(step), target)
+        self._manager = self._open()
+
+    def close(self) -> None:
+        """Ends the background threads; waits for what they write."""
+        self._manager.close()
+
+
+def _brief(error: Exception) -> str:
+    """Returns the first line of an error, with its type, as a sentence."""
+    lines = str(error).strip().splitlines() or [""]
+    text = (
+        lines[0]
+        if isinstance(error, RunError)
+        else f"{type(error).__name__}: {lines[0]}"
+    )
+    text = text if len(text) <= 300 else text[:297] + "..."
+    return text if text.endswith(".") else text + "."

@@ -1,0 +1,195 @@
+"""The configuration of a training run: one flat, frozen, checked record."""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from zosam_jax import _check
+
+DTYPES = ("float32", "bfloat16")
+METHODS = ("dense", "random", "magnitude", "snip", "set", "rigl")
+BUDGETS = ("auto", "erk", "uniform", "global")
+GRADIENTS = ("zosam", "backprop")
+OPTIMIZERS = ("sgd", "adamw", "lion", "rmsprop", "adafactor")
+SCHEDULES = ("cosine", "step", "constant")
+LOOPS = ("auto", "scan", "steps")
+
+# A run may be continued with other values of these: none changes the numbers.
+HOUSEKEEPING = frozenset(
+    {
+        "data_dir",
+        "out",
+        "checkpoint_every",
+        "keep",
+        "log_every",
+        "tensorboard",
+        "overwrite",
+    }
+)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class TrainConfig:
+    """What is trained, how, and where the run goes.
+
+    The defaults are the preset `digits`. Every value is checked on construction.
+
+    Raises:
+      ValueError: A value is unknown or out of range; the message names the field.
+    """
+
+    dataset: str = "digits"
+    """Data set: digits (in the package), cifar10 or cifar100 (`data prepare`)."""
+    data_dir: str | None = None
+    """TFDS directory of the prepared data sets. None: TFDS's own default."""
+    model: str = "resnet20"
+    """Network: resnet20, resnet32, resnet44, resnet56 or vit."""
+    width: float = 1.0
+    """Multiplier of the layers' widths; sparse-training papers use ResNet-32 at 2."""
+    dtype: str = "float32"
+    """Type that the network computes in: float32 or bfloat16. Parameters, batch \
+statistics, losses and norms stay float32."""
+
+    method: str = "rigl"
+    """Sparse training: dense (none), random, magnitude or snip (masks fixed at the \
+start), set (random growth) or rigl (growth by gradient)."""
+    sparsity: float = 0.9
+    """Share of the sparsified weights that are zero, in [0, 1). Biases and norms are \
+dense and do not count. Without effect where the method is dense."""
+    budget: str = "auto"
+    """How the layers share the sparsity: erk, uniform, or global (magnitude and snip \
+only: one threshold over all layers). auto: global for snip, as in its paper, and \
+erk for the others."""
+    dense: tuple[str, ...] = ()
+    """Further parameters that stay dense: glob patterns on their "/"-joined paths, as \
+"stem/*". Those of the model itself are always added."""
+    update_interval: int = 100
+    """Optimizer steps between two changes of the mask (set and rigl)."""
+    drop_fraction: float = 0.3
+    """Share of a layer's weights replaced by the first change; it decays by a cosine \
+(set and rigl)."""
+    stop_fraction: float = 0.75
+    """Share of the training after which the mask stays as it is (set and rigl)."""
+
+    gradient: str = "zosam"
+    """Gradient estimator: zosam (sharpness-aware, one backward pass) or backprop (the \
+plain gradient)."""
+    rho: float = 0.05
+    """Radius of the zosam perturbation, an L2 norm over the live weights."""
+    delta: float = 1e-3
+    """Smoothing of zosam's finite differences: the step along a random direction."""
+    num_directions: int = 1
+    """Random directions of a zosam step; each costs two forward passes, or one where \
+`two_sided` is off (and one more in all)."""
+    two_sided: bool = True
+    """Central differences (off: forward differences) in zosam."""
+    chunk_size: int | None = None
+    """zosam directions evaluated together by vmap. None: one after another."""
+    aux_from: str = "descent"
+    """Forward pass of zosam that supplies BatchNorm statistics and the training \
+accuracy: descent or probe."""
+
+    optimizer: str = "sgd"
+    """Optimizer: sgd, adamw, lion, rmsprop or adafactor."""
+    learning_rate: float = 0.1
+    """Peak learning rate."""
+    momentum: float = 0.9
+    """Momentum of sgd and rmsprop; the others keep Optax's defaults."""
+    weight_decay: float = 5e-4
+    """Weight decay on all parameters: added to the gradient for sgd and rmsprop, \
+decoupled for adamw, lion and adafactor."""
+    schedule: str = "cosine"
+    """Learning rate after the warm-up: cosine (to 0), step (x 0.1 at 1/2 and at 3/4 \
+of the steps) or constant."""
+    warmup_epochs: float = 0.0
+    """Epochs over which the learning rate rises from 0."""
+    clip_norm: float = 0.0
+    """Largest global norm of the gradient; 0: no clipping."""
+    batch_size: int = 64
+    """Images of a step, over all local devices together."""
+    epochs: int = 40
+    """Passes over the training set; the last, incomplete batch of each is dropped."""
+    seed: int = 0
+    """Seed of all that is random: parameters, masks, order, augmentation, zosam."""
+
+    out: str | None = None
+    """Folder of the run. None: runs/DATASET-MODEL-METHOD-SPARSITY-GRADIENT-sSEED. The \
+same command with the same folder continues the run."""
+    checkpoint_every: int = 10
+    """Epochs between two checkpoints; the last epoch always leaves one."""
+    keep: int = 2
+    """Checkpoints kept, newest first."""
+    log_every: float = 10.0
+    """Seconds between two lines within an epoch where there is no terminal."""
+    tensorboard: bool = False
+    """Also write TensorBoard scalars (needs tensorboardX)."""
+    loop: str = "auto"
+    """scan: many steps in one compiled loop; steps: one call a step; auto: steps on \
+CPUs, where convolutions in a compiled loop are slow, else scan."""
+    overwrite: bool = False
+    """Delete a run that is in the folder already and start anew."""
+
+    def __post_init__(self):
+        for name, choices in (
+            ("dtype", DTYPES),
+            ("method", METHODS),
+            ("budget", BUDGETS),
+            ("gradient", GRADIENTS),
+            ("aux_from", ("descent", "probe")),
+            ("optimizer", OPTIMIZERS),
+            ("schedule", SCHEDULES),
+            ("loop", LOOPS),
+        ):
+            _check.one_of(name, getattr(self, name), choices)
+        for name in ("update_interval", "num_directions", "batch_size", "epochs"):
+            _check.whole(name, getattr(self, name))
+        for name in ("checkpoint_every", "keep"):
+            _check.whole(name, getattr(self, name))
+        _check.whole("seed", self.seed, least=0)
+        if self.chunk_size is not None:
+            _check.whole("chunk_size", self.chunk_size)
+        for name in ("rho", "weight_decay", "clip_norm", "log_every"):
+            _check.number(name, getattr(self, name), least=0)
+        for name in ("delta", "learning_rate", "width"):
+            _check.number(name, getattr(self, name), above=0)
+        for name in ("sparsity", "momentum"):
+            _check.number(name, getattr(self, name), least=0, below=1)
+        _check.number("drop_fraction", self.drop_fraction, least=0, most=1)
+        _check.number("stop_fraction", self.stop_fraction, least=0, most=1)
+        _check.number("warmup_epochs", self.warmup_epochs, least=0, below=self.epochs)
+        if self.budget == "global" and self.method not in ("magnitude", "snip"):
+            raise ValueError(
+                f"budget='global' ranks all layers by one score, which method="
+                f"{self.method!r} does not have. Use budget='erk' or 'uniform', or "
+                "method='magnitude' or 'snip'."
+            )
+
+    @property
+    def folder(self) -> Path:
+        """The absolute folder of the run."""
+        sparse = self.method if self.method == "dense" else self._sparse_name
+        name = f"{self.dataset}-{self.model}-{sparse}-{self.gradient}-s{self.seed}"
+        return Path(self.out or Path("runs", name)).expanduser().resolve()
+
+    @property
+    def _sparse_name(self) -> str:
+        return f"{self.method}-{self.sparsity:g}"
+
+
+def differences(
+    old: Mapping[str, Any], new: Mapping[str, Any]
+) -> dict[str, tuple[Any, Any]]:
+    """Returns the fields whose values differ and matter, as `{field: (old, new)}`.
+
+    Args:
+      old: A configuration as `dataclasses.asdict` or JSON gives it.
+      new: Another one.
+    """
+
+    def plain(value: Any) -> Any:
+        return list(value) if isinstance(value, tuple) else value
+
+    names = [name for name in {**old, **new} if name not in HOUSEKEEPING]
+    pairs = {name: (plain(old.get(name)), plain(new.get(name))) for name in names}
+    return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}

@@ -1,0 +1,387 @@
+"""A run from its configuration to its summary: the host's side of training."""
+
+import collections
+import contextlib
+import dataclasses
+import errno
+import json
+import math
+import signal
+import statistics
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+
+from zosam_jax import data
+from zosam_jax.train import checkpoint, folder, metrics, optimizer
+from zosam_jax.train.config import TrainConfig
+from zosam_jax.train.errors import RunError
+from zosam_jax.train.plan import plan
+from zosam_jax.train.programs import Programs
+from zosam_jax.train.progress import Display, Silent, Status, duration
+from zosam_jax.train.step import Totals, TrainState, count_weights
+
+# Steps (or blocks of them) that are dispatched before the host looks at the oldest.
+_LAG = 2
+# Seconds that a block of compiled steps should take.
+_BLOCK_SECONDS = 1.0
+
+
+class Result(NamedTuple):
+    """How a call of `run` ended.
+
+    Attributes:
+      folder: The run's folder.
+      status: "finished", "unchanged" (it was finished before), or "interrupted".
+      summary: The contents of `summary.json`; None where interrupted.
+      signal: The signal that interrupted the run, else None.
+    """
+
+    folder: Path
+    status: str
+    summary: dict[str, Any] | None
+    signal: int | None = None
+
+
+def run(
+    config: TrainConfig,
+    *,
+    dataset: data.Dataset | None = None,
+    model: Any = None,
+    display: Display | None = None,
+    command: Sequence[str] | None = None,
+) -> Result:
+    """Trains as the configuration says, and leaves a run folder.
+
+    A run that is in the folder already goes on from its last complete checkpoint, to
+    the same numbers bit for bit on the same machine and software. SIGINT and SIGTERM
+    end the step, write a checkpoint and return; a second one acts at once.
+
+    Args:
+      config: The configuration.
+      dataset: Images to train on instead of those that `config.dataset` names.
+      model: A Linen module, called with `(images, train=...)`, instead of the one that
+        `config.model` names.
+      display: Where to show what happens. Default: nowhere.
+      command: The command line, for the record.
+
+    Raises:
+      RunError: The run cannot start or go on; the message says what would work.
+      zosam_jax.data.DatasetError: The data set is missing or damaged.
+    """
+    show = display or Silent()
+    folder.check(config)
+    finished = _summary(config)
+    if finished is not None:
+        show.message(f"{config.folder} is finished already; nothing to do.")
+        return Result(config.folder, "unchanged", finished)
+    programs = plan(config, dataset, model)
+    needed = (config.keep + 2) * checkpoint.size_in_bytes(programs.abstract)
+    folder.check_space(config, needed)
+    with (
+        folder.claim(config) as path,
+        _interruptions() as received,
+        contextlib.closing(show),
+        contextlib.closing(
+            checkpoint.Checkpoints(path / "checkpoints", config.keep)
+        ) as checkpoints,
+        _full_disks(path, checkpoints),
+    ):
+        return _Session(programs, path, checkpoints, show, received).run(command)
+
+
+@contextlib.contextmanager
+def _full_disks(path: Path, checkpoints: checkpoint.Checkpoints) -> Iterator[None]:
+    """Says what is left where a file could not be written for lack of room."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise RunError(
+            f"the disk of {path} is full. {checkpoints.last_good()} Make room and run "
+            "the same command again."
+        ) from error
+
+
+def _summary(config: TrainConfig) -> dict[str, Any] | None:
+    path = config.folder / "summary.json"
+    if config.overwrite or not path.exists():
+        return None
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise RunError(
+            f"{path} is not valid JSON: {error}. Delete it; the same command writes it "
+            "again from the last checkpoint."
+        ) from error
+
+
+@contextlib.contextmanager
+def _interruptions() -> Iterator[list[int]]:
+    """Collects SIGINT and SIGTERM in a list; the second one acts as it used to."""
+    received: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield received
+        return
+    old = {
+        number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)
+    }
+
+    def restore() -> None:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+
+    def note(number: int, frame: Any) -> None:
+        del frame
+        received.append(number)
+        restore()
+
+    for number in old:
+        signal.signal(number, note)
+    try:
+        yield received
+    finally:
+        restore()
+
+
+@dataclasses.dataclass
+class _Session:
+    """One process at work on a run."""
+
+    programs: Programs
+    path: Path
+    checkpoints: checkpoint.Checkpoints
+    show: Display
+    received: list[int]
+
+    def run(self, command: Sequence[str] | None) -> Result:
+        self.config = self.programs.task.config
+        self.schedule = optimizer.learning_rate(
+            self.config, self.programs.task.total_steps
+        )
+        state = self._start(command)
+        self.log = metrics.MetricsLog(
+            self.path, tensorboard=self.config.tensorboard, step=self.first_step
+        )
+        try:
+            state = self._train(state)
+        finally:
+            self.log.close()
+        if self.step < self.programs.task.total_steps:
+            self.show.message(
+                f"interrupted at step {self.step}. {self.checkpoints.last_good()} The "
+                "same command goes on from here."
+            )
+            return Result(self.path, "interrupted", None, self.received[0])
+        return Result(self.path, "finished", self._summarize(state))
+
+    def _start(self, command: Sequence[str] | None) -> TrainState:
+        """Compiles, and returns the state to start from: restored, or new."""
+        programs, show = self.programs, self.show
+        restored = self.checkpoints.restore(programs.abstract, show.message)
+        step = 0 if restored is None else int(restored.step)
+        changes = folder.write_config(self.path, self.config, command, step)
+        show.message(self._headline())
+        if restored is not None:
+            show.message(f"resuming at step {step} of {programs.task.total_steps}")
+        if restored is not None and changes:
+            show.message(
+                "not as in the session before, so the last digits may differ: "
+                + ", ".join(changes)
+            )
+        programs.compile()
+        state = programs.init() if restored is None else programs.place(restored)
+        self.step = self.first_step = self.saved_step = step
+        kept = metrics.cut(self.path / "metrics.jsonl", step)
+        self.seconds_before = max((r["seconds"] for r in kept), default=0.0)
+        tests = [r["accuracy"] for r in kept if r["split"] == "test"]
+        self.test_accuracy = tests[-1] if tests else None
+        self.sparsity = count_weights(state, self.config.method)["sparsity"]
+        total = sum(programs.compile_seconds.values())
+        show.message(f"compiled in {total:.1f} s")
+        self.block = 1
+        self.started = time.perf_counter()
+        return state
+
+    def _headline(self) -> str:
+        task, c = self.programs.task, self.config
+        count = sum(x.size for x in jax.tree.leaves(self.programs.abstract.params))
+        sparse = "" if c.method == "dense" else f" at sparsity {c.sparsity:g}"
+        return (
+            f"{c.dataset}: {len(task.dataset.train_labels):,} training and "
+            f"{len(task.dataset.test_labels):,} test images; {c.model} with {count:,} "
+            f"parameters; {c.method}{sparse}, {c.gradient}, {c.optimizer}; "
+            f"{task.mesh.size} x {jax.local_devices()[0].device_kind}; {self.path}"
+        )
+
+    def _train(self, state: TrainState) -> TrainState:
+        task = self.programs.task
+        for epoch in range(self.step // task.steps_per_epoch, self.config.epochs):
+            state, totals, speed = self._epoch(state, epoch)
+            is_last = self.step == task.total_steps
+            is_due = False
+            if totals and self.step == (epoch + 1) * task.steps_per_epoch:
+                self._record(state, epoch, totals, speed)
+                is_due = (epoch + 1) % self.config.checkpoint_every == 0
+            if self.step > self.saved_step and (is_due or is_last or self.received):
+                self._save(state)
+            if self.received and not is_last:
+                break
+        self.checkpoints.wait()
+        return state
+
+    def _epoch(
+        self, state: TrainState, epoch: int
+    ) -> tuple[TrainState, Totals | None, float]:
+        """Trains to the end of an epoch, or to an interruption."""
+        programs, begin = self.programs, self.step
+        end = (epoch + 1) * programs.task.steps_per_epoch
+        order = programs.order(epoch)
+        waiting: collections.deque[tuple[int, Totals]] = collections.deque()
+        totals = None
+        self.epoch, self.epoch_began = epoch, time.perf_counter()
+        self.epoch_step = begin
+        self.looked = self.ready = self.epoch_began
+        while self.step < end and not self.received:
+            stop = min(self.step + self.block, end)
+            state, totals = programs.advance(state, order, stop)
+            waiting.append((stop - self.step, totals))
+            self.step = stop
+            if len(waiting) > _LAG:
+                self._look(*waiting.popleft())
+        if totals is None:
+            return state, None, 0.0
+        totals = jax.device_get(totals)
+        self._check_finite(totals)
+        elapsed = time.perf_counter() - self.epoch_began
+        return state, totals, (self.step - begin) * self.config.batch_size / elapsed
+
+    def _look(self, size: int, totals: Totals) -> None:
+        """Waits for an earlier block of steps, and shows it if it is time to."""
+        jax.block_until_ready(totals)
+        now = time.perf_counter()
+        if self.programs.scans:
+            per_step = max(now - self.ready, 1e-6) / size
+            self.block = max(1, min(int(_BLOCK_SECONDS / per_step), 2 * self.block))
+        self.ready = now
+        if now - self.looked < self.show.interval:
+            return
+        self.looked = now
+        totals = jax.device_get(totals)
+        self._check_finite(totals)
+        spe = self.programs.task.steps_per_epoch
+        done = self.epoch * spe + int(totals.steps)
+        speed = (done - self.epoch_step) * self.config.batch_size
+        self.show.update(self._status(done, totals, speed / (now - self.epoch_began)))
+
+    def _status(self, step: int, totals: Totals, speed: float) -> Status:
+        task, count = self.programs.task, max(int(totals.steps), 1)
+        elapsed = time.perf_counter() - self.started
+        left = (task.total_steps - step) * elapsed / max(step - self.first_step, 1)
+        return Status(
+            step=step,
+            total_steps=task.total_steps,
+            epoch=self.epoch + 1,
+            epochs=self.config.epochs,
+            loss=float(totals.loss) / count,
+            accuracy=int(totals.correct) / (count * self.config.batch_size),
+            test_accuracy=self.test_accuracy,
+            sparsity=self.sparsity,
+            images_per_second=speed,
+            seconds_left=left,
+        )
+
+    def _check_finite(self, totals: Totals) -> None:
+        if totals.bad_step >= 0 or not math.isfinite(totals.loss):
+            self._fail(int(totals.bad_step))
+
+    def _fail(self, step: int) -> None:
+        self.checkpoints.wait()
+        where = f"at step {step}" if step >= 0 else f"near step {self.step}"
+        raise RunError(
+            f"the loss is not finite {where} (epoch {self.epoch + 1}). "
+            f"{self.checkpoints.last_good()} Try, with another --out, a lower "
+            f"--learning-rate (now {self.config.learning_rate:g}), --clip-norm 1, or a "
+            f"smaller --rho (now {self.config.rho:g}) or --delta (now "
+            f"{self.config.delta:g})."
+        )
+
+    def _record(
+        self, state: TrainState, epoch: int, totals: Totals, speed: float
+    ) -> None:
+        """Evaluates at the end of an epoch, and writes and shows the figures."""
+        loss, accuracy = self.programs.evaluate(state)
+        if not math.isfinite(loss):
+            self._fail(-1)
+        self.test_accuracy = accuracy
+        self.sparsity = count_weights(state, self.config.method)["sparsity"]
+        seconds = self.seconds_before + time.perf_counter() - self.started
+        status = self._status(self.step, totals, speed)
+        where = {"step": self.step, "epoch": epoch + 1}
+        steps = int(totals.steps)
+        self.log.write(
+            {
+                **where,
+                "split": "train",
+                "loss": status.loss,
+                "accuracy": status.accuracy,
+                "sparsity": self.sparsity,
+                "learning_rate": float(self.schedule(self.step - 1)),
+                "perturbation_norm": float(totals.perturbation_norm) / steps,
+                "unperturbed_steps": int(totals.unperturbed),
+                "images_per_second": speed,
+                "seconds": seconds,
+            }
+        )
+        self.log.write(
+            {
+                **where,
+                "split": "test",
+                "loss": loss,
+                "accuracy": accuracy,
+                "sparsity": self.sparsity,
+                "seconds": seconds,
+            }
+        )
+        self.show.epoch(status)
+
+    def _save(self, state: TrainState) -> None:
+        saved = checkpoint.snapshot(state)
+        if not checkpoint.is_finite((saved.params, saved.model_state)):
+            self._fail(-1)
+        self.checkpoints.save(self.step, saved)
+        self.saved_step = self.step
+
+    def _summarize(self, state: TrainState) -> dict[str, Any]:
+        """Writes `summary.json` and returns its contents."""
+        records = metrics.read(self.path / "metrics.jsonl")
+        last = {r["split"]: r for r in records if r["step"] == self.step}
+        compile_seconds = self.programs.compile_seconds
+        summary = {
+            "status": "finished",
+            "epochs": self.config.epochs,
+            "steps": self.step,
+            "train_loss": last["train"]["loss"],
+            "train_accuracy": last["train"]["accuracy"],
+            "test_loss": last["test"]["loss"],
+            "test_accuracy": last["test"]["accuracy"],
+            **count_weights(state, self.config.method),
+            "images_per_second": statistics.median(
+                r["images_per_second"] for r in records if r["split"] == "train"
+            ),
+            "seconds": last["test"]["seconds"],
+            "compile_seconds": sum(compile_seconds.values()),
+            "compile_seconds_by_program": dict(compile_seconds),
+        }
+        metrics.write_json(self.path / "summary.json", summary)
+        self.show.message(
+            f"finished: test accuracy {summary['test_accuracy']:.2%} at sparsity "
+            f"{summary['sparsity']:.2%} in {duration(summary['seconds'])} and "
+            f"{summary['compile_seconds']:.0f} s of compilation"
+        )
+        return summary

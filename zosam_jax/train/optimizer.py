@@ -1,0 +1,158 @@
+"""From a configuration to one Optax transformation: tables, one row a choice."""
+
+from collections.abc import Callable
+from typing import Any
+
+import optax
+
+import zosam_jax as zs
+from zosam_jax.train.config import TrainConfig
+
+Schedule = Callable[[Any], Any]
+
+
+def learning_rate(config: TrainConfig, total_steps: int) -> Schedule:
+    """Returns the learning rate as a function of the optimizer step.
+
+    Args:
+      config: Its `learning_rate`, `schedule` and `warmup_epochs` count.
+      total_steps: Steps of the whole run.
+    """
+    warmup = round(total_steps * config.warmup_epochs / config.epochs)
+    main = SCHEDULES[config.schedule](
+        config.learning_rate, max(total_steps - warmup, 1)
+    )
+    if not warmup:
+        return main
+    rise = optax.linear_schedule(0.0, config.learning_rate, warmup)
+    return optax.join_schedules([rise, main], [warmup])
+
+
+def _step(peak: float, steps: int) -> Schedule:
+    return optax.piecewise_constant_schedule(
+        peak, {steps // 2: 0.1, steps * 3 // 4: 0.1}
+    )
+
+
+SCHEDULES: dict[str, Callable[[float, int], Schedule]] = {
+    "cosine": optax.cosine_decay_schedule,
+    "step": _step,
+    "constant": lambda peak, _: optax.constant_schedule(peak),
+}
+
+
+def _coupled(config: TrainConfig, tx: Any) -> optax.GradientTransformation:
+    return optax.chain(optax.add_decayed_weights(config.weight_decay), tx)
+
+
+OPTIMIZERS: dict[str, Callable[[TrainConfig, Schedule], Any]] = {
+    "sgd": lambda c, lr: _coupled(c, optax.sgd(lr, momentum=c.momentum)),
+    "adamw": lambda c, lr: optax.adamw(lr, weight_decay=c.weight_decay),
+    "lion": lambda c, lr: optax.lion(lr, weight_decay=c.weight_decay),
+    "rmsprop": lambda c, lr: _coupled(c, optax.rmsprop(lr, momentum=c.momentum)),
+    "adafactor": lambda c, lr: optax.adafactor(
+        lr, weight_decay_rate=c.weight_decay or None
+    ),
+}
+
+
+def _zosam(config: TrainConfig, aux_like: Any) -> Any:
+    return zs.zosam(
+        config.rho,
+        delta=config.delta,
+        num_directions=config.num_directions,
+        two_sided=config.two_sided,
+        chunk_size=config.chunk_size,
+        aux_from=config.aux_from,
+        has_aux=True,
+        aux_like=aux_like,
+        seed=config.seed,
+    )
+
+
+def _backprop(config: TrainConfig, aux_like: Any) -> Any:
+    del config
+    return zs.backprop(has_aux=True, aux_like=aux_like)
+
+
+GRADIENTS: dict[str, Callable[[TrainConfig, Any], Any]] = {
+    "zosam": _zosam,
+    "backprop": _backprop,
+}
+
+
+def _dynamic(make: Callable[..., Any]) -> Callable[..., Any]:
+    def method(config: TrainConfig, total_steps: int, **rest: Any) -> Any:
+        del rest["value_fn"]
+        return make(
+            config.sparsity,
+            total_steps,
+            interval=config.update_interval,
+            drop_fraction=config.drop_fraction,
+            stop_fraction=config.stop_fraction,
+            **rest,
+        )
+
+    return method
+
+
+def _static(criterion: str) -> Callable[..., Any]:
+    def method(config: TrainConfig, total_steps: int, **rest: Any) -> Any:
+        del total_steps
+        if criterion != "snip":
+            rest["value_fn"] = None
+        return zs.sparsity.static(config.sparsity, criterion, **rest)
+
+    return method
+
+
+METHODS: dict[str, Callable[..., Any] | None] = {
+    "dense": None,
+    "random": _static("random"),
+    "magnitude": _static("magnitude"),
+    "snip": _static("snip"),
+    "set": _dynamic(zs.sparsity.set_),
+    "rigl": _dynamic(zs.sparsity.rigl),
+}
+
+
+def make(
+    config: TrainConfig,
+    total_steps: int,
+    *,
+    dense: tuple[str, ...],
+    aux_like: Any,
+    value_fn: Callable[[Any], Any],
+) -> optax.GradientTransformationExtraArgs:
+    """Returns the whole optimizer: gradient, clipping, decay, update rule, masks.
+
+    Its `update` takes `value_fn(params) -> (loss, aux)` and needs no gradient;
+    `zosam_jax.estimate` reads loss and aux from its state.
+
+    Args:
+      config: The configuration.
+      total_steps: Steps of the whole run.
+      dense: Patterns of the parameters that stay dense.
+      aux_like: Shapes of aux.
+      value_fn: `params -> loss` of the batch that SNIP scores by; `init` calls it.
+
+    Raises:
+      ValueError: The sparsity cannot be met, or an argument is out of range.
+    """
+    rule = OPTIMIZERS[config.optimizer](config, learning_rate(config, total_steps))
+    if config.clip_norm:
+        rule = optax.chain(optax.clip_by_global_norm(config.clip_norm), rule)
+    gradient = GRADIENTS[config.gradient](config, aux_like)
+    method = METHODS[config.method]
+    if method is None:
+        return optax.chain(gradient, rule)
+    usual = "global" if config.method == "snip" else "erk"
+    sparse = method(
+        config,
+        total_steps,
+        budget=usual if config.budget == "auto" else config.budget,
+        dense=dense,
+        seed=config.seed,
+        value_fn=value_fn,
+    )
+    return zs.sparsify(rule, sparse, gradient=gradient)

@@ -1,0 +1,138 @@
+"""The compiled programs of a run, and the arrays that they share."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from zosam_jax.train import step as steps
+from zosam_jax.train.step import EvalTotals, Task, Totals, TrainState
+
+
+class Programs:
+    """The programs of a task, each compiled once, ahead of its first call.
+
+    Attributes:
+      task: The task.
+      abstract: Shapes and shardings of the state.
+      scans: Whether `advance` runs many steps in one compiled loop.
+      compile_seconds: Seconds of tracing and compilation, by program.
+    """
+
+    def __init__(self, task: Task):
+        """Traces the initial state, which checks the sparse method; compiles nothing.
+
+        Raises:
+          ValueError: The method cannot meet the configuration.
+        """
+        self.task = task
+        self.compile_seconds: dict[str, float] = {}
+        loop = task.config.loop
+        is_cpu = task.mesh.devices.flat[0].platform == "cpu"
+        self.scans = not is_cpu if loop == "auto" else loop == "scan"
+        shapes = jax.eval_shape(lambda *data: steps.init(task, *data), *self._train())
+        self.abstract = self._abstract(shapes)
+
+    def _abstract(self, tree: Any) -> Any:
+        sharding = self.task.replicated()
+        return jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree
+        )
+
+    def _train(self) -> Any:
+        data = self.task.dataset
+        return self._abstract((data.train_images, data.train_labels))
+
+    def _test(self) -> Any:
+        data = self.task.dataset
+        return self._abstract((data.test_images, data.test_labels))
+
+    def _compile(
+        self, name: str, function: Callable[..., Any], *shapes: Any, donate: Any = ()
+    ) -> Callable[..., Any]:
+        started = time.perf_counter()
+        jitted = jax.jit(
+            function, donate_argnums=donate, out_shardings=self.task.replicated()
+        )
+        compiled = jitted.lower(*shapes).compile()
+        self.compile_seconds[name] = time.perf_counter() - started
+        return compiled
+
+    def compile(self) -> None:
+        """Puts the data on the devices and compiles all but the initial state."""
+        task, data, state = self.task, self.task.dataset, self.abstract
+        place = task.replicated()
+        self._train_data = jax.device_put((data.train_images, data.train_labels), place)
+        self._test_data = jax.device_put((data.test_images, data.test_labels), place)
+        count = self._abstract(jnp.zeros((), jnp.int32))
+
+        self._order = self._compile(
+            "order", lambda epoch: steps.epoch_order(task, epoch), count
+        )
+        order = self._abstract(jax.eval_shape(self._order_shape, count))
+        self._advance = self._compile(
+            "train",
+            self._advance_scan if self.scans else self._advance_step,
+            *(state, order, *self._train(), *([count] if self.scans else [])),
+            donate=0,
+        )
+        sums = self._abstract(_no_eval_totals())
+        self._eval = self._compile(
+            "evaluate",
+            lambda *arguments: steps.eval_step(task, *arguments),
+            *((state.params, state.model_state), *self._test(), count, sums),
+        )
+
+    def _order_shape(self, epoch: jax.Array) -> jax.Array:
+        return steps.epoch_order(self.task, epoch)
+
+    def _advance_step(self, state: TrainState, *data: Any) -> tuple[TrainState, Totals]:
+        state = steps.train_step(self.task, state, *data)
+        return state, state.totals
+
+    def _advance_scan(self, state: TrainState, *data: Any) -> tuple[TrainState, Totals]:
+        state = steps.train_until(self.task, state, *data)
+        return state, state.totals
+
+    def init(self) -> TrainState:
+        """Returns the state before the first step."""
+        create = self._compile(
+            "init", lambda *data: steps.init(self.task, *data), *self._train()
+        )
+        return create(*self._train_data)
+
+    def place(self, snapshot: Any) -> TrainState:
+        """Returns a restored snapshot as a state on the devices."""
+        return jax.device_put(snapshot, self.task.replicated())
+
+    def order(self, epoch: int) -> jax.Array:
+        """Returns the order of the training images in an epoch."""
+        return self._order(np.int32(epoch))
+
+    def advance(
+        self, state: TrainState, order: jax.Array, stop: int
+    ) -> tuple[TrainState, Totals]:
+        """Trains up to a step, or by one where `scans` is off; `state` is used up.
+
+        Returns without waiting for the devices: the new state, and a copy of its totals
+        that outlives it.
+        """
+        last = [np.int32(stop)] if self.scans else []
+        return self._advance(state, order, *self._train_data, *last)
+
+    def evaluate(self, state: TrainState) -> tuple[float, float]:
+        """Returns the mean loss and the accuracy on the test set."""
+        count = len(self.task.dataset.test_labels)
+        totals = jax.device_put(_no_eval_totals(), self.task.replicated())
+        variables = (state.params, state.model_state)
+        for start in range(0, count, steps.eval_batch_size(self.task)):
+            totals = self._eval(variables, *self._test_data, np.int32(start), totals)
+        loss, correct = jax.device_get(totals)
+        return float(loss) / count, int(correct) / count
+
+
+def _no_eval_totals() -> EvalTotals:
+    return EvalTotals(jnp.zeros((), jnp.float32), jnp.zeros((), jnp.int32))
