@@ -30,7 +30,16 @@ RHO, SPARSITY, INTERVAL = 0.05, 0.9, 100
 
 
 class Step(NamedTuple):
-    """A compiled step, its arguments, and what compiling said."""
+    """A compiled step, its arguments, and what the compiler said of it.
+
+    Attributes:
+      run: The compiled step.
+      state: Its argument.
+      compile_seconds: Tracing, lowering and compilation.
+      temporary_bytes: Buffers that live during the step alone.
+      peak_bytes: These, the arguments and the results.
+      flops: XLA's count.
+    """
 
     run: Any
     state: Any
@@ -120,7 +129,10 @@ def compile_step(step: Callable[[Any], Any], state: Any) -> Step:
         state,
         seconds,
         memory.temp_size_in_bytes,
-        getattr(memory, "peak_memory_in_bytes", 0),
+        memory.temp_size_in_bytes
+        + memory.argument_size_in_bytes
+        + memory.output_size_in_bytes
+        - memory.alias_size_in_bytes,
         float(cost.get("flops", float("nan"))),
     )
 
@@ -227,10 +239,9 @@ def targets(
 def show(rows: list[dict[str, Any]], targets: dict[str, float], title: str) -> None:
     """Prints the table."""
     table = Table(title=title)
-    for column in ("step", "images/s", "share of SGD", "FLOPs / SGD's", "compile s"):
-        table.add_column(column, justify="left" if column == "step" else "right")
-    table.add_column("temporary MiB", justify="right")
-    table.add_column("peak MiB", justify="right")
+    table.add_column("step", no_wrap=True)
+    for column in ("images/s", "share", "FLOPs", "compile s", "temp MiB", "peak MiB"):
+        table.add_column(column, justify="right")
     for row in sorted(rows, key=lambda row: row["seconds_median"]):
         table.add_row(
             row["step"],
@@ -243,6 +254,7 @@ def show(rows: list[dict[str, Any]], targets: dict[str, float], title: str) -> N
         )
     console = Console()
     console.print(table)
+    console.print("share: of SGD's throughput. FLOPs: of SGD's.")
     for name, value in targets.items():
         console.print(f"{name}: {value:.4f}", highlight=False)
 

@@ -159,7 +159,7 @@ def zosam(
       ...     print(f"{zs.estimate(state).value:.1f}")
       18.0
       11.5
-      7.4
+      7.3
     """
     _check_arguments(rho, delta, num_directions, aux_from, norm_over)
 
