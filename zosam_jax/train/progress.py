@@ -1,10 +1,12 @@
 """What a person sees of a run: a live bar on a terminal, plain lines elsewhere."""
 
 import sys
+from collections.abc import Iterable
 from typing import NamedTuple, Protocol
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.text import Text
 
 
 class Status(NamedTuple):
@@ -97,17 +99,29 @@ class Lines:
 
     def update(self, status: Status) -> None:
         """Prints a line."""
-        self.message(f"  step {status.step}/{status.total_steps}  {describe(status)}")
+        self._line(f"  step {status.step}/{status.total_steps}", status)
 
     def epoch(self, status: Status) -> None:
         """Prints a line."""
         width = len(str(status.epochs))
-        self.message(
-            f"epoch {status.epoch:{width}}/{status.epochs}  {describe(status)}"
-        )
+        self._line(f"epoch {status.epoch:{width}}/{status.epochs}", status)
+
+    def _line(self, where: str, status: Status) -> None:
+        left = duration(status.seconds_left)
+        self.message(f"{where}  {figures(status)}  {left} left")
 
     def close(self) -> None:
         """Does nothing."""
+
+
+class _BarAboveFigures(Progress):
+    """A bar as wide as the terminal, and the figures in a line of their own."""
+
+    figures = ""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        yield from super().get_renderables()
+        yield Text(self.figures)
 
 
 class Bar:
@@ -117,29 +131,31 @@ class Bar:
 
     def __init__(self, console: Console):
         """Makes the display; the bar appears with the first status."""
-        self._bar = Progress(
+        self._bar = _BarAboveFigures(
             TextColumn("{task.description}"),
-            BarColumn(bar_width=20),
-            TextColumn("{task.fields[text]}"),
+            BarColumn(bar_width=None),
+            TextColumn("{task.fields[left]} left"),
             console=console,
+            expand=True,
         )
         self._task: TaskID | None = None
 
     def message(self, text: str) -> None:
         """Prints a sentence above the bar."""
-        self._bar.console.print(text, markup=False, highlight=False)
+        self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def update(self, status: Status) -> None:
         """Moves the bar."""
         name = f"epoch {status.epoch}/{status.epochs}"
         if self._task is None:
             self._bar.start()
-            self._task = self._bar.add_task(name, total=status.total_steps, text="")
+            self._task = self._bar.add_task(name, total=status.total_steps, left="")
+        self._bar.figures = figures(status)
         self._bar.update(
             self._task,
             description=name,
             completed=status.step,
-            text=describe(status),
+            left=duration(status.seconds_left),
         )
 
     def epoch(self, status: Status) -> None:
@@ -161,8 +177,8 @@ def display(log_every: float) -> Display:
     return Bar(console) if console.is_terminal else Lines(log_every)
 
 
-def describe(status: Status) -> str:
-    """Returns the figures of a status as one line."""
+def figures(status: Status) -> str:
+    """Returns the figures of a status as one line of less than 80 characters."""
     test = status.test_accuracy
     parts = [
         f"loss {status.loss:.4f}",
@@ -170,7 +186,6 @@ def describe(status: Status) -> str:
         "test      -" if test is None else f"test {test:6.2%}",
         f"sparsity {status.sparsity:.2%}",
         f"{status.images_per_second:,.0f} images/s",
-        f"{duration(status.seconds_left)} left",
     ]
     return "  ".join(parts)
 
