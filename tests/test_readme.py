@@ -1,5 +1,6 @@
 """The README says what is true: its code runs, its commands and files exist."""
 
+import json
 import re
 from pathlib import Path
 
@@ -56,3 +57,30 @@ def test_the_commands_exist():
                 assert cli.main([*words[1:], "--print-config"]) == 0
             elif words[:1] == ["zosam"]:
                 assert words[1] in ("train", "report", "data")
+
+
+RESULTS = ROOT / "benchmarks" / "results"
+
+
+def test_the_throughput_table_is_the_measured_one():
+    result = json.loads((RESULTS / "throughput-resnet32-cpu.json").read_text())
+    for row in result["steps"]:
+        line = (
+            f"| {row['step']} | {row['images_per_second']:.0f} "
+            f"| {row['share_of_sgd']:.2f} | {row['flops_of_sgd']:.2f} "
+            f"| {row['compile_seconds']:.1f} | {row['peak_mib']:.0f} |"
+        )
+        assert line in README
+    targets = result["targets"]
+    for name in targets:
+        assert f"{targets[name]:.3f}" in README, name
+
+
+@pytest.mark.parametrize("run", ["digits", "cifar10-quick"])
+def test_the_runs_shown_are_the_measured_ones(run):
+    summary = json.loads((RESULTS / run / "summary.json").read_text())
+    assert f"{summary['test_accuracy']:.2%}".replace("%", " %") in README
+    assert f"benchmarks/results/{run}/curves.png" in README
+    config = json.loads((RESULTS / run / "config.json").read_text())
+    assert config["config"]["sparsity"] == 0.9
+    assert config["sessions"][0]["commit"]

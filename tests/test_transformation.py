@@ -1,5 +1,7 @@
 """Gradient estimators in Optax chains: state, keys, errors."""
 
+import functools
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -61,6 +63,32 @@ def test_aux_is_read_from_the_state(aux_like):
         value_fn, params, jax.random.fold_in(jax.random.key(0), 0), has_aux=True
     )
     assert float(zs.estimate(state).aux["seen"]) == float(pure.aux["seen"]) != 0
+
+
+def test_a_weakly_typed_aux_does_not_trace_again():
+    params, loss = mlp()
+    tx = zs.zosam(has_aux=True, aux_like={"n": 0.0})
+    chex.clear_trace_counter()
+
+    @jax.jit
+    @chex.assert_max_traces(n=1)
+    def step(state):
+        value_fn = lambda p: (loss(p), {"n": jnp.asarray(2.0) * 1.0})  # noqa: E731
+        return tx.update(None, state, params, value_fn=value_fn)[1]
+
+    assert float(zs.estimate(step(step(tx.init(params)))).aux["n"]) == 2
+
+
+def test_a_state_can_be_donated():
+    params, loss = mlp()
+    tx = optax.apply_if_finite(optax.chain(zs.zosam(), optax.sgd(0.1)), 3)
+    zeros = jax.tree.map(jnp.zeros_like, params)
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def step(state):
+        return tx.update(zeros, state, params, value_fn=loss)[1]
+
+    step(step(tx.init(params)))
 
 
 def test_aux_of_another_shape_is_refused():
@@ -125,6 +153,12 @@ def test_what_is_missing_is_said_with_the_line_that_works():
         tx.update(None, state, value_fn=loss)
     with pytest.raises(ValueError, match="holds 0 gradient estimators"):
         zs.estimate(optax.sgd(0.1).init(params))
+    with pytest.raises(ValueError, match="needs has_aux=True"):
+        zs.zosam(aux_like={"n": 0.0})
+    with pytest.raises(ValueError, match=r"seed=1.5 must be an integer"):
+        zs.zosam(seed=1.5)
+    with pytest.raises(ValueError, match="static_args="):
+        optax.inject_hyperparams(zs.zosam)(num_directions=4, chunk_size=2).init(params)
 
 
 def test_partial_parameters_are_refused():

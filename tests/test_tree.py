@@ -13,6 +13,18 @@ def test_paths_and_size_follow_the_flattening_order():
     assert tree.size(TREE) == 11
 
 
+def test_only_the_value_of_an_nnx_variable_is_left_out_of_a_path():
+    assert tree.paths({"attention": {"value": 1, "query": 2}}) == [
+        "attention/query",
+        "attention/value",
+    ]
+
+
+def test_a_scalar_false_is_no_mask():
+    with pytest.raises(ValueError, match="b is a scalar False"):
+        tree.check_masks({"b": False}, {"b": jnp.ones(2)})
+
+
 def test_the_draw_is_one_vector_cut_into_leaves():
     key = jax.random.key(4)
     drawn = tree.normal_like(key, TREE)

@@ -19,7 +19,7 @@ def first_direction(params, masks=None):
     return flat(tree.mask(u, masks))
 
 
-@pytest.mark.parametrize("delta", [1e-1, 1e-2, 1e-3])
+@pytest.mark.parametrize("delta", [1e-1, 1e-2])
 @pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
 @pytest.mark.parametrize("two_sided", [True, False])
 def test_one_direction_is_a_signed_step_along_it(delta, scale, two_sided):
@@ -33,7 +33,15 @@ def test_one_direction_is_a_signed_step_along_it(delta, scale, two_sided):
     epsilon = sign * rho * u / np.linalg.norm(u)
     expected = problem.gradient(problem.params) + scale * problem.a @ epsilon
     np.testing.assert_allclose(flat(estimate.grad), expected, rtol=1e-4)
-    np.testing.assert_allclose(estimate.info.perturbation_norm, rho, rtol=1e-6)
+    np.testing.assert_allclose(estimate.info.perturbation_norm, rho, rtol=1e-5)
+    norm = np.abs(u @ problem.gradient(problem.params)) * np.linalg.norm(u)
+    tolerance = 1e-3 if two_sided else max(1e-3, 50 * delta)
+    np.testing.assert_allclose(estimate.info.direction_norm, norm, rtol=tolerance)
+    moved = flat(problem.params) + epsilon
+    expected = scale * (moved @ problem.a @ moved / 2 + problem.b @ moved)
+    np.testing.assert_allclose(
+        estimate.info.descent_value, expected, rtol=1e-4, atol=1e-5 * scale
+    )
 
 
 @pytest.mark.parametrize("num_directions", [2, 5])
@@ -57,17 +65,30 @@ def test_several_directions_follow_the_mean_estimate(num_directions, masked):
     np.testing.assert_allclose(flat(estimate.grad), expected, rtol=2e-3, atol=1e-3)
 
 
-def test_norm_over_all_shrinks_the_radius_to_the_live_share():
+@pytest.mark.parametrize("num_directions", [1, 3])
+def test_norm_over_all_shrinks_the_radius_to_the_live_share(num_directions):
     problem = Quadratic()
     masks = half_masks(problem.params)
     params = tree.mask(problem.params, masks)
     estimate = zs.zosam_gradient(
-        problem.loss, params, KEY, 0.2, masks=masks, norm_over="all"
+        problem.loss,
+        params,
+        KEY,
+        0.2,
+        0.01,
+        num_directions,
+        masks=masks,
+        norm_over="all",
     )
-    live, dense = first_direction(params, masks), first_direction(params)
+    live, dense = np.zeros(12), np.zeros(12)
+    for i in range(num_directions):
+        u = tree.normal_like(jax.random.fold_in(KEY, i), params)
+        masked = flat(tree.mask(u, masks))
+        slope = masked @ problem.gradient(params)
+        live, dense = live + slope * masked, dense + slope * flat(u)
     share = np.linalg.norm(live) / np.linalg.norm(dense)
-    assert share < 0.99
-    np.testing.assert_allclose(estimate.info.perturbation_norm, 0.2 * share, rtol=1e-5)
+    assert share < 0.999
+    np.testing.assert_allclose(estimate.info.perturbation_norm, 0.2 * share, rtol=1e-3)
 
 
 def test_rho_zero_is_the_plain_gradient_bit_for_bit():
@@ -221,6 +242,8 @@ def test_a_useless_direction_gives_the_plain_gradient(bad):
     estimate = zs.zosam_gradient(flat_around, params, KEY, 0.05)
     assert int(estimate.info.unperturbed) == 1
     assert float(estimate.info.perturbation_norm) == 0
+    # The probes say nothing of the loss here; the descent pass does.
+    assert float(estimate.value) == pytest.approx(float(loss(params)), rel=1e-6)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7),
         estimate.grad,
@@ -241,6 +264,50 @@ def test_bfloat16_parameters_keep_their_dtype():
     assert {x.dtype for x in jax.tree.leaves(estimate.grad)} == {jnp.dtype("bfloat16")}
     assert estimate.value.dtype == jnp.float32
     assert int(estimate.info.unperturbed) == 0
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
+def test_the_reported_norm_is_that_of_the_perturbation_that_was_made(dtype):
+    """Bfloat16 rounds much of a small perturbation away; info must not claim it."""
+    params = {"w": jnp.ones(1000, dtype)}
+    aux = zs.zosam_gradient(
+        lambda p: (jnp.sum(p["w"].astype(jnp.float32) ** 2), p["w"]),
+        params,
+        KEY,
+        rho=0.05,
+        delta=0.05,
+        has_aux=True,
+    )
+    moved = np.asarray(aux.aux, np.float64) - 1
+    made = np.linalg.norm(moved)
+    np.testing.assert_allclose(aux.info.perturbation_norm, made, rtol=1e-5)
+    if dtype == jnp.bfloat16:
+        assert made < 0.045
+    else:
+        np.testing.assert_allclose(made, 0.05, rtol=1e-4)
+
+
+@pytest.mark.parametrize("two_sided", [True, False])
+@pytest.mark.parametrize("chunk_size", [None, 1, 2])
+def test_probe_aux_is_of_the_first_probe_or_the_clean_pass(two_sided, chunk_size):
+    params, loss = mlp()
+    estimate = zs.zosam_gradient(
+        lambda p: (loss(p), p["out"]["kernel"]),
+        params,
+        KEY,
+        0.3,
+        0.01,
+        2,
+        has_aux=True,
+        aux_from="probe",
+        two_sided=two_sided,
+        chunk_size=chunk_size,
+    )
+    u = tree.normal_like(jax.random.fold_in(KEY, 0), params)["out"]["kernel"]
+    step = 0.01 * u if two_sided else 0.0
+    np.testing.assert_allclose(
+        estimate.aux, params["out"]["kernel"] + step, rtol=1e-5, atol=1e-6
+    )
 
 
 def test_aux_comes_from_the_pass_that_is_named():
@@ -272,13 +339,18 @@ def test_aux_comes_from_the_pass_that_is_named():
 def test_value_is_the_mean_of_the_probes_or_the_clean_loss():
     problem = Quadratic()
     clean = float(problem.loss(problem.params))
-    delta = 0.01
-    two = zs.zosam_gradient(problem.loss, problem.params, KEY, delta=delta)
-    u = first_direction(problem.params)
-    curvature = delta**2 / 2 * u @ problem.a @ u
-    np.testing.assert_allclose(two.value, clean + curvature, rtol=1e-5)
-    one = zs.zosam_gradient(problem.loss, problem.params, KEY, two_sided=False)
-    assert float(one.value) == clean
+    delta = 0.1
+    for m in (1, 3):
+        curvature = 0.0
+        for i in range(m):
+            u = flat(tree.normal_like(jax.random.fold_in(KEY, i), problem.params))
+            curvature += delta**2 / 2 * u @ problem.a @ u / m
+        two = zs.zosam_gradient(problem.loss, problem.params, KEY, 0.05, delta, m)
+        np.testing.assert_allclose(two.value, clean + curvature, rtol=1e-5)
+        one = zs.zosam_gradient(
+            problem.loss, problem.params, KEY, 0.05, delta, m, two_sided=False
+        )
+        assert float(one.value) == clean
 
 
 def test_the_page_equals_the_general_composition():
@@ -303,6 +375,10 @@ def test_the_page_equals_the_general_composition():
         ("delta", 0.0, "delta=0.0 must be a finite number > 0"),
         ("num_directions", 0, "num_directions=0"),
         ("num_directions", 1.5, "num_directions=1.5 must be an integer"),
+        ("num_directions", True, "num_directions=True must be an integer"),
+        ("rho", "0.05", "rho='0.05' must be a finite number"),
+        ("chunk_size", 0, "chunk_size=0 must be an integer"),
+        ("chunk_size", 2, "chunk_size=2 must divide num_directions=1"),
         ("aux_from", "decent", "Did you mean 'descent'"),
         ("norm_over", "masks", "Did you mean 'mask'"),
     ],
@@ -315,12 +391,6 @@ def test_arguments_out_of_range_are_named(argument, value, message):
         zs.zosam_gradient(loss, params, KEY, **{argument: value})
 
 
-def test_chunks_must_divide_the_directions():
-    params, loss = mlp()
-    with pytest.raises(ValueError, match="chunk_size=2 must divide num_directions=3"):
-        zs.zosam_gradient(loss, params, KEY, num_directions=3, chunk_size=2)
-
-
 def test_value_fn_must_be_a_scalar_function_of_its_form():
     params, loss = mlp()
     with pytest.raises(ValueError, match=r"scalar loss; its shape is \(2,\)"):
@@ -331,3 +401,5 @@ def test_value_fn_must_be_a_scalar_function_of_its_form():
         zs.zosam_gradient(loss, params, KEY, has_aux=True)
     with pytest.raises(TypeError, match="must be a function"):
         zs.zosam_gradient(1.0, params, KEY)
+    with pytest.raises(TypeError, match="returned a NoneType"):
+        zs.zosam_gradient(lambda p: None, params, KEY)

@@ -2,6 +2,7 @@
 
 import difflib
 import math
+import operator
 from collections.abc import Iterable
 from typing import Any
 
@@ -51,9 +52,9 @@ def number(
     wanted = " and ".join(f"{sign}{b:g}" for sign, b, _ in rules if b is not None)
     wanted = f"a finite number {wanted}".rstrip()
     try:
-        x = float(value)
+        x = math.nan if isinstance(value, str | bool) else float(value)
     except (TypeError, ValueError):
-        raise ValueError(f"{argument}={value!r} must be {wanted}.") from None
+        x = math.nan
     if not math.isfinite(x) or not all(ok(x, b) for _, b, ok in rules if b is not None):
         raise ValueError(f"{argument}={value!r} must be {wanted}.")
 
@@ -62,6 +63,9 @@ def whole(argument: str, value: Any, *, least: int = 1) -> None:
     """Raises `ValueError` unless `value` is an integer of at least `least`."""
     if isinstance(value, jax.core.Tracer):
         return
-    number(argument, value, least=least)
-    if float(value) != int(value) or isinstance(value, bool):
+    try:
+        x = least - 1 if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        x = least - 1
+    if x < least:
         raise ValueError(f"{argument}={value!r} must be an integer >= {least}.")

@@ -17,11 +17,12 @@ class Info(NamedTuple):
     """What may be looked at beside a gradient. Free under `jit` where unused.
 
     Attributes:
-      perturbation_norm: |eps|, the distance at which the gradient was taken.
+      perturbation_norm: |eps|, the distance at which the gradient was taken, as the
+        parameters' dtype represents it.
       direction_norm: Norm of the ascent direction before it was normalised.
       descent_value: The loss at the perturbed parameters.
-      unperturbed: 1 where the ascent direction was zero or not finite, so that the
-        plain gradient was returned; else 0. int32.
+      unperturbed: 1 where there was no direction to perturb along (it was zero or not
+        finite), so that the plain gradient was returned; else 0. int32.
       forward_evaluations: Loss evaluations without a backward pass. int32.
       backward_evaluations: Backward passes (each with its forward pass). int32.
     """
@@ -36,8 +37,10 @@ class Info(NamedTuple):
     @staticmethod
     def zeros() -> "Info":
         """The `Info` of no evaluation at all."""
-        zero, none = jnp.zeros((), jnp.float32), jnp.zeros((), jnp.int32)
-        return Info(zero, zero, zero, none, none, none)
+        # An array each: a donated state may not hold one twice.
+        floats = (jnp.zeros((), jnp.float32) for _ in range(3))
+        integers = (jnp.zeros((), jnp.int32) for _ in range(3))
+        return Info(*floats, *integers)
 
 
 class Estimate(NamedTuple):

@@ -124,12 +124,7 @@ def _sum_over_directions(
     if chunk_size is None:
         chunk, chunks = probe, num_directions
     else:
-        _check.whole("chunk_size", chunk_size)
-        if isinstance(num_directions, jax.Array) or num_directions % chunk_size:
-            raise ValueError(
-                f"chunk_size={chunk_size} must divide num_directions="
-                f"{num_directions}, and both must be known before tracing."
-            )
+        check_chunks(num_directions, chunk_size)
         chunks = num_directions // chunk_size
 
         def chunk(j: Any) -> tuple[Any, jax.Array, Any]:
@@ -147,6 +142,24 @@ def _sum_over_directions(
 
         total, value = jax.lax.fori_loop(1, chunks, add, (total, value))
     return total, value, aux
+
+
+def check_chunks(num_directions: Any, chunk_size: int | None) -> None:
+    """Raises `ValueError` unless the directions can be evaluated in such chunks."""
+    _check.whole("num_directions", num_directions)
+    if chunk_size is None:
+        return
+    if isinstance(chunk_size, jax.core.Tracer) or isinstance(num_directions, jax.Array):
+        raise ValueError(
+            "chunk_size and num_directions must be known before tracing. Inside "
+            "optax.inject_hyperparams, name them in "
+            'static_args=("num_directions", "chunk_size").'
+        )
+    _check.whole("chunk_size", chunk_size)
+    if num_directions % chunk_size:
+        raise ValueError(
+            f"chunk_size={chunk_size} must divide num_directions={num_directions}."
+        )
 
 
 def scalar_loss(value_fn: ValueFn, has_aux: bool) -> Callable[[Any], tuple[Any, Any]]:
@@ -178,7 +191,7 @@ def scalar_loss(value_fn: ValueFn, has_aux: bool) -> Callable[[Any], tuple[Any, 
                 f"{type(result).__name__}."
             )
         value, aux = result if has_aux else (result, None)
-        if isinstance(value, tuple | list | dict):
+        if value is None or isinstance(value, tuple | list | dict):
             raise TypeError(
                 f"value_fn returned a {type(value).__name__}, not a scalar loss. If it "
                 "returns (loss, aux), say has_aux=True."

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from zosam_jax import estimators
+from zosam_jax import _check, estimators
 from zosam_jax._types import Estimate, Info, ValueFn
 
 Estimator = Callable[[ValueFn, Any, jax.Array, jax.Array, Any], Estimate]
@@ -41,6 +41,7 @@ def as_transformation(
     name: str,
     estimator: Estimator,
     *,
+    has_aux: bool = False,
     aux_like: Any | None = None,
     seed: jax.typing.ArrayLike = 0,
 ) -> optax.GradientTransformationExtraArgs:
@@ -55,16 +56,25 @@ def as_transformation(
     Args:
       name: The method's public name, for errors.
       estimator: Makes the gradient. Its key is `fold_in(key(seed), count)`.
+      has_aux: Whether its `value_fn` returns `(loss, aux)`.
       aux_like: An example of aux, or None.
       seed: Integer.
 
     Returns:
       The transformation. Its state is an `EstimatorState`.
+
+    Raises:
+      ValueError: `aux_like` without `has_aux`, or a seed that is no integer.
     """
+    _check.whole("seed", seed, least=0)
+    if aux_like is not None and not has_aux:
+        raise ValueError(f"zs.{name}(aux_like=...) needs has_aux=True.")
 
     def init(params: Any) -> EstimatorState:
         del params
-        aux = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), aux_like)
+        aux = jax.tree.map(
+            lambda x: jnp.zeros(jnp.shape(x), jnp.result_type(x)), aux_like
+        )
         zero = jnp.zeros((), jnp.float32)
         return EstimatorState(jnp.zeros((), jnp.int32), zero, aux, Info.zeros())
 
@@ -83,8 +93,11 @@ def as_transformation(
         step = state.count if optimizer_step is None else optimizer_step
         key = jax.random.fold_in(jax.random.key(seed), state.count)
         value, grad, aux, info = estimator(value_fn, params, key, step, masks)
+        aux = jax.tree.map(jnp.asarray, aux)
         if aux_like is not None:
             _check_aux(state.aux, aux)
+            # A weakly typed aux would change the state's type, and trace again.
+            aux = jax.tree.map(lambda x: jax.lax.convert_element_type(x, x.dtype), aux)
         return grad, EstimatorState(
             count=optax.safe_increment(state.count),
             value=value.astype(jnp.float32),
@@ -122,7 +135,7 @@ def backprop(
         del key, count, masks
         return estimators.backprop(value_fn, params, has_aux=has_aux)
 
-    return as_transformation("backprop", estimate, aux_like=aux_like)
+    return as_transformation("backprop", estimate, has_aux=has_aux, aux_like=aux_like)
 
 
 def estimate(state: Any) -> Estimate:
@@ -171,9 +184,9 @@ def _check_call(name: str, params: Any, value_fn: ValueFn | None) -> None:
             f"zs.{name} inside optax.MultiSteps would use the last micro-batch alone, "
             "since it makes its own gradient. Accumulate behind it: "
             f"optax.chain(zs.{name}(...), optax.MultiSteps(optimizer, "
-            "k).gradient_transformation()), or, for sparse training, "
-            f"zs.sparsify(optimizer, method, gradient=zs.{name}(...), "
-            "accumulate_steps=k)."
+            "k).gradient_transformation()), where its schedules count micro-batches; "
+            f"or, for sparse training, zs.sparsify(optimizer, method, "
+            f"gradient=zs.{name}(...), accumulate_steps=k)."
         )
 
 

@@ -19,11 +19,16 @@ def size(tree: Any) -> int:
 
 def paths(tree: Any) -> list[str]:
     """The key path of every leaf, its parts joined by `/`, in flattening order."""
-    with_paths, _ = jax.tree_util.tree_flatten_with_path(tree)
     return [
-        jax.tree_util.keystr(path, simple=True, separator="/").removesuffix("/value")
-        for path, _ in with_paths
+        jax.tree_util.keystr(_own(path), simple=True, separator="/")
+        for path, _ in jax.tree_util.tree_flatten_with_path(tree)[0]
     ]
+
+
+def _own(path: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The path without the `.value` that NNX variables add."""
+    is_variable = path and path[-1] == jax.tree_util.GetAttrKey("value")
+    return path[:-1] if is_variable else path
 
 
 def is_dense(mask: Any) -> bool:
@@ -59,6 +64,11 @@ def check_masks(masks: Any, params: Any) -> None:
             raise ValueError(
                 f"masks: {path} has dtype {jnp.result_type(m)}; masks are boolean."
             )
+        if is_dense(m) and not isinstance(m, jax.core.Tracer) and not m:
+            raise ValueError(
+                f"masks: {path} is a scalar False. A scalar marks a dense leaf and is "
+                "True; to prune a whole leaf, give it an array of False."
+            )
         if not is_dense(m) and jnp.shape(m) != jnp.shape(x):
             raise ValueError(
                 f"masks: {path} has shape {jnp.shape(m)}, the parameter "
@@ -70,18 +80,28 @@ def add_scaled(x: Any, scale: Any, y: Any) -> Any:
     """`x + scale * y` in float32 or wider, rounded once to the dtypes of `x`."""
 
     def leaf(a: jax.Array, b: jax.Array) -> jax.Array:
-        wide = _wide(jnp.asarray(a).dtype)
-        return (a.astype(wide) + jnp.asarray(scale, wide) * b.astype(wide)).astype(
-            jnp.asarray(a).dtype
-        )
+        a = jnp.asarray(a)
+        wide = _wide(a.dtype)
+        moved = a.astype(wide) + jnp.asarray(scale, wide) * jnp.asarray(b, wide)
+        return moved.astype(a.dtype)
+
+    return jax.tree.map(leaf, x, y)
+
+
+def subtract(x: Any, y: Any) -> Any:
+    """`x - y` in float32 or wider."""
+
+    def leaf(a: jax.Array, b: jax.Array) -> jax.Array:
+        wide = _wide(jnp.result_type(a, b))
+        return jnp.asarray(a, wide) - jnp.asarray(b, wide)
 
     return jax.tree.map(leaf, x, y)
 
 
 def norm(tree: Any) -> jax.Array:
     """The L2 norm over all leaves together, scalar, float32 or wider."""
-    wide = [x.astype(_wide(x.dtype)) for x in jax.tree.leaves(tree)]
-    leaves = jnp.stack([jnp.sqrt(jnp.sum(jnp.square(x))) for x in wide])
+    wide = [jnp.asarray(x, _wide(jnp.result_type(x))) for x in jax.tree.leaves(tree)]
+    leaves = jnp.asarray([jnp.sqrt(jnp.sum(jnp.square(x))) for x in wide])
     # A sum over leaves would be fused into every use of the norm, once for each leaf:
     # minutes of compilation. A dot product is not.
     return jnp.sqrt(jnp.dot(leaves, leaves, precision=jax.lax.Precision.HIGHEST))

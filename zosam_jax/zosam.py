@@ -26,7 +26,7 @@ import optax
 
 from zosam_jax import _check, tree
 from zosam_jax._types import Estimate, Schedule, ValueFn
-from zosam_jax.estimators import rge, scalar_loss
+from zosam_jax.estimators import check_chunks, rge, scalar_loss
 from zosam_jax.transformation import as_transformation
 
 
@@ -70,14 +70,18 @@ def zosam_gradient(
       `Estimate`: `value` is the mean of the two-sided probes, L(w) + O(delta^2), or
       L(w) itself when one-sided; `grad` is the gradient at w + eps with respect to all
       weights, pruned ones too (RigL grows by it). A zero or non-finite direction gives
-      the plain gradient, and `info.unperturbed` is 1.
+      the plain gradient and L(w), and `info.unperturbed` is 1.
+
+      In bfloat16, w + eps rounds to w where eps is below 1/256 of a weight, and much
+      of a small perturbation is lost: `info.perturbation_norm` is what remains. Keep
+      the parameters in float32, and compute in bfloat16 inside `value_fn`.
 
     Raises:
       ValueError: An argument is out of range, the masks do not fit the parameters, or
         the loss is not a scalar.
       TypeError: `value_fn` does not return what `has_aux` says.
     """
-    _check_arguments(rho, delta, num_directions, aux_from, norm_over)
+    _check_arguments(rho, delta, num_directions, chunk_size, aux_from, norm_over)
     if masks is not None:
         tree.check_masks(masks, params)
 
@@ -95,22 +99,26 @@ def zosam_gradient(
     )
     # eps = rho * g / |g|
     unit, norm = tree.normalize(ascent.grad)
+    usable = jnp.isfinite(norm) & (norm > 0)
     radius = rho if norm_over == "mask" else rho * norm / tree.norm(dense)
-    radius = jnp.where(jnp.isfinite(norm) & (norm > 0), radius, 0.0)
+    radius = jnp.where(usable, radius, 0.0)
     perturbed = tree.add_scaled(params, radius, unit)
     # The gradient at w + eps: the only backward pass.
     loss = scalar_loss(value_fn, has_aux)
     (value, aux), grad = jax.value_and_grad(loss, has_aux=True)(perturbed)
 
     info = ascent.info._replace(
-        perturbation_norm=radius,
+        perturbation_norm=tree.norm(tree.subtract(perturbed, params)),
         direction_norm=norm,
         descent_value=value,
-        unperturbed=1 - (jnp.isfinite(norm) & (norm > 0)).astype(jnp.int32),
+        unperturbed=1 - usable.astype(jnp.int32),
         backward_evaluations=jnp.asarray(1, jnp.int32),
     )
     return Estimate(
-        ascent.value, grad, aux if aux_from == "descent" else ascent.aux, info
+        value=jnp.where(usable, ascent.value, value),
+        grad=grad,
+        aux=aux if aux_from == "descent" else ascent.aux,
+        info=info,
     )
 
 
@@ -131,10 +139,12 @@ def zosam(
 
     Needs no incoming gradient: `updates` may be None, zeros or any gradient, and is
     unused. `tx.update(None, state, params, value_fn=..., masks=None)`; `zs.estimate`
-    reads value, aux and info of the last step from the state.
+    reads value, aux and info of the last step from the state. In front of `sparsify`
+    in a chain it knows no masks; say `gradient=`, or pass `masks=`.
 
     Args:
-      rho: Radius, or a schedule of it over optimizer steps.
+      rho: Radius, or a schedule of it over the estimates made; inside `sparsify`, over
+        optimizer steps.
       delta: See `zosam_gradient`, as for all that follow down to `has_aux`.
       num_directions: The directions that are averaged, m.
       two_sided: Central or forward differences.
@@ -161,7 +171,7 @@ def zosam(
       11.5
       7.3
     """
-    _check_arguments(rho, delta, num_directions, aux_from, norm_over)
+    _check_arguments(rho, delta, num_directions, chunk_size, aux_from, norm_over)
 
     def estimate(
         value_fn: ValueFn, params: Any, key: jax.Array, count: jax.Array, masks: Any
@@ -181,15 +191,22 @@ def zosam(
             norm_over=norm_over,
         )
 
-    return as_transformation("zosam", estimate, aux_like=aux_like, seed=seed)
+    return as_transformation(
+        "zosam", estimate, has_aux=has_aux, aux_like=aux_like, seed=seed
+    )
 
 
 def _check_arguments(
-    rho: Any, delta: Any, num_directions: Any, aux_from: str, norm_over: str
+    rho: Any,
+    delta: Any,
+    num_directions: Any,
+    chunk_size: Any,
+    aux_from: str,
+    norm_over: str,
 ) -> None:
     if not callable(rho):
         _check.number("rho", rho, least=0)
     _check.number("delta", delta, above=0)
-    _check.whole("num_directions", num_directions)
+    check_chunks(num_directions, chunk_size)
     _check.one_of("aux_from", aux_from, ("descent", "probe"))
     _check.one_of("norm_over", norm_over, ("mask", "all"))

@@ -97,6 +97,30 @@ def test_a_pattern_without_a_leaf_names_the_nearest():
         budgets.sparse_leaves(PARAMS, "layers/*")
 
 
+def test_a_path_that_looks_like_a_pattern_is_found_by_its_name():
+    params = {"a[0]": jnp.ones((2, 2)), "b": jnp.ones((2, 2))}
+    assert list(budgets.sparse_leaves(params, "a[0]")) == ["b"]
+
+
+def test_two_leaves_of_one_path_are_refused():
+    params = {"a/b": jnp.ones((2, 2)), "a": {"b": jnp.ones((2, 2))}}
+    with pytest.raises(ValueError, match="one path: a/b"):
+        budgets.sparse_leaves(params)
+
+
+@pytest.mark.parametrize(
+    ("densities", "message"),
+    [
+        ({"layers/0/kernel": 0.5}, "differs at layers/1/kernel"),
+        ({"layers/0/kernel": 0.5, "layers/1/kernel": np.nan}, "density of layers/1"),
+        ({"layers/0/kernel": 1.0, "layers/1/kernel": 1.0}, "keep 30 weights"),
+    ],
+)
+def test_a_budget_of_ones_own_is_checked(densities, message):
+    with pytest.raises(ValueError, match=message):
+        budgets.counts(PARAMS, 0.5, lambda shapes, sparsity: densities)
+
+
 def test_uniform_counts():
     counts = budgets.counts(PARAMS, 0.5, "uniform")
     leaves = [x.size for x in (PARAMS["layers"][0]["kernel"],)]

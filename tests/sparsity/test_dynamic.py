@@ -79,7 +79,7 @@ def test_a_thousand_steps_equal_the_numpy_replica(rule):
 
     def random_growth(step):
         key = jax.random.fold_in(jax.random.key(3), np.uint32(2**32 - 1))
-        key = jax.random.fold_in(key, step)
+        _, key = jax.random.split(jax.random.fold_in(key, step))
         drawn = tree.uniform_like(key, jax.tree.map(jnp.asarray, start()))
         return jax.tree.map(np.asarray, drawn)
 
@@ -202,3 +202,27 @@ def test_exact_zeros_and_counts_through_training(dtype, sparsity):
 def test_wrong_arguments_are_named(arguments, message):
     with pytest.raises(ValueError, match=message):
         zs.sparsity.rigl(**({"sparsity": 0.5, "total_steps": 10} | arguments))
+
+
+def test_drop_and_grow_draw_from_keys_of_their_own():
+    """With one key, what scored too low to stay would score too low to come back."""
+    method = zs.sparsity.dynamic(
+        0.5,
+        10**6,
+        drop=zs.sparsity.scores.random,
+        grow=zs.sparsity.scores.random,
+        drop_fraction=0.5,
+    )
+    params = {"w": jnp.ones((100, 100))}
+    masks = method.init(params)
+    new = method.change(masks, params, params, jnp.int32(100))
+    back = 1 - float(jnp.sum(masks["w"] & ~new["w"])) / 2500
+    # Of 7,500 candidates, 2,500 grow; 2,500 of the candidates were just dropped.
+    assert back == pytest.approx(1 / 3, abs=0.05)
+
+
+def test_dropping_everything_keeps_the_count():
+    method = zs.sparsity.rigl(0.0, 10**6, drop_fraction=1.0)
+    params = {"w": jnp.ones((10, 10))}
+    new = method.change(method.init(params), params, params, jnp.int32(0))
+    assert int(new["w"].sum()) == 100

@@ -101,6 +101,15 @@ def test_statistics_of_another_shape_stay():
     assert all(np.all(np.asarray(x) > 0) for x in rows)
 
 
+def test_a_history_of_moments_is_reset_along_its_leading_axis():
+    state = {"history": {"kernel": jnp.ones((5, 2, 3))}}
+    fresh = jax.tree.map(jnp.zeros_like, state)
+    reset = module.reset_moments(state, fresh, {"kernel": KERNEL})
+    np.testing.assert_array_equal(
+        reset["history"]["kernel"], np.broadcast_to(~np.asarray(KERNEL), (5, 2, 3))
+    )
+
+
 def test_the_longest_path_decides_between_like_named_leaves():
     params = {"a": jnp.zeros((2, 2)), "b": {"a": jnp.zeros((2, 2))}}
     state = jax.tree.map(lambda x: x + 1, params)

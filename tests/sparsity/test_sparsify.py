@@ -1,5 +1,6 @@
 """The wrapper: what it passes on, what it resets, what it refuses."""
 
+import functools
 import itertools
 
 import chex
@@ -173,6 +174,58 @@ def test_clipping_inside_sees_live_weights_alone():
     np.testing.assert_allclose(updates["w"], [[-0.5, -1], [-1, -1]])
 
 
+def test_a_state_from_an_eager_init_can_be_donated():
+    params, loss = mlp()
+    given = zs.sparsity.masks(
+        zs.sparsify(optax.sgd(0.1), zs.sparsity.static(0.5)).init(params)
+    )
+    for method in (zs.sparsity.rigl(0.5, 100), zs.sparsity.static(masks=given)):
+        tx = zs.sparsify(optax.sgd(0.1, momentum=0.9), method, gradient=zs.zosam())
+        for _ in range(2):
+            copy = jax.tree.map(jnp.array, params)
+
+            @functools.partial(jax.jit, donate_argnums=(0, 1))
+            def step(params, state, tx=tx):
+                updates, state = tx.update(None, state, params, value_fn=loss)
+                return optax.apply_updates(params, updates), state
+
+            step(*step(copy, tx.init(copy)))
+
+
+def test_a_gradient_with_nan_leaves_the_topology_as_it_is():
+    params, loss = mlp()
+    rule = zs.sparsity.rigl(0.5, 100, interval=1, drop_fraction=0.5)
+    tx = zs.sparsify(optax.apply_if_finite(optax.sgd(0.1), 9), rule)
+    state = tx.init(params)
+    params = zs.sparsity.apply_masks(params, zs.sparsity.masks(state))
+    state = state._replace(step=jnp.int32(2))
+    for poison, changed in ((0.0, True), (jnp.nan, False)):
+        grads = jax.tree.map(lambda g, p=poison: g + p, jax.grad(loss)(params))
+        _, after = tx.update(grads, state, params)
+        same = jax.tree.map(
+            jnp.array_equal, zs.sparsity.masks(after), zs.sparsity.masks(state)
+        )
+        assert all(jax.tree.leaves(same)) != changed
+
+
+@pytest.mark.parametrize("labels", ["by leaf", "by prefix"])
+def test_masks_of_several_groups_are_put_together(labels):
+    params, _ = mlp()
+    group = lambda seed: zs.sparsify(  # noqa: E731
+        optax.sgd(0.1), zs.sparsity.static(0.5, seed=seed)
+    )
+    names = {"hidden": "x", "out": "y"}
+    if labels == "by leaf":
+        names = {k: dict.fromkeys(params[k], v) for k, v in names.items()}
+    tx = optax.multi_transform({"x": group(0), "y": group(1)}, names)
+    masks = zs.sparsity.masks(tx.init(params))
+    assert jax.tree.structure(masks) == jax.tree.structure(params)
+    applied = zs.sparsity.apply_masks(params, masks)
+    for k in params:
+        size = params[k]["kernel"].size
+        assert int((applied[k]["kernel"] != 0).sum()) == size // 2
+
+
 def test_extra_arguments_reach_the_inner_optimizer():
     params, loss = mlp()
     inner = optax.chain(
@@ -195,8 +248,17 @@ def test_what_cannot_work_is_refused_with_what_can():
         tx.update(None, state, params, value_fn=loss)
     with pytest.raises(ValueError, match="needs params"):
         tx.update(params, state)
-    with pytest.raises(TypeError, match="accumulate_steps=k"):
-        zs.sparsify(optax.MultiSteps(optax.sgd(0.1), 2), rule)
+    accumulated = optax.MultiSteps(optax.sgd(0.1), 2)
+    wrapped = optax.chain(optax.clip(1.0), accumulated.gradient_transformation())
+    for inner in (accumulated, wrapped):
+        with pytest.raises(TypeError, match="accumulate_steps=k"):
+            zs.sparsify(inner, rule).init(params)
+    with pytest.raises(TypeError, match="knows no masks"):
+        zs.sparsify(optax.chain(zs.zosam(), optax.sgd(0.1)), rule).init(params)
+    with pytest.raises(TypeError, match=r"Call it: zs.sparsity.rigl\("):
+        zs.sparsify(optax.sgd(0.1), zs.sparsity.rigl)
+    with pytest.raises(ValueError, match="structure of params"):
+        tx.update({"hidden": 1.0}, state, params)
     with pytest.raises(TypeError, match=r"Call it: zs.zosam\(rho=0.05\)"):
         zs.sparsify(optax.sgd(0.1), rule, gradient=zs.zosam)
     with pytest.raises(TypeError, match="inner must be an Optax transformation"):

@@ -105,3 +105,35 @@ def test_a_budget_that_cannot_be_met_says_so():
     params, _ = mlp()
     with pytest.raises(ValueError, match="2 layers need at least one each"):
         masks_of(zs.sparsity.static(0.99), params)
+
+
+@pytest.mark.parametrize("sparsity", [0.6, 0.97])
+def test_a_global_budget_leaves_every_layer_a_weight(sparsity):
+    params = {"small": jnp.full((8, 10), 1e-3), "large": jnp.ones((8, 10))}
+    method = zs.sparsity.static(sparsity, "magnitude", budget="global")
+    masks = masks_of(method, params)
+    assert int(masks["small"].sum()) == 1
+    assert sum(m.sum() for m in leaves(masks)) == 160 - round(sparsity * 160)
+
+
+def test_a_global_budget_that_cannot_be_met_says_so():
+    params = {"a": jnp.ones((8, 10)), "b": jnp.ones((8, 10))}
+    method = zs.sparsity.static(0.999, "magnitude", budget="global")
+    with pytest.raises(ValueError, match="2 layers need at least one each"):
+        masks_of(method, params)
+
+
+def test_scores_that_are_not_finite_are_refused():
+    params, loss = mlp()
+    method = zs.sparsity.static(0.5, "snip", value_fn=lambda p: loss(p) * jnp.nan)
+    with pytest.raises(ValueError, match="scores of the initial mask are not finite"):
+        masks_of(method, params)
+
+
+def test_snip_takes_a_value_fn_with_aux():
+    params, loss = mlp()
+    plain = masks_of(zs.sparsity.static(0.5, "snip", value_fn=loss), params)
+    both = masks_of(
+        zs.sparsity.static(0.5, "snip", value_fn=lambda p: (loss(p), "aux")), params
+    )
+    jax.tree.map(np.testing.assert_array_equal, plain, both)

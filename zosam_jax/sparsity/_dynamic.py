@@ -48,13 +48,14 @@ def dynamic(
       total_steps: Optimizer steps of the whole training.
       drop: Score whose lowest live weights are dropped.
       grow: Score whose highest weights, of those not kept, are grown.
-      interval: Steps between changes of topology; the first one is at step `interval`.
+      interval: Steps between changes of topology; the first one is at step `interval`,
+        if training is that long.
       drop_fraction: alpha, the fraction of live weights dropped at first, in [0, 1].
       stop_fraction: The last change is before step `stop_fraction * total_steps`.
       budget: "erk", "uniform", or a function as in `budgets`.
       dense: Leaves that stay dense; see `sparse_leaves`.
       seed: Of the first mask and of random scores; those of step t come from
-        `fold_in(fold_in(key(seed), 2**32 - 1), t)`.
+        `split(fold_in(fold_in(key(seed), 2**32 - 1), t))`.
 
     Returns:
       A method for `sparsify`.
@@ -80,25 +81,28 @@ def dynamic(
 
     def change(masks: Any, params: Any, grads: Any, step: jax.Array) -> Any:
         key = jax.random.fold_in(jax.random.key(seed), _GROWTH)
-        key = jax.random.fold_in(key, step)
+        drop_key, grow_key = jax.random.split(jax.random.fold_in(key, step))
         alpha = drop_fraction / 2 * (1 + jnp.cos(jnp.pi * step / stop))
         live = {
             i: m for i, m in enumerate(jax.tree.leaves(masks)) if not tree.is_dense(m)
         }
         total = [jnp.sum(m, dtype=jnp.int32) for m in live.values()]
-        dropped = [jnp.floor(alpha * n).astype(jnp.int32) for n in total]
+        # float32 may round a large n up.
+        dropped = [
+            jnp.minimum(jnp.floor(alpha * n).astype(jnp.int32), n) for n in total
+        ]
 
         def leaves(ranking: Any) -> list[jax.Array]:
             flat = jax.tree.leaves(ranking)
             return [flat[i] for i in live]
 
         kept = scores.select(
-            leaves(drop(params, grads, key)),
+            leaves(drop(params, grads, drop_key)),
             list(live.values()),
             [n - d for n, d in zip(total, dropped, strict=True)],
         )
         grown = scores.select(
-            leaves(grow(params, grads, key)), [~k for k in kept], dropped
+            leaves(grow(params, grads, grow_key)), [~k for k in kept], dropped
         )
         new = [k | g for k, g in zip(kept, grown, strict=True)]
         return from_leaves(masks, dict(zip(live, new, strict=True)))

@@ -67,8 +67,13 @@ def initial_masks(
     budget: str | Budget,
     dense: DenseRule,
 ) -> Any:
-    """The mask tree of the highest scores under a budget, ties to the lower index."""
+    """The mask tree of the highest scores under a budget, ties to the lower index.
+
+    A "global" budget ranks all sparse leaves together, but for the best weight of each
+    leaf, which it keeps.
+    """
     ranked = [jnp.asarray(x) for x in jax.tree.leaves(ranking)]
+    _check_scores(ranked)
     if budget != "global":
         kept = counts(params, sparsity, budget, dense)
         chosen = scores.select(
@@ -78,8 +83,13 @@ def initial_masks(
         )
         return from_leaves(params, dict(zip(kept, chosen, strict=True)))
     indices = list(sparse_leaves(params, dense).values())
-    flat = jnp.concatenate([ranked[i].reshape(-1) for i in indices])
+    flat = jnp.concatenate([_best_first(ranked[i]) for i in indices])
     total = flat.size - round(sparsity * flat.size)
+    if total < len(indices):
+        raise ValueError(
+            f"sparsity={sparsity} keeps {total} of {flat.size} weights, but "
+            f"{len(indices)} layers need at least one each. Lower the sparsity."
+        )
     (chosen,) = scores.select([flat], [jnp.ones(flat.shape, bool)], [total])
     bounds = [0]
     for i in indices:
@@ -93,12 +103,28 @@ def initial_masks(
     )
 
 
+def _best_first(scores: jax.Array) -> jax.Array:
+    """The scores as a vector, the highest one raised above those of other leaves."""
+    flat = scores.reshape(-1).astype(jnp.float32)
+    return flat.at[jnp.argmax(flat)].set(jnp.inf)
+
+
+def _check_scores(ranked: list[jax.Array]) -> None:
+    known = [x for x in ranked if not isinstance(x, jax.core.Tracer)]
+    if not all(bool(jnp.all(jnp.isfinite(x))) for x in known):
+        raise ValueError(
+            "the scores of the initial mask are not finite: the loss or the parameters "
+            "that they were computed from hold NaN or infinity."
+        )
+
+
 def from_leaves(params: Any, leaves: dict[int, jax.Array]) -> Any:
     """A mask tree from the masks of the sparse leaves, by their flattened index."""
     treedef = jax.tree.structure(params)
-    dense = jnp.asarray(True)
+    # An array for each dense leaf: a donated state may not hold one twice.
     return jax.tree.unflatten(
-        treedef, [leaves.get(i, dense) for i in range(treedef.num_leaves)]
+        treedef,
+        [leaves.get(i, jnp.asarray(True)) for i in range(treedef.num_leaves)],
     )
 
 
@@ -115,9 +141,10 @@ def reset_moments(state: Any, fresh: Any, changed: Any) -> Any:
     """An Optax state with fresh entries where a weight was dropped or grown.
 
     A state leaf belongs to a parameter when its key path ends in the parameter's and
-    their shapes agree; so every optimizer's moments are found, through any wrapper,
-    without knowing its state. Statistics that are shared between weights (Adafactor's
-    row and column means) have another shape and stay.
+    its shape, or its trailing axes, are the parameter's; so moments are found through
+    any wrapper, without knowing the optimizer. Statistics that weights share
+    (Adafactor's row and column means) have another shape and stay, and so do those to
+    which no path leads (`optax.flatten`).
 
     Args:
       state: State of the inner optimizer.
@@ -139,7 +166,8 @@ def reset_moments(state: Any, fresh: Any, changed: Any) -> Any:
         for start in range(len(path) + 1):
             mask = by_path.get(tuple(path[start:]))
             if mask is not None:
-                return jnp.where(mask, new, old) if mask.shape == old.shape else old
+                belongs = old.shape[old.ndim - mask.ndim :] == mask.shape
+                return jnp.where(mask, new, old) if belongs else old
         return old
 
     return jax.tree_util.tree_map_with_path(leaf, state, fresh)

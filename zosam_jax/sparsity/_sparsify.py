@@ -1,5 +1,6 @@
 """Sparse training around any Optax optimizer."""
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -9,6 +10,7 @@ import optax
 from zosam_jax import _check, tree
 from zosam_jax.sparsity._masks import landing, reset_moments
 from zosam_jax.sparsity._method import SparseMethod
+from zosam_jax.transformation import EstimatorState
 
 
 class SparsifyState(NamedTuple):
@@ -62,8 +64,8 @@ def sparsify(
 
     Raises:
       ValueError: On update, without params, or without a gradient of either kind.
-      TypeError: `inner` or `gradient` is no Optax transformation, or `inner` is
-        `optax.MultiSteps`.
+      TypeError: `inner` or `gradient` is no Optax transformation, `method` is no
+        method, or, at init, `inner` holds `optax.MultiSteps` or an estimator.
 
     Example:
       >>> import jax.numpy as jnp, optax, zosam_jax as zs
@@ -77,12 +79,16 @@ def sparsify(
       >>> print(int(jnp.sum(w != 0)))
       4
     """
-    _check_transformations(inner, gradient)
+    _check_transformations(inner, method, gradient)
     _check.whole("accumulate_steps", accumulate_steps)
     inner = optax.with_extra_args_support(inner)
+    if gradient is not None:
+        gradient = optax.with_extra_args_support(gradient)
 
     def init(params: Any) -> SparsifyState:
         masks = method.init(params)
+        moments = inner.init(tree.mask(params, masks))
+        _check_inner(moments)
         accumulated = ()
         if accumulate_steps > 1:
             zeros = jax.tree.map(
@@ -93,13 +99,19 @@ def sparsify(
         return SparsifyState(
             step=jnp.zeros((), jnp.int32),
             masks=masks,
-            inner=inner.init(tree.mask(params, masks)),
+            inner=moments,
             gradient=() if gradient is None else gradient.init(params),
             accumulated=accumulated,
         )
 
     def change_topology(grads: Any, state: SparsifyState, params: Any) -> SparsifyState:
         masks = method.change(state.masks, params, grads, state.step)
+        # A gradient with NaN in it ranks nothing.
+        finite = [jnp.all(jnp.isfinite(g)) for g in jax.tree.leaves(grads)]
+        sound = jnp.all(jnp.asarray(finite))
+        masks = jax.tree.map(
+            lambda new, old: jnp.where(sound, new, old), masks, state.masks
+        )
         changed = jax.tree.map(jnp.logical_xor, masks, state.masks)
         fresh = inner.init(tree.mask(params, masks))
         moments = reset_moments(state.inner, fresh, changed)
@@ -151,6 +163,11 @@ def sparsify(
             )
         else:
             grads = updates
+        if jax.tree.structure(grads) != jax.tree.structure(params):
+            raise ValueError(
+                "the gradient must have the structure of params; got "
+                f"{jax.tree.structure(grads)} for {jax.tree.structure(params)}."
+            )
         if accumulate_steps == 1:
             return step(grads, state, params, extra_args)
 
@@ -193,33 +210,53 @@ def masks(state: Any) -> Any:
     def is_state(x: Any) -> bool:
         return isinstance(x, SparsifyState)
 
-    def is_hidden(x: Any) -> bool:
-        return isinstance(x, optax.MaskedNode)
-
     found = [x for x in jax.tree.leaves(state, is_leaf=is_state) if is_state(x)]
     if not found:
         raise ValueError(
             "The state holds no masks: pass the state of an optimizer made by "
             "zs.sparsify(...)."
         )
-    merged = found[0].masks
-    for other in found[1:]:
-        merged = jax.tree.map(
-            lambda a, b: b if is_hidden(a) else a,
-            merged,
-            other.masks,
-            is_leaf=is_hidden,
-        )
-    return merged
+    return functools.reduce(_merge, [x.masks for x in found])
 
 
-def _check_transformations(inner: Any, gradient: Any) -> None:
-    if isinstance(inner, optax.MultiSteps):
+def _merge(a: Any, b: Any) -> Any:
+    """Two trees put together: each is `optax.MaskedNode` where the other is not."""
+    if isinstance(a, optax.MaskedNode):
+        return b
+    if isinstance(b, optax.MaskedNode) or jax.tree_util.all_leaves([a]):
+        return a
+    children, treedef = jax.tree.flatten(a, is_leaf=lambda x: x is not a)
+    others = jax.tree.leaves(b, is_leaf=lambda x: x is not b)
+    return jax.tree.unflatten(treedef, map(_merge, children, others))
+
+
+def _check_inner(state: Any) -> None:
+    """Refuses what an inner optimizer cannot hold, found by the state that it makes."""
+
+    def holds(kind: type) -> bool:
+        nodes = jax.tree.leaves(state, is_leaf=lambda x: isinstance(x, kind))
+        return any(isinstance(x, kind) for x in nodes)
+
+    if holds(optax.MultiStepsState):
         raise TypeError(
-            "zs.sparsify(optax.MultiSteps(...)) would change the topology between "
+            "zs.sparsify around optax.MultiSteps would change the topology between "
             "micro-batches. Say zs.sparsify(optimizer, method, ..., "
             "accumulate_steps=k), or, without gradient=, "
             "optax.MultiSteps(zs.sparsify(...), k)."
+        )
+    if holds(EstimatorState):
+        raise TypeError(
+            "a gradient estimator inside the inner optimizer knows no masks. Say "
+            "zs.sparsify(optimizer, method, gradient=zs.zosam(...))."
+        )
+
+
+def _check_transformations(inner: Any, method: Any, gradient: Any) -> None:
+    if not isinstance(method, SparseMethod):
+        hint = " Call it: zs.sparsity.rigl(sparsity=0.9, ...)."
+        raise TypeError(
+            "method must come from zs.sparsity (rigl, set_, static, dynamic); got "
+            f"{type(method).__name__}.{hint if callable(method) else ''}"
         )
     for name, value in (("inner", inner), ("gradient", gradient)):
         if not (hasattr(value, "init") and hasattr(value, "update")) and not (

@@ -38,7 +38,8 @@ def static(
       criterion: "random"; "magnitude", the largest |w|; "snip", the largest
         |w dL/dw| (arXiv:1810.02340), measured on the weights that will be trained; or
         a score `(params, grads, key) -> tree`.
-      value_fn: `params -> loss` on a batch, for criteria that need the gradient.
+      value_fn: `params -> loss`, or `(loss, aux)`, on a batch, for criteria that need
+        the gradient.
       budget: "erk", "uniform", a function as in `budgets`, or "global", which ranks all
         sparse leaves together. Default: "erk", for "snip" "global" as in its paper.
       dense: Leaves that stay dense; see `sparse_leaves`.
@@ -70,13 +71,25 @@ def static(
     def init(params: Any) -> Any:
         grads = None
         if value_fn is not None:
-            grads = jax.grad(scalar_loss(value_fn, False), has_aux=True)(params)[0]
+            grads = jax.grad(_loss_alone(value_fn))(params)
         ranking = score(params, grads, jax.random.key(seed))
         return initial_masks(params, ranking, sparsity, budget, dense)
 
     return SparseMethod(init)
 
 
+def _loss_alone(value_fn: ValueFn) -> ValueFn:
+    """The loss of a `value_fn` of either form."""
+
+    def loss(params: Any) -> jax.Array:
+        result = value_fn(params)
+        value = result[0] if isinstance(result, tuple) else result
+        return scalar_loss(lambda _: value, False)(params)[0]
+
+    return loss
+
+
 def _fitting(masks: Any, params: Any) -> Any:
     tree.check_masks(masks, params)
-    return jax.tree.map(jnp.asarray, masks)
+    # Copies: the caller keeps his own when the state is donated.
+    return jax.tree.map(lambda m: jnp.array(m, copy=True), masks)

@@ -67,13 +67,17 @@ def sparse_leaves(params: Any, dense: DenseRule = ()) -> dict[str, int]:
       ValueError: A pattern matches no leaf, or no leaf is left.
     """
     paths = tree.paths(params)
+    if len(set(paths)) < len(paths):
+        twice = sorted({path for path in paths if paths.count(path) > 1})
+        raise ValueError(f"Two leaves of params have one path: {', '.join(twice)}.")
     shapes = [jnp.shape(x) for x in jax.tree.leaves(params)]
     if callable(dense):
         kept = {p for p, s in zip(paths, shapes, strict=True) if dense(p, s)}
     else:
         kept = set()
-        for pattern in [dense] if isinstance(dense, str) else dense:
+        for pattern in [dense] if isinstance(dense, str) else dense or ():
             hits = fnmatch.filter(paths, pattern)
+            hits += [path for path in paths if path == pattern]
             if not hits:
                 _check.one_of("dense", pattern, paths)
             kept.update(hits)
@@ -112,8 +116,22 @@ def counts(
     shapes = {path: jnp.shape(leaves[i]) for path, i in sparse.items()}
     rule = BUDGETS[budget] if isinstance(budget, str) else budget
     densities = rule(shapes, sparsity)
+    _check_densities(densities, shapes)
     exact = exact_counts(shapes, densities, sparsity)
     return {sparse[path]: count for path, count in exact.items()}
+
+
+def _check_densities(
+    densities: Mapping[str, float], shapes: Mapping[str, Shape]
+) -> None:
+    if set(densities) != set(shapes):
+        differing = sorted(set(densities) ^ set(shapes))
+        raise ValueError(
+            "a budget gives a density for every sparse leaf and for no other; it "
+            f"differs at {', '.join(differing)}."
+        )
+    for path, density in densities.items():
+        _check.number(f"the budget's density of {path}", density, least=0, most=1)
 
 
 def exact_counts(
@@ -144,6 +162,11 @@ def exact_counts(
             "small layers dense with dense=(...)."
         )
     ideal = {path: densities[path] * sizes[path] for path in shapes}
+    if abs(sum(ideal.values()) - total) > len(shapes):
+        raise ValueError(
+            f"the budget's densities keep {sum(ideal.values()):.0f} weights; "
+            f"sparsity={sparsity} keeps {total} of {sum(sizes.values())}."
+        )
     counts = {p: min(max(int(ideal[p]), 1), sizes[p]) for p in shapes}
     while (missing := total - sum(counts.values())) != 0:
         step = 1 if missing > 0 else -1
