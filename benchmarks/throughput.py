@@ -138,13 +138,18 @@ def compile_step(step: Callable[[Any], Any], state: Any) -> Step:
 
 
 def measure(steps: dict[str, Step], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each step in each round, after two rounds that do not count."""
+    """Seconds of each step in each round, after two rounds that do not count.
+
+    The order within a round is drawn anew each time: a step that comes after one of
+    another memory demand is slower.
+    """
+    rng = np.random.default_rng(0)
     states = {name: step.state for name, step in steps.items()}
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     for turn in range(rounds + 2):
-        for name, step in steps.items():
+        for name in rng.permutation(list(steps)):
             start = time.perf_counter()
-            result = jax.block_until_ready(step.run(states[name]))
+            result = jax.block_until_ready(steps[name].run(states[name]))
             if turn >= 2:
                 seconds[name].append(time.perf_counter() - start)
             if name != "loss only":
