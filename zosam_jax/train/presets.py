@@ -42,7 +42,7 @@ PRESETS = {
         ),
         claim="A half-wide ResNet-20 at 90 % sparsity on CIFAR-10: shows the path on "
         "real photographs without an accelerator; no figure to compare with papers.",
-        cost="3,120 steps: about 20 minutes on 2 CPU cores.",
+        cost="3,120 steps: 12 minutes on 2 CPU cores.",
         evidence="benchmarks/results/cifar10-quick",
     ),
     "cifar10-resnet32": Preset(
