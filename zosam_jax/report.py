@@ -176,10 +176,12 @@ def plot(runs: Sequence[Run], path: Path) -> None:
             epochs, values = run.curve(split, name)
             marker = "o" if len(epochs) < 3 else None
             axis.plot(epochs, values, label=run.name, marker=marker, linewidth=1.4)
-        if name == "loss":
+        if name == "accuracy":
+            axis.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        elif _spans_decades(
+            [value for line in axis.lines for value in line.get_ydata()]
+        ):
             axis.set_yscale("log")
-        else:
-            axis.yaxis.set_major_formatter(PercentFormatter(1.0))
         axis.set_title(title, fontsize=10)
         axis.grid(alpha=0.3)
     for axis in axes[1]:
@@ -189,6 +191,11 @@ def plot(runs: Sequence[Run], path: Path) -> None:
     temporary = path.with_name(f".{path.name}")
     figure.savefig(temporary, dpi=120, format=path.suffix.removeprefix("."))
     temporary.replace(path)
+
+
+def _spans_decades(values: Sequence[float]) -> bool:
+    """Whether a logarithmic axis shows more: below a decade it has too few ticks."""
+    return bool(values) and min(values) > 0 and max(values) > 10 * min(values)
 
 
 def write(runs: Sequence[Run], folder: Path) -> list[Path]:
