@@ -20,7 +20,8 @@ MODULES = {
 
 # A module imports only from layers above its own, or from its own package.
 LAYERS = [
-    ["_check", "_types", "tree"],
+    ["_check", "_types"],
+    ["tree"],
     ["estimators", "models", "data", "sparsity.scores", "sparsity.budgets"],
     ["transformation", "sparsity._masks", "sparsity._method"],
     ["zosam", "sparsity._static", "sparsity._dynamic", "sparsity._sparsify"],

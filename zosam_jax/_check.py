@@ -6,7 +6,12 @@ import operator
 from collections.abc import Iterable
 from typing import Any
 
-import jax
+from jax import core
+
+
+def is_traced(value: Any) -> bool:
+    """Whether a value is known only when the compiled program runs."""
+    return isinstance(value, core.Tracer)
 
 
 def one_of(argument: str, value: Any, choices: Iterable[Any]) -> None:
@@ -41,7 +46,7 @@ def number(
       below: Exclusive upper bound.
       most: Inclusive upper bound.
     """
-    if isinstance(value, jax.core.Tracer):
+    if is_traced(value):
         return
     rules = (
         ("> ", above, lambda x, b: x > b),
@@ -61,7 +66,7 @@ def number(
 
 def whole(argument: str, value: Any, *, least: int = 1) -> None:
     """Raises `ValueError` unless `value` is an integer of at least `least`."""
-    if isinstance(value, jax.core.Tracer):
+    if is_traced(value):
         return
     try:
         x = least - 1 if isinstance(value, bool) else operator.index(value)

@@ -121,17 +121,16 @@ def _sum_over_directions(
     chunk_size: int | None,
 ) -> tuple[Any, jax.Array, Any]:
     """Sums the first two results of `probe(i)` over i < m; the third is of i = 0."""
-    if chunk_size is None:
-        chunk, chunks = probe, num_directions
-    else:
-        check_chunks(num_directions, chunk_size)
-        chunks = num_directions // chunk_size
+    check_chunks(num_directions, chunk_size)
+    chunks = num_directions if chunk_size is None else num_directions // chunk_size
 
-        def chunk(j: Any) -> tuple[Any, jax.Array, Any]:
-            each = jax.vmap(probe)(j * chunk_size + jnp.arange(chunk_size))
-            scaled, values, auxes = each
-            total = jax.tree.map(lambda x: jnp.sum(x, axis=0), scaled)
-            return total, jnp.sum(values), jax.tree.map(lambda x: x[0], auxes)
+    def chunk(j: Any) -> tuple[Any, jax.Array, Any]:
+        if chunk_size is None:
+            return probe(j)
+        each = jax.vmap(probe)(j * chunk_size + jnp.arange(chunk_size))
+        scaled, values, auxes = each
+        total = jax.tree.map(lambda x: jnp.sum(x, axis=0), scaled)
+        return total, jnp.sum(values), jax.tree.map(lambda x: x[0], auxes)
 
     total, value, aux = chunk(0)
     if not (isinstance(chunks, int) and chunks == 1):
@@ -149,7 +148,7 @@ def check_chunks(num_directions: Any, chunk_size: int | None) -> None:
     _check.whole("num_directions", num_directions)
     if chunk_size is None:
         return
-    if isinstance(chunk_size, jax.core.Tracer) or isinstance(num_directions, jax.Array):
+    if _check.is_traced(chunk_size) or isinstance(num_directions, jax.Array):
         raise ValueError(
             "chunk_size and num_directions must be known before tracing. Inside "
             "optax.inject_hyperparams, name them in "

@@ -25,13 +25,13 @@ class EstimatorState(NamedTuple):
     """State of every gradient estimator in an Optax chain.
 
     Attributes:
-      count: Estimates made so far; with the seed, it gives the key. int32.
+      step: Estimates made so far; with the seed, it gives the key. int32.
       value: The loss of the last estimate, float32.
       aux: What `value_fn` returned beside it.
       info: See `Info`.
     """
 
-    count: jax.Array
+    step: jax.Array
     value: jax.Array
     aux: Any
     info: Info
@@ -80,18 +80,18 @@ def as_transformation(
 
     def update(
         updates: Any,
-        state: EstimatorState,
+        state: Any,
         params: Any | None = None,
         *,
-        value_fn: ValueFn | None = None,
+        value_fn: Any = None,
         masks: Any | None = None,
         optimizer_step: jax.Array | None = None,
         **extra_args: Any,
-    ) -> tuple[Any, EstimatorState]:
+    ) -> tuple[Any, Any]:
         del updates, extra_args
         _check_call(name, params, value_fn)
-        step = state.count if optimizer_step is None else optimizer_step
-        key = jax.random.fold_in(jax.random.key(seed), state.count)
+        step = state.step if optimizer_step is None else optimizer_step
+        key = jax.random.fold_in(jax.random.key(seed), state.step)
         value, grad, aux, info = estimator(value_fn, params, key, step, masks)
         aux = jax.tree.map(jnp.asarray, aux)
         if aux_like is not None:
@@ -99,7 +99,7 @@ def as_transformation(
             # A weakly typed aux would change the state's type, and trace again.
             aux = jax.tree.map(lambda x: jax.lax.convert_element_type(x, x.dtype), aux)
         return grad, EstimatorState(
-            count=optax.safe_increment(state.count),
+            step=jnp.asarray(optax.safe_increment(state.step)),
             value=value.astype(jnp.float32),
             aux=aux,
             info=jax.tree.map(lambda new, old: new.astype(old.dtype), info, state.info),

@@ -11,6 +11,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from zosam_jax import _check
+
 
 def size(tree: Any) -> int:
     """Number of entries of all leaves together."""
@@ -64,7 +66,7 @@ def check_masks(masks: Any, params: Any) -> None:
             raise ValueError(
                 f"masks: {path} has dtype {jnp.result_type(m)}; masks are boolean."
             )
-        if is_dense(m) and not isinstance(m, jax.core.Tracer) and not m:
+        if is_dense(m) and not _check.is_traced(m) and not m:
             raise ValueError(
                 f"masks: {path} is a scalar False. A scalar marks a dense leaf and is "
                 "True; to prune a whole leaf, give it an array of False."

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from zosam_jax import tree
+from zosam_jax import _check, tree
 from zosam_jax.sparsity import scores
 from zosam_jax.sparsity.budgets import Budget, DenseRule, counts, sparse_leaves
 
@@ -110,7 +110,7 @@ def _best_first(scores: jax.Array) -> jax.Array:
 
 
 def _check_scores(ranked: list[jax.Array]) -> None:
-    known = [x for x in ranked if not isinstance(x, jax.core.Tracer)]
+    known = [x for x in ranked if not _check.is_traced(x)]
     if not all(bool(jnp.all(jnp.isfinite(x))) for x in known):
         raise ValueError(
             "the scores of the initial mask are not finite: the loss or the parameters "

@@ -12,7 +12,7 @@ class SparseMethod(NamedTuple):
     Attributes:
       init: `params -> masks`, the first mask tree.
       fires: `step -> bool scalar`, whether the topology changes before this optimizer
-        step (int32, from 0); None where it never does.
+        step (int32, from 0); None, as `change`, where it never does.
       change: `(masks, params, grads, step) -> masks`, the new topology. `grads` is the
         gradient with respect to every weight, pruned ones too. Every leaf keeps its
         count of live weights.

@@ -104,8 +104,11 @@ def sparsify(
             accumulated=accumulated,
         )
 
+    fires, change = method.fires, method.change
+
     def change_topology(grads: Any, state: SparsifyState, params: Any) -> SparsifyState:
-        masks = method.change(state.masks, params, grads, state.step)
+        assert change is not None
+        masks = change(state.masks, params, grads, state.step)
         # A gradient with NaN in it ranks nothing.
         finite = [jnp.all(jnp.isfinite(g)) for g in jax.tree.leaves(grads)]
         sound = jnp.all(jnp.asarray(finite))
@@ -120,9 +123,9 @@ def sparsify(
     def step(
         grads: Any, state: SparsifyState, params: Any, extra_args: dict[str, Any]
     ) -> tuple[Any, SparsifyState]:
-        if method.fires is not None:
+        if fires is not None:
             state = jax.lax.cond(
-                method.fires(state.step),
+                fires(state.step),
                 change_topology,
                 lambda _, state, __: state,
                 *(grads, state, params),
@@ -138,8 +141,8 @@ def sparsify(
         )
 
     def update(
-        updates: Any, state: SparsifyState, params: Any | None = None, **extra_args: Any
-    ) -> tuple[Any, SparsifyState]:
+        updates: Any, state: Any, params: Any | None = None, **extra_args: Any
+    ) -> tuple[Any, Any]:
         if params is None:
             raise ValueError(
                 "zs.sparsify needs params: tx.update(grads, state, params)."

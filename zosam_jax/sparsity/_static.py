@@ -1,6 +1,6 @@
 """Masks that are chosen once, at initialisation, and kept."""
 
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -56,6 +56,7 @@ def static(
     if masks is not None:
         return SparseMethod(lambda params: _fitting(masks, params))
     _check.number("sparsity", sparsity, least=0, below=1)
+    target = cast(float, sparsity)
     if not callable(criterion):
         _check.one_of("criterion", criterion, CRITERIA)
     score, usual = (criterion, "erk") if callable(criterion) else CRITERIA[criterion]
@@ -73,7 +74,7 @@ def static(
         if value_fn is not None:
             grads = jax.grad(_loss_alone(value_fn))(params)
         ranking = score(params, grads, jax.random.key(seed))
-        return initial_masks(params, ranking, sparsity, budget, dense)
+        return initial_masks(params, ranking, target, budget, dense)
 
     return SparseMethod(init)
 
