@@ -106,6 +106,14 @@ def test_an_interrupted_run_has_the_status_of_its_signal(monkeypatch):
     assert cli.main(["train"]) == 143
 
 
+def test_a_report_that_cannot_be_written_is_an_error(tmp_path, capsys):
+    run = Path(__file__).parents[1] / "benchmarks" / "results" / "digits"
+    file = tmp_path / "file"
+    file.write_text("")
+    assert cli.main(["report", str(run), "--out", str(file)]) == 2
+    assert "cannot be written" in capsys.readouterr().err
+
+
 def test_data_list(capsys):
     assert cli.main(["data", "list"]) == 0
     assert capsys.readouterr().out.split() == ["digits", "cifar10", "cifar100"]

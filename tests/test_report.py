@@ -82,5 +82,7 @@ def test_what_is_no_run_is_an_error_that_names_it(tmp_path):
     (path / "config.json").write_text("{}")
     with pytest.raises(RunError, match="no configuration"):
         report.read(path)
+    with pytest.raises(RunError, match=r"holds several runs. Name them"):
+        report.read(tmp_path)
     with pytest.raises(RunError, match="at least one"):
         report.read_all([])

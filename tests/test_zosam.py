@@ -399,6 +399,8 @@ def test_value_fn_must_be_a_scalar_function_of_its_form():
         zs.zosam_gradient(lambda p: (loss(p), 1), params, KEY)
     with pytest.raises(TypeError, match="must return a pair"):
         zs.zosam_gradient(loss, params, KEY, has_aux=True)
+    with pytest.raises(TypeError, match="key=0 must be a PRNG key"):
+        zs.zosam_gradient(loss, params, 0)
     with pytest.raises(TypeError, match="must be a function"):
         zs.zosam_gradient(1.0, params, KEY)
     with pytest.raises(TypeError, match="returned a NoneType"):

@@ -19,10 +19,11 @@ def one_of(argument: str, value: Any, choices: Iterable[Any]) -> None:
     known = list(choices)
     if value in known:
         return
-    near = difflib.get_close_matches(str(value), [str(c) for c in known], n=1)
+    near = difflib.get_close_matches(str(value), [str(c) for c in known], 1, 0.5)
     hint = f" Did you mean {near[0]!r}?" if near else ""
-    names = ", ".join(repr(c) for c in known)
-    raise ValueError(f"{argument}={value!r} is unknown.{hint} Known: {names}.")
+    names = ", ".join(repr(c) for c in known[:12])
+    rest = f" and {len(known) - 12} more" if len(known) > 12 else ""
+    raise ValueError(f"{argument}={value!r} is unknown.{hint} Known: {names}{rest}.")
 
 
 def number(

@@ -154,8 +154,13 @@ def _report(command: Report, arguments: Sequence[str]) -> int:
     if not console.is_terminal:
         console = Console(width=200)
     console.print(report.terminal_table(runs, console.width))
-    for path in report.write(runs, command.out):
-        sys.stdout.write(f"{path}\n")
+    try:
+        paths = report.write(runs, command.out)
+    except OSError as error:
+        raise RunError(
+            f"out={str(command.out)!r} cannot be written: {error}."
+        ) from error
+    sys.stdout.write("".join(f"{path}\n" for path in paths))
     return 0
 
 

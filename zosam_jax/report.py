@@ -49,6 +49,8 @@ def read(folder: Path) -> Run:
       RunError: The folder holds no run, or a file in it is damaged.
     """
     folder = Path(folder).expanduser().resolve()
+    if not (folder / "config.json").exists() and any(folder.glob("*/config.json")):
+        raise RunError(f"{folder} holds several runs. Name them: {folder.name}/*")
     config = read_config(folder)["config"]
     path = folder / "summary.json"
     try:

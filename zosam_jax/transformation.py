@@ -170,7 +170,8 @@ def _check_call(name: str, params: Any, value_fn: ValueFn | None) -> None:
         missing = "params" if params is None else "value_fn"
         raise ValueError(
             f"zs.{name} needs {missing}: call tx.update(None, state, params, "
-            "value_fn=lambda p: loss(p, batch))."
+            "value_fn=lambda p: loss(p, batch)). (Flax's TrainState drops value_fn: "
+            "make the gradient in front of it, with zs.zosam_gradient.)"
         )
     nodes = jax.tree.leaves(params, is_leaf=lambda x: isinstance(x, optax.MaskedNode))
     if any(isinstance(x, optax.MaskedNode) for x in nodes):

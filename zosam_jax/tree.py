@@ -56,8 +56,8 @@ def check_masks(masks: Any, params: Any) -> None:
         extra = sorted(set(paths(masks)) ^ set(paths(params)))
         raise ValueError(
             "masks must have the structure of params; they differ at "
-            f"{', '.join(extra) or f'{given} against {wanted}'}. Mark a dense leaf "
-            "with a scalar True."
+            f"{', '.join(extra) or 'the types of their nodes'}. Mark a dense leaf with "
+            "a scalar True. (Flax NNX: pass states through nnx.as_pure first.)"
         )
     for path, m, x in zip(
         paths(params), jax.tree.leaves(masks), jax.tree.leaves(params), strict=True

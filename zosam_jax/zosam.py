@@ -79,11 +79,13 @@ def zosam_gradient(
     Raises:
       ValueError: An argument is out of range, the masks do not fit the parameters, or
         the loss is not a scalar.
-      TypeError: `value_fn` does not return what `has_aux` says.
+      TypeError: `value_fn` does not return what `has_aux` says; `key` is no PRNG key.
     """
     _check_arguments(rho, delta, num_directions, chunk_size, aux_from, norm_over)
     if masks is not None:
         tree.check_masks(masks, params)
+    if isinstance(key, int):
+        raise TypeError(f"key={key!r} must be a PRNG key, such as jax.random.key(0).")
 
     # g: the zeroth-order estimate of the gradient, from forward passes only.
     ascent, dense = rge(

@@ -257,6 +257,8 @@ def test_what_cannot_work_is_refused_with_what_can():
         zs.sparsify(optax.chain(zs.zosam(), optax.sgd(0.1)), rule).init(params)
     with pytest.raises(TypeError, match=r"Call it: zs.sparsity.rigl\("):
         zs.sparsify(optax.sgd(0.1), zs.sparsity.rigl)
+    with pytest.raises(TypeError, match="The optimizer comes first"):
+        zs.sparsify(rule, optax.sgd(0.1))
     with pytest.raises(ValueError, match="structure of params"):
         tx.update({"hidden": 1.0}, state, params)
     with pytest.raises(TypeError, match=r"Call it: zs.zosam\(rho=0.05\)"):

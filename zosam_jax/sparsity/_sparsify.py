@@ -256,10 +256,14 @@ def _check_inner(state: Any) -> None:
 
 def _check_transformations(inner: Any, method: Any, gradient: Any) -> None:
     if not isinstance(method, SparseMethod):
-        hint = " Call it: zs.sparsity.rigl(sparsity=0.9, ...)."
+        hint = ""
+        if callable(method):
+            hint = " Call it: zs.sparsity.rigl(sparsity=0.9, ...)."
+        elif isinstance(inner, SparseMethod):
+            hint = " The optimizer comes first: zs.sparsify(optimizer, method)."
         raise TypeError(
             "method must come from zs.sparsity (rigl, set_, static, dynamic); got "
-            f"{type(method).__name__}.{hint if callable(method) else ''}"
+            f"{type(method).__name__}.{hint}"
         )
     for name, value in (("inner", inner), ("gradient", gradient)):
         if not (hasattr(value, "init") and hasattr(value, "update")) and not (

@@ -42,7 +42,8 @@ class TrainConfig:
     dataset: str = "digits"
     """Data set: digits (in the package), cifar10 or cifar100 (`data prepare`)."""
     data_dir: str | None = None
-    """TFDS directory of the prepared data sets. None: TFDS's own default."""
+    """TFDS directory of the prepared data sets. None: TFDS_DATA_DIR, or \
+~/tensorflow_datasets."""
     model: str = "resnet20"
     """Network: resnet20, resnet32, resnet44, resnet56 or vit."""
     width: float = 1.0

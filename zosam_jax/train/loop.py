@@ -8,6 +8,7 @@ import json
 import math
 import signal
 import statistics
+import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -143,6 +144,8 @@ def _interruptions() -> Iterator[list[int]]:
         del frame
         received.append(number)
         restore()
+        # Compilation cannot be interrupted, and is not answered for many seconds.
+        sys.stderr.write("\nstopping after this step, or after the compilation...\n")
 
     for number in old:
         signal.signal(number, note)

@@ -109,7 +109,7 @@ def check_tensorboard() -> None:
     except ImportError as error:
         raise RunError(
             "tensorboard=True needs tensorboardX, which is not installed. Run: "
-            "pip install 'zosam-jax[tensorboard]'"
+            "pip install tensorboardX"
         ) from error
 
 
