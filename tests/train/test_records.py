@@ -176,5 +176,5 @@ def test_tensorboard_scalars(tmp_path):
 
 def test_tensorboard_missing_says_what_to_install(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "tensorboardX", None)
-    with pytest.raises(RunError, match=r"zosam-jax\[tensorboard\]"):
+    with pytest.raises(RunError, match=r"pip install tensorboardX"):
         metrics.check_tensorboard()
