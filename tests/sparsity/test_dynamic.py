@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 
 import zosam_jax as zs
 from zosam_jax import tree
@@ -226,3 +226,34 @@ def test_dropping_everything_keeps_the_count():
     params = {"w": jnp.ones((10, 10))}
     new = method.change(method.init(params), params, params, jnp.int32(0))
     assert int(new["w"].sum()) == 100
+
+
+@settings(max_examples=12, deadline=None)
+@given(
+    shape=st.lists(st.integers(1, 7), min_size=2, max_size=4).map(tuple),
+    dtype=st.sampled_from([jnp.float32, jnp.bfloat16, jnp.float16]),
+    sparsity=st.floats(0, 0.95),
+    levels=st.integers(1, 4),
+    seed=st.integers(0, 2**31 - 1),
+)
+def test_counts_and_zeros_are_exact_for_any_shape_dtype_density_and_ties(
+    shape, dtype, sparsity, levels, seed
+):
+    """One change of topology and one step, on weights and gradients full of ties."""
+    rng = np.random.default_rng(seed)
+    size = int(np.prod(shape))
+    count = size - round(sparsity * size)
+    assume(count >= 1)
+    drawn = rng.integers(-levels, levels + 1, size=(2, *shape))
+    params = {"w": jnp.asarray(drawn[0], dtype)}
+    grads = {"w": jnp.asarray(drawn[1], dtype)}
+    rule = zs.sparsity.rigl(sparsity, 10**6, drop_fraction=0.8, seed=seed)
+    tx = zs.sparsify(optax.sgd(0.1, momentum=0.9), rule)
+    state = tx.init(params)._replace(step=jnp.int32(100))
+    params = zs.sparsity.apply_masks(params, zs.sparsity.masks(state))
+    updates, state = jax.jit(tx.update)(grads, state, params)
+    new = optax.apply_updates(params, updates)["w"]
+    mask = np.asarray(zs.sparsity.masks(state)["w"])
+    assert mask.sum() == count
+    assert np.all(np.asarray(new)[~mask] == 0)
+    assert new.dtype == dtype

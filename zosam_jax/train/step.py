@@ -244,7 +244,9 @@ def _add(task: Task, state: TrainState, estimate: Any, correct: jax.Array) -> To
         _no_totals(old.bad_step),
         old,
     )
-    is_bad = ~jnp.isfinite(estimate.value) & (old.bad_step < 0)
+    # The probes may be finite where the descent pass, and so the gradient, is not.
+    finite = jnp.isfinite(estimate.value) & jnp.isfinite(info.descent_value)
+    is_bad = ~finite & (old.bad_step < 0)
     return Totals(
         steps=old.steps + 1,
         loss=old.loss + estimate.value,
