@@ -2,6 +2,7 @@
 
     python -m benchmarks.throughput
     python -m benchmarks.throughput --model resnet20 --batch 64 --rounds 5
+    python -m benchmarks.throughput --only "SAM;guided ZO-SAM"
 
 All steps are compiled first, then timed in turn, round after round, so that what the
 machine does besides falls on all of them alike. Ratios are taken within a round; their
@@ -12,7 +13,7 @@ import argparse
 import resource
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,7 +28,7 @@ import zosam_jax as zs
 from benchmarks import record
 from zosam_jax import models
 
-RHO, SPARSITY, INTERVAL = 0.05, 0.9, 100
+SPARSITY, INTERVAL = 0.9, 100
 
 
 class Step(NamedTuple):
@@ -39,7 +40,8 @@ class Step(NamedTuple):
       compile_seconds: Tracing, lowering and compilation.
       temporary_bytes: Buffers that live during the step alone.
       peak_bytes: These, the arguments and the results.
-      flops: XLA's count.
+      flops: XLA's count; of a step with branches, that of all of them.
+      state_copies: What the method remembers, in copies of the parameters.
     """
 
     run: Any
@@ -48,74 +50,149 @@ class Step(NamedTuple):
     temporary_bytes: int
     peak_bytes: int
     flops: float
+    state_copies: float = 0.0
 
 
-def sam(value_fn: Callable[[Any], Any], params: Any) -> Any:
-    """SAM in its plainest form, for comparison: two backward passes."""
-    (value, _), ascent = jax.value_and_grad(value_fn, has_aux=True)(params)
-    unit, _ = zs.tree.normalize(ascent)
-    perturbed = zs.tree.add_scaled(params, RHO, unit)
-    (_, aux), grad = jax.value_and_grad(value_fn, has_aux=True)(perturbed)
-    return value, aux, grad
+def methods() -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
+    """Every gradient that is compared: its constructor and its options."""
+    guided = {"directions": "guided"}
+    table: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
+        "SGD": (zs.backprop, {}),
+        "SAM": (zs.sam, {}),
+        "ASAM": (zs.asam, {}),
+        "GSAM": (zs.gsam, {}),
+        "F-SAM": (zs.fsam, {}),
+        "VaSSO": (zs.vasso, {}),
+        "WSAM": (zs.wsam, {}),
+        "ESAM": (zs.esam, {}),
+        "LookSAM, k=5": (zs.looksam, {"every": 5}),
+        "AE-SAM": (zs.aesam, {"total_steps": 100_000}),
+        "SSAM-F": (zs.ssam, {}),
+        "SSAM-D": (zs.ssam, {"mask": "dynamic", "total_steps": 100_000}),
+        "S2-SAM": (zs.s2sam, {}),
+        "MSAM": (zs.msam, {}),
+        "RWP": (zs.rwp, {}),
+        "mRWP": (zs.mrwp, {}),
+        "ARWP": (zs.arwp, {}),
+        "random, random sign": (zs.rst, {}),
+        "ZO-SAM": (zs.zosam, {}),
+        "ZO-SAM, m=2": (zs.zosam, {"num_directions": 2}),
+        "ZO-SAM, vmapped": (zs.zosam, {"chunk_size": 1}),
+        "ZO-SAM, exact (jvp)": (zs.zosam, {"delta": None}),
+        "ZO-SAM, quarter batch": (zs.zosam, {}),
+        "ZO-SAM, bfloat16": (zs.zosam, {}),
+        "ZO-SAM, every 5": (zs.zosam, {"every": 5}),
+        "guided ZO-SAM": (zs.zosam, guided),
+        "guided ZO-SAM, m=2": (zs.zosam, guided | {"num_directions": 2}),
+        "guided ZO-SAM, quarter batch": (zs.zosam, guided),
+        "guided ZO-SAM, every 5": (zs.zosam, guided | {"every": 5}),
+        "ZO-SAM, zeroth-order descent": (zs.zosam, {"descent": "zeroth_order"}),
+        "ZO-SGD": (zs.zeroth_order, {}),
+    }
+    return table
 
 
-def make_steps(model: Any, batch: int) -> dict[str, Step]:
+# Methods whose steps differ: so many make one measurement, by their mean.
+PERIODS = {
+    "LookSAM, k=5": 5,
+    "AE-SAM": 5,
+    "ZO-SAM, every 5": 5,
+    "guided ZO-SAM, every 5": 5,
+}
+
+# What the look uphill is evaluated on, where it is not the whole batch in float32.
+PROBES = {
+    "ZO-SAM, quarter batch": (0.25, jnp.float32),
+    "guided ZO-SAM, quarter batch": (0.25, jnp.float32),
+    "ZO-SAM, bfloat16": (1.0, jnp.bfloat16),
+}
+
+
+def make_steps(
+    args: argparse.Namespace, only: Sequence[str] | None = None
+) -> dict[str, Step]:
     """Compiles every step that is compared, each with its own state."""
-    shape = (32, 32, 3)
-    params, model_state = models.initialize(model, jax.random.key(0), shape)
+    shape, batch = (32, 32, 3), args.batch
+    networks = {
+        dtype: models.create(args.model, num_classes=10, width=args.width, dtype=dtype)
+        for dtype in (jnp.float32, jnp.bfloat16)
+    }
+    params, model_state = models.initialize(
+        networks[jnp.float32], jax.random.key(0), shape
+    )
     rng = np.random.default_rng(0)
     images = jnp.asarray(rng.normal(size=(batch, *shape)), jnp.float32)
     labels = jnp.asarray(rng.integers(10, size=batch), jnp.int32)
 
-    def loss(params: Any, model_state: Any) -> Any:
-        logits, changed = model.apply(
+    def loss(
+        params: Any,
+        model_state: Any,
+        examples: Any = None,
+        mean: bool = True,
+        dtype: Any = jnp.float32,
+    ) -> Any:
+        x, y = images, labels
+        if examples is not None:
+            x, y = x[examples], y[examples]
+        logits, changed = networks[dtype].apply(
             {"params": params, **model_state},
-            images,
+            x.astype(dtype),
             train=True,
             mutable=list(model_state),
         )
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-        return losses.mean(), dict(changed)
+        losses = optax.softmax_cross_entropy_with_integer_labels(
+            logits.astype(jnp.float32), y
+        )
+        return (losses.mean() if mean else losses), dict(changed)
 
     sgd = optax.sgd(0.1, momentum=0.9)
     rigl = zs.sparsity.rigl(SPARSITY, 100_000, interval=INTERVAL)
-    gradients = {
-        "SGD": zs.backprop(has_aux=True, aux_like=model_state),
-        "ZO-SAM": zs.zosam(RHO, has_aux=True, aux_like=model_state),
-        "ZO-SAM vmapped": zs.zosam(
-            RHO, has_aux=True, aux_like=model_state, chunk_size=1
-        ),
-    }
-    optimizers = {name: optax.chain(g, sgd) for name, g in gradients.items()}
-    optimizers["SGD + RigL"] = zs.sparsify(sgd, rigl, gradient=gradients["SGD"])
-    optimizers["ZO-SAM + RigL"] = zs.sparsify(sgd, rigl, gradient=gradients["ZO-SAM"])
 
-    def train(tx: Any) -> Callable[[Any], Any]:
+    def train(tx: Any, by_example: bool, probe: Any) -> Callable[[Any], Any]:
         def step(state: Any) -> Any:
             params, model_state, opt_state = state
+
+            def value_fn(p: Any, examples: Any = None) -> Any:
+                return loss(p, model_state, examples, mean=not by_example)
+
+            extra = {}
+            if probe is not None:
+                share, dtype = probe
+                few = jnp.arange(round(share * batch))
+                extra["ascent_value_fn"] = lambda p: loss(
+                    p, model_state, few, dtype=dtype
+                )
             updates, opt_state = tx.update(
-                None, opt_state, params, value_fn=lambda p: loss(p, model_state)
+                None, opt_state, params, value_fn=value_fn, **extra
             )
             estimate = zs.estimate(opt_state)
             return optax.apply_updates(params, updates), estimate.aux, opt_state
 
         return step
 
-    def sam_step(state: Any) -> Any:
-        params, model_state, opt_state = state
-        _, aux, grad = sam(lambda p: loss(p, model_state), params)
-        updates, opt_state = sgd.update(grad, opt_state, params)
-        return optax.apply_updates(params, updates), aux, opt_state
+    steps = {}
 
-    def forward(state: Any) -> Any:
-        return loss(*state)[0]
+    def add(name: str, tx: Any, by_example: bool = False, probe: Any = None) -> None:
+        if only is None or name in only:
+            state = (params, model_state, tx.init(params))
+            held = _bytes(state[2]) - _bytes((sgd.init(params), model_state))
+            steps[name] = compile_step(train(tx, by_example, probe), state)._replace(
+                state_copies=max(held, 0) / _bytes(params)
+            )
+            print(f"compiled {name}: {steps[name].compile_seconds:.0f} s", flush=True)
 
-    steps = {"loss only": compile_step(forward, (params, model_state))}
-    start = params, model_state, sgd.init(params)
-    steps["SAM"] = compile_step(sam_step, start)
-    for name, tx in optimizers.items():
-        steps[name] = compile_step(train(tx), (params, model_state, tx.init(params)))
+    forward = lambda state: loss(*state)[0]  # noqa: E731
+    steps["loss only"] = compile_step(forward, (params, model_state))
+    for name, (make, options) in methods().items():
+        gradient = make(has_aux=True, aux_like=model_state, **options)
+        add(name, optax.chain(gradient, sgd), gradient.by_example, PROBES.get(name))
+        if name in ("SGD", "ZO-SAM"):
+            add(f"{name} + RigL", zs.sparsify(sgd, rigl, gradient=gradient))
     return steps
+
+
+def _bytes(tree: Any) -> int:
+    return sum(x.nbytes for x in jax.tree.leaves(tree))
 
 
 def compile_step(step: Callable[[Any], Any], state: Any) -> Step:
@@ -138,8 +215,12 @@ def compile_step(step: Callable[[Any], Any], state: Any) -> Step:
     )
 
 
-def measure(steps: dict[str, Step], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each step in each round, after two rounds that do not count.
+def measure(
+    steps: dict[str, Step], rounds: int
+) -> tuple[dict[str, list[float]], dict[str, list[tuple[float, float]]]]:
+    """Seconds, and (forward, backward) passes, of each step in each round.
+
+    Two rounds go before that do not count.
 
     The order within a round is drawn anew each time: a step that comes after one of
     another memory demand is slower.
@@ -147,15 +228,24 @@ def measure(steps: dict[str, Step], rounds: int) -> dict[str, list[float]]:
     rng = np.random.default_rng(0)
     states = {name: step.state for name, step in steps.items()}
     seconds: dict[str, list[float]] = {name: [] for name in steps}
+    passes: dict[str, list[tuple[float, float]]] = {name: [] for name in steps}
     for turn in range(rounds + 2):
         for name in rng.permutation(list(steps)):
-            start = time.perf_counter()
-            result = jax.block_until_ready(steps[name].run(states[name]))
-            if turn >= 2:
-                seconds[name].append(time.perf_counter() - start)
-            if name != "loss only":
+            times = []
+            for _ in range(PERIODS.get(name, 1)):
+                start = time.perf_counter()
+                result = jax.block_until_ready(steps[name].run(states[name]))
+                times.append(time.perf_counter() - start)
+                if name == "loss only":
+                    continue
                 states[name] = result
-    return seconds
+                info = zs.estimate(result[2]).info
+                counts = info.forward_evaluations, info.backward_evaluations
+                if turn >= 2:
+                    passes[name].append((float(counts[0]), float(counts[1])))
+            if turn >= 2:
+                seconds[name].append(statistics.fmean(times))
+    return seconds, passes
 
 
 def page_faults(steps: dict[str, Step]) -> dict[str, int]:
@@ -207,7 +297,10 @@ def topology_cost(model: Any, rounds: int) -> dict[str, float]:
 
 
 def summarize(
-    steps: dict[str, Step], seconds: dict[str, list[float]], batch: int
+    steps: dict[str, Step],
+    seconds: dict[str, list[float]],
+    passes: dict[str, list[tuple[float, float]]],
+    batch: int,
 ) -> list[dict[str, Any]]:
     """One row a step; shares are medians of the ratios within a round."""
     sgd = seconds["SGD"]
@@ -215,6 +308,7 @@ def summarize(
     for name, step in steps.items():
         times = seconds[name]
         shares = [a / b for a, b in zip(sgd, times, strict=True)]
+        counts = passes[name] or [(1.0, 0.0)]
         rows.append(
             {
                 "step": name,
@@ -222,6 +316,9 @@ def summarize(
                 "seconds_min": min(times),
                 "images_per_second": batch / statistics.median(times),
                 "share_of_sgd": statistics.median(shares),
+                "forward_passes": statistics.fmean(f for f, _ in counts),
+                "backward_passes": statistics.fmean(b for _, b in counts),
+                "state_copies": step.state_copies,
                 "compile_seconds": step.compile_seconds,
                 "temporary_mib": step.temporary_bytes / 2**20,
                 "temporary_of_sgd": step.temporary_bytes / steps["SGD"].temporary_bytes,
@@ -260,21 +357,21 @@ def show(rows: list[dict[str, Any]], targets: dict[str, float], title: str) -> N
     """Prints the table."""
     table = Table(title=title)
     table.add_column("step", no_wrap=True)
-    for column in ("images/s", "share", "FLOPs", "compile s", "temp MiB", "peak MiB"):
+    for column in ("images/s", "share", "passes", "copies", "compile s", "peak MiB"):
         table.add_column(column, justify="right")
     for row in sorted(rows, key=lambda row: row["seconds_median"]):
         table.add_row(
             row["step"],
             f"{row['images_per_second']:.1f}",
             f"{row['share_of_sgd']:.3f}",
-            f"{row['flops_of_sgd']:.2f}",
+            f"{row['forward_passes']:.2g}F + {row['backward_passes']:.2g}B",
+            f"{row['state_copies']:.2f}",
             f"{row['compile_seconds']:.1f}",
-            f"{row['temporary_mib']:.0f}",
             f"{row['peak_mib']:.0f}",
         )
     console = Console()
     console.print(table)
-    console.print("share: of SGD's throughput. FLOPs: of SGD's.")
+    console.print("share: of SGD's throughput. copies: of the parameters, remembered.")
     for name, value in targets.items():
         console.print(f"{name}: {value:.4f}", highlight=False)
 
@@ -286,15 +383,18 @@ def main() -> None:
     parser.add_argument("--width", type=float, default=1.0)
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument(
+        "--only", help="steps, separated by ';' (SGD, ZO-SAM and these)"
+    )
     parser.add_argument("--out", type=Path, help="default: benchmarks/results/...")
     args = parser.parse_args()
 
     model = models.create(args.model, num_classes=10, width=args.width)
-    steps = make_steps(model, args.batch)
-    seconds = measure(steps, args.rounds)
+    steps = make_steps(args, args.only and [*args.only.split(";"), "SGD", "ZO-SAM"])
+    seconds, passes = measure(steps, args.rounds)
     faults = page_faults(steps)
     cost = topology_cost(model, args.rounds)
-    rows = summarize(steps, seconds, args.batch)
+    rows = summarize(steps, seconds, passes, args.batch)
     promised = targets(seconds, rows, cost)
     device = jax.devices()[0].device_kind
     title = (
@@ -307,7 +407,7 @@ def main() -> None:
         args.out or Path("benchmarks/results") / name,
         {
             "settings": {k: v for k, v in vars(args).items() if k != "out"}
-            | {"rho": RHO, "sparsity": SPARSITY, "interval": INTERVAL, "seed": 0},
+            | {"sparsity": SPARSITY, "interval": INTERVAL, "seed": 0},
             "targets": promised,
             "update_milliseconds": cost,
             "page_faults": faults,

@@ -46,9 +46,9 @@ def test_help_explains_every_flag_without_the_heavy_packages():
         [sys.executable, "-c", program], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    for field in ("--sparsity", "--rho", "--delta", "--preset", "--print-config"):
+    for field in ("--sparsity", "--rho", "--gradient-options", "--preset"):
         assert field in done.stdout
-    assert "Radius of the zosam perturbation" in done.stdout
+    assert "Radius of the perturbation" in done.stdout
 
 
 def test_presets_and_flags_give_the_printed_configuration(capsys):
@@ -58,6 +58,12 @@ def test_presets_and_flags_give_the_printed_configuration(capsys):
     assert (config["model"], config["epochs"], config["rho"]) == ("resnet32", 160, 0.1)
     assert config["dense"] == ["stem/*", "head/*"]
     assert "preset" not in config
+    options = ["directions=guided", "num_directions=2", "guides=(0.5, 0.9)"]
+    arguments = ["train", "--print-config", "--gradient-options", *options]
+    assert cli.main([*arguments, "--probe-fraction", "0.5"]) == 0
+    config = json.loads(capsys.readouterr().out)
+    assert config["gradient_options"] == options
+    assert (config["rho"], config["aux_from"]) == (None, None)
 
 
 @pytest.mark.parametrize(
@@ -87,6 +93,7 @@ def test_an_error_is_one_line_and_status_2(arguments, part, capsys, tmp_path):
         (["train", "--method", "rigll"], "Did you mean 'rigl'"),
         (["train", "--rho", "-1"], "rho=-1.0 must be"),
         (["train", "--learning-rat", "1"], "--learning-rate"),
+        (["train", "--gradient-options", "direction=guided"], "'directions'"),
         (["trian"], "train, report, data"),
         ([], "train, report, data"),
     ],
@@ -149,4 +156,4 @@ def test_train_and_report_from_end_to_end(tmp_path):
     assert (tmp_path / "report" / "report.html").exists()
     done = command("train", *flags, "--rho", "0.3", cwd=tmp_path)
     assert done.returncode == 2
-    assert "rho: 0.05 -> 0.3" in done.stderr
+    assert "rho: None -> 0.3" in done.stderr

@@ -299,7 +299,7 @@ def test_probe_aux_is_of_the_first_probe_or_the_clean_pass(two_sided, chunk_size
         0.01,
         2,
         has_aux=True,
-        aux_from="probe",
+        aux_from="ascent",
         two_sided=two_sided,
         chunk_size=chunk_size,
     )
@@ -313,7 +313,7 @@ def test_probe_aux_is_of_the_first_probe_or_the_clean_pass(two_sided, chunk_size
 def test_aux_comes_from_the_pass_that_is_named():
     params, loss = mlp()
     positions = {}
-    for aux_from in ("descent", "probe"):
+    for aux_from in ("descent", "ascent"):
         estimate = zs.zosam_gradient(
             lambda p: (loss(p), p["out"]["kernel"]),
             params,
@@ -327,7 +327,7 @@ def test_aux_comes_from_the_pass_that_is_named():
     u = tree.normal_like(jax.random.fold_in(KEY, 0), params)
     start, direction = params["out"]["kernel"], u["out"]["kernel"]
     np.testing.assert_allclose(
-        positions["probe"], start + 0.01 * direction, rtol=1e-5, atol=1e-6
+        positions["ascent"], start + 0.01 * direction, rtol=1e-5, atol=1e-6
     )
     moved = np.abs(positions["descent"] - start)
     length = tree.norm(u)

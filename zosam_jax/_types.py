@@ -9,7 +9,10 @@ import jax.numpy as jnp
 ValueFn = Callable[[Any], Any]
 """`params -> loss`, or `params -> (loss, aux)` where `has_aux=True` is said."""
 
-Schedule = Callable[[jax.Array], jax.Array | float]
+Scalar = float | jax.Array
+"""A number, or a scalar array: traced ones are let through."""
+
+Schedule = Callable[[jax.typing.ArrayLike], jax.typing.ArrayLike]
 """`step count (int32 scalar) -> value`, as Optax has them."""
 
 
@@ -19,16 +22,21 @@ class Info(NamedTuple):
     Attributes:
       perturbation_norm: |eps|, the distance at which the gradient was taken, as the
         parameters' dtype represents it.
-      direction_norm: Norm of the ascent direction before it was normalised.
+      direction_norm: Norm of the ascent direction before it was normalised, over the
+        weights that are perturbed and in the method's geometry.
+      cosine: Cosine of the angle between eps and the gradient that was taken there,
+        over live weights.
       descent_value: The loss at the perturbed parameters.
       unperturbed: 1 where there was no direction to perturb along (it was zero or not
         finite), so that the plain gradient was returned; else 0. int32.
-      forward_evaluations: Loss evaluations without a backward pass. int32.
-      backward_evaluations: Backward passes (each with its forward pass). int32.
+      forward_evaluations: Loss evaluations without a backward pass. One over a tenth
+        of the batch counts 0.1.
+      backward_evaluations: Backward passes (each with its forward pass), likewise.
     """
 
     perturbation_norm: jax.Array
     direction_norm: jax.Array
+    cosine: jax.Array
     descent_value: jax.Array
     unperturbed: jax.Array
     forward_evaluations: jax.Array
@@ -38,9 +46,8 @@ class Info(NamedTuple):
     def zeros() -> "Info":
         """The `Info` of no evaluation at all."""
         # An array each: a donated state may not hold one twice.
-        floats = (jnp.zeros((), jnp.float32) for _ in range(3))
-        integers = (jnp.zeros((), jnp.int32) for _ in range(3))
-        return Info(*floats, *integers)
+        zeros = {name: jnp.zeros((), jnp.float32) for name in Info._fields}
+        return Info(**{**zeros, "unperturbed": jnp.zeros((), jnp.int32)})
 
 
 class Estimate(NamedTuple):
@@ -53,9 +60,23 @@ class Estimate(NamedTuple):
       aux: What `value_fn` returned beside the loss, in the pass that the estimator's
         documentation names; None without `has_aux`.
       info: See `Info`.
+      memory: What the method carries from one step to the next; () where nothing.
     """
 
     value: jax.Array
     grad: Any
     aux: Any
     info: Info
+    memory: Any = ()
+
+
+class Decoupled(NamedTuple):
+    """WSAM's gradient in two parts, for `decoupled`.
+
+    Attributes:
+      grad: The gradient at w, for the optimizer.
+      sharpness: What is stepped along beside it, with the plain learning rate.
+    """
+
+    grad: Any
+    sharpness: Any

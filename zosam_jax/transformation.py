@@ -17,8 +17,27 @@ import optax
 from zosam_jax import _check, estimators
 from zosam_jax._types import Estimate, Info, ValueFn
 
-Estimator = Callable[[ValueFn, Any, jax.Array, jax.Array, Any], Estimate]
-"""`(value_fn, params, key, optimizer step, masks) -> Estimate`."""
+Estimator = Callable[..., Estimate]
+"""`(value_fn, params, *, key, step, masks, memory, ascent_value_fn) -> Estimate`.
+
+`step` is the optimizer step, for schedules; `memory` what the last `Estimate` held, at
+first what `init(params)` made; `ascent_value_fn` None, or the loss to look uphill by.
+"""
+
+
+class GradientEstimator(optax.GradientTransformationExtraArgs):
+    """An Optax transformation that makes its own gradient, and its pure function.
+
+    Attributes:
+      init: As in Optax.
+      update: As in Optax; see `as_transformation` for its extra arguments.
+      gradient: The same estimate without a state: an `Estimator`.
+      by_example: Whether it calls `value_fn(params, examples=indices)`, for the losses
+        of those examples, [n].
+    """
+
+    gradient: Estimator
+    by_example: bool
 
 
 class EstimatorState(NamedTuple):
@@ -29,26 +48,32 @@ class EstimatorState(NamedTuple):
       value: The loss of the last estimate, float32.
       aux: What `value_fn` returned beside it.
       info: See `Info`.
+      memory: What the method carries from one step to the next, or ().
     """
 
     step: jax.Array
     value: jax.Array
     aux: Any
     info: Info
+    memory: Any
 
 
 def as_transformation(
     name: str,
     estimator: Estimator,
     *,
+    memory: Callable[[Any], Any] = lambda _: (),
     has_aux: bool = False,
     aux_like: Any | None = None,
     seed: jax.typing.ArrayLike = 0,
-) -> optax.GradientTransformationExtraArgs:
+    by_example: bool = False,
+) -> GradientEstimator:
     """An Optax transformation that emits an estimator's gradient.
 
     Its `update` takes, beside Optax's own arguments and any other keyword:
       value_fn: The loss of the present batch as a function of the parameters.
+      ascent_value_fn: The loss that a method looks uphill by, where it is another one:
+        part of the batch, another batch, another precision. Default: `value_fn`.
       masks: Mask tree, or None. `sparsify` passes it.
       optimizer_step: The step that schedules count, where it is not the number of
         estimates made. `sparsify` passes it when it accumulates gradients.
@@ -56,9 +81,11 @@ def as_transformation(
     Args:
       name: The method's public name, for errors.
       estimator: Makes the gradient. Its key is `fold_in(key(seed), count)`.
+      memory: `params -> memory`, what the first estimate is given.
       has_aux: Whether its `value_fn` returns `(loss, aux)`.
       aux_like: An example of aux, or None.
       seed: Integer.
+      by_example: Whether it calls `value_fn(params, examples=indices)`.
 
     Returns:
       The transformation. Its state is an `EstimatorState`.
@@ -71,12 +98,12 @@ def as_transformation(
         raise ValueError(f"zs.{name}(aux_like=...) needs has_aux=True.")
 
     def init(params: Any) -> EstimatorState:
-        del params
         aux = jax.tree.map(
             lambda x: jnp.zeros(jnp.shape(x), jnp.result_type(x)), aux_like
         )
         zero = jnp.zeros((), jnp.float32)
-        return EstimatorState(jnp.zeros((), jnp.int32), zero, aux, Info.zeros())
+        count = jnp.zeros((), jnp.int32)
+        return EstimatorState(count, zero, aux, Info.zeros(), memory(params))
 
     def update(
         updates: Any,
@@ -84,6 +111,7 @@ def as_transformation(
         params: Any | None = None,
         *,
         value_fn: Any = None,
+        ascent_value_fn: Any = None,
         masks: Any | None = None,
         optimizer_step: jax.Array | None = None,
         **extra_args: Any,
@@ -92,7 +120,15 @@ def as_transformation(
         _check_call(name, params, value_fn)
         step = state.step if optimizer_step is None else optimizer_step
         key = jax.random.fold_in(jax.random.key(seed), state.step)
-        value, grad, aux, info = estimator(value_fn, params, key, step, masks)
+        value, grad, aux, info, carried = estimator(
+            value_fn,
+            params,
+            key=key,
+            step=step,
+            masks=masks,
+            memory=state.memory,
+            ascent_value_fn=ascent_value_fn,
+        )
         aux = jax.tree.map(jnp.asarray, aux)
         if aux_like is not None:
             _check_aux(state.aux, aux)
@@ -103,14 +139,18 @@ def as_transformation(
             value=value.astype(jnp.float32),
             aux=aux,
             info=jax.tree.map(lambda new, old: new.astype(old.dtype), info, state.info),
+            memory=carried,
         )
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    transformation = GradientEstimator(init, update)
+    transformation.gradient = estimator
+    transformation.by_example = by_example
+    return transformation
 
 
 def backprop(
     *, has_aux: bool = False, aux_like: Any | None = None
-) -> optax.GradientTransformationExtraArgs:
+) -> GradientEstimator:
     """The plain gradient of `value_fn`, as a transformation like `zosam`.
 
     So that a training step calls every gradient in one way; `chain(backprop(), tx)` is
@@ -129,10 +169,8 @@ def backprop(
       [-1.  2.]
     """
 
-    def estimate(
-        value_fn: ValueFn, params: Any, key: jax.Array, count: jax.Array, masks: Any
-    ) -> Estimate:
-        del key, count, masks
+    def estimate(value_fn: ValueFn, params: Any, **rest: Any) -> Estimate:
+        del rest
         return estimators.backprop(value_fn, params, has_aux=has_aux)
 
     return as_transformation("backprop", estimate, has_aux=has_aux, aux_like=aux_like)

@@ -4,8 +4,9 @@ A mask tree has the structure of the parameters: a boolean array where a leaf is
 sparse, a scalar `True` where it is dense. `masks=None` stands for "all dense".
 """
 
+import fnmatch
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -31,6 +32,24 @@ def _own(path: tuple[Any, ...]) -> tuple[Any, ...]:
     """The path without the `.value` that NNX variables add."""
     is_variable = path and path[-1] == jax.tree_util.GetAttrKey("value")
     return path[:-1] if is_variable else path
+
+
+def matching(
+    argument: str, patterns: str | Sequence[str], paths: Sequence[str]
+) -> set[str]:
+    """The paths that match one of the glob patterns, as `"head/*"`.
+
+    Raises:
+      ValueError: A pattern matches none; the message names the argument.
+    """
+    found = set()
+    for pattern in [patterns] if isinstance(patterns, str) else patterns:
+        hits = fnmatch.filter(paths, pattern)
+        hits += [path for path in paths if path == pattern]
+        if not hits:
+            _check.one_of(argument, pattern, paths)
+        found.update(hits)
+    return found
 
 
 def is_dense(mask: Any) -> bool:
@@ -90,6 +109,17 @@ def add_scaled(x: Any, scale: Any, y: Any) -> Any:
     return jax.tree.map(leaf, x, y)
 
 
+def mix(a: Any, x: Any, b: Any, y: Any) -> Any:
+    """`a * x + b * y` in float32 or wider, rounded once to the dtypes of `x`."""
+
+    def leaf(x: jax.Array, y: jax.Array) -> jax.Array:
+        wide = _wide(x.dtype)
+        total = jnp.asarray(a, wide) * x.astype(wide)
+        return (total + jnp.asarray(b, wide) * y.astype(wide)).astype(x.dtype)
+
+    return jax.tree.map(leaf, x, y)
+
+
 def subtract(x: Any, y: Any) -> Any:
     """`x - y` in float32 or wider."""
 
@@ -104,9 +134,43 @@ def norm(tree: Any) -> jax.Array:
     """The L2 norm over all leaves together, scalar, float32 or wider."""
     wide = [jnp.asarray(x, _wide(jnp.result_type(x))) for x in jax.tree.leaves(tree)]
     leaves = jnp.asarray([jnp.sqrt(jnp.sum(jnp.square(x))) for x in wide])
-    # A sum over leaves would be fused into every use of the norm, once for each leaf:
+    return jnp.sqrt(_sum_over_leaves(leaves, leaves))
+
+
+def vdot(x: Any, y: Any) -> jax.Array:
+    """The inner product over all leaves together, scalar, float32 or wider."""
+    products = [
+        jnp.sum(a.astype(_wide(a.dtype)) * b.astype(_wide(b.dtype)))
+        for a, b in zip(jax.tree.leaves(x), jax.tree.leaves(y), strict=True)
+    ]
+    leaves = jnp.asarray(products)
+    return _sum_over_leaves(leaves, jnp.ones_like(leaves))
+
+
+def _sum_over_leaves(x: jax.Array, y: jax.Array) -> jax.Array:
+    # A plain sum would be fused into every use of the result, once for each leaf:
     # minutes of compilation. A dot product is not.
-    return jnp.sqrt(jnp.dot(leaves, leaves, precision=jax.lax.Precision.HIGHEST))
+    return jnp.dot(x, y, precision=jax.lax.Precision.HIGHEST)
+
+
+def all_finite(tree: Any) -> jax.Array:
+    """Whether no floating point entry is infinite or NaN, bool scalar."""
+    floats = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating)]
+    if not floats:
+        return jnp.asarray(True)
+    flags = jnp.asarray([jnp.all(jnp.isfinite(x)) for x in floats], jnp.float32)
+    return _sum_over_leaves(flags, jnp.ones_like(flags)) == len(floats)
+
+
+def cosine(x: Any, y: Any) -> jax.Array:
+    """The cosine of the angle between two trees; 0 where one of them is 0."""
+    lengths = norm(x) * norm(y)
+    return jnp.where(lengths > 0, vdot(x, y) / jnp.where(lengths > 0, lengths, 1), 0)
+
+
+def where(condition: Any, x: Any, y: Any) -> Any:
+    """`x` where the scalar condition holds, else `y`, leaf by leaf."""
+    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), x, y)
 
 
 def normalize(tree: Any) -> tuple[Any, jax.Array]:
@@ -133,6 +197,11 @@ def normal_like(key: jax.Array, tree: Any) -> Any:
 def uniform_like(key: jax.Array, tree: Any) -> Any:
     """Independent entries uniform in [0, 1), laid out as in `normal_like`."""
     return _cut(jax.random.uniform, key, tree)
+
+
+def rademacher_like(key: jax.Array, tree: Any) -> Any:
+    """Independent entries +1 or -1, laid out as in `normal_like`."""
+    return _cut(jax.random.rademacher, key, tree)
 
 
 def _cut(draw: Callable[..., jax.Array], key: jax.Array, tree: Any) -> Any:

@@ -16,18 +16,19 @@ Two facts to know before tuning it. With m = 1 the estimate is a number times u,
 of the loss cancel. And its cosine to the gradient is about
 :math:`\sqrt{2 / (\pi d)}` over d live weights, 0.004 for ResNet-32 at 90 % sparsity:
 the perturbation is a random direction that points uphill.
+
+`zosam` is the same in an Optax chain, with directions that know more.
 """
 
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from zosam_jax import _check, tree
-from zosam_jax._types import Estimate, Schedule, ValueFn
+from zosam_jax._types import Estimate, ValueFn
 from zosam_jax.estimators import check_chunks, rge, scalar_loss
-from zosam_jax.transformation import as_transformation
+from zosam_jax.sharpness import zosam as zosam
 
 
 def zosam_gradient(
@@ -60,8 +61,8 @@ def zosam_gradient(
       two_sided: Central differences, 2m forward passes; else forward ones, m + 1.
       chunk_size: None: one probe after another. k: the probes of k directions in one
         `jax.vmap`. On a CPU a vmapped convolution costs several sequential ones.
-      aux_from: Which pass supplies aux: "descent", at w + eps, or "probe", the first
-        one at w + delta u (one-sided: at w). Descent lies rho from w, a probe about
+      aux_from: Which pass supplies aux: "descent", at w + eps, or "ascent", the first
+        probe at w + delta u (one-sided: at w). Descent lies rho from w, a probe about
         `delta * sqrt(d)`, which is usually further.
       norm_over: "mask": the norm of g over live weights, so that |eps| = rho. "all":
         over every weight, as if g had been dense: |eps| < rho.
@@ -109,92 +110,20 @@ def zosam_gradient(
     loss = scalar_loss(value_fn, has_aux)
     (value, aux), grad = jax.value_and_grad(loss, has_aux=True)(perturbed)
 
+    epsilon = tree.subtract(perturbed, params)
     info = ascent.info._replace(
-        perturbation_norm=tree.norm(tree.subtract(perturbed, params)),
+        perturbation_norm=tree.norm(epsilon),
         direction_norm=norm,
+        cosine=tree.cosine(epsilon, tree.mask(grad, masks)),
         descent_value=value,
         unperturbed=1 - usable.astype(jnp.int32),
-        backward_evaluations=jnp.asarray(1, jnp.int32),
+        backward_evaluations=jnp.asarray(1, jnp.float32),
     )
     return Estimate(
         value=jnp.where(usable, ascent.value, value),
         grad=grad,
         aux=aux if aux_from == "descent" else ascent.aux,
         info=info,
-    )
-
-
-def zosam(
-    rho: jax.typing.ArrayLike | Schedule = 0.05,
-    *,
-    delta: jax.typing.ArrayLike = 1e-3,
-    num_directions: int = 1,
-    two_sided: bool = True,
-    chunk_size: int | None = None,
-    aux_from: str = "descent",
-    norm_over: str = "mask",
-    has_aux: bool = False,
-    aux_like: Any | None = None,
-    seed: jax.typing.ArrayLike = 0,
-) -> optax.GradientTransformationExtraArgs:
-    """`zosam_gradient` in an Optax chain, or as `gradient=` of `sparsify`.
-
-    Needs no incoming gradient: `updates` may be None, zeros or any gradient, and is
-    unused. `tx.update(None, state, params, value_fn=..., masks=None)`; `zs.estimate`
-    reads value, aux and info of the last step from the state. In front of `sparsify`
-    in a chain it knows no masks; say `gradient=`, or pass `masks=`.
-
-    Args:
-      rho: Radius, or a schedule of it over the estimates made; inside `sparsify`, over
-        optimizer steps.
-      delta: See `zosam_gradient`, as for all that follow down to `has_aux`.
-      num_directions: The directions that are averaged, m.
-      two_sided: Central or forward differences.
-      chunk_size: None, or directions in one `jax.vmap`.
-      aux_from: "descent" or "probe".
-      norm_over: "mask" or "all".
-      has_aux: Whether `value_fn` returns `(loss, aux)`.
-      aux_like: An example of aux (arrays or `jax.ShapeDtypeStruct`). With it the state
-        has its final structure from `init` on, as `lax.scan` needs; without it the
-        first update adds aux to the state, at the price of a second trace.
-      seed: The directions of step t come from `fold_in(key(seed), t)` alone.
-
-    Example:
-      >>> import jax, jax.numpy as jnp, optax, zosam_jax as zs
-      >>> loss = lambda w: jnp.sum((w - 3.0) ** 2)
-      >>> tx = optax.chain(zs.zosam(rho=0.05), optax.sgd(0.1))
-      >>> params = jnp.zeros(2)
-      >>> state = tx.init(params)
-      >>> for _ in range(3):
-      ...     updates, state = tx.update(None, state, params, value_fn=loss)
-      ...     params = optax.apply_updates(params, updates)
-      ...     print(f"{zs.estimate(state).value:.1f}")
-      18.0
-      11.5
-      7.3
-    """
-    _check_arguments(rho, delta, num_directions, chunk_size, aux_from, norm_over)
-
-    def estimate(
-        value_fn: ValueFn, params: Any, key: jax.Array, count: jax.Array, masks: Any
-    ) -> Estimate:
-        return zosam_gradient(
-            value_fn,
-            params,
-            key,
-            rho(count) if callable(rho) else rho,
-            delta,
-            num_directions,
-            masks,
-            has_aux,
-            two_sided=two_sided,
-            chunk_size=chunk_size,
-            aux_from=aux_from,
-            norm_over=norm_over,
-        )
-
-    return as_transformation(
-        "zosam", estimate, has_aux=has_aux, aux_like=aux_like, seed=seed
     )
 
 
@@ -206,9 +135,8 @@ def _check_arguments(
     aux_from: str,
     norm_over: str,
 ) -> None:
-    if not callable(rho):
-        _check.number("rho", rho, least=0)
+    _check.number("rho", rho, least=0)
     _check.number("delta", delta, above=0)
     check_chunks(num_directions, chunk_size)
-    _check.one_of("aux_from", aux_from, ("descent", "probe"))
+    _check.one_of("aux_from", aux_from, ("descent", "ascent"))
     _check.one_of("norm_over", norm_over, ("mask", "all"))

@@ -186,7 +186,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, monkeypatch):
     with pytest.raises(RunError, match=r"not finite at step 8 \(epoch 2\)") as error:
         tiny_run.train(path, schedule="constant")
     assert "The last good checkpoint is that of step 4" in str(error.value)
-    for flag in ("--learning-rate", "--clip-norm", "--rho", "--delta"):
+    for flag in ("--learning-rate", "--clip-norm", "--rho (now 0.05)"):
         assert flag in str(error.value)
     assert not (path / "summary.json").exists()
     assert int(tiny_run.final(path, schedule="constant").step) == 4
@@ -249,7 +249,7 @@ def test_nothing_is_written_before_the_checks(tmp_path, monkeypatch):
         ("snip", "adamw", {"learning_rate": 1e-3, "clip_norm": 1.0}),
         ("set", "rmsprop", {"learning_rate": 1e-3}),
         ("magnitude", "lion", {"learning_rate": 1e-4, "dtype": "bfloat16"}),
-        ("random", "adafactor", {"learning_rate": 1e-3, "num_directions": 2}),
+        ("random", "adafactor", {"learning_rate": 1e-3, "gradient": "esam"}),
     ],
 )
 def test_other_rows_of_the_tables_train(tmp_path, method, optimizer, fields):

@@ -5,6 +5,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from zosam_jax.models.convolution import conv_general_dilated
+
 CONV_INIT = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 STAGE_CHANNELS = (16, 32, 64)
 
@@ -24,6 +26,7 @@ def _conv(
         strides=stride,
         padding=((pad, pad), (pad, pad)),
         use_bias=False,
+        conv_general_dilated=conv_general_dilated,
         kernel_init=CONV_INIT,
         dtype=dtype,
         name=name,

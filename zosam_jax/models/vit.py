@@ -5,6 +5,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from zosam_jax.models.convolution import conv_general_dilated
+
 DEPTH = 6
 WIDTH = 192
 HEADS = 3
@@ -141,6 +143,7 @@ class ViT(nn.Module):
             (self.patch, self.patch),
             strides=self.patch,
             padding="VALID",
+            conv_general_dilated=conv_general_dilated,
             dtype=self.dtype,
             name="embed",
         )(jnp.asarray(images, self.dtype))

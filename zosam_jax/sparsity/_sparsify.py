@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from zosam_jax import _check, tree
+from zosam_jax._types import Decoupled
 from zosam_jax.sparsity._masks import landing, reset_moments
 from zosam_jax.sparsity._method import SparseMethod
 from zosam_jax.transformation import EstimatorState
@@ -128,10 +129,13 @@ def sparsify(
                 fires(state.step),
                 change_topology,
                 lambda _, state, __: state,
-                *(grads, state, params),
+                *(_main(grads), state, params),
             )
+        live = tree.mask(_main(grads), state.masks)
+        if isinstance(grads, Decoupled):
+            live = Decoupled(live, tree.mask(grads.sharpness, state.masks))
         updates, moments = inner.update(
-            tree.mask(grads, state.masks),
+            live,
             state.inner,
             tree.mask(params, state.masks),
             **extra_args,
@@ -166,10 +170,15 @@ def sparsify(
             )
         else:
             grads = updates
-        if jax.tree.structure(grads) != jax.tree.structure(params):
+        if jax.tree.structure(_main(grads)) != jax.tree.structure(params):
             raise ValueError(
                 "the gradient must have the structure of params; got "
                 f"{jax.tree.structure(grads)} for {jax.tree.structure(params)}."
+            )
+        if isinstance(grads, Decoupled) and accumulate_steps > 1:
+            raise ValueError(
+                "accumulate_steps > 1 averages one gradient, and that of "
+                "zs.wsam(decouple=True) has two parts. Say decouple=False."
             )
         if accumulate_steps == 1:
             return step(grads, state, params, extra_args)
@@ -231,6 +240,11 @@ def _merge(a: Any, b: Any) -> Any:
     children, treedef = jax.tree.flatten(a, is_leaf=lambda x: x is not a)
     others = jax.tree.leaves(b, is_leaf=lambda x: x is not b)
     return jax.tree.unflatten(treedef, map(_merge, children, others))
+
+
+def _main(grads: Any) -> Any:
+    """The gradient that the optimizer steps along."""
+    return grads.grad if isinstance(grads, Decoupled) else grads
 
 
 def _check_inner(state: Any) -> None:

@@ -1,6 +1,5 @@
 """Budgets: which leaves are sparse, and how many weights each of them keeps."""
 
-import fnmatch
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -74,13 +73,7 @@ def sparse_leaves(params: Any, dense: DenseRule = ()) -> dict[str, int]:
     if callable(dense):
         kept = {p for p, s in zip(paths, shapes, strict=True) if dense(p, s)}
     else:
-        kept = set()
-        for pattern in [dense] if isinstance(dense, str) else dense or ():
-            hits = fnmatch.filter(paths, pattern)
-            hits += [path for path in paths if path == pattern]
-            if not hits:
-                _check.one_of("dense", pattern, paths)
-            kept.update(hits)
+        kept = tree.matching("dense", dense or (), paths)
     sparse = {
         path: index
         for index, (path, shape) in enumerate(zip(paths, shapes, strict=True))

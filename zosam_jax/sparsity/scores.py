@@ -70,7 +70,7 @@ def select(
     counts = [jnp.asarray(k, jnp.int32) for k in counts]
 
     def set_bit(i: jax.Array, thresholds: list[jax.Array]) -> list[jax.Array]:
-        bit = jnp.uint32(1) << (31 - i).astype(jnp.uint32)
+        bit = jnp.uint32(1) << jnp.asarray(31 - i, jnp.uint32)
         return [
             jnp.where(jnp.sum(r >= (t | bit), dtype=jnp.int32) >= k, t | bit, t)
             for r, t, k in zip(ranks, thresholds, counts, strict=True)

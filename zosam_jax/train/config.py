@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from zosam_jax import _check
+from zosam_jax.train import gradients
 
 DTYPES = ("float32", "bfloat16")
 METHODS = ("dense", "random", "magnitude", "snip", "set", "rigl")
 BUDGETS = ("auto", "erk", "uniform", "global")
-GRADIENTS = ("zosam", "backprop")
+GRADIENTS = gradients.NAMES
 OPTIMIZERS = ("sgd", "adamw", "lion", "rmsprop", "adafactor")
 SCHEDULES = ("cosine", "step", "constant")
 LOOPS = ("auto", "scan", "steps")
@@ -74,22 +75,27 @@ erk for the others."""
     """Share of the training after which the mask stays as it is (set and rigl)."""
 
     gradient: str = "zosam"
-    """Gradient estimator: zosam (sharpness-aware, one backward pass) or backprop (the \
-plain gradient)."""
-    rho: float = 0.05
-    """Radius of the zosam perturbation, an L2 norm over the live weights."""
-    delta: float = 1e-3
-    """Smoothing of zosam's finite differences: the step along a random direction."""
-    num_directions: int = 1
-    """Random directions of a zosam step; each costs two forward passes, or one where \
-`two_sided` is off (and one more in all)."""
-    two_sided: bool = True
-    """Central differences (off: forward differences) in zosam."""
-    chunk_size: int | None = None
-    """zosam directions evaluated together by vmap. None: one after another."""
-    aux_from: str = "descent"
-    """Forward pass of zosam that supplies BatchNorm statistics and the training \
-accuracy: descent or probe."""
+    """Gradient: backprop (plain), zosam (sharpness-aware, one backward pass), another \
+sharpness-aware method (sam, asam, gsam, fsam, vasso, wsam, esam, looksam, aesam, \
+ssam, s2sam, msam, rwp, mrwp, arwp, rst), or zeroth_order (no backward pass)."""
+    rho: float | None = None
+    """Radius of the perturbation. None: the method's own, as 0.05 for zosam and sam. \
+Without effect for backprop and zeroth_order."""
+    gradient_options: tuple[str, ...] = ()
+    """Other options of the method, as in its zosam_jax constructor: NAME=VALUE, as \
+directions=guided num_directions=2 for zosam; an unknown one lists those there are. \
+gsam also takes rho_min: its radius follows the learning rate, from rho to rho_min."""
+    aux_from: str | None = None
+    """Pass that supplies BatchNorm statistics and the training accuracy: ascent (the \
+first) or descent (the last). None: the method's own; ascent where the first pass is \
+at the weights themselves."""
+    probe_fraction: float = 1.0
+    """Share of the batch, from its front, that the look uphill sees. Below 1 the \
+recorded training loss is that of the descent, at the perturbed weights."""
+    probe_dtype: str = "same"
+    """Type that the network computes in during the look uphill: float32, bfloat16 or \
+same, as `dtype`. Losses and their differences stay float32. The training loss is \
+recorded as for probe_fraction."""
 
     optimizer: str = "sgd"
     """Optimizer: sgd, adamw, lion, rmsprop or adafactor."""
@@ -137,22 +143,25 @@ CPUs, where convolutions in a compiled loop are slow, else scan."""
             ("method", METHODS),
             ("budget", BUDGETS),
             ("gradient", GRADIENTS),
-            ("aux_from", ("descent", "probe")),
+            ("probe_dtype", ("same", *DTYPES)),
             ("optimizer", OPTIMIZERS),
             ("schedule", SCHEDULES),
             ("loop", LOOPS),
         ):
             _check.one_of(name, getattr(self, name), choices)
-        for name in ("update_interval", "num_directions", "batch_size", "epochs"):
+        for name in ("update_interval", "batch_size", "epochs"):
             _check.whole(name, getattr(self, name))
         for name in ("checkpoint_every", "keep"):
             _check.whole(name, getattr(self, name))
         _check.whole("seed", self.seed, least=0)
-        if self.chunk_size is not None:
-            _check.whole("chunk_size", self.chunk_size)
-        for name in ("rho", "weight_decay", "clip_norm", "log_every"):
+        if self.rho is not None:
+            _check.number("rho", self.rho, least=0)
+        if self.aux_from is not None:
+            _check.one_of("aux_from", self.aux_from, ("ascent", "descent"))
+        for name in ("weight_decay", "clip_norm", "log_every"):
             _check.number(name, getattr(self, name), least=0)
-        for name in ("delta", "learning_rate", "width"):
+        _check.number("probe_fraction", self.probe_fraction, above=0, most=1)
+        for name in ("learning_rate", "width"):
             _check.number(name, getattr(self, name), above=0)
         for name in ("sparsity", "momentum"):
             _check.number(name, getattr(self, name), least=0, below=1)
@@ -165,6 +174,12 @@ CPUs, where convolutions in a compiled loop are slow, else scan."""
                 f"{self.method!r} does not have. Use budget='erk' or 'uniform', or "
                 "method='magnitude' or 'snip'."
             )
+        gradients.check(self)
+
+    @property
+    def probes(self) -> bool:
+        """Whether the look uphill is cheaper than the pass at the perturbed weights."""
+        return self.probe_fraction < 1 or self.probe_dtype not in ("same", self.dtype)
 
     @property
     def folder(self) -> Path:

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import jax
 
 from zosam_jax import data
-from zosam_jax.train import checkpoint, folder, metrics, optimizer
+from zosam_jax.train import checkpoint, folder, gradients, metrics, optimizer
 from zosam_jax.train.config import TrainConfig
 from zosam_jax.train.errors import RunError
 from zosam_jax.train.plan import plan
@@ -295,7 +295,7 @@ class _Session:
             epoch=self.epoch + 1,
             epochs=self.config.epochs,
             loss=float(totals.loss) / count,
-            accuracy=int(totals.correct) / (count * self.config.batch_size),
+            accuracy=float(totals.correct) / (count * self.config.batch_size),
             test_accuracy=self.test_accuracy,
             sparsity=self.sparsity,
             images_per_second=speed,
@@ -309,12 +309,12 @@ class _Session:
     def _fail(self, step: int) -> None:
         self.checkpoints.wait()
         where = f"at step {step}" if step >= 0 else f"near step {self.step}"
+        rho = gradients.radius(self.config)
         raise RunError(
             f"the loss is not finite {where} (epoch {self.epoch + 1}). "
             f"{self.checkpoints.last_good()} Try, with another --out, a lower "
-            f"--learning-rate (now {self.config.learning_rate:g}), --clip-norm 1, or a "
-            f"smaller --rho (now {self.config.rho:g}) or --delta (now "
-            f"{self.config.delta:g})."
+            f"--learning-rate (now {self.config.learning_rate:g}), --clip-norm 1"
+            + (f", or a smaller --rho (now {rho:g})." if rho else ".")
         )
 
     def _record(
@@ -339,6 +339,7 @@ class _Session:
                 "sparsity": self.sparsity,
                 "learning_rate": float(self.schedule(self.step - 1)),
                 "perturbation_norm": float(totals.perturbation_norm) / steps,
+                "perturbation_cosine": float(totals.perturbation_cosine) / steps,
                 "unperturbed_steps": int(totals.unperturbed),
                 "images_per_second": speed,
                 "seconds": seconds,

@@ -6,6 +6,7 @@ from typing import Any
 import optax
 
 import zosam_jax as zs
+from zosam_jax.train import gradients
 from zosam_jax.train.config import TrainConfig
 
 Schedule = Callable[[Any], Any]
@@ -56,31 +57,6 @@ OPTIMIZERS: dict[str, Callable[[TrainConfig, Schedule], Any]] = {
 }
 
 
-def _zosam(config: TrainConfig, aux_like: Any) -> Any:
-    return zs.zosam(
-        config.rho,
-        delta=config.delta,
-        num_directions=config.num_directions,
-        two_sided=config.two_sided,
-        chunk_size=config.chunk_size,
-        aux_from=config.aux_from,
-        has_aux=True,
-        aux_like=aux_like,
-        seed=config.seed,
-    )
-
-
-def _backprop(config: TrainConfig, aux_like: Any) -> Any:
-    del config
-    return zs.backprop(has_aux=True, aux_like=aux_like)
-
-
-GRADIENTS: dict[str, Callable[[TrainConfig, Any], Any]] = {
-    "zosam": _zosam,
-    "backprop": _backprop,
-}
-
-
 def _dynamic(make: Callable[..., Any]) -> Callable[..., Any]:
     def method(config: TrainConfig, total_steps: int, **rest: Any) -> Any:
         del rest["value_fn"]
@@ -126,7 +102,8 @@ def make(
 ) -> optax.GradientTransformationExtraArgs:
     """Returns the whole optimizer: gradient, clipping, decay, update rule, masks.
 
-    Its `update` takes `value_fn(params) -> (loss, aux)` and needs no gradient;
+    Its `update` takes `value_fn(params) -> (loss, aux)` and needs no gradient (where
+    `gradients.by_example`, `value_fn(params, examples=...)`, and a loss for each);
     `zosam_jax.estimate` reads loss and aux from its state.
 
     Args:
@@ -139,10 +116,13 @@ def make(
     Raises:
       ValueError: The sparsity cannot be met, or an argument is out of range.
     """
-    rule = OPTIMIZERS[config.optimizer](config, learning_rate(config, total_steps))
+    rate = learning_rate(config, total_steps)
+    rule = OPTIMIZERS[config.optimizer](config, rate)
     if config.clip_norm:
         rule = optax.chain(optax.clip_by_global_norm(config.clip_norm), rule)
-    gradient = GRADIENTS[config.gradient](config, aux_like)
+    if gradients.decouples(config):
+        rule = zs.decoupled(rule, rate)
+    gradient = gradients.make(config, total_steps, rate, aux_like)
     method = METHODS[config.method]
     if method is None:
         return optax.chain(gradient, rule)

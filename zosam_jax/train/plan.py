@@ -44,6 +44,12 @@ def plan(
                 image_size=dataset.image_shape[0],
                 dtype=config.dtype,
             )
+        other = config.probe_dtype not in ("same", config.dtype)
+        if other and not hasattr(model, "dtype"):
+            raise ValueError(
+                f"probe_dtype={config.probe_dtype!r} needs a model with a field dtype; "
+                f"{type(model).__name__} has none."
+            )
         return Programs(Task(config, dataset, model, mesh))
     except ValueError as error:
         raise RunError(str(error)) from error

@@ -23,10 +23,10 @@ class Programs:
     """
 
     def __init__(self, task: Task):
-        """Traces the initial state, which checks the sparse method; compiles nothing.
+        """Traces the initial state and a step, which checks methods; compiles nothing.
 
         Raises:
-          ValueError: The method cannot meet the configuration.
+          ValueError: A method cannot meet the configuration.
         """
         self.task = task
         self.compile_seconds: dict[str, float] = {}
@@ -35,6 +35,14 @@ class Programs:
         self.scans = not is_cpu if loop == "auto" else loop == "scan"
         shapes = jax.eval_shape(lambda *data: steps.init(task, *data), *self._train())
         self.abstract = self._abstract(shapes)
+        count = self._abstract(jnp.zeros((), jnp.int32))
+        order = self._abstract(jax.eval_shape(self._order_shape, count))
+        self._traced = self._trace(
+            "train",
+            self._advance_scan if self.scans else self._advance_step,
+            *(self.abstract, order, *self._train(), *([count] if self.scans else [])),
+            donate=0,
+        )
 
     def _abstract(self, tree: Any) -> Any:
         sharding = self.task.replicated()
@@ -50,16 +58,27 @@ class Programs:
         data = self.task.dataset
         return self._abstract((data.test_images, data.test_labels))
 
-    def _compile(
+    def _trace(
         self, name: str, function: Callable[..., Any], *shapes: Any, donate: Any = ()
-    ) -> Callable[..., Any]:
+    ) -> Any:
         started = time.perf_counter()
         jitted = jax.jit(
             function, donate_argnums=donate, out_shardings=self.task.replicated()
         )
-        compiled = jitted.lower(*shapes).compile()
+        traced = jitted.trace(*shapes)
         self.compile_seconds[name] = time.perf_counter() - started
+        return traced
+
+    def _finish(self, name: str, traced: Any) -> Callable[..., Any]:
+        started = time.perf_counter()
+        compiled = traced.lower().compile()
+        self.compile_seconds[name] += time.perf_counter() - started
         return compiled
+
+    def _compile(
+        self, name: str, function: Callable[..., Any], *shapes: Any
+    ) -> Callable[..., Any]:
+        return self._finish(name, self._trace(name, function, *shapes))
 
     def compile(self) -> None:
         """Puts the data on the devices and compiles all but the initial state."""
@@ -72,13 +91,7 @@ class Programs:
         self._order = self._compile(
             "order", lambda epoch: steps.epoch_order(task, epoch), count
         )
-        order = self._abstract(jax.eval_shape(self._order_shape, count))
-        self._advance = self._compile(
-            "train",
-            self._advance_scan if self.scans else self._advance_step,
-            *(state, order, *self._train(), *([count] if self.scans else [])),
-            donate=0,
-        )
+        self._advance = self._finish("train", self._traced)
         sums = self._abstract(_no_eval_totals())
         self._eval = self._compile(
             "evaluate",

@@ -1,6 +1,7 @@
 """One training step and one evaluation step, as pure functions of arrays."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -12,7 +13,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 import zosam_jax as zs
 from zosam_jax import models
 from zosam_jax.data import Dataset, augment
-from zosam_jax.train import optimizer
+from zosam_jax.train import gradients, optimizer
 from zosam_jax.train.config import TrainConfig
 
 # Streams of random numbers apart from that of the gradient, whose key is
@@ -25,9 +26,11 @@ class Totals(NamedTuple):
 
     Attributes:
       steps: Steps so far. int32.
-      loss: Sum of the clean losses. float32.
-      correct: Training images classified right. int32.
+      loss: Sum of the losses, clean ones where the method has them. float32.
+      correct: Training images classified right; the count of a pass that saw part of
+        the batch, scaled to all of it. float32.
       perturbation_norm: Sum of the norms of the perturbation. float32.
+      perturbation_cosine: Sum of its cosines to the gradient there. float32.
       unperturbed: Steps that fell back to the plain gradient. int32.
       bad_step: The first step of the run whose loss was not finite, or -1. int32.
     """
@@ -36,6 +39,7 @@ class Totals(NamedTuple):
     loss: jax.Array
     correct: jax.Array
     perturbation_norm: jax.Array
+    perturbation_cosine: jax.Array
     unperturbed: jax.Array
     bad_step: jax.Array
 
@@ -153,9 +157,9 @@ def init(task: Task, images: jax.Array, labels: jax.Array) -> TrainState:
 
     def score(params: Any) -> jax.Array:
         batch = _batch(task, zero, epoch_order(task, zero), images, labels)
-        return _loss(task, params, model_state, *batch)[0]
+        return jnp.mean(_losses(task, params, model_state, *batch)[0])
 
-    tx = task.optimizer((model_state, zero), score)
+    tx = task.optimizer((model_state, jnp.zeros((), jnp.float32)), score)
     opt_state = tx.init(params)
     if config.method != "dense":
         masks = zs.sparsity.masks(opt_state)
@@ -165,7 +169,7 @@ def init(task: Task, images: jax.Array, labels: jax.Array) -> TrainState:
 
 def _no_totals(bad_step: jax.Array) -> Totals:
     none, zero = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.float32)
-    return Totals(none, zero, none, zero, none, bad_step)
+    return Totals(none, zero, zero, zero, zero, none, bad_step)
 
 
 def _batch(
@@ -183,21 +187,55 @@ def _batch(
     return task.split(batch), labels[chosen]
 
 
-def _loss(
-    task: Task, params: Any, model_state: Any, images: jax.Array, labels: jax.Array
+def _losses(
+    task: Task,
+    params: Any,
+    model_state: Any,
+    images: jax.Array,
+    labels: jax.Array,
+    dtype: str = "same",
 ) -> tuple[jax.Array, Any]:
-    """Returns the mean cross-entropy, and the new model state and correct answers."""
-    logits, changed = task.model.apply(
+    """Returns the cross-entropies, and the new model state and correct answers."""
+    model = task.model if dtype == "same" else task.model.clone(dtype=dtype)
+    logits, changed = model.apply(
         {"params": params, **model_state},
         images,
         train=True,
         mutable=list(model_state),
     )
-    loss = optax.softmax_cross_entropy_with_integer_labels(
+    losses = optax.softmax_cross_entropy_with_integer_labels(
         logits.astype(jnp.float32), labels
-    ).mean()
-    correct = jnp.sum(logits.argmax(-1) == labels, dtype=jnp.int32)
-    return loss, (dict(changed), correct)
+    )
+    correct = jnp.sum(logits.argmax(-1) == labels, dtype=jnp.float32)
+    return losses, (dict(changed), correct * (task.config.batch_size / len(labels)))
+
+
+def _value_fn(
+    task: Task, model_state: Any, batch: Any, *, probe: bool = False
+) -> Callable[..., Any]:
+    """Returns `(params, examples=None) -> (loss, aux)` on a batch, or on part of it.
+
+    The loss is the mean, or one for each example where the gradient wants those. A
+    probe sees the front of the examples, and the network in its own dtype.
+    """
+    config = task.config
+    by_example = gradients.by_example(config)
+    same = not probe or config.probe_dtype == config.dtype
+    dtype = "same" if same else config.probe_dtype
+
+    def value_fn(params: Any, examples: jax.Array | None = None) -> Any:
+        images, labels = batch
+        if examples is not None:
+            images, labels = images[examples], labels[examples]
+        if probe and config.probe_fraction < 1:
+            count = max(1, round(config.probe_fraction * len(labels)))
+            images, labels = images[:count], labels[:count]
+            if count % task.mesh.size == 0:
+                images = task.split(images)
+        losses, aux = _losses(task, params, model_state, images, labels, dtype)
+        return (losses if by_example else jnp.mean(losses)), aux
+
+    return value_fn
 
 
 def train_step(
@@ -219,14 +257,14 @@ def train_step(
       labels: Its labels, int32 `[N]`.
     """
     batch = _batch(task, state.step, order, images, labels)
-
-    def value_fn(params: Any) -> tuple[jax.Array, Any]:
-        return _loss(task, params, state.model_state, *batch)
-
+    value_fn = _value_fn(task, state.model_state, batch)
+    probe = None
+    if task.config.probes:
+        probe = _value_fn(task, state.model_state, batch, probe=True)
     like = jax.eval_shape(value_fn, state.params)[1]
     tx = task.optimizer(like, value_fn)
     updates, opt_state = tx.update(
-        None, state.opt_state, state.params, value_fn=value_fn
+        None, state.opt_state, state.params, value_fn=value_fn, ascent_value_fn=probe
     )
     estimate = zs.estimate(opt_state)
     model_state, correct = estimate.aux
@@ -244,14 +282,17 @@ def _add(task: Task, state: TrainState, estimate: Any, correct: jax.Array) -> To
         _no_totals(old.bad_step),
         old,
     )
+    # A cheaper look's loss is not that of the batch.
+    value = info.descent_value if task.config.probes else estimate.value
     # The probes may be finite where the descent pass, and so the gradient, is not.
-    finite = jnp.isfinite(estimate.value) & jnp.isfinite(info.descent_value)
+    finite = jnp.isfinite(value) & jnp.isfinite(info.descent_value)
     is_bad = ~finite & (old.bad_step < 0)
     return Totals(
         steps=old.steps + 1,
-        loss=old.loss + estimate.value,
+        loss=old.loss + value,
         correct=old.correct + correct,
         perturbation_norm=old.perturbation_norm + info.perturbation_norm,
+        perturbation_cosine=old.perturbation_cosine + info.cosine,
         unperturbed=old.unperturbed + info.unperturbed,
         bad_step=jnp.where(is_bad, state.step + 1, old.bad_step),
     )

@@ -1,0 +1,147 @@
+"""Writes the README's tables from the files in benchmarks/results.
+
+python -m benchmarks.tables
+"""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+THROUGHPUT = "throughput-resnet32-cpu.json"
+ALIGNMENT = "alignment-cifar10.json"
+
+# Step of the throughput benchmark, constructor, and when to choose it.
+METHODS = (
+    ("SGD", "backprop", "The reference."),
+    ("SAM", "sam", "Two passes are affordable; the best understood."),
+    ("ASAM", "asam", "Layers differ much in scale; rho carries over between nets."),
+    ("GSAM", "gsam", "SAM, with rho tied to the learning rate; large nets."),
+    ("F-SAM", "fsam", "Small batches: perturbs along their noise alone."),
+    ("VaSSO", "vasso", "Small batches: perturbs along a calmer direction."),
+    ("WSAM", "wsam", "Sharpness should weigh more, or less, than in SAM."),
+    ("ESAM", "esam", "Losses of single examples are at hand."),
+    ("LookSAM, k=5", "looksam", "SAM is wanted at little more than SGD's price."),
+    ("AE-SAM", "aesam", "As LookSAM, with the steps chosen by the gradient's norm."),
+    ("SSAM-F", "ssam", "To ask which weights need perturbing."),
+    ("SSAM-D", 'ssam(mask="dynamic")', "The same without a Fisher matrix."),
+    ("S2-SAM", "s2sam", "One pass only; plain SGD or little momentum."),
+    ("MSAM", "msam", "One pass only, with momentum."),
+    ("RWP", "rwp", "One pass only; the control that knows nothing of the loss."),
+    ("mRWP", "mrwp", "Two batches on two devices."),
+    ("ARWP", "arwp", "RWP, less where gradients have been large."),
+    ("ZO-SAM", "zosam", "The published method; rho must be large to matter."),
+    ("guided ZO-SAM", 'zosam(directions="guided")', "ZO-SAM's price, SAM's direction."),
+    ("random, random sign", "rst", "The control: ZO-SAM without its probes."),
+    ("ZO-SGD", "zo_sgd", "No backward pass is possible, or no memory for one."),
+)
+
+PROBES = (
+    ("ZO-SAM, m=1", "ZO-SAM"),
+    ("ZO-SAM, m=1, quarter batch", "ZO-SAM, quarter batch"),
+    ("ZO-SAM, m=1, bfloat16", "ZO-SAM, bfloat16"),
+    ("ZO-SAM, m=16", None),
+    ("guided, m=1", "guided ZO-SAM"),
+    ("guided, m=2", "guided ZO-SAM, m=2"),
+    ("guided, m=1, quarter batch", "guided ZO-SAM, quarter batch"),
+    ("guided, m=1, every 5", "guided ZO-SAM, every 5"),
+    ("S2-SAM", "S2-SAM"),
+    ("MSAM", "MSAM"),
+    ("VaSSO", "VaSSO"),
+    ("SAM", "SAM"),
+)
+
+
+def load(name: str) -> dict[str, Any]:
+    """A result file."""
+    return json.loads((RESULTS / name).read_text())
+
+
+def methods(throughput: dict[str, Any]) -> str:
+    """Every method: passes, memory, share of SGD's throughput, when to choose it."""
+    rows = {row["step"]: row for row in throughput["steps"]}
+    lines = [
+        "| method | `zs.` | passes a step | remembers | share of SGD | when |",
+        "|---|---|---|---|---|---|",
+    ]
+    for step, constructor, reason in METHODS:
+        row = rows[step]
+        passes = _passes(row["forward_passes"], row["backward_passes"])
+        lines.append(
+            f"| {step} | `{constructor}` | {passes} | {row['state_copies']:.2g} "
+            f"| {row['share_of_sgd']:.2f} | {reason} |"
+        )
+    return "\n".join(lines)
+
+
+def _passes(forward: float, backward: float) -> str:
+    parts = [(forward, "F"), (backward, "B")]
+    return " + ".join(f"{n:.3g} {letter}" for n, letter in parts if n)
+
+
+def probes(alignment: dict[str, Any], throughput: dict[str, Any]) -> str:
+    """What the looks uphill see, and what they cost."""
+    seen = {row["rule"]: row for row in alignment["rules"]}
+    cost = {row["step"]: row for row in throughput["steps"]}
+    lines = [
+        "| look uphill | cosine to the batch's gradient | to that of a large batch "
+        "| rise of the large batch's loss | share of SGD |",
+        "|---|---|---|---|---|",
+    ]
+    for rule, step in PROBES:
+        row = seen[rule]
+        share = f"{cost[step]['share_of_sgd']:.2f}" if step in cost else "not run"
+        lines.append(
+            f"| {rule} | {row['cosine_batch']:.3f} | {row['cosine_large']:.3f} "
+            f"| {row['rise_large']:.4f} | {share} |"
+        )
+    return "\n".join(lines)
+
+
+def steps(throughput: dict[str, Any]) -> str:
+    """Every step that was timed."""
+    lines = [
+        "| step | images/s | share of SGD | FLOPs of SGD | compile s | peak MiB |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in sorted(throughput["steps"], key=lambda row: row["seconds_median"]):
+        lines.append(
+            f"| {row['step']} | {row['images_per_second']:.0f} "
+            f"| {row['share_of_sgd']:.2f} | {row['flops_of_sgd']:.2f} "
+            f"| {row['compile_seconds']:.1f} | {row['peak_mib']:.0f} |"
+        )
+    return "\n".join(lines)
+
+
+def tables() -> dict[str, str]:
+    """Every generated table by its marker in the README."""
+    throughput, alignment = load(THROUGHPUT), load(ALIGNMENT)
+    return {
+        "methods": methods(throughput),
+        "probes": probes(alignment, throughput),
+        "steps": steps(throughput),
+    }
+
+
+def insert(readme: str) -> str:
+    """The README with its tables as the files have them."""
+    for name, table in tables().items():
+        pattern = rf"(<!-- {name}: .*? -->\n).*?(\n<!-- end -->)"
+        readme, count = re.subn(
+            pattern, lambda m, t=table: m[1] + t + m[2], readme, flags=re.DOTALL
+        )
+        if count != 1:
+            raise ValueError(f"the README has {count} places for the table {name!r}.")
+    return readme
+
+
+def main() -> None:
+    """Rewrites the README's tables."""
+    path = ROOT / "README.md"
+    path.write_text(insert(path.read_text()))
+
+
+if __name__ == "__main__":
+    main()

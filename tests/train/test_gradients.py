@@ -1,0 +1,329 @@
+"""Every gradient of the library in the trainer: options, probes, steps, resumption."""
+
+import dataclasses
+import functools
+import re
+import signal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny_run
+
+import zosam_jax as zs
+from zosam_jax import tree
+from zosam_jax.data import augment
+from zosam_jax.train import RunError, TrainConfig, gradients, optimizer, plan
+from zosam_jax.train import step as steps
+from zosam_jax.train.progress import Silent
+
+
+@pytest.mark.parametrize(
+    ("fields", "part"),
+    [
+        ({"gradient_options": ("direction=guided",)}, "Did you mean 'directions'"),
+        ({"gradient_options": ("alpha=0.4",)}, "option of zosam='alpha' is unknown"),
+        ({"gradient_options": "every=2"}, "must be strings NAME=VALUE"),
+        ({"gradient_options": ("every",)}, "must be strings NAME=VALUE"),
+        ({"gradient_options": ("every=2", "every=3")}, "every is given twice"),
+        ({"gradient_options": ("rho=0.1",)}, "rho (--rho)"),
+        ({"gradient_options": ("total_steps=9",)}, "follows from epochs (--epochs)"),
+        ({"gradient_options": ("two_sided=no",)}, "'no' must be True or False"),
+        ({"gradient_options": ("delta=0",)}, "delta=0 must be a finite number > 0"),
+        ({"gradient": "gsam", "gradient_options": ("rho_min=-1",)}, "rho_min=-1 must"),
+        ({"gradient": "sam", "gradient_options": ("rho_min=0",)}, "is unknown"),
+        ({"gradient": "backprop", "gradient_options": ("every=2",)}, "has no options"),
+        ({"gradient": "s2sam", "aux_from": "ascent"}, 'aux_from="descent"'),
+        ({"gradient": "zeroth_order"}, "Use method='set'"),
+        ({"gradient_options": ("descent=zeroth_order",)}, "Use method='set'"),
+        ({"gradient": "gsam", "probe_fraction": 0.5}, "not gradient='gsam'"),
+        ({"gradient": "esam", "probe_dtype": "bfloat16"}, "gamma=1"),
+        ({"aux_from": "ascent", "probe_fraction": 0.5}, "aux_from='descent'"),
+    ],
+)
+def test_what_cannot_be_made_is_refused_with_what_would_work(fields, part):
+    with pytest.raises(ValueError, match=re.escape(part)):
+        TrainConfig(**fields)
+
+
+def test_every_option_that_the_trainer_sets_is_refused():
+    for name in (
+        *("rho", "seed", "has_aux", "aux_like", "aux_from", "axis_name"),
+        *("sync_ascent", "total_steps", "ascent_value_fn", "fresh_keys"),
+    ):
+        with pytest.raises(ValueError, match=f"gradient_options: {name} "):
+            TrainConfig(gradient_options=(f"{name}=1",))
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        *((name, ()) for name in gradients.NAMES),
+        ("wsam", ("decouple=True",)),
+        ("gsam", ("rho_min=0.01",)),
+        ("ssam", ("mask=dynamic",)),
+        ("zosam", ("directions=guided", "microbatches=2", "layerwise=True")),
+        ("zosam", ("descent=zeroth_order", "directions=sphere")),
+    ],
+)
+def test_every_method_makes_a_step_of_a_sparse_and_of_a_dense_run(name, options):
+    """Traced to the end: structures, shapes and types of a state that goes round."""
+    for method in ("dense", "set"):
+        config = tiny_run.config(
+            "unused", gradient=name, gradient_options=options, method=method
+        )
+        plan.plan(config, tiny_run.dataset(), tiny_run.Net())
+
+
+def test_a_value_that_does_not_fit_the_data_is_told_before_anything_is_written(
+    tmp_path,
+):
+    path = tmp_path / "run"
+    for option, part in (
+        ("microbatches=3", "microbatches=3 must divide the batch of 16"),
+        ("include=stem/*", "stem"),
+    ):
+        with pytest.raises(RunError, match=part):
+            tiny_run.train(path, gradient="sam", gradient_options=(option,))
+    with pytest.raises(RunError, match="needs a model with a field dtype"):
+        tiny_run.train(path, probe_dtype="bfloat16")
+    assert not path.exists()
+
+
+def made(monkeypatch, **fields):
+    """The arguments that the trainer gives to the method's constructor."""
+    config = TrainConfig(method="dense", **fields)
+    constructor, seen = getattr(zs, config.gradient), {}
+
+    @functools.wraps(constructor)
+    def record(**arguments):
+        seen.update(arguments)
+        return constructor(**arguments)
+
+    monkeypatch.setattr(zs, config.gradient, record)
+    gradients.make(config, 120, lambda step: 0.2 * (1 - step / 100))
+    return seen
+
+
+def test_the_trainer_adds_what_it_knows(monkeypatch):
+    given = made(monkeypatch, gradient="msam", momentum=0.7, seed=3)
+    assert given == {"momentum": 0.7, "has_aux": True, "seed": 3}
+    options = ("momentum=0.5",)
+    given = made(monkeypatch, gradient="msam", rho=0.2, gradient_options=options)
+    assert (given["momentum"], given["rho"]) == (0.5, 0.2)
+    assert made(monkeypatch, gradient="aesam")["total_steps"] == 120
+    options = ("mask=dynamic",)
+    given = made(monkeypatch, gradient="ssam", gradient_options=options)
+    assert (given["total_steps"], given["mask"]) == (120, "dynamic")
+    assert made(monkeypatch, probe_fraction=0.5)["aux_from"] == "descent"
+    assert "aux_from" not in made(monkeypatch, gradient="zeroth_order")
+
+
+def test_rho_min_ties_the_radius_to_the_learning_rate(monkeypatch):
+    """From rho at the peak of 0.2 to rho_min at 0, in proportion."""
+    options = ("rho_min=0.01", "alpha=0.6")
+    fields = {"gradient": "gsam", "learning_rate": 0.2, "gradient_options": options}
+    rho = made(monkeypatch, rho=0.11, **fields)["rho"]
+    assert [rho(t) for t in (0, 50, 100)] == pytest.approx([0.11, 0.06, 0.01])
+    assert made(monkeypatch, **fields)["rho"](0) == pytest.approx(0.05)
+
+
+def test_wsam_decoupled_clips_and_decays_the_gradient_alone():
+    """w' = w - lr (clip(g) + decay w) - lr a (g_p - g), a = gamma / (1 - gamma)."""
+    config = TrainConfig(
+        gradient="wsam",
+        gradient_options=("decouple=True", "gamma=0.75"),
+        rho=0.5,
+        method="dense",
+        schedule="constant",
+        learning_rate=0.1,
+        momentum=0.0,
+        weight_decay=0.01,
+        clip_norm=1.0,
+    )
+    w, curvature = jnp.array([3.0, -4.0]), jnp.array([1.0, 2.0])
+    tx = optimizer.make(config, 10, dense=(), aux_like=jnp.zeros(()), value_fn=None)
+    updates, _ = tx.update(
+        None,
+        tx.init(w),
+        w,
+        value_fn=lambda w: (0.5 * jnp.sum(curvature * w * w), jnp.zeros(())),
+    )
+    w, a = np.array([3.0, -4.0]), np.array([1.0, 2.0])
+    g = a * w
+    perturbed = a * (w + 0.5 * g / np.linalg.norm(g))
+    main = g / np.linalg.norm(g) + 0.01 * w
+    expected = -0.1 * main - 0.1 * 3 * (perturbed - g)
+    np.testing.assert_allclose(updates, expected, rtol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def data():
+    chosen = tiny_run.dataset()
+    return jnp.asarray(chosen.train_images), jnp.asarray(chosen.train_labels)
+
+
+def task_of(model=None, **fields):
+    """A dense run with plain SGD at 0.5, and its task."""
+    usual = {"method": "dense", "schedule": "constant", "learning_rate": 0.5}
+    usual |= {"momentum": 0.0, "weight_decay": 0.0, "optimizer": "sgd"}
+    config = tiny_run.config("unused", **{**usual, **fields})
+    return plan.plan(config, tiny_run.dataset(), model or tiny_run.Net()).task
+
+
+def first_step(task, data):
+    """The state before and after the first step, and its batch."""
+    state = jax.jit(lambda: steps.init(task, *data))()
+    order = steps.epoch_order(task, jnp.int32(0))
+    batch = steps._batch(task, jnp.int32(0), order, *data)
+    after = jax.jit(lambda s: steps.train_step(task, s, order, *data))(state)
+    return state, after, batch
+
+
+def forward(state, images, labels):
+    """`params -> (loss, right answers)`, written out."""
+
+    def loss(params):
+        logits, _ = tiny_run.Net().apply(
+            {"params": params, **state.model_state},
+            images,
+            train=True,
+            mutable=["batch_stats"],
+        )
+        log_p = jax.nn.log_softmax(logits)
+        right = (logits.argmax(-1) == labels).sum()
+        return -log_p[jnp.arange(len(labels)), labels].mean(), right
+
+    return loss
+
+
+def assert_close(a, b):
+    # Two programs of one formula: float32 rounding, and weights of order 1.
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-4, atol=2e-6)
+
+
+def test_a_look_at_a_quarter_of_the_batch(data):
+    """SAM's direction from the first 4 of 16 images, all else from all of them."""
+    task = task_of(gradient="sam", rho=0.3, probe_fraction=0.25)
+    state, after, (images, labels) = first_step(task, data)
+    part = forward(state, images[:4], labels[:4])
+    g = jax.grad(part, has_aux=True)(state.params)[0]
+    scale = 0.3 / tree.norm(g)
+    eps = jax.tree.map(lambda x: scale * x, g)
+    moved = jax.tree.map(jnp.add, state.params, eps)
+    whole = forward(state, images, labels)
+    (loss, right), g = jax.value_and_grad(whole, has_aux=True)(moved)
+    assert_close(after.params, jax.tree.map(lambda w, x: w - 0.5 * x, state.params, g))
+    assert float(after.totals.loss) == pytest.approx(float(loss), rel=1e-5)
+    assert int(after.totals.correct) == int(right)
+    assert float(after.totals.perturbation_norm) == pytest.approx(0.3, rel=1e-5)
+    cosine = float(tree.vdot(eps, g)) / (0.3 * float(tree.norm(g)))
+    assert float(after.totals.perturbation_cosine) == pytest.approx(cosine, abs=1e-5)
+
+
+def test_each_part_of_a_batch_has_a_perturbation_and_all_answers_count(data):
+    """microbatches=4: four SAM gradients of four images each, averaged."""
+    task = task_of(gradient="sam", rho=0.3, gradient_options=("microbatches=4",))
+    state, after, (images, labels) = first_step(task, data)
+    losses, rights, found = [], [], []
+    for k in range(0, 16, 4):
+        part = forward(state, images[k : k + 4], labels[k : k + 4])
+        (loss, right), g = jax.value_and_grad(part, has_aux=True)(state.params)
+        scale = 0.3 / tree.norm(g)
+        moved = jax.tree.map(lambda w, x, s=scale: w + s * x, state.params, g)
+        found.append(jax.grad(part, has_aux=True)(moved)[0])
+        losses.append(float(loss))
+        rights.append(int(right))
+    mean = jax.tree.map(lambda *x: sum(x) / 4, *found)
+    assert_close(
+        after.params, jax.tree.map(lambda w, x: w - 0.5 * x, state.params, mean)
+    )
+    assert float(after.totals.loss) == pytest.approx(np.mean(losses), rel=1e-5)
+    assert float(after.totals.correct) == sum(rights)
+
+
+def test_losses_of_single_examples(data, monkeypatch):
+    monkeypatch.setattr(augment, "random_crop_flip", lambda key, x, *_: x)
+    task = task_of(gradient="esam")
+    state = steps.init(task, *data)
+    batch = steps._batch(task, jnp.int32(0), jnp.arange(70), *data)
+    value_fn = steps._value_fn(task, state.model_state, batch)
+    losses, (_, correct) = value_fn(state.params)
+    mean, right = forward(state, *batch)(state.params)
+    assert losses.shape == (16,)
+    assert float(losses.mean()) == pytest.approx(float(mean), rel=1e-6)
+    assert float(correct) == int(right)
+    chosen = jnp.array([9, 2, 5])
+    losses, (_, correct) = value_fn(state.params, examples=chosen)
+    mean, right = forward(state, *(x[chosen] for x in batch))(state.params)
+    assert losses.shape == (3,)
+    assert float(losses.mean()) == pytest.approx(float(mean), rel=1e-6)
+    # Of 3 images, told as if of 16.
+    assert float(correct) == pytest.approx(int(right) * 16 / 3)
+
+
+class Typed(nn.Module):
+    """The tiny network, computing in a type."""
+
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, x, train):
+        x = nn.Conv(8, (3, 3), dtype=self.dtype, name="conv")(x)
+        return nn.Dense(4, dtype=self.dtype, name="head")(nn.relu(x).mean((1, 2)))
+
+
+def test_a_look_in_bfloat16_has_a_loss_in_float32(data):
+    task = task_of(Typed(), probe_dtype="bfloat16")
+    state = steps.init(task, *data)
+    images, labels = steps._batch(task, jnp.int32(0), jnp.arange(70), *data)
+    arguments = (task, state.model_state, (images, labels))
+    plain, _ = steps._value_fn(*arguments)(state.params)
+    look, _ = steps._value_fn(*arguments, probe=True)(state.params)
+    logits = Typed("bfloat16").apply({"params": state.params}, images, train=True)
+    assert logits.dtype == jnp.bfloat16
+    log_p = jax.nn.log_softmax(logits.astype(jnp.float32))
+    expected = -log_p[jnp.arange(16), labels].mean()
+    assert look.dtype == jnp.float32
+    assert float(look) == pytest.approx(float(expected), rel=1e-6)
+    assert float(look) != float(plain)
+    assert float(look) == pytest.approx(float(plain), rel=2**-7)
+    same = dataclasses.replace(task.config, probe_dtype="float32")
+    assert not same.probes
+
+
+class Stop(Silent):
+    """Sends a signal once, at a step."""
+
+    interval = 0.0
+    step = 2
+
+    def update(self, status):
+        if status.step >= self.step:
+            self.step = 99
+            signal.raise_signal(signal.SIGTERM)
+
+
+@pytest.mark.parametrize(
+    ("gradient", "options"),
+    [
+        ("zosam", ("directions=guided", "every=2")),
+        ("looksam", ("every=5",)),
+    ],
+)
+def test_a_method_with_memory_goes_on_with_the_same_bits(tmp_path, gradient, options):
+    fields = {"gradient": gradient, "gradient_options": options, "epochs": 2}
+    tiny_run.train(tmp_path / "whole", **fields)
+    cut = tiny_run.train(tmp_path / "cut", display=Stop(), **fields)
+    assert cut.status == "interrupted"
+    stopped = tiny_run.final(tmp_path / "cut", **fields)
+    assert 2 <= int(stopped.step) < 8
+    memory = jax.tree.leaves(stopped.opt_state.gradient.memory)
+    assert any(np.any(x) for x in memory if np.ndim(x) > 1)
+    assert tiny_run.train(tmp_path / "cut", **fields).status == "finished"
+    tiny_run.assert_same(
+        *(tiny_run.final(tmp_path / name, **fields) for name in ("cut", "whole"))
+    )

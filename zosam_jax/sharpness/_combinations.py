@@ -1,0 +1,204 @@
+"""Combinations: what becomes of the gradient at the perturbed point."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from zosam_jax import estimators, tree
+from zosam_jax._types import Decoupled, Scalar
+from zosam_jax.sharpness._pieces import (
+    Combination,
+    Descent,
+    Look,
+    Point,
+    exact,
+    wide,
+    zeros,
+)
+
+
+def perturbed() -> Combination:
+    """The gradient at w + eps as it is: SAM's."""
+    return Combination(_as_it_is)
+
+
+def _as_it_is(point: Point, look: Look, grad: Any, memory: Any) -> tuple[Any, Any]:
+    del point, look
+    return grad, memory
+
+
+def surrogate_gap(alpha: Scalar, minimize_perturbed: bool) -> Combination:
+    """GSAM: less the part of one gradient that is orthogonal to the other."""
+
+    def blend(point: Point, look: Look, grad: Any, memory: Any) -> tuple[Any, Any]:
+        assert look.clean is not None
+        clean = look.clean.grad
+        if minimize_perturbed:
+            apart = _orthogonal(clean, grad, point.masks)
+            return tree.add_scaled(grad, -alpha, apart), memory
+        apart = _orthogonal(grad, clean, point.masks)
+        return tree.add_scaled(clean, alpha, apart), memory
+
+    return Combination(blend)
+
+
+def weighted(gamma: Scalar, decouple: bool) -> Combination:
+    """WSAM: `(1 - a) g + a g_p` with `a = gamma / (1 - gamma)`."""
+    a = gamma / (1 - gamma)
+
+    def blend(point: Point, look: Look, grad: Any, memory: Any) -> tuple[Any, Any]:
+        del point
+        assert look.clean is not None
+        clean = look.clean.grad
+        if decouple:
+            return Decoupled(clean, tree.mix(a, grad, -a, clean)), memory
+        return tree.mix(1 - a, clean, a, grad), memory
+
+    return Combination(blend)
+
+
+def mixed(alpha: Scalar) -> Combination:
+    """mRWP: `(1 - alpha) g + alpha g_p`."""
+
+    def blend(point: Point, look: Look, grad: Any, memory: Any) -> tuple[Any, Any]:
+        del point
+        assert look.clean is not None
+        return tree.mix(1 - alpha, look.clean.grad, alpha, grad), memory
+
+    return Combination(blend)
+
+
+def reused(every: Scalar, alpha: Scalar, layerwise: bool) -> Combination:
+    """LookSAM: SAM's step every k-th time, its orthogonal part again in between."""
+
+    def init(params: Any) -> Any:
+        return jnp.zeros((), jnp.int32), zeros(params)
+
+    def due(point: Point, look: Look, memory: Any) -> tuple[jax.Array, Any]:
+        del point, look
+        count, vertical = memory
+        return count % every == 0, (count + 1, vertical)
+
+    def by(function: Any, masks: Any, *trees: Any) -> Any:
+        """The function of whole trees, or of leaf after leaf."""
+        if not layerwise:
+            return function(*trees, masks)
+        if masks is None:
+            masks = jax.tree.map(lambda _: True, trees[0])
+        return jax.tree.map(function, *trees, masks)
+
+    def blend(point: Point, look: Look, grad: Any, memory: Any) -> tuple[Any, Any]:
+        assert look.clean is not None
+        clean = wide(look.clean.grad)
+        vertical = by(_vertical, point.masks, wide(grad), clean)
+        return grad, (memory[0], vertical)
+
+    def reuse(point: Point, look: Look, memory: Any) -> Any:
+        assert look.clean is not None
+
+        def scaled(clean: Any, vertical: Any, masks: Any) -> Any:
+            length = tree.norm(tree.mask(vertical, masks))
+            ratio = tree.norm(tree.mask(clean, masks)) / jnp.where(
+                length > 0, length, 1
+            )
+            return tree.add_scaled(clean, alpha * ratio, vertical)
+
+        return by(scaled, point.masks, look.clean.grad, memory[1])
+
+    return Combination(blend, init, due, reuse)
+
+
+def adaptive(
+    delta: Scalar, lambdas: tuple[Scalar, Scalar], total_steps: Scalar
+) -> Combination:
+    """AE-SAM: SAM's step where the gradient is large against its running statistics."""
+
+    def init(params: Any) -> Any:
+        del params
+        return jnp.zeros((), jnp.float32), jnp.zeros((), jnp.float32)
+
+    def due(point: Point, look: Look, memory: Any) -> tuple[jax.Array, Any]:
+        assert look.clean is not None
+        mean, variance = memory
+        norm = tree.norm(tree.mask(look.clean.grad, point.masks))
+        square = point.pool(jnp.square(norm.astype(jnp.float32)))
+        mean = delta * mean + (1 - delta) * square
+        variance = delta * variance + (1 - delta) * jnp.square(square - mean)
+        done = point.step / total_steps
+        c = done * lambdas[0] + (1 - done) * lambdas[1]
+        return square >= mean + c * jnp.sqrt(variance), (mean, variance)
+
+    def reuse(point: Point, look: Look, memory: Any) -> Any:
+        del point, memory
+        assert look.clean is not None
+        return look.clean.grad
+
+    return Combination(_as_it_is, init, due, reuse)
+
+
+def _orthogonal(x: Any, y: Any, masks: Any | None) -> Any:
+    """What is left of x, less a multiple of y, orthogonal to y on the masks."""
+    live = tree.mask(y, masks)
+    square = tree.vdot(live, live)
+    along = tree.vdot(tree.mask(x, masks), live) / jnp.where(square > 0, square, 1)
+    return tree.add_scaled(x, -along, y)
+
+
+def _vertical(x: Any, y: Any, masks: Any | None) -> Any:
+    """The same; 0 where it is but rounding, as at rho = 0: not to be scaled up."""
+    rest = _orthogonal(x, y, masks)
+    there = tree.norm(tree.mask(rest, masks)) > 1e-5 * tree.norm(tree.mask(x, masks))
+    return tree.where(there, rest, zeros(rest))
+
+
+def backprop(point: Point, look: Look, params: Any) -> Any:
+    """The exact gradient at the perturbed point: the second pass of all but a few."""
+    del look
+    return exact(point.descent, params)
+
+
+def backprop_on_sharpest(gamma: float) -> Descent:
+    """ESAM's data selection: the share gamma whose loss rose most."""
+
+    def descent(point: Point, look: Look, params: Any) -> Any:
+        assert point.losses is not None
+        assert look.losses is not None
+        losses_of = point.losses
+        count = max(1, round(gamma * look.losses.size))
+        moved, _ = losses_of(params, "descent", point.examples)
+        _, chosen = jax.lax.top_k(moved - look.losses, count)
+        if point.examples is not None:
+            chosen = point.examples[chosen]
+
+        def loss(params: Any) -> tuple[jax.Array, Any]:
+            losses, aux = losses_of(params, "descent", chosen)
+            return jnp.mean(losses), aux
+
+        seen = exact(loss, params)
+        share = jnp.float32(count / look.losses.size)
+        info = seen.info._replace(
+            descent_value=jnp.mean(moved),
+            forward_evaluations=jnp.ones((), jnp.float32),
+            backward_evaluations=share,
+        )
+        return seen._replace(value=jnp.mean(moved), info=info)
+
+    return descent
+
+
+def zeroth_order(**options: Any) -> Descent:
+    """No backward pass at all: random gradient estimation at the perturbed point."""
+
+    def descent(point: Point, look: Look, params: Any) -> Any:
+        del look
+        # Directions of their own, not those that led uphill.
+        key = jax.random.fold_in(point.random(), jnp.uint32(2**32 - 2))
+        seen, _ = estimators.rge(
+            point.descent, params, key, masks=point.support, has_aux=True, **options
+        )
+        grad = jax.tree.map(lambda g, w: g.astype(w.dtype), seen.grad, params)
+        info = seen.info._replace(descent_value=seen.value)
+        return seen._replace(grad=grad, info=info)
+
+    return descent

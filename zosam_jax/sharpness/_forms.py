@@ -1,0 +1,261 @@
+"""The two forms of a method: an Optax transformation, and a pure function."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from zosam_jax import tree
+from zosam_jax._types import Estimate, Scalar, Schedule, ValueFn
+from zosam_jax.estimators import scalar_loss
+from zosam_jax.sharpness import _devices
+from zosam_jax.sharpness._composition import Row, evaluate, memory_of
+from zosam_jax.sharpness._options import DEFAULTS, Options, check_options
+from zosam_jax.sharpness._pieces import Point
+from zosam_jax.transformation import (
+    EstimatorState,
+    GradientEstimator,
+    as_transformation,
+)
+
+# Directions take the numbers 0, 1, ... of a step's key; these are far from them.
+_FRESH = np.uint32(2**32 - 1)
+_PASSES = {"ascent": 0, "descent": 1}
+
+
+def pure(constructor: Callable[..., GradientEstimator]) -> Callable[..., Estimate]:
+    """A method's gradient as a pure function, beside its constructor."""
+    name = constructor.__name__
+
+    def gradient(
+        value_fn: ValueFn,
+        params: Any,
+        key: jax.Array | None = None,
+        *,
+        masks: Any | None = None,
+        memory: Any | None = None,
+        step: Scalar = 0,
+        ascent_value_fn: ValueFn | None = None,
+        **options: Any,
+    ) -> Estimate:
+        if masks is not None:
+            tree.check_masks(masks, params)
+        if isinstance(key, int):
+            raise TypeError(f"key={key!r} must be a PRNG key, as jax.random.key(0).")
+        made = constructor(**options)
+        if memory is None:
+            memory = cast(EstimatorState, made.init(params)).memory
+        return made.gradient(
+            value_fn,
+            params,
+            key=key,
+            step=jnp.asarray(step),
+            masks=masks,
+            memory=memory,
+            ascent_value_fn=ascent_value_fn,
+        )
+
+    gradient.__name__ = gradient.__qualname__ = f"{name}_gradient"
+    gradient.__module__ = constructor.__module__
+    gradient.__doc__ = f"""The gradient of `{name}` as a pure function, without a state.
+
+    Args:
+      value_fn: The loss as a function of the parameters; see `{name}`.
+      params: Pytree of floating point arrays, w; zero where the masks are False.
+      key: One PRNG key for all that is random; None for methods without chance.
+      masks: Mask tree: the perturbation lies on it.
+      memory: `memory` of the last `Estimate`; None at the first step.
+      step: What schedules count.
+      ascent_value_fn: The loss to look uphill by, where it is not `value_fn`.
+      options: Those of `{name}`, by name.
+
+    Returns:
+      `Estimate`, with the `memory` to pass to the next step. `grad` is with respect to
+      all weights, pruned ones too.
+    """
+    return gradient
+
+
+def transform(
+    name: str,
+    row: Row,
+    rho: Scalar | Schedule,
+    options: Options,
+) -> GradientEstimator:
+    """A method's transformation, from its row and the options all methods share."""
+    given: dict[str, Any] = {**DEFAULTS, **options}
+    check_options(name, row, rho, given)
+    aux_from = given["aux_from"] or row.aux_from
+    row = row._replace(
+        norm_over=given["norm_over"],
+        aux_from=aux_from,
+        by_example=row.by_example or given["microbatches"] > 1,
+    )
+
+    def gradient(
+        value_fn: ValueFn,
+        params: Any,
+        *,
+        key: jax.Array | None = None,
+        step: Any = 0,
+        masks: Any | None = None,
+        memory: Any = None,
+        ascent_value_fn: ValueFn | None = None,
+    ) -> Estimate:
+        axis = given["axis_name"]
+        support = _support(params, masks, given["include"], given["exclude"])
+        mean, pool, vary = _devices.identity, _devices.identity, _devices.identity
+        if axis is not None:
+            vary = functools.partial(_devices.vary, axis)
+            pool = functools.partial(_devices.mean_over, axis)
+            mean = pool if given["sync_ascent"] else _devices.identity
+        local = vary(params)
+
+        def random() -> jax.Array:
+            if key is None:
+                raise TypeError(f"zs.{name} draws at random: give it key=, a PRNG key.")
+            return key
+
+        passes = _Passes(name, value_fn, ascent_value_fn, row, given, random)
+
+        def point(examples: jax.Array | None, part: int) -> Point:
+            return Point(
+                params=local,
+                step=jnp.asarray(step),
+                masks=masks,
+                support=support,
+                ascent=passes.loss("ascent", examples),
+                descent=passes.loss("descent", examples),
+                losses=passes.losses if passes.by_example else None,
+                examples=examples,
+                random=lambda: jax.random.fold_in(random(), part) if part else random(),
+                mean=mean,
+                pool=pool,
+                vary=vary,
+            )
+
+        parts = passes.parts(params, given["microbatches"])
+        # Counts stay as they are: they decide which branch all devices take together.
+        carried = jax.tree.map(lambda x: vary(x) if _devices.is_local(x) else x, memory)
+        seen = [
+            evaluate(row, point(part, i), rho, carried) for i, part in enumerate(parts)
+        ]
+        estimate = _average(seen)
+        if axis is not None:
+            estimate = _devices.mean_over(axis, estimate)
+        # What is not finite would spoil the memory for good, and teaches nothing.
+        sound = tree.all_finite((estimate.grad, estimate.memory))
+        kept = tree.where(sound, estimate.memory, memory)
+        return estimate._replace(memory=kept)
+
+    return as_transformation(
+        name,
+        gradient,
+        memory=memory_of(row),
+        has_aux=given["has_aux"],
+        aux_like=given["aux_like"],
+        seed=given["seed"],
+        by_example=row.by_example,
+    )
+
+
+class _Passes:
+    """The user's functions, called as the options say."""
+
+    def __init__(
+        self,
+        name: str,
+        value_fn: ValueFn,
+        ascent_value_fn: ValueFn | None,
+        row: Row,
+        options: dict[str, Any],
+        random: Callable[[], jax.Array],
+    ):
+        scalar_loss(value_fn, False)
+        self.name = name
+        self.functions = {"ascent": ascent_value_fn or value_fn, "descent": value_fn}
+        self.by_example = row.by_example
+        self.has_aux, self.fresh = options["has_aux"], options["fresh_keys"]
+        self.random = random
+
+    def call(self, params: Any, which: str, examples: jax.Array | None) -> Any:
+        """The user's function, as it is."""
+        kwargs = {}
+        if self.fresh:
+            key = jax.random.fold_in(self.random(), _FRESH)
+            kwargs["key"] = jax.random.fold_in(key, _PASSES[which])
+        if self.by_example:
+            kwargs["examples"] = examples
+        return self.functions[which](params, **kwargs)
+
+    def losses(self, params: Any, which: str, examples: jax.Array | None) -> Any:
+        """`(losses [n], aux)`."""
+        result = self.call(params, which, examples)
+        losses, aux = result if self.has_aux else (result, None)
+        losses = jnp.asarray(losses)
+        if losses.ndim != 1:
+            raise ValueError(
+                f"zs.{self.name} needs the losses of the examples, shape [n]: value_fn("
+                f"params, examples=indices) returned the shape {losses.shape}."
+            )
+        return losses.astype(jnp.promote_types(losses.dtype, jnp.float32)), aux
+
+    def loss(self, which: str, examples: jax.Array | None) -> Any:
+        """`params -> (loss, aux)`."""
+        if not self.by_example:
+            return scalar_loss(lambda p: self.call(p, which, None), self.has_aux)
+
+        def mean(params: Any) -> Any:
+            losses, aux = self.losses(params, which, examples)
+            return jnp.mean(losses), aux
+
+        return mean
+
+    def parts(self, params: Any, count: int) -> list[jax.Array | None]:
+        """Indices of the examples of every part of the batch; None for all."""
+        if count == 1:
+            return [None]
+        shape = jax.eval_shape(lambda p: self.losses(p, "descent", None)[0], params)
+        (n,) = shape.shape
+        if n % count:
+            raise ValueError(f"microbatches={count} must divide the batch of {n}.")
+        return list(jnp.arange(n).reshape(count, -1))
+
+
+def _support(params: Any, masks: Any, include: Any, exclude: Any) -> Any | None:
+    """The mask tree of what may be perturbed."""
+    if not include and not exclude:
+        return masks
+    paths = tree.paths(params)
+    chosen = tree.matching("include", include, paths) if include else set(paths)
+    chosen -= tree.matching("exclude", exclude, paths)
+    leaves, treedef = jax.tree.flatten(params)
+    live = [True] * len(leaves) if masks is None else jax.tree.leaves(masks)
+    return jax.tree.unflatten(
+        treedef,
+        [
+            m if path in chosen else jnp.zeros(x.shape, bool)
+            for path, m, x in zip(paths, live, leaves, strict=True)
+        ],
+    )
+
+
+def _average(seen: list[Estimate]) -> Estimate:
+    """The mean of the parts' estimates; what is no float, of the first."""
+    if len(seen) == 1:
+        return seen[0]
+
+    def leaf(*parts: jax.Array) -> jax.Array:
+        first = parts[0]
+        if not jnp.issubdtype(jnp.result_type(first), jnp.floating):
+            return first
+        wide = jnp.promote_types(first.dtype, jnp.float32)
+        total = jnp.sum(jnp.stack([jnp.asarray(x, wide) for x in parts]), axis=0)
+        return (total / len(parts)).astype(first.dtype)
+
+    mean = jax.tree.map(leaf, *seen)
+    unperturbed = jnp.max(jnp.stack([x.info.unperturbed for x in seen]))
+    return mean._replace(info=mean.info._replace(unperturbed=unperturbed))

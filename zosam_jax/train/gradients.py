@@ -1,0 +1,203 @@
+"""The gradient that a configuration names: a constructor of the library, by a rule.
+
+Options are written as the constructor's signature has them, so that a new method needs
+one entry in `NAMES`.
+"""
+
+import ast
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import zosam_jax as zs
+from zosam_jax import _check
+
+if TYPE_CHECKING:
+    from zosam_jax.train.config import TrainConfig
+
+NAMES = (
+    *("backprop", "zeroth_order"),
+    *("sam", "asam", "gsam", "fsam", "vasso", "wsam"),
+    *("esam", "looksam", "aesam", "ssam"),
+    *("s2sam", "msam", "rwp", "mrwp", "arwp"),
+    *("zosam", "rst"),
+)
+
+# Their look uphill gives a direction and no part of the gradient: it may be cheaper.
+PROBING = ("sam", "asam", "fsam", "vasso", "esam", "ssam", "zosam")
+
+_ELSEWHERE = {
+    "rho": "is a field of its own: rho (--rho)",
+    "seed": "is a field of its own: seed (--seed)",
+    "aux_from": "is a field of its own: aux_from (--aux-from)",
+    "total_steps": "follows from epochs (--epochs)",
+    "ascent_value_fn": "is made by probe_fraction (--probe-fraction) and probe_dtype "
+    "(--probe-dtype)",
+    "has_aux": "is set: aux carries the batch statistics and the training accuracy",
+    "aux_like": "is set: aux carries the batch statistics and the training accuracy",
+    "axis_name": "has no meaning: the devices share a batch (--batch-size) and one "
+    "perturbation. microbatches=k gives each part of a batch its own",
+    "sync_ascent": "has no meaning: the devices share a batch (--batch-size) and one "
+    "perturbation. microbatches=k gives each part of a batch its own",
+    "fresh_keys": "has no meaning: no --model has dropout",
+}
+
+
+def parse(options: Sequence[str]) -> dict[str, Any]:
+    """Returns NAME=VALUE strings as a dictionary; a value that is no literal is text.
+
+    >>> parse(("directions=guided", "num_directions=2", "delta=None"))
+    {'directions': 'guided', 'num_directions': 2, 'delta': None}
+
+    Raises:
+      ValueError: One is of another form, or a name comes twice.
+    """
+    values: dict[str, Any] = {}
+    for option in [options] if isinstance(options, str) else options:
+        name, equals, text = option.partition("=")
+        if not (name and equals and text) or isinstance(options, str):
+            raise ValueError(
+                f"gradient_options={options!r} must be strings NAME=VALUE, as "
+                "'directions=guided' 'num_directions=2'."
+            )
+        if name in values:
+            raise ValueError(f"gradient_options: {name} is given twice.")
+        try:
+            values[name] = ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            values[name] = text
+    return values
+
+
+def options(config: "TrainConfig") -> dict[str, Any]:
+    """Returns the options of `config.gradient`, checked against its signature.
+
+    Raises:
+      ValueError: The method has no such option, or the trainer sets it itself.
+    """
+    values = parse(config.gradient_options)
+    takes = _parameters(config.gradient)
+    known = [name for name in takes if name not in _ELSEWHERE]
+    if config.gradient == "gsam":
+        known.append("rho_min")
+    for name, value in values.items():
+        if name in _ELSEWHERE:
+            raise ValueError(f"gradient_options: {name} {_ELSEWHERE[name]}.")
+        if not known:
+            raise ValueError(
+                f"gradient_options: gradient={config.gradient!r} has no options; got "
+                f"{name!r}."
+            )
+        _check.one_of(f"gradient_options: option of {config.gradient}", name, known)
+        if name == "rho_min":
+            _check.number("gradient_options: rho_min", value, least=0)
+        elif isinstance(takes[name].default, bool) and not isinstance(value, bool):
+            raise ValueError(
+                f"gradient_options: {name}={value!r} must be True or False."
+            )
+    return values
+
+
+def radius(config: "TrainConfig") -> float | None:
+    """Returns rho, or the method's own; None for a method without one."""
+    takes = _parameters(config.gradient)
+    if "rho" not in takes:
+        return None
+    return takes["rho"].default if config.rho is None else config.rho
+
+
+def make(
+    config: "TrainConfig",
+    total_steps: int,
+    learning_rate: Callable[[Any], Any],
+    aux_like: Any = None,
+) -> zs.GradientEstimator:
+    """Returns the gradient estimator: the options, and what the trainer knows.
+
+    Args:
+      config: The configuration.
+      total_steps: Steps of the whole run.
+      learning_rate: Its schedule, which `rho_min` of gsam ties the radius to.
+      aux_like: Shapes of aux.
+
+    Raises:
+      ValueError: An option is unknown or out of range.
+    """
+    values = options(config)
+    rho: Any = config.rho
+    if "rho_min" in values:
+        rho = zs.tied_radius(
+            learning_rate,
+            rho_max=radius(config) or 0.0,
+            rho_min=values.pop("rho_min"),
+            lr_max=config.learning_rate,
+        )
+    ours = {
+        "rho": rho,
+        "momentum": config.momentum,
+        "total_steps": total_steps,
+        "aux_from": "descent" if config.probes else config.aux_from,
+        "has_aux": True,
+        "aux_like": aux_like,
+        "seed": config.seed,
+    }
+    takes = _parameters(config.gradient)
+    ours = {k: v for k, v in ours.items() if k in takes and v is not None}
+    return getattr(zs, config.gradient)(**{**ours, **values})
+
+
+def by_example(config: "TrainConfig") -> bool:
+    """Returns whether the gradient wants the losses of single examples."""
+    return make(config, 1, float).by_example
+
+
+def decouples(config: "TrainConfig") -> bool:
+    """Returns whether the gradient comes in two parts, for `zs.decoupled`."""
+    return bool(options(config).get("decouple", False))
+
+
+def check(config: "TrainConfig") -> None:
+    """Raises `ValueError` unless the gradient can be made as the configuration says."""
+    _check.one_of("gradient", config.gradient, NAMES)
+    values = options(config)
+    try:
+        make(config, 1, float)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"gradient={config.gradient!r} with "
+            f"gradient_options={list(config.gradient_options)}: {error}"
+        ) from error
+    zeroth = "zeroth_order" in (config.gradient, values.get("descent"))
+    if zeroth and config.method == "rigl":
+        raise ValueError(
+            "method='rigl' grows by the gradient of pruned weights, which a "
+            "zeroth-order gradient does not estimate. Use method='set'."
+        )
+    if config.probes:
+        _check_probes(config, values)
+
+
+def _check_probes(config: "TrainConfig", values: Mapping[str, Any]) -> None:
+    asked = f"probe_fraction={config.probe_fraction:g}"
+    if config.probe_fraction == 1:
+        asked = f"probe_dtype={config.probe_dtype!r}"
+    if config.gradient not in PROBING:
+        raise ValueError(
+            f"{asked} needs a gradient that looks uphill for a direction alone: "
+            f"{', '.join(PROBING)}; not gradient={config.gradient!r}."
+        )
+    gamma = values.get("gamma", _parameters("esam")["gamma"].default)
+    if config.gradient == "esam" and gamma < 1:
+        raise ValueError(
+            f"{asked}: esam compares the losses of its two passes, example by example. "
+            "Say gamma=1 in gradient_options."
+        )
+    if config.aux_from == "ascent":
+        raise ValueError(
+            f"{asked}: the batch statistics of a cheaper pass are not those of the "
+            "batch. Use aux_from='descent'."
+        )
+
+
+def _parameters(name: str) -> Mapping[str, inspect.Parameter]:
+    return inspect.signature(getattr(zs, name)).parameters
