@@ -26,6 +26,24 @@ _FRESH = np.uint32(2**32 - 1)
 _PASSES = {"ascent": 0, "descent": 1}
 
 
+_PURE = """The gradient of `{name}` as a pure function, without a state.
+
+Args:
+  value_fn: The loss as a function of the parameters; see `{name}`.
+  params: Pytree of floating point arrays, w; zero where the masks are False.
+  key: One PRNG key for all that is random; None for methods without chance.
+  masks: Mask tree: the perturbation lies on it.
+  memory: `memory` of the last `Estimate`; None at the first step.
+  step: What schedules count.
+  ascent_value_fn: The loss to look uphill by, where it is not `value_fn`.
+  options: Those of `{name}`, by name.
+
+Returns:
+  `Estimate`, with the `memory` to pass to the next step. `grad` is with respect to all
+  weights, pruned ones too.
+"""
+
+
 def pure(constructor: Callable[..., GradientEstimator]) -> Callable[..., Estimate]:
     """A method's gradient as a pure function, beside its constructor."""
     name = constructor.__name__
@@ -60,22 +78,7 @@ def pure(constructor: Callable[..., GradientEstimator]) -> Callable[..., Estimat
 
     gradient.__name__ = gradient.__qualname__ = f"{name}_gradient"
     gradient.__module__ = constructor.__module__
-    gradient.__doc__ = f"""The gradient of `{name}` as a pure function, without a state.
-
-    Args:
-      value_fn: The loss as a function of the parameters; see `{name}`.
-      params: Pytree of floating point arrays, w; zero where the masks are False.
-      key: One PRNG key for all that is random; None for methods without chance.
-      masks: Mask tree: the perturbation lies on it.
-      memory: `memory` of the last `Estimate`; None at the first step.
-      step: What schedules count.
-      ascent_value_fn: The loss to look uphill by, where it is not `value_fn`.
-      options: Those of `{name}`, by name.
-
-    Returns:
-      `Estimate`, with the `memory` to pass to the next step. `grad` is with respect to
-      all weights, pruned ones too.
-    """
+    gradient.__doc__ = _PURE.format(name=name)
     return gradient
 
 

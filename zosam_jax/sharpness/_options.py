@@ -8,7 +8,6 @@ from typing import Any, TypedDict, TypeVar, get_type_hints
 import jax
 
 from zosam_jax import _check
-from zosam_jax._types import Scalar
 from zosam_jax.sharpness._composition import Row
 from zosam_jax.sharpness._geometries import as_it_is
 from zosam_jax.transformation import GradientEstimator
@@ -29,7 +28,7 @@ class Options(TypedDict, total=False):
     sync_ascent: bool
     has_aux: bool
     aux_like: Any | None
-    seed: Scalar
+    seed: int | jax.Array
 
 
 DEFAULTS = Options(

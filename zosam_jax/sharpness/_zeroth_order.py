@@ -58,7 +58,7 @@ def zosam(
         "coordinates", all d of them (CGE: the exact gradient at d times the price); or
         "guided": within the span of what training already holds, its own past gradients
         (beyond the paper, after guided evolution strategies, arXiv:1806.10230). Guided
-        costs the same passes, and one copy of the parameters for each guide.
+        costs the same passes, and for each guide one float32 vector of all weights.
       two_sided: Central differences, 2m forward passes; else forward ones, m + 1.
       chunk_size: None: one probe after another. k: the probes of k directions in one
         `jax.vmap`. On a CPU a vmapped convolution costs several sequential ones.
