@@ -16,6 +16,10 @@ Schedule = Callable[[jax.typing.ArrayLike], jax.typing.ArrayLike]
 """`step count (int32 scalar) -> value`, as Optax has them."""
 
 
+Radius = Scalar | Schedule
+"""A radius of perturbation, or a schedule of it over optimizer steps."""
+
+
 class Info(NamedTuple):
     """What may be looked at beside a gradient. Free under `jit` where unused.
 
@@ -29,8 +33,9 @@ class Info(NamedTuple):
       descent_value: The loss at the perturbed parameters.
       unperturbed: 1 where there was no direction to perturb along (it was zero or not
         finite), so that the plain gradient was returned; else 0. int32.
-      forward_evaluations: Loss evaluations without a backward pass. One over a tenth
-        of the batch counts 0.1.
+      forward_evaluations: Loss evaluations without a backward pass, of `value_fn` or
+        `ascent_value_fn`. One over a part of the batch that the method chose itself
+        counts as much.
       backward_evaluations: Backward passes (each with its forward pass), likewise.
     """
 

@@ -62,7 +62,9 @@ def mask(tree: Any, masks: Any | None) -> Any:
     if masks is None:
         return tree
     return jax.tree.map(
-        lambda m, x: x if is_dense(m) else jnp.where(m, x, jnp.zeros_like(x)),
+        lambda m, x: (
+            x if is_dense(m) and jnp.ndim(x) else jnp.where(m, x, jnp.zeros_like(x))
+        ),
         masks,
         tree,
     )

@@ -1,6 +1,8 @@
 """Optimizers without any backward pass: zeroth-order gradients in Optax chains."""
 
-from typing import Any, TypedDict, Unpack
+import inspect
+from collections.abc import Callable
+from typing import Any, TypedDict, TypeVar, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +12,8 @@ from zosam_jax import _check
 from zosam_jax._types import Estimate, Scalar, Schedule, ValueFn
 from zosam_jax.estimators import DISTRIBUTIONS, check_chunks, rge
 from zosam_jax.transformation import GradientEstimator, as_transformation
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 class Directions(TypedDict, total=False):
@@ -96,6 +100,18 @@ def zeroth_order(
     )
 
 
+def _with_directions(make: F) -> F:
+    """Writes the options of `zeroth_order` into an optimizer's signature."""
+    own = inspect.signature(make)
+    kept = [p for p in own.parameters.values() if p.kind is not p.VAR_KEYWORD]
+    shared = inspect.signature(zeroth_order).parameters.values()
+    signature = own.replace(parameters=[*kept, *shared])
+    # optax.inject_hyperparams reads it, and cannot pass on what it does not name.
+    vars(make)["__signature__"] = signature
+    return make
+
+
+@_with_directions
 def zo_sgd(
     learning_rate: Scalar | Schedule,
     *,
@@ -112,7 +128,14 @@ def zo_sgd(
       learning_rate: eta, or a schedule; MeZO's are 1e-7 to 1e-5.
       momentum: None, or a decay, which costs a copy of the parameters.
       weight_decay: lambda.
-      options: Those of `zeroth_order`.
+      delta: Step of the finite difference; this and the rest as in `zeroth_order`.
+      num_directions: m.
+      distribution: Of the directions.
+      two_sided: Central or forward differences.
+      chunk_size: None, or directions in one `jax.vmap`.
+      has_aux: Whether `value_fn` returns `(loss, aux)`.
+      aux_like: An example of aux.
+      seed: Integer.
 
     Returns:
       An optimizer: `tx.update(None, state, params, value_fn=...)`.
@@ -135,6 +158,7 @@ def zo_sgd(
     )
 
 
+@_with_directions
 def zo_signsgd(
     learning_rate: Scalar | Schedule, **options: Unpack[Directions]
 ) -> optax.GradientTransformationExtraArgs:
@@ -145,7 +169,14 @@ def zo_signsgd(
 
     Args:
       learning_rate: eta, or a schedule.
-      options: Those of `zeroth_order`.
+      delta: Step of the finite difference; this and the rest as in `zeroth_order`.
+      num_directions: m.
+      distribution: Of the directions.
+      two_sided: Central or forward differences.
+      chunk_size: None, or directions in one `jax.vmap`.
+      has_aux: Whether `value_fn` returns `(loss, aux)`.
+      aux_like: An example of aux.
+      seed: Integer.
 
     Returns:
       An optimizer: `tx.update(None, state, params, value_fn=...)`.
@@ -157,6 +188,7 @@ def zo_signsgd(
     )
 
 
+@_with_directions
 def zo_adam(
     learning_rate: Scalar | Schedule,
     *,
@@ -176,7 +208,14 @@ def zo_adam(
       b2: Decay of the second moment.
       eps: Added to the root of the second moment.
       weight_decay: Decoupled.
-      options: Those of `zeroth_order`.
+      delta: Step of the finite difference; this and the rest as in `zeroth_order`.
+      num_directions: m.
+      distribution: Of the directions.
+      two_sided: Central or forward differences.
+      chunk_size: None, or directions in one `jax.vmap`.
+      has_aux: Whether `value_fn` returns `(loss, aux)`.
+      aux_like: An example of aux.
+      seed: Integer.
 
     Returns:
       An optimizer: `tx.update(None, state, params, value_fn=...)`.

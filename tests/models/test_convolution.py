@@ -81,6 +81,14 @@ def test_grouped_and_dilated_ones_are_left_to_lax():
         )
 
 
+def test_another_layout_is_left_to_lax():
+    x = jnp.arange(81.0).reshape(3, 3, 3, 3)
+    w = jnp.cos(x)
+    found = convolution.conv_general_dilated(x, w, (1, 1), "SAME")
+    expected = lax.conv_general_dilated(x, w, (1, 1), "SAME")
+    np.testing.assert_array_equal(found, expected)
+
+
 def test_bfloat16_stays():
     x, w = arrays(dtype=jnp.bfloat16)
     own, _ = both(x, w, (1, 1), "SAME")

@@ -13,7 +13,6 @@ from problems import half_masks
 import zosam_jax as zs
 from zosam_jax import tree
 
-KEY = jax.random.key(0)
 # `zeroth_order` is no sharpness-aware method: it has none of these options.
 SHARED = [name for name in ALL if name != "zeroth_order"]
 BLIND = ["s2sam", "msam", "rwp", "arwp", "rst", "zosam-every", "zosam-guided-every"]
@@ -38,15 +37,10 @@ def equal(a, b) -> bool:
 
 
 def two_steps(name, params, losses, **options):
-    """`(witness, the passes of each step, the estimates)` of two steps."""
-    method = METHODS[name]
-    witness = Witness(method, losses)
-    masks = options.pop("masks", None)
-    made = [
-        (found, witness.take())
-        for found in estimates(method, params, [witness] * 2, masks, **options)
-    ]
-    return [m[0] for m in made], [m[1] for m in made]
+    """`(estimate, passes)` of each of two steps."""
+    witness = Witness(METHODS[name], losses)
+    made = estimates(METHODS[name], params, [witness] * 2, **options)
+    return [(found, witness.take()) for found in made]
 
 
 @pytest.mark.parametrize("name", ["sam-layerwise", "msam", "zosam"])
@@ -71,10 +65,12 @@ def test_what_is_left_out_stays_in_every_pass(name, eager):
     masks = half_masks(params)
     params = tree.mask(params, masks)
     options = {"include": ["*BatchNorm*/*", "out/*"], "exclude": "*/bias"}
-    found, passes = two_steps(name, params, losses, masks=masks, **options)
+    (_, first), (found, second) = two_steps(
+        name, params, losses, masks=masks, **options
+    )
     start = dict(zip(tree.paths(params), jax.tree.leaves(params), strict=True))
     moved = set()
-    for seen in [*passes[0], *passes[1]]:
+    for seen in [*first, *second]:
         for path, w in zip(start, jax.tree.leaves(seen.params), strict=True):
             assert np.all(w[np.asarray(start[path]) == 0] == 0)
             if not np.array_equal(w, start[path]):
@@ -83,11 +79,10 @@ def test_what_is_left_out_stays_in_every_pass(name, eager):
     assert moved <= {"BatchNorm_0/scale", "out/kernel"}
     assert len(moved) == 2 or "ssam" in name
     if name in {"wsam", "fsam", "zosam-3-sphere", "zosam-every", "zosam-guided"}:
-        norm = found[1].info.perturbation_norm
-        np.testing.assert_allclose(norm, 0.05, rtol=1e-5)
+        np.testing.assert_allclose(found.info.perturbation_norm, 0.05, rtol=1e-5)
 
 
-def test_a_pattern_without_a_leaf_names_the_nearest():
+def test_a_pattern_without_a_leaf_names_the_nearest(eager):
     params, losses = network()
     for argument in ("include", "exclude"):
         with pytest.raises(
@@ -101,31 +96,21 @@ def test_a_pattern_without_a_leaf_names_the_nearest():
         zs.asam_gradient(lambda p: jnp.mean(losses(p)), params, unscaled="outt/bias")
 
 
-@pytest.mark.parametrize("name", ["sam", "asam", "vasso", "zosam"])
+@pytest.mark.parametrize("name", ["sam", "vasso", "zosam"])
 def test_norm_over_all_takes_the_radius_of_what_is_left(name, eager):
     params, losses = network()
     masks = half_masks(params)
     params = tree.mask(params, masks)
-    options = {"masks": masks} | ({"eta": 0.5} if name == "asam" else {})
-    (live, _), _ = two_steps(name, params, losses, **options)
-    (whole, _), _ = two_steps(name, params, losses, norm_over="all", **options)
+    norms = []
+    for norm_over in ("all", "mask"):
+        found, _ = two_steps(name, params, losses, masks=masks, norm_over=norm_over)[0]
+        norms.append(found.info.perturbation_norm)
+    dense = jax.grad(lambda p: jnp.mean(losses(p)))(params)
     if name == "zosam":
-        dense = tree.normal_like(
-            jax.random.fold_in(jax.random.fold_in(KEY, 0), 0), params
-        )
-    else:
-        dense = jax.grad(lambda p: jnp.mean(losses(p)))(params)
-    if name == "asam":
-        dense = {
-            group: {
-                leaf: g * (1 if leaf == "bias" else abs(params[group][leaf]) + 0.5)
-                for leaf, g in leaves.items()
-            }
-            for group, leaves in dense.items()
-        }
+        key = jax.random.fold_in(jax.random.key(0), 0)
+        dense = tree.normal_like(jax.random.fold_in(key, 0), params)
     share = float(tree.norm(tree.mask(dense, masks)) / tree.norm(dense))
     assert share < 0.95
-    norms = [e.info.perturbation_norm for e in (whole, live)]
     # Rounding of w + eps.
     np.testing.assert_allclose(norms[0] / norms[1], share, rtol=1e-5)
 
@@ -139,10 +124,8 @@ def test_aux_is_of_the_pass_that_is_named(name, eager):
     def value_fn(p, **examples):
         return witness(p, **examples), p
 
-    default = (
-        "ascent" if method.value == ("clean",) and "zosam" not in name else "descent"
-    )
-    other = "descent" if default == "ascent" else "ascent"
+    looks_at_w = method.value == ("clean",) and "zosam" not in name
+    default, other = ("ascent", "descent") if looks_at_w else ("descent", "ascent")
     for aux_from in (None, other) if name in {*KINDS, *BLIND} else (None,):
         options = {"has_aux": True, "aux_from": aux_from, "rho": 0.3}
         if aux_from == "ascent" and name in BLIND:
@@ -200,7 +183,7 @@ def test_microbatches_are_the_mean_of_gradients_made_apart(name, eager):
             return losses(p, rows if examples is None else rows[examples])
 
         tx = method.make(rho=0.3)
-        key = jax.random.fold_in(KEY, 0)
+        key = jax.random.fold_in(jax.random.key(0), 0)
         apart.append(
             tx.gradient(
                 value_fn_of(method, of_part),
@@ -243,10 +226,9 @@ def test_the_look_is_by_ascent_value_fn_and_the_descent_by_value_fn(name, eager)
         if method.tells_kinds:
             total = info.forward_evaluations + info.backward_evaluations
             assert float(total) == sum(p.share for p in [*looks, *moved])
-        steps_alone = float(info.perturbation_norm) == 0 and method.value == ("clean",)
-        assert len(moved) == (
-            0 if steps_alone else {"esam": 2, "zosam-zeroth-order": 2}.get(name, 1)
-        )
+        # LookSAM's steps between have no second pass.
+        second = 2 if name in {"esam", "zosam-zeroth-order"} else 1
+        assert len(moved) == (0 if name == "looksam" and step else second)
         assert bool(looks) == (name not in BLIND or ("every" in name and step == 0))
 
 
@@ -340,12 +322,12 @@ def test_injected_numbers_are_those_that_are_used(method, options):
     for make in (optax.inject_hyperparams(method), method):
         tx = make(rho=schedule, **options)
 
-        @jax.jit
-        def step(state, tx=tx):
-            return tx.update(
+        step = jax.jit(
+            lambda state, tx=tx: tx.update(
                 None, state, params, value_fn=lambda p: jnp.mean(losses(p))
-            )
-
+            ),
+            compiler_options={"xla_backend_optimization_level": 0},
+        )
         state = tx.init(params)
         for _ in range(3):
             grad, state = step(state)

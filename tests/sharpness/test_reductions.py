@@ -45,7 +45,6 @@ SAME = {
     "arwp, eta 0": (row(zs.arwp, eta=0.0), "rwp"),
     "mrwp, alpha 1": (row(zs.mrwp, alpha=1.0), "rwp"),
     "mrwp, alpha 0": (row(zs.mrwp, alpha=0.0), "plain"),
-    "sam, norm over all, no mask": (row(zs.sam, norm_over="all"), "sam"),
 }
 PLAIN = row(zs.backprop)
 
@@ -112,14 +111,13 @@ def test_looksam_takes_rounding_for_no_direction():
 
     params = {"many": jnp.asarray([0.1, -0.4, 0.9]), "one": jnp.asarray([0.11])}
     method = row(zs.looksam, every=2, layerwise=True, rho=0.3)
-    _, between = estimates(method, params, [loss, loss])
-    expected = jax.grad(loss)(params)
+    _, between = jax.jit(lambda p: list(estimates(method, p, [loss, loss])))(params)
+    expected = jax.jit(jax.grad(loss))(params)
     np.testing.assert_array_equal(between.grad["one"], expected["one"])
     assert np.all(between.grad["many"] != expected["many"])
 
 
-@pytest.mark.parametrize("method", [zs.sam, zs.zosam], ids=["sam", "zosam"])
-def test_radius_zero_is_the_optimizer_alone_under_jit(method):
+def test_radius_zero_is_the_optimizer_alone_under_jit():
     params, loss = mlp()
     base = optax.sgd(0.1, momentum=0.9)
 
@@ -133,7 +131,7 @@ def test_radius_zero_is_the_optimizer_alone_under_jit(method):
             params
         )
 
-    found, _ = trained(optax.chain(method(rho=0.0), base), lambda p: None)
+    found, _ = trained(optax.chain(zs.sam(rho=0.0), base), lambda p: None)
     plain = optax.with_extra_args_support(base)
     expected, _ = trained(plain, jax.grad(loss))
     # The same operations in two programs: XLA may contract them differently.
@@ -151,7 +149,7 @@ def test_radius_zero_is_the_optimizer_alone_under_jit(method):
         (False, {"masks": True}),
         (False, {"num_directions": 3, "masks": True, "norm_over": "all"}),
         (False, {"num_directions": 2, "two_sided": False, "aux_from": "ascent"}),
-        (False, {"num_directions": 4, "chunk_size": 2, "rho": 0.3, "delta": 0.01}),
+        (True, {"num_directions": 4, "chunk_size": 2, "rho": 0.3, "delta": 0.01}),
     ],
 )
 def test_zosam_in_general_is_its_page_bit_for_bit(jitted, options):
@@ -187,9 +185,13 @@ def on_quadratic(masks=None, **options):
     problem = Quadratic()
     params = tree.mask(problem.params, masks)
     tx = options.pop("method", zs.zosam)(rho=0.2, **options)
-    found = tx.gradient(
-        problem.loss, params, key=KEY, masks=masks, memory=tx.init(params).memory
-    )
+
+    @jax.jit
+    def gradient(params):
+        memory = tx.init(params).memory
+        return tx.gradient(problem.loss, params, key=KEY, masks=masks, memory=memory)
+
+    found = gradient(params)
     return flat(found.grad), found
 
 
@@ -313,14 +315,14 @@ def test_guided_directions_see_what_random_ones_do_not():
             return (w - 0.5 * grad, state), found
 
         w = jnp.zeros(size)
-        return jax.lax.scan(step, (w, tx.init(w)), jnp.arange(40))[1]
+        return jax.lax.scan(step, (w, tx.init(w)), jnp.arange(30))[1]
 
     run = {
         directions: jax.jit(functools.partial(cosines, directions=directions))
         for directions in ("guided", "gaussian")
     }
     for seed in range(3):
-        guided, exact = (np.mean(x[20:]) for x in run["guided"](seed))
+        guided, exact = (np.mean(x[15:]) for x in run["guided"](seed))
         gaussian = np.sqrt(np.mean(run["gaussian"](seed)[0] ** 2))
         assert guided > 20 * gaussian
         assert guided > exact / 2

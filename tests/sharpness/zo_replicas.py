@@ -93,7 +93,7 @@ def guided(at, memory, *, rho, delta, number, guides, exploration):
         past, slopes = [np.zeros_like(at.w) for _ in guides], np.zeros(len(guides))
     else:
         *past, slopes, _ = memory
-    basis = explored(at, past, exploration)
+    basis, known = explored(at, past, exploration)
     step_size = delta * np.sqrt(at.live.sum())
     slopes, values = slopes.copy(), []
     for i in range(number):
@@ -102,6 +102,8 @@ def guided(at, memory, *, rho, delta, number, guides, exploration):
         values.append(value)
     eps, norm = along(at, slopes @ np.array(basis), rho)
     step = taken(at, eps, norm, 2 * number, 1, np.mean(values))
+    # What was measured along a random stand-in for a guide is not kept.
+    slopes = slopes * known
     past = [a * m + (1 - a) * step.there for a, m in zip(guides, past, strict=True)]
     return step, [*past, slopes, at.t + 1]
 
@@ -119,10 +121,11 @@ def explored(at, past, exploration):
         axes.append(q / at.norm(q) if is_new else None)
     guides, chances = axes[: len(past)], axes[len(past) :]
     keep, mix = np.sqrt(1 - exploration), np.sqrt(exploration)
-    return [
+    basis = [
         chance if guide is None else keep * guide + mix * chance
         for guide, chance in zip(guides, chances, strict=True)
     ]
+    return basis, np.array([guide is not None for guide in guides])
 
 
 def zeroth_order(at, memory, **probes):

@@ -58,12 +58,12 @@ def guided(
 
     Returns:
       `(estimate, slopes)`: `grad` float32, zero off the mask; `value` and `aux` as
-      those of `rge`; the slopes to give to the next call.
+      those of `rge`; the slopes to give to the next call, 0 along a replaced guide.
     """
     loss = scalar_loss(value_fn, has_aux)
     wide = jax.tree.map(lambda x: x.astype(jnp.float32), params)
     unravel = ravel_pytree(wide)[1]
-    basis = orthonormal(guides, key, exploration, wide, masks)
+    basis, known = orthonormal(guides, key, exploration, wide, masks)
     step = delta * jnp.sqrt(live(params, masks))
     value, aux = jnp.zeros((), jnp.float32), None
     for turn in range(num_directions):
@@ -75,6 +75,8 @@ def guided(
         value = value + (up + down) / (2 * num_directions)
         aux = seen if turn == 0 else aux
     grad = unravel(jnp.tensordot(slopes, basis, 1, precision="highest"))
+    # A slope along an axis drawn at random says nothing of the axis that comes next.
+    slopes = jnp.where(known, slopes, 0)
     info = Info.zeros()._replace(
         forward_evaluations=jnp.asarray(2.0 * num_directions, jnp.float32)
     )
@@ -87,8 +89,8 @@ def orthonormal(
     exploration: Scalar,
     params: Any,
     masks: Any | None,
-) -> jax.Array:
-    """The guides made orthonormal on the mask, explored, degenerate ones replaced."""
+) -> tuple[jax.Array, jax.Array]:
+    """The guides orthonormal on the mask and explored, and which were not replaced."""
     k = len(guides)
     random = [draw(key, j, params, masks, "gaussian") for j in range(k)]
     vectors = [*guides, *(ravel_pytree(u)[0] for u in random)]
@@ -112,7 +114,7 @@ def orthonormal(
         # Without a random axis (there are too few weights), the guide alone.
         share = jnp.where(new[k + j], share, 0.0)
         basis.append(jnp.sqrt(1 - share) * axes[j] + jnp.sqrt(share) * axes[k + j])
-    return jnp.stack(basis)
+    return jnp.stack(basis), jnp.stack(new[:k])
 
 
 def _unit(x: jax.Array, least: float) -> tuple[jax.Array, jax.Array]:

@@ -46,11 +46,7 @@ def scalar_loss(value_fn: ValueFn, has_aux: bool) -> Loss:
       TypeError: `value_fn` is no function, or it returns the other form.
       ValueError: The loss is not a scalar.
     """
-    if not callable(value_fn):
-        raise TypeError(
-            "value_fn must be a function from the parameters to the loss, such as "
-            f"lambda p: loss(p, batch); got {type(value_fn).__name__}."
-        )
+    check_function(value_fn)
 
     def loss(params: Any) -> tuple[jax.Array, Any]:
         result = value_fn(params)
@@ -74,3 +70,12 @@ def scalar_loss(value_fn: ValueFn, has_aux: bool) -> Loss:
         return value.astype(jnp.promote_types(value.dtype, jnp.float32)), aux
 
     return loss
+
+
+def check_function(value_fn: Any) -> None:
+    """Raises `TypeError` unless the loss is a function."""
+    if not callable(value_fn):
+        raise TypeError(
+            "value_fn must be a function from the parameters to the loss, such as "
+            f"lambda p: loss(p, batch); got {type(value_fn).__name__}."
+        )

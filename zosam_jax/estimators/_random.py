@@ -158,7 +158,9 @@ def live(params: Any, masks: Any | None) -> jax.Array:
     if masks is None:
         return jnp.asarray(tree.size(params), jnp.float32)
     counts = [
-        jnp.float32(x.size) if tree.is_dense(m) else jnp.sum(m, dtype=jnp.float32)
+        jnp.float32(x.size)
+        if tree.is_dense(m) and x.ndim
+        else jnp.sum(m, dtype=jnp.float32)
         for m, x in zip(jax.tree.leaves(masks), jax.tree.leaves(params), strict=True)
     ]
     return jnp.sum(jnp.stack(counts))

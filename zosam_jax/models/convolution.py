@@ -13,6 +13,8 @@ from typing import Any
 import jax
 from jax import lax
 
+_LAYOUT = ("NHWC", "HWIO", "NHWC")
+
 Sizes = tuple[int, ...]
 Pads = tuple[tuple[int, int], ...]
 
@@ -26,8 +28,8 @@ def conv_general_dilated(
 ) -> jax.Array:
     """`jax.lax.conv_general_dilated`, for `conv_general_dilated=` of `flax.linen.Conv`.
 
-    On other backends than the CPU, and for grouped, dilated or not two-dimensional
-    convolutions, it is that function itself.
+    On other backends than the CPU, in another layout, and for grouped, dilated or not
+    two-dimensional convolutions, it is that function itself.
 
     Args:
       lhs: Images, `[N, H, W, C]`.
@@ -41,9 +43,13 @@ def conv_general_dilated(
     """
     dilations = (*(options.get("lhs_dilation") or ()),)
     dilations += (*(options.get("rhs_dilation") or ()),)
+    given = lax.conv_dimension_numbers(
+        lhs.shape, rhs.shape, options.get("dimension_numbers")
+    )
     plain = (
         jax.default_backend() != "cpu"
         or lhs.ndim != 4
+        or given != lax.conv_dimension_numbers(lhs.shape, rhs.shape, _LAYOUT)
         or any(d != 1 for d in dilations)
         or options.get("feature_group_count", 1) != 1
         or options.get("batch_group_count", 1) != 1
@@ -62,9 +68,7 @@ def conv_general_dilated(
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(2, 3))
 def _conv(x: jax.Array, w: jax.Array, strides: Sizes, pads: Pads) -> jax.Array:
-    return lax.conv_general_dilated(
-        x, w, strides, pads, dimension_numbers=("NHWC", "HWIO", "NHWC")
-    )
+    return lax.conv_general_dilated(x, w, strides, pads, dimension_numbers=_LAYOUT)
 
 
 @_conv.defjvp

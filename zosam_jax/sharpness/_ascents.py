@@ -200,6 +200,10 @@ def random_directions(*, every: int, chunk_size: int | None, **options: Any) -> 
 
     def look(point: Point, memory: Any) -> Look:
         count, data, coefficients = memory
+        if jax.random.key_data(point.random()).shape != data.shape:
+            raise ValueError(
+                "every > 1 remembers keys of JAX's default implementation."
+            )
 
         def probe() -> Any:
             c, seen = estimators.slopes(

@@ -5,14 +5,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from zosam_jax import estimators, tree
+from zosam_jax import tree
 from zosam_jax._types import Decoupled, Scalar
 from zosam_jax.sharpness._pieces import (
     Combination,
-    Descent,
     Look,
     Point,
-    exact,
     wide,
     zeros,
 )
@@ -33,7 +31,7 @@ def surrogate_gap(alpha: Scalar, minimize_perturbed: bool) -> Combination:
 
     def blend(point: Point, look: Look, grad: Any, memory: Any) -> tuple[Any, Any]:
         assert look.clean is not None
-        clean = look.clean.grad
+        clean, grad = look.clean.grad, point.mean(grad)
         if minimize_perturbed:
             apart = _orthogonal(clean, grad, point.masks)
             return tree.add_scaled(grad, -alpha, apart), memory
@@ -90,7 +88,7 @@ def reused(every: Scalar, alpha: Scalar, layerwise: bool) -> Combination:
 
     def blend(point: Point, look: Look, grad: Any, memory: Any) -> tuple[Any, Any]:
         assert look.clean is not None
-        clean = wide(look.clean.grad)
+        clean, grad = wide(look.clean.grad), point.mean(grad)
         vertical = by(_vertical, point.masks, wide(grad), clean)
         return grad, (memory[0], vertical)
 
@@ -150,55 +148,3 @@ def _vertical(x: Any, y: Any, masks: Any | None) -> Any:
     rest = _orthogonal(x, y, masks)
     there = tree.norm(tree.mask(rest, masks)) > 1e-5 * tree.norm(tree.mask(x, masks))
     return tree.where(there, rest, zeros(rest))
-
-
-def backprop(point: Point, look: Look, params: Any) -> Any:
-    """The exact gradient at the perturbed point: the second pass of all but a few."""
-    del look
-    return exact(point.descent, params)
-
-
-def backprop_on_sharpest(gamma: float) -> Descent:
-    """ESAM's data selection: the share gamma whose loss rose most."""
-
-    def descent(point: Point, look: Look, params: Any) -> Any:
-        assert point.losses is not None
-        assert look.losses is not None
-        losses_of = point.losses
-        count = max(1, round(gamma * look.losses.size))
-        moved, _ = losses_of(params, "descent", point.examples)
-        _, chosen = jax.lax.top_k(moved - look.losses, count)
-        if point.examples is not None:
-            chosen = point.examples[chosen]
-
-        def loss(params: Any) -> tuple[jax.Array, Any]:
-            losses, aux = losses_of(params, "descent", chosen)
-            return jnp.mean(losses), aux
-
-        seen = exact(loss, params)
-        share = jnp.float32(count / look.losses.size)
-        info = seen.info._replace(
-            descent_value=jnp.mean(moved),
-            forward_evaluations=jnp.ones((), jnp.float32),
-            backward_evaluations=share,
-        )
-        return seen._replace(value=jnp.mean(moved), info=info)
-
-    return descent
-
-
-def zeroth_order(**options: Any) -> Descent:
-    """No backward pass at all: random gradient estimation at the perturbed point."""
-
-    def descent(point: Point, look: Look, params: Any) -> Any:
-        del look
-        # Directions of their own, not those that led uphill.
-        key = jax.random.fold_in(point.random(), jnp.uint32(2**32 - 2))
-        seen, _ = estimators.rge(
-            point.descent, params, key, masks=point.support, has_aux=True, **options
-        )
-        grad = jax.tree.map(lambda g, w: g.astype(w.dtype), seen.grad, params)
-        info = seen.info._replace(descent_value=seen.value)
-        return seen._replace(grad=grad, info=info)
-
-    return descent

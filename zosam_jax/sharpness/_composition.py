@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from zosam_jax import tree
 from zosam_jax._types import Estimate, Info, Scalar, Schedule
-from zosam_jax.sharpness import _combinations, _geometries
+from zosam_jax.sharpness import _combinations, _descents, _geometries
 from zosam_jax.sharpness._pieces import (
     Ascent,
     Combination,
@@ -40,17 +40,20 @@ class Row(NamedTuple):
       aux_from: "ascent" or "descent".
       looks: Whether every step evaluates the loss on its way uphill.
       by_example: Whether it needs the losses of single examples.
+      direction_only: Whether the look uphill gives a direction and no more, so that it
+        may be by another loss.
     """
 
     ascent: Ascent
     geometry: Geometry = _geometries.l2()
-    descent: Descent = _combinations.backprop
+    descent: Descent = _descents.backprop
     combination: Combination = _combinations.perturbed()
     steps: int = 1
     norm_over: str = "mask"
     aux_from: str = "ascent"
     looks: bool = True
     by_example: bool = False
+    direction_only: bool = True
 
 
 def memory_of(row: Row) -> Callable[[Any], Any]:
@@ -65,11 +68,11 @@ def evaluate(row: Row, point: Point, rho: Scalar | Schedule, memory: Any) -> Est
     `info.unperturbed`; the weights off the support stay as they are in every pass.
     """
     ascent_memory, combination_memory = memory
-    look = row.ascent.look(point, ascent_memory)
+    look = _look(row, point, ascent_memory)
     radius = rho(point.step) if callable(rho) else rho
 
     def descend(memory: Any) -> tuple[Any, Any, Estimate]:
-        moved, norm = _perturb(row, point, look, radius)
+        moved, norm, usable = _perturb(row, point, look, radius)
         seen = row.descent(point, look, moved)
         grad, memory = row.combination.blend(point, look, seen.grad, memory)
         moved_by = tree.subtract(moved, point.params)
@@ -77,7 +80,7 @@ def evaluate(row: Row, point: Point, rho: Scalar | Schedule, memory: Any) -> Est
             perturbation_norm=tree.norm(moved_by),
             direction_norm=norm,
             cosine=tree.cosine(moved_by, tree.mask(seen.grad, point.masks)),
-            unperturbed=1 - _usable(norm).astype(jnp.int32),
+            unperturbed=1 - usable.astype(jnp.int32),
         )
         return grad, memory, seen._replace(info=_float32(info))
 
@@ -124,14 +127,24 @@ def evaluate(row: Row, point: Point, rho: Scalar | Schedule, memory: Any) -> Est
     )
 
 
-def _perturb(row: Row, point: Point, look: Look, radius: Any) -> tuple[Any, Any]:
-    """The perturbed parameters, and the norm of the last step's direction."""
+def _look(row: Row, point: Point, memory: Any) -> Look:
+    """What is seen uphill; by all devices together, where they share one ascent."""
+    look = row.ascent.look(point, memory)
+    direction, clean = point.mean(look.direction), look.clean
+    if clean is not None:
+        same = look.direction is clean.grad
+        clean = clean._replace(grad=direction if same else point.mean(clean.grad))
+    return look._replace(direction=direction, clean=clean)
+
+
+def _perturb(row: Row, point: Point, look: Look, radius: Any) -> tuple[Any, Any, Any]:
+    """The perturbed parameters, the last direction's norm, whether any was usable."""
     params, seen = point.params, look
-    norm = jnp.zeros((), jnp.float32)
+    norm, usable = jnp.zeros((), jnp.float32), jnp.asarray(False)
     for turn in range(row.steps):
         if turn:
-            seen = row.ascent.look(point._replace(params=params), look.memory)
-        direction = point.mean(seen.direction)
+            seen = _look(row, point._replace(params=params), look.memory)
+        direction = seen.direction
         live = tree.mask(direction, point.support)
         unit, norm = row.geometry(live, point.params, point.support)
         length = radius / row.steps
@@ -140,14 +153,12 @@ def _perturb(row: Row, point: Point, look: Look, radius: Any) -> tuple[Any, Any]
             length = length * norm / jnp.where(whole > 0, whole, 1)
         if seen.factor is not None:
             unit = jax.tree.map(jnp.multiply, seen.factor, unit)
-        params = tree.add_scaled(params, jnp.where(_usable(norm), length, 0.0), unit)
-    return params, norm
+        here = jnp.isfinite(norm) & (norm > 0)
+        params = tree.add_scaled(params, jnp.where(here, length, 0.0), unit)
+        usable = usable | here
+    return params, norm, usable
 
 
 def _float32(info: Info) -> Info:
     zeros = Info.zeros()
     return jax.tree.map(lambda x, like: jnp.asarray(x, like.dtype), info, zeros)
-
-
-def _usable(norm: jax.Array) -> jax.Array:
-    return jnp.isfinite(norm) & (norm > 0)

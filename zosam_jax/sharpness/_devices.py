@@ -10,7 +10,8 @@ def identity(x: Any) -> Any:
     return x
 
 
-def is_local(x: jax.Array) -> bool:
+def is_data(x: jax.Array) -> bool:
+    """Whether it comes from the batch: floats and masks do, counts and keys do not."""
     return jnp.issubdtype(x.dtype, jnp.floating) or x.dtype == jnp.bool_
 
 
@@ -28,12 +29,15 @@ def vary(axis: str, values: Any) -> Any:
     return jax.tree.map(leaf, values)
 
 
-def mean_over(axis: str, values: Any) -> Any:
-    """Float leaves averaged over the devices; of the others, the largest."""
+def mean_over(axis: str, values: Any, *, total: bool = False) -> Any:
+    """Floats averaged over the devices; of the rest the largest, or integers' total."""
 
     def leaf(x: jax.Array) -> jax.Array:
+        x = jnp.asarray(x)
         if jnp.issubdtype(x.dtype, jnp.floating):
             return jax.lax.pmean(x, axis)
+        if total and jnp.issubdtype(x.dtype, jnp.integer):
+            return jax.lax.psum(x, axis)
         return jax.lax.pmax(x.astype(jnp.int32), axis).astype(x.dtype)
 
     return jax.tree.map(leaf, values)

@@ -7,14 +7,12 @@ import jax
 import optax
 
 from zosam_jax import _check
-from zosam_jax._types import Decoupled, Scalar, Schedule
+from zosam_jax._types import Decoupled, Radius, Scalar, Schedule
 from zosam_jax.sharpness import _ascents, _combinations, _geometries
 from zosam_jax.sharpness._composition import Row
 from zosam_jax.sharpness._forms import pure, transform
 from zosam_jax.sharpness._options import Options, fixed, method
 from zosam_jax.transformation import GradientEstimator
-
-Radius = Scalar | Schedule
 
 
 @method
@@ -40,7 +38,7 @@ def sam(
       steps: Ascent steps, each of `rho / steps` along the gradient where it stands, and
         each with a backward pass of its own.
       layerwise: Perturb every leaf l in proportion to its weights, by
-        `rho (|w_l| / |w|) g_l / |g_l|`. The radius is rho as well.
+        `rho (|w_l| / |w|) g_l / |g_l|`. The radius is rho at most.
 
     Returns:
       An Optax transformation, to chain in front of an optimizer or to give `sparsify`
@@ -118,7 +116,7 @@ def gsam(
     """
     _check.number("alpha", alpha, least=0)
     combination = _combinations.surrogate_gap(alpha, minimize_perturbed)
-    row = Row(_ascents.gradient(), combination=combination)
+    row = Row(_ascents.gradient(), combination=combination, direction_only=False)
     return transform("gsam", row, rho, options)
 
 
@@ -143,7 +141,7 @@ def tied_radius(
       lr_min: Smallest learning rate.
 
     Returns:
-      A schedule for `rho=` of any method. (arXiv:2203.08065, section 5.1.)
+      A schedule for `rho=` of any method (arXiv:2203.08065).
 
     Example:
       >>> import optax, zosam_jax as zs
@@ -205,7 +203,7 @@ def vasso(
     .. math::
       d_t = (1 - \theta) d_{t-1} + \theta g_t, \quad \epsilon = \rho \, d_t / |d_t|
 
-    Li and Giannakis (arXiv:2309.15639, equation 6). theta = 1 is SAM. Remembers d: one
+    Li and Giannakis (arXiv:2309.15639). theta = 1 is SAM. Remembers d: one
     copy of the parameters.
 
     Args:
@@ -246,7 +244,7 @@ def wsam(
     """
     _check.number("gamma", gamma, least=0, below=1)
     combination = _combinations.weighted(gamma, decouple)
-    row = Row(_ascents.gradient(), combination=combination)
+    row = Row(_ascents.gradient(), combination=combination, direction_only=False)
     return transform("wsam", row, rho, options)
 
 

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,13 +10,12 @@ import numpy as np
 
 from zosam_jax import tree
 from zosam_jax._types import Estimate, Scalar, Schedule, ValueFn
-from zosam_jax.estimators import scalar_loss
+from zosam_jax.estimators import check_function, scalar_loss
 from zosam_jax.sharpness import _devices
 from zosam_jax.sharpness._composition import Row, evaluate, memory_of
 from zosam_jax.sharpness._options import DEFAULTS, Options, check_options
 from zosam_jax.sharpness._pieces import Point
 from zosam_jax.transformation import (
-    EstimatorState,
     GradientEstimator,
     as_transformation,
 )
@@ -59,14 +58,9 @@ def pure(constructor: Callable[..., GradientEstimator]) -> Callable[..., Estimat
         ascent_value_fn: ValueFn | None = None,
         **options: Any,
     ) -> Estimate:
-        if masks is not None:
-            tree.check_masks(masks, params)
         if isinstance(key, int):
             raise TypeError(f"key={key!r} must be a PRNG key, as jax.random.key(0).")
-        made = constructor(**options)
-        if memory is None:
-            memory = cast(EstimatorState, made.init(params)).memory
-        return made.gradient(
+        return constructor(**options).gradient(
             value_fn,
             params,
             key=key,
@@ -108,6 +102,15 @@ def transform(
         memory: Any = None,
         ascent_value_fn: ValueFn | None = None,
     ) -> Estimate:
+        if masks is not None:
+            tree.check_masks(masks, params)
+        if memory is None:
+            memory = memory_of(row)(params)
+        if ascent_value_fn is not None and not row.direction_only:
+            raise ValueError(
+                f"zs.{name} uses the gradient or losses of its first pass beside those "
+                "of its second: both are of value_fn. Leave out ascent_value_fn."
+            )
         axis = given["axis_name"]
         support = _support(params, masks, given["include"], given["exclude"])
         mean, pool, vary = _devices.identity, _devices.identity, _devices.identity
@@ -122,9 +125,15 @@ def transform(
                 raise TypeError(f"zs.{name} draws at random: give it key=, a PRNG key.")
             return key
 
-        passes = _Passes(name, value_fn, ascent_value_fn, row, given, random)
+        make_passes = functools.partial(
+            _Passes, name, value_fn, ascent_value_fn, row, given
+        )
 
         def point(examples: jax.Array | None, part: int) -> Point:
+            def own() -> jax.Array:
+                return jax.random.fold_in(random(), part) if part else random()
+
+            passes = make_passes(own)
             return Point(
                 params=local,
                 step=jnp.asarray(step),
@@ -134,21 +143,23 @@ def transform(
                 descent=passes.loss("descent", examples),
                 losses=passes.losses if passes.by_example else None,
                 examples=examples,
-                random=lambda: jax.random.fold_in(random(), part) if part else random(),
+                random=own,
                 mean=mean,
                 pool=pool,
                 vary=vary,
             )
 
-        parts = passes.parts(params, given["microbatches"])
+        parts = make_passes(random).parts(params, given["microbatches"])
         # Counts stay as they are: they decide which branch all devices take together.
-        carried = jax.tree.map(lambda x: vary(x) if _devices.is_local(x) else x, memory)
+        carried = jax.tree.map(lambda x: vary(x) if _devices.is_data(x) else x, memory)
         seen = [
             evaluate(row, point(part, i), rho, carried) for i, part in enumerate(parts)
         ]
         estimate = _average(seen)
         if axis is not None:
-            estimate = _devices.mean_over(axis, estimate)
+            aux = _devices.mean_over(axis, estimate.aux, total=True)
+            estimate = _devices.mean_over(axis, estimate._replace(aux=None))
+            estimate = estimate._replace(aux=aux)
         # What is not finite would spoil the memory for good, and teaches nothing.
         sound = tree.all_finite((estimate.grad, estimate.memory))
         kept = tree.where(sound, estimate.memory, memory)
@@ -177,7 +188,8 @@ class _Passes:
         options: dict[str, Any],
         random: Callable[[], jax.Array],
     ):
-        scalar_loss(value_fn, False)
+        for function in (value_fn, ascent_value_fn or value_fn):
+            check_function(function)
         self.name = name
         self.functions = {"ascent": ascent_value_fn or value_fn, "descent": value_fn}
         self.by_example = row.by_example
@@ -247,18 +259,26 @@ def _support(params: Any, masks: Any, include: Any, exclude: Any) -> Any | None:
 
 
 def _average(seen: list[Estimate]) -> Estimate:
-    """The mean of the parts' estimates; what is no float, of the first."""
+    """The mean of the parts' estimates; of aux, integers are added up."""
     if len(seen) == 1:
         return seen[0]
 
-    def leaf(*parts: jax.Array) -> jax.Array:
-        first = parts[0]
-        if not jnp.issubdtype(jnp.result_type(first), jnp.floating):
+    def floats(*parts: jax.Array) -> jax.Array:
+        first = jnp.asarray(parts[0])
+        if not jnp.issubdtype(first.dtype, jnp.floating):
             return first
         wide = jnp.promote_types(first.dtype, jnp.float32)
         total = jnp.sum(jnp.stack([jnp.asarray(x, wide) for x in parts]), axis=0)
         return (total / len(parts)).astype(first.dtype)
 
-    mean = jax.tree.map(leaf, *seen)
+    def either(*parts: jax.Array) -> jax.Array:
+        if jnp.issubdtype(jnp.result_type(parts[0]), jnp.integer):
+            return jnp.sum(jnp.stack(parts), axis=0, dtype=jnp.result_type(parts[0]))
+        return floats(*parts)
+
+    mean = jax.tree.map(floats, *seen)
     unperturbed = jnp.max(jnp.stack([x.info.unperturbed for x in seen]))
-    return mean._replace(info=mean.info._replace(unperturbed=unperturbed))
+    return mean._replace(
+        aux=jax.tree.map(either, *(x.aux for x in seen)),
+        info=mean.info._replace(unperturbed=unperturbed),
+    )

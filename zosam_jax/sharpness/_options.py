@@ -61,9 +61,12 @@ _SHARED = """
     called with `key=`, one for all looks uphill and one for the descent. Default: it
     is called without, and all passes share what it closes over.
   axis_name: Inside `jax.shard_map`, the mesh axis the batch lies on. Every device then
-    has a perturbation of its own, and gradients, value and aux are averaged.
-  sync_ascent: With `axis_name`, average the ascent direction too: one perturbation.
-  has_aux: Whether `value_fn` returns `(loss, aux)`.
+    looks uphill on its own part of the batch (random draws are the same on all), and
+    gradients and value are averaged.
+  sync_ascent: With `axis_name`, average the ascent direction too, and gradients before
+    they are decomposed: one perturbation, as on the whole batch.
+  has_aux: Whether `value_fn` returns `(loss, aux)`. Over microbatches and devices,
+    floats in aux are averaged and integers added up.
   aux_like: An example of aux (arrays or `jax.ShapeDtypeStruct`). With it the state has
     its final structure from `init` on, as `lax.scan` needs.
   seed: What is random in step t comes from `fold_in(key(seed), t)` alone.
@@ -76,7 +79,7 @@ class Fixed:
     `optax.inject_hyperparams` traces the defaults that are numbers; this is none.
     """
 
-    def __init__(self, value: int):
+    def __init__(self, value: float):
         self.value = value
 
     def __repr__(self) -> str:
@@ -96,7 +99,7 @@ def fixed(argument: str, value: Any) -> None:
 def method(make: F) -> F:
     """Writes the shared options into a constructor's signature and docstring.
 
-    What is annotated as an `int` is known before tracing.
+    What is annotated as a plain `int` or `float` is known before tracing.
     """
     own = inspect.signature(make)
     hints = get_type_hints(Options)
@@ -112,7 +115,7 @@ def method(make: F) -> F:
     kept = [p for p in own.parameters.values() if p.kind is not p.VAR_KEYWORD]
     signature = own.replace(
         parameters=[
-            p.replace(default=Fixed(p.default)) if p.annotation is int else p
+            p.replace(default=Fixed(p.default)) if p.annotation in (int, float) else p
             for p in [*kept, *shared]
         ]
     )

@@ -5,10 +5,15 @@ from typing import Unpack
 import jax
 
 from zosam_jax import _check
-from zosam_jax._types import Scalar
-from zosam_jax.sharpness import _ascents, _combinations, _geometries, _selection
+from zosam_jax._types import Radius, Scalar
+from zosam_jax.sharpness import (
+    _ascents,
+    _combinations,
+    _descents,
+    _geometries,
+    _selection,
+)
 from zosam_jax.sharpness._composition import Row
-from zosam_jax.sharpness._first_order import Radius
 from zosam_jax.sharpness._forms import pure, transform
 from zosam_jax.sharpness._options import Options, fixed, method
 from zosam_jax.transformation import GradientEstimator
@@ -55,10 +60,10 @@ def esam(
     ascent = _ascents.gradient_of_examples() if selects else _ascents.gradient()
     if isinstance(beta, jax.Array) or beta < 1:
         ascent = _ascents.partly(beta, ascent)
-    descent = _combinations.backprop
+    descent = _descents.backprop
     if selects:
-        descent = _combinations.backprop_on_sharpest(gamma)
-    row = Row(ascent, descent=descent, by_example=selects)
+        descent = _descents.backprop_on_sharpest(gamma)
+    row = Row(ascent, descent=descent, by_example=selects, direction_only=not selects)
     return transform("esam", row, rho, options)
 
 
@@ -82,7 +87,7 @@ def looksam(
 
     Args:
       rho: Radius, or a schedule.
-      every: k, steps from one SAM step to the next; the first step is one.
+      every: k, estimates from one SAM step to the next; the first is one.
       alpha: Length of the reused part, over that of the gradient.
       layerwise: Perturb, decompose and reuse leaf by leaf, the radius in proportion to
         |w_l| as in `sam(layerwise=True)`; after Look-LayerSAM of the same paper.
@@ -96,6 +101,7 @@ def looksam(
         _ascents.gradient(),
         _geometries.l2(layerwise),
         combination=_combinations.reused(every, alpha, layerwise),
+        direction_only=False,
     )
     return transform("looksam", row, rho, options)
 
@@ -134,7 +140,7 @@ def aesam(
     _check.whole("total_steps", total_steps)
     _check.number("delta", delta, least=0, below=1)
     combination = _combinations.adaptive(delta, (lambda_1, lambda_2), total_steps)
-    row = Row(_ascents.gradient(), combination=combination)
+    row = Row(_ascents.gradient(), combination=combination, direction_only=False)
     return transform("aesam", row, rho, options)
 
 
@@ -168,7 +174,7 @@ def ssam(
       rho: Radius, or a schedule.
       sparsity: Share of the live weights that are not perturbed, in [0, 1).
       mask: "fisher" or "dynamic".
-      interval: Steps from one change of m to the next; the first step is one.
+      interval: Estimates from one change of m to the next; the first is one.
       num_examples: N, from the front of the batch; each costs a backward pass. With
         "fisher", `value_fn` is called `value_fn(params, examples=indices)` and returns
         the losses of those examples, [n] (all of them with `examples=None`).

@@ -27,7 +27,8 @@ def masked_gradient(interval: Any, sparsity: Any, change: Change) -> Ascent:
         seen = plain.look(point, ())
         live = jax.tree.map(lambda x: jnp.ones(x.shape, bool), point.params)
         live = tree.mask(live, point.support)
-        kept = jnp.round((1 - sparsity) * _count(live)).astype(jnp.int32)
+        left_out = jnp.round(sparsity * _count(live)).astype(jnp.int32)
+        kept = _count(live) - left_out
         mask, passes = jax.lax.cond(
             count % interval == 0,
             lambda: point.vary(change(point, seen, mask, live, kept, count)),
@@ -85,7 +86,7 @@ def by_replacement(total_steps: Any, drop_fraction: Any, grow: str) -> Change:
         size = jax.tree.map(jnp.abs, point.pool(seen.direction))
         # Sparse training may have pruned some of the mask, and grown weights beside it.
         held = jax.tree.map(jnp.logical_and, mask, live)
-        done = jnp.minimum(count / total_steps, 1.0)
+        done = jnp.minimum(point.step / total_steps, 1.0)
         share = drop_fraction * (1 + jnp.cos(jnp.pi * done)) / 2
         have, all_live = _count(held), _count(live)
         # What is dropped does not come back at once, so there must be others to grow.
@@ -112,6 +113,6 @@ def _highest(scores: Any, candidates: Any, count: Any) -> Any:
     """The `count` highest scores among the candidates of all leaves, ties in order."""
     flat, _ = ravel_pytree(wide(scores))
     flags, unravel = ravel_pytree(candidates)
-    order = jnp.argsort(jnp.where(flags, -flat, jnp.inf), stable=True)
+    order = jnp.lexsort((jnp.where(jnp.isnan(flat), jnp.inf, -flat), ~flags))
     chosen = jnp.zeros(flat.size, bool).at[order].set(jnp.arange(flat.size) < count)
     return unravel(chosen & flags)

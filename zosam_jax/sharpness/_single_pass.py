@@ -3,10 +3,9 @@
 from typing import Unpack
 
 from zosam_jax import _check
-from zosam_jax._types import Scalar
+from zosam_jax._types import Radius, Scalar
 from zosam_jax.sharpness import _ascents, _combinations, _geometries
 from zosam_jax.sharpness._composition import Row
-from zosam_jax.sharpness._first_order import Radius
 from zosam_jax.sharpness._forms import pure, transform
 from zosam_jax.sharpness._options import Options, method
 from zosam_jax.transformation import GradientEstimator
@@ -19,9 +18,10 @@ def s2sam(rho: Radius = 0.05, **options: Unpack[Options]) -> GradientEstimator:
     .. math::
       \epsilon_t = \rho \, g_{t-1} / |g_{t-1}|, \qquad g_t = \nabla L(w + \epsilon_t)
 
-    Ji et al. ("Single-step sharpness-aware minimization", NeurIPS 2024), made for
-    sparse training. The first step is not perturbed. One pass; remembers a copy of the
-    parameters. `value` is the loss at w + eps.
+    Ji et al. ("A single-step, sharpness-aware minimization is all you need to achieve
+    efficient and accurate sparse training", NeurIPS 2024). The first step is not
+    perturbed. One pass; remembers a copy of the parameters. `value` is the loss at
+    w + eps.
 
     Args:
       rho: Radius, or a schedule.
@@ -45,9 +45,9 @@ def msam(
     .. math::
       v_t = \mu v_{t-1} + g_t, \qquad \epsilon_{t+1} = -\rho \, v_t / |v_t|
 
-    Becker et al. ("Momentum-SAM", arXiv:2401.12033). v is kept here, as SGD keeps it;
-    the weights stay unperturbed between the steps. One pass; remembers a copy of the
-    parameters. `value` is the loss at w + eps.
+    Becker et al. ("Momentum-SAM", arXiv:2401.12033). v is kept here, of the gradients
+    before any clipping or decay; the weights stay unperturbed between the steps. One
+    pass; remembers a copy of the parameters. `value` is the loss at w + eps.
 
     Args:
       rho: Radius, or a schedule.
@@ -95,7 +95,7 @@ def mrwp(
     .. math::
       g = (1 - \alpha) \nabla L_1(w) + \alpha \nabla L_2(w + \epsilon)
 
-    with `rwp`'s noise. Li et al. (arXiv:2211.13489, equation 9) take two batches: give
+    with `rwp`'s noise. Li et al. (arXiv:2211.13489) take two batches: give
     the first as `ascent_value_fn`. Two passes of each kind, neither of which waits for
     the other.
 

@@ -6,11 +6,10 @@ from typing import Any, Unpack
 import numpy as np
 
 from zosam_jax import _check
-from zosam_jax._types import Scalar
+from zosam_jax._types import Radius, Scalar
 from zosam_jax.estimators import DISTRIBUTIONS, check_chunks
-from zosam_jax.sharpness import _ascents, _combinations, _geometries
+from zosam_jax.sharpness import _ascents, _descents, _geometries
 from zosam_jax.sharpness._composition import Row
-from zosam_jax.sharpness._first_order import Radius
 from zosam_jax.sharpness._forms import pure, transform
 from zosam_jax.sharpness._options import Options, fixed, method
 from zosam_jax.sharpness._pieces import Ascent
@@ -62,7 +61,7 @@ def zosam(
       two_sided: Central differences, 2m forward passes; else forward ones, m + 1.
       chunk_size: None: one probe after another. k: the probes of k directions in one
         `jax.vmap`. On a CPU a vmapped convolution costs several sequential ones.
-      every: k: probe in every k-th step, and use the coefficients again between.
+      every: k: probe in every k-th estimate, and use the coefficients again between.
       guides: Decays of the running means of past gradients that span the subspace. Each
         step measures `num_directions` slopes in turn and remembers the others.
       exploration: Share of a random direction in each guide, in [0, 1].
@@ -108,6 +107,8 @@ def zosam(
             "delta=None, the exact derivative, goes with random directions and without "
             "chunk_size. Give a number."
         )
+    if every > 1 and chunk_size is not None:
+        raise ValueError(f"every={every} probes one after another: no chunk_size.")
     ascent = _ascent(
         directions,
         delta,
@@ -118,14 +119,14 @@ def zosam(
         guides,
         exploration,
     )
-    second = _combinations.backprop
+    second = _descents.backprop
     if descent == "zeroth_order":
         if directions not in DISTRIBUTIONS:
             raise ValueError(
                 f'descent="zeroth_order" draws at random: directions={directions!r} '
                 f"must be one of {', '.join(DISTRIBUTIONS)}."
             )
-        second = _combinations.zeroth_order(
+        second = _descents.zeroth_order(
             delta=delta,
             num_directions=num_directions,
             two_sided=two_sided,

@@ -111,8 +111,7 @@ def sparsify(
         assert change is not None
         masks = change(state.masks, params, grads, state.step)
         # A gradient with NaN in it ranks nothing.
-        finite = [jnp.all(jnp.isfinite(g)) for g in jax.tree.leaves(grads)]
-        sound = jnp.all(jnp.asarray(finite))
+        sound = tree.all_finite(grads)
         masks = jax.tree.map(
             lambda new, old: jnp.where(sound, new, old), masks, state.masks
         )

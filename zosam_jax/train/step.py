@@ -230,8 +230,8 @@ def _value_fn(
         if probe and config.probe_fraction < 1:
             count = max(1, round(config.probe_fraction * len(labels)))
             images, labels = images[:count], labels[:count]
-            if count % task.mesh.size == 0:
-                images = task.split(images)
+        if len(labels) % task.mesh.size == 0:
+            images, labels = task.split((images, labels))
         losses, aux = _losses(task, params, model_state, images, labels, dtype)
         return (losses if by_example else jnp.mean(losses)), aux
 
