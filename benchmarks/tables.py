@@ -28,7 +28,7 @@ METHODS = (
     ("SSAM-F", "ssam", "To ask which weights need perturbing."),
     ("SSAM-D", 'ssam(mask="dynamic")', "The same without a Fisher matrix."),
     ("S2-SAM", "s2sam", "One pass only; plain SGD or little momentum."),
-    ("MSAM", "msam", "One pass only, with momentum."),
+    ("MSAM", "msam", "One pass only; looks where the momentum leads."),
     ("RWP", "rwp", "One pass only; the control that knows nothing of the loss."),
     ("mRWP", "mrwp", "Two batches on two devices."),
     ("ARWP", "arwp", "RWP, less where gradients have been large."),
@@ -46,6 +46,7 @@ PROBES = (
     ("guided, m=1", "guided ZO-SAM"),
     ("guided, m=2", "guided ZO-SAM, m=2"),
     ("guided, m=1, quarter batch", "guided ZO-SAM, quarter batch"),
+    ("guided, m=1, bfloat16", None),
     ("guided, m=1, every 5", "guided ZO-SAM, every 5"),
     ("S2-SAM", "S2-SAM"),
     ("MSAM", "MSAM"),
@@ -70,10 +71,14 @@ def methods(throughput: dict[str, Any]) -> str:
         row = rows[step]
         passes = _passes(row["forward_passes"], row["backward_passes"])
         lines.append(
-            f"| {step} | `{constructor}` | {passes} | {row['state_copies']:.2g} "
+            f"| {step} | `{constructor}` | {passes} | {_copies(row['state_copies'])} "
             f"| {row['share_of_sgd']:.2f} | {reason} |"
         )
     return "\n".join(lines)
+
+
+def _copies(copies: float) -> str:
+    return "0" if copies < 0.001 else f"{copies:.2g}"
 
 
 def _passes(forward: float, backward: float) -> str:

@@ -1,0 +1,125 @@
+"""Corners: scalars, integers in aux, two losses, the first steps, other keys."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import zosam_jax as zs
+from zosam_jax import estimators
+
+KEY = jax.random.key(0)
+PARAMS = {"a": jnp.asarray([1.0, -2.0, 0.5]), "b": jnp.asarray([0.3]), "s": 2.0}
+PARAMS = jax.tree.map(jnp.asarray, PARAMS)
+
+
+def loss(p):
+    return jnp.sum(p["s"] * p["a"] ** 2) + jnp.sum(jnp.sin(p["b"]))
+
+
+def test_a_scalar_parameter_can_be_left_out():
+    seen = zs.sam_gradient(
+        lambda p: (loss(p), p),
+        PARAMS,
+        rho=0.5,
+        exclude="s",
+        has_aux=True,
+        aux_from="descent",
+    )
+    assert float(seen.aux["s"]) == 2.0
+    assert np.all(np.asarray(seen.aux["a"]) != np.asarray(PARAMS["a"]))
+    np.testing.assert_allclose(seen.info.perturbation_norm, 0.5, rtol=1e-6)
+
+
+def test_what_is_not_perturbed_is_trained_without_a_backward_pass_too():
+    tx = zs.zosam(descent="zeroth_order", exclude="b")
+    grad = tx.gradient(loss, PARAMS, key=KEY).grad
+    assert all(np.all(np.asarray(x) != 0) for x in jax.tree.leaves(grad))
+
+
+@pytest.mark.parametrize(
+    "tx",
+    [
+        zs.gsam(),
+        zs.wsam(),
+        zs.looksam(),
+        zs.aesam(total_steps=10),
+        zs.esam(gamma=0.5),
+    ],
+)
+def test_another_loss_uphill_is_refused_where_its_gradient_would_be_kept(tx):
+    with pytest.raises(ValueError, match="Leave out ascent_value_fn"):
+        tx.gradient(loss, PARAMS, key=KEY, ascent_value_fn=loss)
+
+
+def test_a_loss_that_is_no_function_is_named():
+    with pytest.raises(TypeError, match="must be a function"):
+        zs.sam_gradient(loss, PARAMS, ascent_value_fn=3.0)
+
+
+def test_the_pure_function_of_a_transformation_needs_no_memory():
+    seen = zs.vasso(theta=1.0).gradient(loss, PARAMS)
+    expected = zs.sam_gradient(loss, PARAMS)
+    jax.tree.map(np.testing.assert_array_equal, seen.grad, expected.grad)
+
+
+def test_a_slope_along_a_random_axis_is_not_kept():
+    """At first there are no guides: what is measured belongs to their stand-ins."""
+    params = jnp.ones(50)
+    guides = jnp.zeros((2, 50)).at[1, 0].set(1.0)
+    for count in (0, 1):
+        _, slopes = estimators.guided(
+            lambda w: jnp.sum(w**2), params, KEY, guides, jnp.zeros(2), count
+        )
+        assert float(slopes[0]) == 0
+        assert (float(slopes[1]) != 0) == (count == 1)
+
+
+def by_example(p, examples=None):
+    x = jnp.arange(8.0) if examples is None else jnp.arange(8.0)[examples]
+    return (p["a"][0] * x - 1) ** 2, {"count": jnp.asarray(x.size), "mean": x.mean()}
+
+
+def test_over_microbatches_integers_are_added_and_floats_averaged():
+    seen = zs.sam_gradient(by_example, PARAMS, microbatches=4, has_aux=True)
+    assert (int(seen.aux["count"]), float(seen.aux["mean"])) == (8, 3.5)
+
+
+def test_every_microbatch_has_keys_of_its_own():
+    drawn = []
+
+    def value_fn(p, key, examples=None):
+        data = jax.random.key_data(key)
+        jax.debug.callback(lambda k: drawn.append(tuple(k.tolist())), data)
+        return by_example(p, examples)[0]
+
+    zs.sam_gradient(value_fn, PARAMS, KEY, microbatches=2, fresh_keys=True)
+    jax.effects_barrier()
+    assert len(drawn) == len(set(drawn)) == 4
+
+
+@pytest.mark.parametrize("make", [zs.zo_sgd, zs.zo_signsgd, zs.zo_adam])
+def test_zeroth_order_optimizers_inside_inject_hyperparams(make):
+    tx = optax.inject_hyperparams(make)(learning_rate=0.01)
+    direct = make(0.01)
+    states = tx.init(PARAMS), direct.init(PARAMS)
+    for _ in range(2):
+        (updates, first), (expected, second) = (
+            jax.jit(lambda s, t=t: t.update(None, s, PARAMS, value_fn=loss))(s)
+            for t, s in zip((tx, direct), states, strict=True)
+        )
+        states = first, second
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-7),
+            updates,
+            expected,
+        )
+    assert "learning_rate" in states[0].hyperparams
+
+
+def test_probes_every_few_steps_refuse_what_they_cannot_do():
+    with pytest.raises(ValueError, match="no chunk_size"):
+        zs.zosam(every=2, chunk_size=1)
+    with pytest.raises(ValueError, match="default implementation"):
+        zs.zosam(every=2).gradient(loss, PARAMS, key=jax.random.key(0, impl="rbg"))
