@@ -47,11 +47,11 @@ def sam(
 
     Example:
       >>> import jax.numpy as jnp, optax, zosam_jax as zs
-      >>> tx = optax.chain(zs.sam(rho=0.5), optax.sgd(0.1))
+      >>> tx = optax.chain(zs.sam(rho=0.5), optax.sgd(0.5))
       >>> w = jnp.array([3.0, 4.0])
       >>> updates, state = tx.update(None, tx.init(w), w, value_fn=lambda w: w @ w)
       >>> print(updates)
-      [-0.66 -0.88]
+      [-3.3 -4.4]
     """
     fixed("steps", steps)
     row = Row(_ascents.gradient(), _geometries.l2(layerwise), steps=steps)
@@ -273,12 +273,12 @@ def decoupled(
     Example:
       >>> import jax.numpy as jnp, optax, zosam_jax as zs
       >>> tx = optax.chain(
-      ...     zs.wsam(0.5, gamma=0.5, decouple=True), zs.decoupled(optax.sgd(0.1), 0.1)
+      ...     zs.wsam(0.5, gamma=0.5, decouple=True), zs.decoupled(optax.sgd(0.5), 0.5)
       ... )
       >>> w = jnp.array([3.0, 4.0])
       >>> updates, state = tx.update(None, tx.init(w), w, value_fn=lambda w: w @ w)
       >>> print(updates)
-      [-0.66 -0.88]
+      [-3.3 -4.4]
     """
     optimizer = optax.with_extra_args_support(optimizer)
     rate = optax.scale_by_learning_rate(learning_rate)
