@@ -186,7 +186,7 @@ def _check_probes(config: "TrainConfig", values: Mapping[str, Any]) -> None:
             f"{asked} needs a gradient that looks uphill for a direction alone: "
             f"{', '.join(PROBING)}; not gradient={config.gradient!r}."
         )
-    gamma = values.get("gamma", _parameters("esam")["gamma"].default)
+    gamma = values.get("gamma", _parameters("esam")["gamma"].default.value)
     if config.gradient == "esam" and gamma < 1:
         raise ValueError(
             f"{asked}: esam compares the losses of its two passes, example by example. "
