@@ -32,8 +32,12 @@ METHODS = (
     ("RWP", "rwp", "One pass only; the control that knows nothing of the loss."),
     ("mRWP", "mrwp", "Two batches on two devices."),
     ("ARWP", "arwp", "RWP, less where gradients have been large."),
-    ("ZO-SAM", "zosam", "The published method; rho must be large to matter."),
-    ("guided ZO-SAM", 'zosam(directions="guided")', "ZO-SAM's price, SAM's direction."),
+    ("ZO-SAM", "zosam", "The published method; nearly random directions."),
+    (
+        "guided ZO-SAM",
+        'zosam(directions="guided")',
+        "ZO-SAM's price, most of SAM's direction.",
+    ),
     ("random, random sign", "rst", "The control: ZO-SAM without its probes."),
     ("ZO-SGD", "zo_sgd", "No backward pass is possible, or no memory for one."),
 )
