@@ -23,7 +23,11 @@ METHODS = (
     ("VaSSO", "vasso", "Small batches: perturbs along a calmer direction."),
     ("WSAM", "wsam", "Sharpness should weigh more, or less, than in SAM."),
     ("ESAM", "esam", "Losses of single examples are at hand."),
-    ("LookSAM, k=5", "looksam", "SAM is wanted at little more than SGD's price."),
+    (
+        "LookSAM, k=5",
+        "looksam",
+        "SAM at little more than SGD's price; alpha wants tuning.",
+    ),
     ("AE-SAM", "aesam", "As LookSAM, with the steps chosen by the gradient's norm."),
     ("SSAM-F", "ssam", "To ask which weights need perturbing."),
     ("SSAM-D", 'ssam(mask="dynamic")', "The same without a Fisher matrix."),
@@ -39,7 +43,7 @@ METHODS = (
         "ZO-SAM's price, most of SAM's direction.",
     ),
     ("random, random sign", "rst", "The control: ZO-SAM without its probes."),
-    ("ZO-SGD", "zo_sgd", "No backward pass is possible, or no memory for one."),
+    ("ZO-SGD", "zeroth_order", "No backward pass is possible, or no memory for one."),
 )
 
 PROBES = (

@@ -21,7 +21,7 @@ def blocks(language: str) -> list[str]:
 def test_the_snippets_run_one_after_another():
     namespace: dict = {}
     snippets = blocks("python")
-    assert len(snippets) == 6
+    assert len(snippets) == 7
     for snippet in snippets:
         exec(compile(snippet, "README.md", "exec"), namespace)
         if "def step" in snippet:

@@ -53,6 +53,21 @@ def test_another_loss_uphill_is_refused_where_its_gradient_would_be_kept(tx):
         tx.gradient(loss, PARAMS, key=KEY, ascent_value_fn=loss)
 
 
+def test_what_the_options_call_for_is_said():
+    with pytest.raises(
+        TypeError, match=r"zs.esam .* calls value_fn\(params, examples="
+    ):
+        zs.esam_gradient(loss, PARAMS, KEY)
+    with pytest.raises(TypeError, match=r"key=\.\.\."):
+        zs.sam_gradient(loss, PARAMS, KEY, fresh_keys=True)
+    with pytest.raises(ValueError, match="needs step="):
+        zs.sam_gradient(loss, PARAMS, rho=optax.linear_schedule(1.0, 0.0, 5))
+    with pytest.raises(ValueError, match="leave no leaf"):
+        zs.sam_gradient(loss, PARAMS, include="a", exclude="a")
+    with pytest.raises(ValueError, match="must not be less than rho_min"):
+        zs.tied_radius(optax.linear_schedule(0.1, 0.0, 5), 0.1, 0.5, 0.1)
+
+
 def test_a_loss_that_is_no_function_is_named():
     with pytest.raises(TypeError, match="must be a function"):
         zs.sam_gradient(loss, PARAMS, ascent_value_fn=3.0)

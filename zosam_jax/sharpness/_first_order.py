@@ -156,6 +156,8 @@ def tied_radius(
         )
     if not lr_max > lr_min:
         raise ValueError(f"lr_max={lr_max} must be larger than lr_min={lr_min}.")
+    if not rho_max >= rho_min:
+        raise ValueError(f"rho_max={rho_max} must not be less than rho_min={rho_min}.")
     slope = (rho_max - rho_min) / (lr_max - lr_min)
     return lambda step: rho_min + slope * (learning_rate(step) - lr_min)
 

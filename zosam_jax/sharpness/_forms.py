@@ -1,6 +1,7 @@
 """The two forms of a method: an Optax transformation, and a pure function."""
 
 import functools
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -33,7 +34,7 @@ Args:
   key: One PRNG key for all that is random; None for methods without chance.
   masks: Mask tree: the perturbation lies on it.
   memory: `memory` of the last `Estimate`; None at the first step.
-  step: What schedules count.
+  step: What schedules count; with a schedule it must be given.
   ascent_value_fn: The loss to look uphill by, where it is not `value_fn`.
   options: Those of `{name}`, by name.
 
@@ -54,17 +55,22 @@ def pure(constructor: Callable[..., GradientEstimator]) -> Callable[..., Estimat
         *,
         masks: Any | None = None,
         memory: Any | None = None,
-        step: Scalar = 0,
+        step: Scalar | None = None,
         ascent_value_fn: ValueFn | None = None,
         **options: Any,
     ) -> Estimate:
         if isinstance(key, int):
             raise TypeError(f"key={key!r} must be a PRNG key, as jax.random.key(0).")
+        if step is None and callable(options.get("rho")):
+            raise ValueError(
+                f"zs.{name}_gradient(rho=schedule) needs step=, which the schedule "
+                "counts."
+            )
         return constructor(**options).gradient(
             value_fn,
             params,
             key=key,
-            step=jnp.asarray(step),
+            step=0 if step is None else step,
             masks=masks,
             memory=memory,
             ascent_value_fn=ascent_value_fn,
@@ -95,8 +101,8 @@ def transform(
     def gradient(
         value_fn: ValueFn,
         params: Any,
-        *,
         key: jax.Array | None = None,
+        *,
         step: Any = 0,
         masks: Any | None = None,
         memory: Any = None,
@@ -204,7 +210,23 @@ class _Passes:
             kwargs["key"] = jax.random.fold_in(key, _PASSES[which])
         if self.by_example:
             kwargs["examples"] = examples
+        self.check_keywords(which, kwargs)
         return self.functions[which](params, **kwargs)
+
+    def check_keywords(self, which: str, kwargs: dict[str, Any]) -> None:
+        """Raises `TypeError` unless the function takes what it is called with."""
+        try:
+            inspect.signature(self.functions[which]).bind(None, **kwargs)
+        except TypeError:
+            wanted = ", ".join(f"{name}=..." for name in kwargs)
+            raise TypeError(
+                f"zs.{self.name} with these options calls value_fn(params, {wanted}): "
+                "examples are the indices (None: all) of the examples whose losses [n] "
+                "it returns, key is a PRNG key. (esam(gamma=1), ssam(mask='dynamic'), "
+                "microbatches=1 and fresh_keys=False call value_fn(params).)"
+            ) from None
+        except ValueError:  # A builtin without a signature.
+            return
 
     def losses(self, params: Any, which: str, examples: jax.Array | None) -> Any:
         """`(losses [n], aux)`."""
@@ -247,6 +269,8 @@ def _support(params: Any, masks: Any, include: Any, exclude: Any) -> Any | None:
     paths = tree.paths(params)
     chosen = tree.matching("include", include, paths) if include else set(paths)
     chosen -= tree.matching("exclude", exclude, paths)
+    if not chosen:
+        raise ValueError(f"include={include!r}, exclude={exclude!r} leave no leaf.")
     leaves, treedef = jax.tree.flatten(params)
     live = [True] * len(leaves) if masks is None else jax.tree.leaves(masks)
     return jax.tree.unflatten(
