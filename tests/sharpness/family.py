@@ -56,7 +56,7 @@ PROBES |= {"backward": (1,), "traced": 1}
 EVERY: Any = {"every": 2, "value": ("probes", "moved"), "forward": (2, 0)}
 NO_PASS: Any = {"backward": (0,), "traced": 0}
 
-# The prices are those of the papers (shared/reference/sam.md, section 2.0).
+# The prices are those that the papers state.
 METHODS = {
     "sam": row(zs.sam),
     "sam-2-steps": row(zs.sam, steps=2, backward=(3,), traced=3),
