@@ -88,6 +88,18 @@ def test_the_figures_of_the_throughput_are_the_measured_ones():
         assert f"{value:.3f}" in README or f"{value:.3%}" in README, name
 
 
+def test_the_figures_of_the_alignment_are_the_measured_ones():
+    found = tables.load(tables.ALIGNMENT)
+    means = {row["rule"]: row["cosine_large"] for row in found["rules"]}
+    text = README[README.index("The large-batch gradient is what") :]
+    text = text[: text.index("Optimizers without any backward pass")]
+    for rule in ("SAM", "guided, m=1", "ZO-SAM, m=1", "ZO-SAM, m=16", "S2-SAM"):
+        assert f"{means[rule]:.3f}" in text
+    guided = [r["cosine_large"] for r in found["points"] if r["rule"] == "guided, m=1"]
+    assert f"({min(guided):.3f})" in text
+    assert means["guided, m=1"] > 0.5 * means["SAM"]
+
+
 @pytest.mark.parametrize("run", ["digits", "digits-jax0.12", "cifar10-quick"])
 def test_the_runs_shown_are_the_measured_ones(run):
     summary = json.loads((RESULTS / run / "summary.json").read_text())

@@ -76,7 +76,7 @@ def previous() -> Ascent:
 
 
 def momentum(decay: Any) -> Ascent:
-    """MSAM: against the momentum, `v_t = decay v_{t-1} + g_t`, as SGD keeps it."""
+    """MSAM: against the momentum, `v_t = decay v_{t-1} + g_t`, kept here."""
     return Ascent(
         look=lambda _, memory: Look(jax.tree.map(jnp.negative, memory), memory),
         init=zeros,
@@ -137,7 +137,7 @@ def partly(beta: Any, ascent: Ascent) -> Ascent:
 
 
 def random_sign() -> Ascent:
-    """A random direction with a random sign: the control for ZO-SAM at m = 1."""
+    """The direction that ZO-SAM probes first, without its sign: the control."""
     return Ascent(
         lambda point, _: Look(
             tree.normal_like(jax.random.fold_in(point.random(), 0), point.params)
