@@ -324,6 +324,7 @@ def test_guided_directions_see_what_random_ones_do_not():
     for seed in range(3):
         guided, exact = (np.mean(x[15:]) for x in run["guided"](seed))
         gaussian = np.sqrt(np.mean(run["gaussian"](seed)[0] ** 2))
-        assert guided > 20 * gaussian
+        # 68 to 87 times here; random directions scatter, so a margin.
+        assert guided > 50 * gaussian
         assert guided > exact / 2
         assert 0.1 < exact < 0.4
