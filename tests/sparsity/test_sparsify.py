@@ -46,7 +46,9 @@ def test_masks_reach_the_perturbation_and_the_dense_gradient_the_grow_rule():
         masks = zs.sparsity.masks(state)
         if i in (2, 4):
             # Grown by the gradient at pruned weights, which a masked one would hide.
-            masks = rule.change(masks, params, pure.grad, jnp.int32(i))
+            topology = zs.sparsity.Topology(masks, state.memory)
+            topology = rule.change(topology, params, pure.grad, jnp.int32(i))
+            masks = topology.masks
             changes += 1
         jax.tree.map(np.testing.assert_array_equal, zs.sparsity.masks(new), masks)
         expected = jax.tree.map(
@@ -83,7 +85,8 @@ def test_moments_of_changed_weights_begin_anew_and_others_stay(inner):
         updates, state = tx.update(jax.grad(loss)(params), state, params)
         params = optax.apply_updates(params, updates)
     grads = jax.grad(loss)(params)
-    masks = rule.change(zs.sparsity.masks(state), params, grads, jnp.int32(4))
+    topology = zs.sparsity.Topology(zs.sparsity.masks(state), state.memory)
+    masks = rule.change(topology, params, grads, jnp.int32(4)).masks
     changed = jax.tree.map(jnp.logical_xor, masks, zs.sparsity.masks(state))
     assert sum(int(c.sum()) for c in jax.tree.leaves(changed) if c.ndim) >= 8
     fresh = inner.init(tree.mask(params, masks))

@@ -1,18 +1,30 @@
 """Sparse training: initial budget x drop score x grow score x schedule.
 
-`sparsify` wraps an optimizer; `rigl`, `set_` and `static` are the methods it takes;
-`dynamic` makes new ones from two `scores`; `masks` and `apply_masks` read and apply.
+`sparsify` wraps an optimizer; `rigl`, `set_`, `mest`, `gmp`, `static`, ... are the
+methods it takes; `dynamic` makes new ones from two `scores`; `masks` and `apply_masks`
+read and apply.
 """
 
 from zosam_jax.sparsity import budgets as budgets
 from zosam_jax.sparsity import scores as scores
+from zosam_jax.sparsity._dense_to_sparse import gmp as gmp
+from zosam_jax.sparsity._dense_to_sparse import ste as ste
+from zosam_jax.sparsity._dsr import dsr as dsr
 from zosam_jax.sparsity._dynamic import dynamic as dynamic
+from zosam_jax.sparsity._dynamic import itop as itop
 from zosam_jax.sparsity._dynamic import rigl as rigl
 from zosam_jax.sparsity._dynamic import set_ as set_
+from zosam_jax.sparsity._dynamic import svite as svite
 from zosam_jax.sparsity._masks import apply_masks as apply_masks
 from zosam_jax.sparsity._masks import sparsity_of as sparsity_of
+from zosam_jax.sparsity._mest import mest as mest
 from zosam_jax.sparsity._method import SparseMethod as SparseMethod
+from zosam_jax.sparsity._method import Topology as Topology
+from zosam_jax.sparsity._packing import pack as pack
+from zosam_jax.sparsity._packing import unpack as unpack
 from zosam_jax.sparsity._sparsify import SparsifyState as SparsifyState
+from zosam_jax.sparsity._sparsify import exploration as exploration
+from zosam_jax.sparsity._sparsify import explored as explored
 from zosam_jax.sparsity._sparsify import masks as masks
 from zosam_jax.sparsity._sparsify import sparsify as sparsify
 from zosam_jax.sparsity._static import static as static

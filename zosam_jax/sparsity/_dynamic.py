@@ -1,31 +1,39 @@
 r"""Dynamic sparse training: drop some weights, grow as many, every few steps.
 
-A method is a row: which score drops, which grows. Every `interval` steps each sparse
-layer of :math:`n` live weights drops the :math:`\lfloor \alpha_t n \rfloor` that score
-lowest and grows as many of those that are not kept (a weight just dropped is among
-them, and if chosen stays as it was), with
+Every `interval` steps each sparse layer of :math:`n` live weights drops the
+:math:`\lfloor \alpha_t n \rfloor` that score lowest and grows as many of those that are
+not kept (a weight just dropped is among them, and if chosen stays as it was). For RigL
 
 .. math:: \alpha_t = \frac{\alpha}{2} \left(1 + \cos \frac{\pi t}{T_{end}}\right)
 
-(RigL, arXiv:1911.11134, section 3). Grown weights start at zero, and the optimizer's
-step follows in the same update, on the new topology. RigL's pseudo-code leaves that
-step out; taking it keeps learning-rate schedules at the number of steps they count.
+(arXiv:1911.11134, section 3). Grown weights start at zero, and the optimizer's step
+follows in the same update, on the new topology. RigL's pseudo-code leaves that step
+out; taking it keeps learning-rate schedules at the number of steps they count.
 """
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypedDict, Unpack
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from zosam_jax import _check, tree
-from zosam_jax.sparsity import scores
-from zosam_jax.sparsity._masks import from_leaves, initial_masks
+from zosam_jax import _check
+from zosam_jax.sparsity import _schedules, scores
+from zosam_jax.sparsity._masks import initial_masks
 from zosam_jax.sparsity._method import SparseMethod
+from zosam_jax.sparsity._prune_and_grow import Census, prune_and_grow
 from zosam_jax.sparsity.budgets import BUDGETS, Budget, DenseRule
 
-# Keeps these keys apart from those of `zosam`, fold_in(key(seed), step), at one seed.
-_GROWTH = np.uint32(0xFFFFFFFF)
+
+class Options(TypedDict, total=False):
+    """The options of `dynamic` that its rows take too."""
+
+    interval: int
+    drop_fraction: float | Callable[[jax.Array], jax.Array]
+    stop_fraction: float
+    budget: str | Budget
+    dense: DenseRule
+    seed: jax.typing.ArrayLike
 
 
 def dynamic(
@@ -35,8 +43,9 @@ def dynamic(
     drop: scores.Score,
     grow: scores.Score,
     interval: int = 100,
-    drop_fraction: float = 0.3,
+    drop_fraction: float | Callable[[jax.Array], jax.Array] = 0.3,
     stop_fraction: float = 0.75,
+    by_sign: bool = False,
     budget: str | Budget = "erk",
     dense: DenseRule = (),
     seed: jax.typing.ArrayLike = 0,
@@ -50,9 +59,12 @@ def dynamic(
       grow: Score whose highest weights, of those not kept, are grown.
       interval: Steps between changes of topology; the first one is at step `interval`,
         if training is that long.
-      drop_fraction: alpha, the fraction of live weights dropped at first, in [0, 1].
+      drop_fraction: alpha, the fraction of live weights dropped at first, in [0, 1],
+        annealed to 0 at the last change by a cosine; or a schedule, `step -> fraction`,
+        such as `optax.constant_schedule(0.3)`.
       stop_fraction: The last change is before step `stop_fraction * total_steps`.
-      budget: "erk", "uniform", or a function as in `budgets`.
+      by_sign: Drop the fraction of the positive and of the negative weights, each.
+      budget: "erk", "er", "uniform", or a function as in `budgets`.
       dense: Leaves that stay dense; see `sparse_leaves`.
       seed: Of the first mask and of random scores; those of step t come from
         `split(fold_in(fold_in(key(seed), 2**32 - 1), t))`.
@@ -63,80 +75,46 @@ def dynamic(
     Raises:
       ValueError: An argument is out of range; at init, a budget that cannot be met.
     """
-    _check.number("sparsity", sparsity, least=0, below=1)
-    _check.whole("total_steps", total_steps)
-    _check.whole("interval", interval)
-    _check.number("drop_fraction", drop_fraction, least=0, most=1)
+    check(sparsity, total_steps, interval, budget)
     _check.number("stop_fraction", stop_fraction, least=0, most=1)
-    if not callable(budget):
-        _check.one_of("budget", budget, BUDGETS)
     stop = stop_fraction * total_steps
+    fraction = drop_fraction
+    if not callable(fraction):
+        _check.number("drop_fraction", fraction, least=0, most=1)
+        fraction = _schedules.cosine(fraction, stop)
 
-    def init(params: Any) -> Any:
-        ranking = scores.random(params, None, jax.random.key(seed))
-        return initial_masks(params, ranking, sparsity, budget, dense)
+    def quota(census: Census) -> tuple[jax.Array, jax.Array, Any]:
+        live = census.memory.live
+        # float32 may round a large product up.
+        dropped = jnp.floor(fraction(census.step) * live).astype(jnp.int32)
+        return live - jnp.minimum(dropped, live), live, census.memory.rule
 
-    def fires(step: jax.Array) -> jax.Array:
-        return (step > 0) & (step % interval == 0) & (step < stop)
-
-    def change(masks: Any, params: Any, grads: Any, step: jax.Array) -> Any:
-        key = jax.random.fold_in(jax.random.key(seed), _GROWTH)
-        drop_key, grow_key = jax.random.split(jax.random.fold_in(key, step))
-        alpha = drop_fraction / 2 * (1 + jnp.cos(jnp.pi * step / stop))
-        live = {
-            i: m for i, m in enumerate(jax.tree.leaves(masks)) if not tree.is_dense(m)
-        }
-        total = [jnp.sum(m, dtype=jnp.int32) for m in live.values()]
-        # float32 may round a large n up.
-        dropped = [
-            jnp.minimum(jnp.floor(alpha * n).astype(jnp.int32), n) for n in total
-        ]
-
-        def leaves(ranking: Any) -> list[jax.Array]:
-            flat = jax.tree.leaves(ranking)
-            return [flat[i] for i in live]
-
-        kept = scores.select(
-            leaves(drop(params, grads, drop_key)),
-            list(live.values()),
-            [n - d for n, d in zip(total, dropped, strict=True)],
-        )
-        grown = scores.select(
-            leaves(grow(params, grads, grow_key)), [~k for k in kept], dropped
-        )
-        new = [k | g for k, g in zip(kept, grown, strict=True)]
-        return from_leaves(masks, dict(zip(live, new, strict=True)))
-
-    return SparseMethod(init, fires, change)
+    return prune_and_grow(
+        at_random(sparsity, budget, dense, seed),
+        _schedules.periodic(interval, stop),
+        quota,
+        drop=drop,
+        grow=grow,
+        by_sign=by_sign,
+        seed=seed,
+        dense_gradient_every=None if grow is scores.random else interval,
+    )
 
 
-def rigl(
-    sparsity: float,
-    total_steps: int,
-    *,
-    interval: int = 100,
-    drop_fraction: float = 0.3,
-    stop_fraction: float = 0.75,
-    budget: str | Budget = "erk",
-    dense: DenseRule = (),
-    seed: jax.typing.ArrayLike = 0,
-) -> SparseMethod:
+def rigl(sparsity: float, total_steps: int, **options: Unpack[Options]) -> SparseMethod:
     """RigL (arXiv:1911.11134): drop the smallest |w|, grow the largest |dL/dw|.
 
     The gradient is the one that trains the weights: with `gradient=zs.zosam(...)` it is
-    taken at the perturbed parameters. Arguments as in `dynamic`.
+    taken at the perturbed parameters.
+
+    Args:
+      sparsity: As in `dynamic`.
+      total_steps: As in `dynamic`.
+      **options: `interval=100, drop_fraction=0.3, stop_fraction=0.75, budget="erk",
+        dense=(), seed=0`, as in `dynamic`.
     """
     return dynamic(
-        sparsity,
-        total_steps,
-        drop=scores.magnitude,
-        grow=scores.gradient,
-        interval=interval,
-        drop_fraction=drop_fraction,
-        stop_fraction=stop_fraction,
-        budget=budget,
-        dense=dense,
-        seed=seed,
+        sparsity, total_steps, drop=scores.magnitude, grow=scores.gradient, **options
     )
 
 
@@ -144,28 +122,114 @@ def set_(
     sparsity: float,
     total_steps: int,
     *,
-    interval: int = 100,
-    drop_fraction: float = 0.3,
-    stop_fraction: float = 0.75,
-    budget: str | Budget = "erk",
-    dense: DenseRule = (),
-    seed: jax.typing.ArrayLike = 0,
+    by_sign: bool = False,
+    **options: Unpack[Options],
 ) -> SparseMethod:
     """SET (arXiv:1707.04780): drop the smallest |w|, grow at random.
 
-    In the form that the literature compares (RigL's): one magnitude threshold a layer
-    and the cosine-annealed fraction, where the original drops the smallest positive and
-    the largest negative weights at a constant fraction. Arguments as in `dynamic`.
+    By default in the form that the literature compares (RigL's): one magnitude
+    threshold a layer and the cosine-annealed fraction. The original is
+    `set_(..., by_sign=True, drop_fraction=optax.constant_schedule(0.3), budget="er",
+    stop_fraction=1.0)` with an interval of an epoch.
+
+    Args:
+      sparsity: As in `dynamic`.
+      total_steps: As in `dynamic`.
+      by_sign: Drop the smallest positive and the largest negative weights, the same
+        fraction of each.
+      **options: As in `rigl`.
     """
     return dynamic(
         sparsity,
         total_steps,
         drop=scores.magnitude,
         grow=scores.random,
-        interval=interval,
-        drop_fraction=drop_fraction,
-        stop_fraction=stop_fraction,
-        budget=budget,
-        dense=dense,
-        seed=seed,
+        by_sign=by_sign,
+        **options,
     )
+
+
+def itop(
+    sparsity: float,
+    total_steps: int,
+    *,
+    grow: scores.Score = scores.gradient,
+    **options: Unpack[Options],
+) -> SparseMethod:
+    """In-time over-parameterization (ITOP, arXiv:2102.02887): few, large, late changes.
+
+    RigL (or SET, with `grow=scores.random`) whose weights have time to train before
+    they are judged, and that explores until the end: the fraction falls from 0.5 to
+    0.005 by a cosine over the whole training. What share of all weights was live at
+    some time is `exploration(state)`, with `sparsify(..., track_exploration=True)`.
+
+    Args:
+      sparsity: As in `dynamic`.
+      total_steps: As in `dynamic`.
+      grow: `scores.gradient` or `scores.random`.
+      **options: As in `rigl`. `interval` is by default such that there are 24 changes,
+        or 65 with random growth: 4000 and 1500 steps in the paper's 97,750.
+    """
+    _check.whole("total_steps", total_steps)
+    usual: Options = {
+        "interval": max(1, total_steps // (65 if grow is scores.random else 24)),
+        "drop_fraction": _schedules.cosine(0.5, total_steps, 0.005),
+        "stop_fraction": 1.0,
+    }
+    return dynamic(
+        sparsity,
+        total_steps,
+        drop=scores.magnitude,
+        grow=grow,
+        **{**usual, **options},
+    )
+
+
+def svite(
+    sparsity: float, total_steps: int, **options: Unpack[Options]
+) -> SparseMethod:
+    """SViTE (arXiv:2106.04533), unstructured: RigL for vision transformers.
+
+    The fraction falls from 0.5 to 0.005 by a cosine over the whole training, and the
+    changes end at 80 % of it. Attention heads and MLP units are pruned by `units`.
+
+    Args:
+      sparsity: As in `dynamic`.
+      total_steps: As in `dynamic`.
+      **options: As in `rigl`. `interval` is by default `total_steps // 75`: 20,000
+        steps in the paper's 600 epochs of DeiT-Tiny.
+    """
+    _check.whole("total_steps", total_steps)
+    usual: Options = {
+        "interval": max(1, total_steps // 75),
+        "drop_fraction": _schedules.cosine(0.5, total_steps, 0.005),
+        "stop_fraction": 0.8,
+    }
+    return rigl(sparsity, total_steps, **{**usual, **options})
+
+
+def at_random(
+    sparsity: float, budget: str | Budget, dense: DenseRule, seed: jax.typing.ArrayLike
+) -> Callable[[Any], Any]:
+    """`params -> masks`: a random mask under a budget, from `key(seed)`."""
+
+    def first(params: Any) -> Any:
+        ranking = scores.random(params, None, jax.random.key(seed))
+        return initial_masks(params, ranking, sparsity, budget, dense)
+
+    return first
+
+
+def check(
+    sparsity: float,
+    total_steps: int,
+    interval: int,
+    budget: str | Budget,
+    others: tuple[str, ...] = (),
+) -> None:
+    """Raises `ValueError` for what no method with a schedule takes."""
+    _check.number("sparsity", sparsity, least=0, below=1)
+    _check.whole("total_steps", total_steps)
+    _check.whole("interval", interval)
+    if not callable(budget):
+        _check.one_of("budget", budget, [*BUDGETS, *others])

@@ -1,6 +1,7 @@
 """Sparse training around any Optax optimizer."""
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -9,8 +10,9 @@ import optax
 
 from zosam_jax import _check, tree
 from zosam_jax._types import Decoupled
-from zosam_jax.sparsity._masks import landing, reset_moments
-from zosam_jax.sparsity._method import SparseMethod
+from zosam_jax.sparsity._masks import landing, reset_moments, sparsity_of
+from zosam_jax.sparsity._method import SparseMethod, Topology
+from zosam_jax.sparsity._packing import pack, unpack
 from zosam_jax.transformation import EstimatorState
 
 
@@ -19,7 +21,9 @@ class SparsifyState(NamedTuple):
 
     Attributes:
       step: Optimizer steps taken, int32.
-      masks: Mask tree.
+      masks: Mask tree; with `packed=True` a packed one, which `masks(state)` unpacks.
+      memory: What the method remembers: exact integer targets, thresholds.
+      explored: Union of all masks until now, packed likewise; () where not tracked.
       inner: State of the inner optimizer.
       gradient: State of the gradient estimator; () without one.
       accumulated: Mean gradient of the micro-batches since the last step, and their
@@ -28,6 +32,8 @@ class SparsifyState(NamedTuple):
 
     step: jax.Array
     masks: Any
+    memory: Any
+    explored: Any
     inner: Any
     gradient: Any
     accumulated: Any
@@ -39,6 +45,8 @@ def sparsify(
     gradient: optax.GradientTransformationExtraArgs | None = None,
     *,
     accumulate_steps: int = 1,
+    packed: bool = False,
+    track_exploration: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
     """Sparse training with any optimizer: masks are state, updates land on them.
 
@@ -47,6 +55,10 @@ def sparsify(
     and resets the optimizer's moments of dropped and grown weights; (3) steps `inner`
     with the masked gradient; (4) emits updates after which every pruned weight is
     exactly 0, so keep it outermost: what follows in a chain may move it off.
+
+    A straight-through method (`ste`) trains the pruned weights too: `params` are dense,
+    nothing is reset, the gradient is that at the masked parameters, and the masks are
+    chosen after the step, so that `masks(state)` are always those of `params`.
 
     Start with `state = tx.init(params)` and
     `params = zs.sparsity.apply_masks(params, zs.sparsity.masks(state))`.
@@ -59,6 +71,9 @@ def sparsify(
         `jax.grad` gives it at the masked parameters.
       accumulate_steps: Updates whose gradients are averaged into one optimizer step;
         the others emit zeros. Schedules count optimizer steps.
+      packed: Keep the masks in the state in one bit a weight, not one byte; they are
+        unpacked in every update.
+      track_exploration: Remember which weights were ever live, for `exploration`.
 
     Returns:
       A transformation whose state is a `SparsifyState`.
@@ -86,9 +101,16 @@ def sparsify(
     if gradient is not None:
         gradient = optax.with_extra_args_support(gradient)
 
+    hold_masks = pack if packed else lambda masks: masks
+    fires, change, decay = method.fires, method.change, method.straight_through
+
+    def network(params: Any, masks: Any) -> Any:
+        """The parameters that the optimizer moves."""
+        return tree.mask(params, masks) if decay is None else params
+
     def init(params: Any) -> SparsifyState:
-        masks = method.init(params)
-        moments = inner.init(tree.mask(params, masks))
+        topology = method.init(params)
+        moments = inner.init(network(params, topology.masks))
         _check_inner(moments)
         accumulated = ()
         if accumulate_steps > 1:
@@ -97,51 +119,67 @@ def sparsify(
                 params,
             )
             accumulated = (jnp.zeros((), jnp.int32), zeros)
+        explored = ()
+        if track_exploration:
+            # Copies: a donated state may not hold an array twice.
+            explored = hold_masks(jax.tree.map(jnp.copy, topology.masks))
         return SparsifyState(
             step=jnp.zeros((), jnp.int32),
-            masks=masks,
+            masks=hold_masks(topology.masks),
+            memory=topology.memory,
+            explored=explored,
             inner=moments,
             gradient=() if gradient is None else gradient.init(params),
             accumulated=accumulated,
         )
 
-    fires, change = method.fires, method.change
-
     def change_topology(grads: Any, state: SparsifyState, params: Any) -> SparsifyState:
         assert change is not None
-        masks = change(state.masks, params, grads, state.step)
-        # A gradient with NaN in it ranks nothing.
-        sound = tree.all_finite(grads)
-        masks = jax.tree.map(
-            lambda new, old: jnp.where(sound, new, old), masks, state.masks
+        old = unpack(state.masks)
+        new = change(Topology(old, state.memory), params, grads, state.step)
+        if method.dense_gradient_every is not None:
+            # A gradient with NaN in it ranks nothing.
+            new = tree.where(tree.all_finite(grads), new, Topology(old, state.memory))
+        if decay is None:
+            changed = jax.tree.map(jnp.logical_xor, new.masks, old)
+            fresh = inner.init(tree.mask(params, new.masks))
+            moments = reset_moments(state.inner, fresh, changed)
+            state = state._replace(inner=moments)
+        if track_exploration:
+            ever = jax.tree.map(jnp.logical_or, unpack(state.explored), new.masks)
+            state = state._replace(explored=hold_masks(ever))
+        return state._replace(masks=hold_masks(new.masks), memory=new.memory)
+
+    def rewired(grads: Any, state: SparsifyState, params: Any) -> SparsifyState:
+        if fires is None:
+            return state
+        return jax.lax.cond(
+            fires(state.step),
+            change_topology,
+            lambda _, state, __: state,
+            *(grads, state, params),
         )
-        changed = jax.tree.map(jnp.logical_xor, masks, state.masks)
-        fresh = inner.init(tree.mask(params, masks))
-        moments = reset_moments(state.inner, fresh, changed)
-        return state._replace(masks=masks, inner=moments)
 
     def step(
         grads: Any, state: SparsifyState, params: Any, extra_args: dict[str, Any]
     ) -> tuple[Any, SparsifyState]:
-        if fires is not None:
-            state = jax.lax.cond(
-                fires(state.step),
-                change_topology,
-                lambda _, state, __: state,
-                *(_main(grads), state, params),
-            )
-        live = tree.mask(_main(grads), state.masks)
-        if isinstance(grads, Decoupled):
-            live = Decoupled(live, tree.mask(grads.sharpness, state.masks))
+        if decay is None:
+            state = rewired(_main(grads), state, params)
+        masks = unpack(state.masks)
+        if decay is None:
+            given = _by_part(lambda part: tree.mask(part, masks), grads)
+        else:
+            given = _with_decay(grads, params, masks, decay)
         updates, moments = inner.update(
-            live,
-            state.inner,
-            tree.mask(params, state.masks),
-            **extra_args,
+            given, state.inner, network(params, masks), **extra_args
         )
-        return landing(updates, params, state.masks), state._replace(
-            step=optax.safe_increment(state.step), inner=moments
-        )
+        state = state._replace(inner=moments)
+        if decay is None:
+            updates = landing(updates, params, masks)
+        else:
+            new = optax.apply_updates(params, updates)
+            state = rewired(_main(grads), state, new)
+        return updates, state._replace(step=optax.safe_increment(state.step))
 
     def update(
         updates: Any, state: Any, params: Any | None = None, **extra_args: Any
@@ -151,13 +189,14 @@ def sparsify(
                 "zs.sparsify needs params: tx.update(grads, state, params)."
             )
         if gradient is not None:
+            masks = unpack(state.masks)
             grads, gradient_state = gradient.update(
                 updates,
                 state.gradient,
-                params,
+                params if decay is None else tree.mask(params, masks),
                 **{
                     **extra_args,
-                    "masks": state.masks,
+                    "masks": masks,
                     "optimizer_step": state.step,
                 },
             )
@@ -217,17 +256,54 @@ def masks(state: Any) -> Any:
     Raises:
       ValueError: There is no `sparsify` in it.
     """
-
-    def is_state(x: Any) -> bool:
-        return isinstance(x, SparsifyState)
-
-    found = [x for x in jax.tree.leaves(state, is_leaf=is_state) if is_state(x)]
+    found = _states(state)
     if not found:
         raise ValueError(
             "The state holds no masks: pass the state of an optimizer made by "
             "zs.sparsify(...)."
         )
-    return functools.reduce(_merge, [x.masks for x in found])
+    return functools.reduce(_merge, [unpack(x.masks) for x in found])
+
+
+def exploration(state: Any) -> jax.Array:
+    r"""ITOP's exploration rate: the share of the sparse leaves' weights ever live.
+
+    .. math:: R_s = \frac{|\cup_t m_t|}{N}
+
+    (arXiv:2102.02887, section 3.2), float32 scalar.
+
+    Args:
+      state: An Optax state that holds one of `sparsify(..., track_exploration=True)`.
+
+    Raises:
+      ValueError: There is none in it.
+    """
+    return 1 - sparsity_of(explored(state))
+
+
+def explored(state: Any) -> Any:
+    """The union of all masks until now: a mask tree.
+
+    Args:
+      state: As in `exploration`.
+
+    Raises:
+      ValueError: As in `exploration`.
+    """
+    found = [x.explored for x in _states(state) if x.explored != ()]
+    if not found:
+        raise ValueError(
+            "The state does not track what was explored. Say "
+            "zs.sparsify(..., track_exploration=True)."
+        )
+    return functools.reduce(_merge, map(unpack, found))
+
+
+def _states(state: Any) -> list[SparsifyState]:
+    def is_state(x: Any) -> bool:
+        return isinstance(x, SparsifyState)
+
+    return [x for x in jax.tree.leaves(state, is_leaf=is_state) if is_state(x)]
 
 
 def _merge(a: Any, b: Any) -> Any:
@@ -244,6 +320,22 @@ def _merge(a: Any, b: Any) -> Any:
 def _main(grads: Any) -> Any:
     """The gradient that the optimizer steps along."""
     return grads.grad if isinstance(grads, Decoupled) else grads
+
+
+def _by_part(function: Callable[[Any], Any], grads: Any) -> Any:
+    """Applied to the gradient, or to both parts of a decoupled one."""
+    if isinstance(grads, Decoupled):
+        return Decoupled(*map(function, grads))
+    return function(grads)
+
+
+def _with_decay(grads: Any, params: Any, masks: Any, decay: float) -> Any:
+    """SR-STE: the gradient, plus `decay` times the weights that are pruned."""
+    if not decay:
+        return grads
+    pruned = tree.subtract(params, tree.mask(params, masks))
+    moved = tree.add_scaled(_main(grads), decay, pruned)
+    return grads._replace(grad=moved) if isinstance(grads, Decoupled) else moved
 
 
 def _check_inner(state: Any) -> None:

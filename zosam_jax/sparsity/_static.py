@@ -10,7 +10,7 @@ from zosam_jax._types import ValueFn
 from zosam_jax.estimators import scalar_loss
 from zosam_jax.sparsity import scores
 from zosam_jax.sparsity._masks import initial_masks
-from zosam_jax.sparsity._method import SparseMethod
+from zosam_jax.sparsity._method import SparseMethod, Topology
 from zosam_jax.sparsity.budgets import BUDGETS, Budget, DenseRule
 
 CRITERIA: dict[str, tuple[scores.Score, str]] = {
@@ -54,7 +54,7 @@ def static(
         that do not fit the parameters or a budget that cannot be met.
     """
     if masks is not None:
-        return SparseMethod(lambda params: _fitting(masks, params))
+        return SparseMethod(lambda params: Topology(_fitting(masks, params)))
     _check.number("sparsity", sparsity, least=0, below=1)
     target = cast(float, sparsity)
     if not callable(criterion):
@@ -69,12 +69,12 @@ def static(
             "value_fn=lambda p: loss(p, batch)."
         )
 
-    def init(params: Any) -> Any:
+    def init(params: Any) -> Topology:
         grads = None
         if value_fn is not None:
             grads = jax.grad(_loss_alone(value_fn))(params)
         ranking = score(params, grads, jax.random.key(seed))
-        return initial_masks(params, ranking, target, budget, dense)
+        return Topology(initial_masks(params, ranking, target, budget, dense))
 
     return SparseMethod(init)
 

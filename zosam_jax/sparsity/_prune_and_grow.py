@@ -1,0 +1,206 @@
+r"""The mechanism behind the methods that change their topology.
+
+A change at step t keeps, of every sparse leaf l, the :math:`k_l` live weights that the
+drop score ranks highest, and grows, of all that are not kept, the :math:`n_l - k_l`
+that the grow score ranks highest. A method is a row: two scores, a schedule, and a
+quota, which says how many weights are kept and how many are live afterwards.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from zosam_jax import tree
+from zosam_jax.selection import select, select_across
+from zosam_jax.sparsity import scores
+from zosam_jax.sparsity._masks import from_leaves
+from zosam_jax.sparsity._method import SparseMethod, Topology
+
+# Keeps these keys apart from those of `zosam`, fold_in(key(seed), step), at one seed.
+_STREAM = np.uint32(0xFFFFFFFF)
+
+
+class Memory(NamedTuple):
+    """What a method remembers, beside the masks.
+
+    Attributes:
+      target: Live weights of each sparse leaf at the end, int32, in flattening order.
+      live: Those of now.
+      rule: What the quota remembers.
+    """
+
+    target: jax.Array
+    live: jax.Array
+    rule: Any = ()
+
+
+class Census(NamedTuple):
+    """What a quota may know when the topology is about to change.
+
+    Attributes:
+      step: The optimizer step, int32.
+      sizes: Weights of each sparse leaf, int32.
+      memory: The counts until now.
+      ranked: The drop scores of each sparse leaf.
+      masks: The masks of each.
+    """
+
+    step: jax.Array
+    sizes: jax.Array
+    memory: Memory
+    ranked: Sequence[jax.Array]
+    masks: Sequence[jax.Array]
+
+
+Quota = Callable[[Census], tuple[jax.Array, jax.Array, Any]]
+"""`census -> (kept, live, rule)`: live weights that stay, live ones after growth, both
+int32 a sparse leaf, and the new `Memory.rule`."""
+
+
+def prune_and_grow(
+    first: Callable[[Any], Any],
+    fires: Callable[[jax.Array], jax.Array],
+    quota: Quota,
+    *,
+    drop: scores.Score,
+    grow: scores.Score | None = None,
+    target: Callable[[Any], Sequence[int]] | None = None,
+    rule: Any = (),
+    by_sign: bool = False,
+    across: bool = False,
+    regrow: bool = True,
+    seed: jax.typing.ArrayLike = 0,
+    dense_gradient_every: int | None = None,
+    mean_pruned: float = 1.0,
+) -> SparseMethod:
+    """A method from its parts.
+
+    Args:
+      first: `params -> masks`.
+      fires: See `SparseMethod`.
+      quota: How many are kept and live.
+      drop: What scores lowest is dropped.
+      grow: What scores highest is grown. None: nothing is.
+      target: `params -> counts`, final live weights of each sparse leaf; None: those of
+        the first masks.
+      rule: What the quota remembers at first.
+      by_sign: Drop the same share of the positive and of the negative weights.
+      across: Keep `sum(kept)` weights of all leaves together, and at least one of each,
+        instead of `kept` of each.
+      regrow: Whether a weight just dropped may grow at once. False: only where the
+        others do not suffice.
+      seed: The keys of step t come from `split(fold_in(fold_in(key(seed), 2**32 - 1),
+        t))`: the first for `drop`, the second for `grow`.
+      dense_gradient_every: See `SparseMethod`.
+      mean_pruned: See `SparseMethod`.
+    """
+
+    def init(params: Any) -> Topology:
+        masks = first(params)
+        live = jnp.stack(
+            [jnp.sum(m, dtype=jnp.int32) for m in sparse_masks(masks).values()]
+        )
+        # A copy: a donated state may not hold an array twice.
+        final = live + 0 if target is None else jnp.asarray(target(params), jnp.int32)
+        return Topology(masks, Memory(final, live, jax.tree.map(jnp.asarray, rule)))
+
+    def change(topology: Topology, params: Any, grads: Any, step: Any) -> Topology:
+        stream = jax.random.fold_in(jax.random.key(seed), _STREAM)
+        drop_key, grow_key = jax.random.split(jax.random.fold_in(stream, step))
+        old = sparse_masks(topology.masks)
+        masks = list(old.values())
+
+        def ranked(score: scores.Score, key: jax.Array) -> list[jax.Array]:
+            leaves = jax.tree.leaves(score(params, grads, key))
+            return [leaves[i] for i in old]
+
+        dropping = ranked(drop, drop_key)
+        sizes = jnp.asarray([m.size for m in masks], jnp.int32)
+        memory: Memory = topology.memory
+        kept_counts, live, own = quota(Census(step, sizes, memory, dropping, masks))
+        if across:
+            kept = select_across(
+                [best_first(s, m) for s, m in zip(dropping, masks, strict=True)],
+                masks,
+                jnp.sum(kept_counts),
+            )
+            live = jnp.stack([jnp.sum(k, dtype=jnp.int32) for k in kept])
+        elif by_sign:
+            weights = [jax.tree.leaves(params)[i] for i in old]
+            kept = _kept_by_sign(dropping, masks, weights, kept_counts)
+        else:
+            kept = select(dropping, masks, list(kept_counts))
+        new = kept
+        if grow is not None:
+            growing = ranked(grow, grow_key)
+            if not regrow:
+                growing = [
+                    jnp.where(m, -jnp.inf, s)
+                    for m, s in zip(masks, growing, strict=True)
+                ]
+            counts = list(live - kept_counts)
+            grown = select(growing, [~k for k in kept], counts)
+            new = [k | g for k, g in zip(kept, grown, strict=True)]
+        return Topology(
+            from_leaves(topology.masks, dict(zip(old, new, strict=True))),
+            Memory(memory.target, live, own),
+        )
+
+    return SparseMethod(
+        init,
+        fires,
+        change,
+        dense_gradient_every=dense_gradient_every,
+        mean_pruned=mean_pruned,
+    )
+
+
+def sparse_masks(masks: Any) -> dict[int, jax.Array]:
+    """The masks of the sparse leaves, by flattened index."""
+    return {i: m for i, m in enumerate(jax.tree.leaves(masks)) if not tree.is_dense(m)}
+
+
+def best_first(score: jax.Array, mask: jax.Array) -> jax.Array:
+    """The scores, that of the best live weight raised above those of other leaves."""
+    wide = jnp.where(mask, score.astype(jnp.float32), -jnp.inf)
+    wide = jnp.where(jnp.isnan(wide), -jnp.inf, wide)
+    # Not argmax, which flattens, and so gathers a sharded leaf.
+    index = sum(
+        jax.lax.broadcasted_iota(jnp.uint32, wide.shape, axis)
+        * jnp.uint32(math.prod(wide.shape[axis + 1 :]))
+        for axis in range(wide.ndim)
+    )
+    best = mask & (wide == jnp.max(wide, initial=-jnp.inf, where=mask))
+    first = jnp.min(index, initial=np.uint32(0xFFFFFFFF), where=best)
+    return jnp.where(best & (index == first), jnp.inf, wide)
+
+
+def _kept_by_sign(
+    ranked: Sequence[jax.Array],
+    masks: Sequence[jax.Array],
+    weights: Sequence[jax.Array],
+    kept: jax.Array,
+) -> list[jax.Array]:
+    """Keeps of the positive (and zero) weights and of the negative ones their shares.
+
+    The share of the negative ones is rounded down, and the rest are positive, but for
+    what one sign does not have.
+    """
+    positive = [m & (w >= 0) for m, w in zip(masks, weights, strict=True)]
+    negative = [m & (w < 0) for m, w in zip(masks, weights, strict=True)]
+    plus = jnp.stack([jnp.sum(p, dtype=jnp.int32) for p in positive])
+    minus = jnp.stack([jnp.sum(n, dtype=jnp.int32) for n in negative])
+    share = kept / jnp.maximum(plus + minus, 1)
+    below = jnp.minimum(jnp.floor(share * minus).astype(jnp.int32), minus)
+    below = jnp.maximum(below, kept - plus)
+    chosen = select(
+        [*ranked, *ranked],
+        [*positive, *negative],
+        [*(kept - below), *below],
+    )
+    half = len(positive)
+    return [p | n for p, n in zip(chosen[:half], chosen[half:], strict=True)]

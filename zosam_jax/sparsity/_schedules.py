@@ -1,0 +1,47 @@
+"""When a topology changes, and by how much."""
+
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+Fires = Callable[[jax.Array], jax.Array]
+
+
+def periodic(interval: int, stop: float, start: int | None = None) -> Fires:
+    """Every `interval` steps from `start` (default: `interval`) until before `stop`."""
+    first = interval if start is None else start
+    return lambda step: (
+        (step >= first) & ((step - first) % interval == 0) & (step < stop)
+    )
+
+
+def cosine(
+    peak: float, steps: float, end: float = 0.0
+) -> Callable[[jax.Array], jax.Array]:
+    r""":math:`e + \frac{p - e}{2} (1 + \cos \frac{\pi t}{T})`, and `end` after T."""
+
+    def schedule(step: jax.Array) -> jax.Array:
+        angle = jnp.pi * jnp.minimum(step / max(steps, 1), 1)
+        return end + (peak - end) / 2 * (1 + jnp.cos(angle))
+
+    return schedule
+
+
+def cubic_steps(total: int, interval: int, start: float, stop: float) -> list[int]:
+    """The steps of gradual pruning: first to last, the last within `stop * total`."""
+    first = min(math.ceil(start * total), total - 1)
+    last = max(first, min(math.floor(stop * total), total - 1))
+    return list(range(first, last + 1, interval))
+
+
+def cubic(steps: list[int]) -> Callable[[jax.Array], jax.Array]:
+    """`1 - (1 - t)^3`, t from 0 at the first to 1 at the last step (1 if one step)."""
+    first, last = steps[0], steps[-1]
+
+    def schedule(step: jax.Array) -> jax.Array:
+        done = (step - first) / (last - first) if last > first else jnp.float32(1)
+        return 1 - (1 - jnp.clip(done, 0, 1)) ** 3
+
+    return schedule
