@@ -64,9 +64,10 @@ def config(out, **fields) -> TrainConfig:
         "batch_size": 16,
         "epochs": 3,
         "sparsity": 0.5,
-        "update_interval": 3,
         "checkpoint_every": 1,
     }
+    if fields.get("method") not in ("random", "magnitude", "snip"):
+        usual["update_interval"] = 3
     return TrainConfig(**{**usual, **fields})
 
 

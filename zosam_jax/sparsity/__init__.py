@@ -10,6 +10,7 @@ from zosam_jax.sparsity import scores as scores
 from zosam_jax.sparsity._dense_to_sparse import gmp as gmp
 from zosam_jax.sparsity._dense_to_sparse import ste as ste
 from zosam_jax.sparsity._dsr import dsr as dsr
+from zosam_jax.sparsity._dynamic import Options as Options
 from zosam_jax.sparsity._dynamic import dynamic as dynamic
 from zosam_jax.sparsity._dynamic import itop as itop
 from zosam_jax.sparsity._dynamic import rigl as rigl

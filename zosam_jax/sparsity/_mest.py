@@ -1,5 +1,6 @@
 """MEST: elastic mutation, whose bounds tighten in stages (arXiv:2110.14032)."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -50,7 +51,8 @@ def mest(
         `(1, s, s)`.
       gradient_weight: lambda. The released code has 0.
       interval: Steps between changes. Default: `total_steps // 32`, five of the
-        recipe's 160 epochs.
+        recipe's 160 epochs. The step at which the last stage ends has one besides, so
+        that training ends at the sparsity whatever the interval.
       budget: As in `dynamic`.
       dense: As in `dynamic`.
       seed: Of the growth, as in `dynamic`.
@@ -97,9 +99,12 @@ def mest(
             grads,
         )
 
+    periodic = _schedules.periodic(interval, total_steps, start=0)
+    last = math.ceil(max([until for until, _, _ in rows], default=0.0) * total_steps)
+
     return prune_and_grow(
         first,
-        _schedules.periodic(interval, total_steps, start=0),
+        lambda step: periodic(step) | (step == min(last, total_steps - 1)),
         quota,
         drop=drop,
         grow=scores.random,

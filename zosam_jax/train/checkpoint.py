@@ -47,12 +47,36 @@ def size_in_bytes(state: Any) -> int:
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
 
 
+def _packed(state: Any) -> Any:
+    """Returns a snapshot with its masks, all boolean arrays, in one bit an entry."""
+    return jax.tree.map(
+        lambda x: np.packbits(x.reshape(-1)) if _is_mask(x) else x, state
+    )
+
+
+def _unpacked(state: Any, template: Any) -> Any:
+    return jax.tree.map(
+        lambda x, like: (
+            np.unpackbits(x, count=like.size).astype(bool).reshape(like.shape)
+            if _is_mask(like)
+            else x
+        ),
+        state,
+        template,
+    )
+
+
+def _is_mask(x: Any) -> bool:
+    return x.dtype == np.bool_ and x.ndim > 0
+
+
 class Checkpoints:
     """The checkpoints of one run, by step, in Orbax's layout.
 
     `save` copies the state to host memory and writes it in the background: into a
-    folder of another name, renamed when it is complete. Beside the state lies a CRC-32
-    of it, so that a restored one is known to be what was saved.
+    folder of another name, renamed when it is complete. Masks are written in one bit a
+    weight. Beside the state lies a CRC-32 of it, so that a restored one is known to be
+    what was saved.
     """
 
     def __init__(self, directory: Path, keep: int):
@@ -87,7 +111,7 @@ class Checkpoints:
           RunError: This or the one before it could not be written.
         """
         args = ocp.args.Composite(
-            state=ocp.args.StandardSave(state),
+            state=ocp.args.StandardSave(_packed(state)),
             integrity=ocp.args.JsonSave({"crc32": digest(state)}),
         )
         self._guard(lambda: self._manager.save(step, args=args, force=True))
@@ -155,14 +179,16 @@ class Checkpoints:
         )
 
     def _read(self, step: int, template: Any) -> Any:
-        like = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), template)
+        empty = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), template)
+        like = _packed(empty)
         args = ocp.args.Composite(
             state=ocp.args.StandardRestore(like), integrity=ocp.args.JsonRestore()
         )
         restored: Any = self._manager.restore(step, args=args)
-        if digest(restored["state"]) != restored["integrity"]["crc32"]:
+        state = _unpacked(restored["state"], empty)
+        if digest(state) != restored["integrity"]["crc32"]:
             raise RunError("its contents are not those that were written (CRC-32).")
-        return restored["state"]
+        return state
 
     def _set_aside(self, steps: Any) -> None:
         self._manager.close()

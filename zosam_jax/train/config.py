@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from zosam_jax import _check
-from zosam_jax.train import gradients
+from zosam_jax.sparsity import budgets as zs_budgets
+from zosam_jax.train import gradients, methods
 
 DTYPES = ("float32", "bfloat16")
-METHODS = ("dense", "random", "magnitude", "snip", "set", "rigl")
-BUDGETS = ("auto", "erk", "uniform", "global")
+METHODS = methods.NAMES
+BUDGETS = ("auto", *zs_budgets.BUDGETS, "global")
 GRADIENTS = gradients.NAMES
 OPTIMIZERS = ("sgd", "adamw", "lion", "rmsprop", "adafactor")
 SCHEDULES = ("cosine", "step", "constant")
@@ -54,25 +55,31 @@ class TrainConfig:
 statistics, losses and norms stay float32."""
 
     method: str = "rigl"
-    """Sparse training: dense (none), random, magnitude or snip (masks fixed at the \
-start), set (random growth) or rigl (growth by gradient)."""
+    """Sparse training: dense (none); random, magnitude, snip, grasp or synflow (masks \
+chosen at the start and kept); set, rigl, itop, svite, mest, dsr or srigl (dynamic); \
+gmp (gradual pruning) or ste (straight-through)."""
     sparsity: float = 0.9
     """Share of the sparsified weights that are zero, in [0, 1). Biases and norms are \
 dense and do not count. Without effect where the method is dense."""
     budget: str = "auto"
-    """How the layers share the sparsity: erk, uniform, or global (magnitude and snip \
-only: one threshold over all layers). auto: global for snip, as in its paper, and \
-erk for the others."""
+    """How the layers share the sparsity: erk, er, uniform, or global (one threshold \
+over all layers; static masks, gmp and ste). auto: the method's own."""
     dense: tuple[str, ...] = ()
     """Further parameters that stay dense: glob patterns on their "/"-joined paths, as \
 "stem/*". Those of the model itself are always added."""
-    update_interval: int = 100
-    """Optimizer steps between two changes of the mask (set and rigl)."""
-    drop_fraction: float = 0.3
-    """Share of a layer's weights replaced by the first change; it decays by a cosine \
-(set and rigl)."""
-    stop_fraction: float = 0.75
-    """Share of the training after which the mask stays as it is (set and rigl)."""
+    update_interval: int | None = None
+    """Optimizer steps between two changes of the mask. None: the method's own, as \
+100 for rigl and set."""
+    drop_fraction: float | None = None
+    """Share of a layer's live weights replaced by the first change. None: the \
+method's own, as 0.3 for rigl and set, where it decays by a cosine."""
+    stop_fraction: float | None = None
+    """Share of the training after which the mask stays as it is. None: the method's \
+own, as 0.75 for rigl and set."""
+    method_options: tuple[str, ...] = ()
+    """Other options of the sparse method, as in its zosam_jax.sparsity constructor: \
+NAME=VALUE, as soft=True for mest or decay=2e-4 for ste; an unknown one lists those \
+there are."""
 
     gradient: str = "zosam"
     """Gradient: backprop (plain), zosam (sharpness-aware, one backward pass), another \
@@ -140,7 +147,6 @@ CPUs, where convolutions in a compiled loop are slow, else scan."""
     def __post_init__(self):
         for name, choices in (
             ("dtype", DTYPES),
-            ("method", METHODS),
             ("budget", BUDGETS),
             ("gradient", GRADIENTS),
             ("probe_dtype", ("same", *DTYPES)),
@@ -149,8 +155,10 @@ CPUs, where convolutions in a compiled loop are slow, else scan."""
             ("loop", LOOPS),
         ):
             _check.one_of(name, getattr(self, name), choices)
-        for name in ("update_interval", "batch_size", "epochs"):
+        for name in ("batch_size", "epochs"):
             _check.whole(name, getattr(self, name))
+        if self.update_interval is not None:
+            _check.whole("update_interval", self.update_interval)
         for name in ("checkpoint_every", "keep"):
             _check.whole(name, getattr(self, name))
         _check.whole("seed", self.seed, least=0)
@@ -165,16 +173,12 @@ CPUs, where convolutions in a compiled loop are slow, else scan."""
             _check.number(name, getattr(self, name), above=0)
         for name in ("sparsity", "momentum"):
             _check.number(name, getattr(self, name), least=0, below=1)
-        _check.number("drop_fraction", self.drop_fraction, least=0, most=1)
-        _check.number("stop_fraction", self.stop_fraction, least=0, most=1)
+        for name in ("drop_fraction", "stop_fraction"):
+            if getattr(self, name) is not None:
+                _check.number(name, getattr(self, name), least=0, most=1)
         _check.number("warmup_epochs", self.warmup_epochs, least=0, below=self.epochs)
-        if self.budget == "global" and self.method not in ("magnitude", "snip"):
-            raise ValueError(
-                f"budget='global' ranks all layers by one score, which method="
-                f"{self.method!r} does not have. Use budget='erk' or 'uniform', or "
-                "method='magnitude' or 'snip'."
-            )
         gradients.check(self)
+        methods.check(self, zeroth_order=gradients.is_zeroth_order(self))
 
     @property
     def probes(self) -> bool:

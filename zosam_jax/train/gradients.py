@@ -4,13 +4,13 @@ Options are written as the constructor's signature has them, so that a new metho
 one entry in `NAMES`.
 """
 
-import ast
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import zosam_jax as zs
 from zosam_jax import _check
+from zosam_jax.train import option_strings
 
 if TYPE_CHECKING:
     from zosam_jax.train.config import TrainConfig
@@ -43,39 +43,13 @@ _ELSEWHERE = {
 }
 
 
-def parse(options: Sequence[str]) -> dict[str, Any]:
-    """Returns NAME=VALUE strings as a dictionary; a value that is no literal is text.
-
-    >>> parse(("directions=guided", "num_directions=2", "delta=None"))
-    {'directions': 'guided', 'num_directions': 2, 'delta': None}
-
-    Raises:
-      ValueError: One is of another form, or a name comes twice.
-    """
-    values: dict[str, Any] = {}
-    for option in [options] if isinstance(options, str) else options:
-        name, equals, text = option.partition("=")
-        if not (name and equals and text) or isinstance(options, str):
-            raise ValueError(
-                f"gradient_options={options!r} must be strings NAME=VALUE, as "
-                "'directions=guided' 'num_directions=2'."
-            )
-        if name in values:
-            raise ValueError(f"gradient_options: {name} is given twice.")
-        try:
-            values[name] = ast.literal_eval(text)
-        except (ValueError, SyntaxError):
-            values[name] = text
-    return values
-
-
 def options(config: "TrainConfig") -> dict[str, Any]:
     """Returns the options of `config.gradient`, checked against its signature.
 
     Raises:
       ValueError: The method has no such option, or the trainer sets it itself.
     """
-    values = parse(config.gradient_options)
+    values = option_strings.parse("gradient_options", config.gradient_options)
     takes = _parameters(config.gradient)
     known = [name for name in takes if name not in _ELSEWHERE]
     if config.gradient == "gsam":
@@ -156,6 +130,11 @@ def decouples(config: "TrainConfig") -> bool:
     return bool(options(config).get("decouple", False))
 
 
+def is_zeroth_order(config: "TrainConfig") -> bool:
+    """Returns whether the gradient is estimated without a backward pass."""
+    return "zeroth_order" in (config.gradient, options(config).get("descent"))
+
+
 def check(config: "TrainConfig") -> None:
     """Raises `ValueError` unless the gradient can be made as the configuration says."""
     _check.one_of("gradient", config.gradient, NAMES)
@@ -167,12 +146,6 @@ def check(config: "TrainConfig") -> None:
             f"gradient={config.gradient!r} with "
             f"gradient_options={list(config.gradient_options)}: {error}"
         ) from error
-    zeroth = "zeroth_order" in (config.gradient, values.get("descent"))
-    if zeroth and config.method == "rigl":
-        raise ValueError(
-            "method='rigl' grows by the gradient of pruned weights, which a "
-            "zeroth-order gradient does not estimate. Use method='set'."
-        )
     if config.probes:
         _check_probes(config, values)
 

@@ -6,7 +6,7 @@ from typing import Any
 import optax
 
 import zosam_jax as zs
-from zosam_jax.train import gradients
+from zosam_jax.train import gradients, methods
 from zosam_jax.train.config import TrainConfig
 
 Schedule = Callable[[Any], Any]
@@ -57,41 +57,6 @@ OPTIMIZERS: dict[str, Callable[[TrainConfig, Schedule], Any]] = {
 }
 
 
-def _dynamic(make: Callable[..., Any]) -> Callable[..., Any]:
-    def method(config: TrainConfig, total_steps: int, **rest: Any) -> Any:
-        del rest["value_fn"]
-        return make(
-            config.sparsity,
-            total_steps,
-            interval=config.update_interval,
-            drop_fraction=config.drop_fraction,
-            stop_fraction=config.stop_fraction,
-            **rest,
-        )
-
-    return method
-
-
-def _static(criterion: str) -> Callable[..., Any]:
-    def method(config: TrainConfig, total_steps: int, **rest: Any) -> Any:
-        del total_steps
-        if criterion != "snip":
-            rest["value_fn"] = None
-        return zs.sparsity.static(config.sparsity, criterion, **rest)
-
-    return method
-
-
-METHODS: dict[str, Callable[..., Any] | None] = {
-    "dense": None,
-    "random": _static("random"),
-    "magnitude": _static("magnitude"),
-    "snip": _static("snip"),
-    "set": _dynamic(zs.sparsity.set_),
-    "rigl": _dynamic(zs.sparsity.rigl),
-}
-
-
 def make(
     config: TrainConfig,
     total_steps: int,
@@ -111,7 +76,8 @@ def make(
       total_steps: Steps of the whole run.
       dense: Patterns of the parameters that stay dense.
       aux_like: Shapes of aux.
-      value_fn: `params -> loss` of the batch that SNIP scores by; `init` calls it.
+      value_fn: `params -> scalar` that a criterion at initialisation scores by;
+        `init` calls it.
 
     Raises:
       ValueError: The sparsity cannot be met, or an argument is out of range.
@@ -123,16 +89,7 @@ def make(
     if gradients.decouples(config):
         rule = zs.decoupled(rule, rate)
     gradient = gradients.make(config, total_steps, rate, aux_like)
-    method = METHODS[config.method]
+    method = methods.make(config, total_steps, dense=dense, value_fn=value_fn)
     if method is None:
         return optax.chain(gradient, rule)
-    usual = "global" if config.method == "snip" else "erk"
-    sparse = method(
-        config,
-        total_steps,
-        budget=usual if config.budget == "auto" else config.budget,
-        dense=dense,
-        seed=config.seed,
-        value_fn=value_fn,
-    )
-    return zs.sparsify(rule, sparse, gradient=gradient)
+    return zs.sparsify(rule, method, gradient=gradient)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from zosam_jax.train import methods
 from zosam_jax.train import step as steps
 from zosam_jax.train.step import EvalTotals, Task, Totals, TrainState
 
@@ -92,6 +93,13 @@ class Programs:
             "order", lambda epoch: steps.epoch_order(task, epoch), count
         )
         self._advance = self._finish("train", self._traced)
+        self._live = None
+        if methods.trains_pruned(task.config):
+            self._live = self._compile(
+                "mask",
+                lambda *arguments: methods.live_params(task.config, *arguments),
+                *(state.params, state.opt_state),
+            )
         sums = self._abstract(_no_eval_totals())
         self._eval = self._compile(
             "evaluate",
@@ -140,7 +148,10 @@ class Programs:
         """Returns the mean loss and the accuracy on the test set."""
         count = len(self.task.dataset.test_labels)
         totals = jax.device_put(_no_eval_totals(), self.task.replicated())
-        variables = (state.params, state.model_state)
+        params = state.params
+        if self._live is not None:
+            params = self._live(params, state.opt_state)
+        variables = (params, state.model_state)
         for start in range(0, count, steps.eval_batch_size(self.task)):
             totals = self._eval(variables, *self._test_data, np.int32(start), totals)
         loss, correct = jax.device_get(totals)

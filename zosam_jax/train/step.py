@@ -13,7 +13,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 import zosam_jax as zs
 from zosam_jax import models
 from zosam_jax.data import Dataset, augment
-from zosam_jax.train import gradients, optimizer
+from zosam_jax.train import criteria, gradients, methods, optimizer
 from zosam_jax.train.config import TrainConfig
 
 # Streams of random numbers apart from that of the gradient, whose key is
@@ -49,7 +49,7 @@ class TrainState(NamedTuple):
 
     Attributes:
       step: Optimizer steps done. int32.
-      params: Parameters, pruned ones exactly zero.
+      params: Parameters, pruned ones exactly zero (but for straight-through methods).
       model_state: BatchNorm statistics, or {}.
       opt_state: State of the optimizer, with the masks.
       totals: Sums of the present epoch.
@@ -147,7 +147,7 @@ def init(task: Task, images: jax.Array, labels: jax.Array) -> TrainState:
 
     Args:
       task: The task.
-      images: The training set, uint8; SNIP scores by the first batch of it.
+      images: The training set, uint8; criteria score by the first batch of it.
       labels: Its labels.
     """
     config = task.config
@@ -157,13 +157,13 @@ def init(task: Task, images: jax.Array, labels: jax.Array) -> TrainState:
 
     def score(params: Any) -> jax.Array:
         batch = _batch(task, zero, epoch_order(task, zero), images, labels)
-        return jnp.mean(_losses(task, params, model_state, *batch)[0])
+        name = methods.scores_by(config)
+        return criteria.value_fn(name, task.model, model_state, *batch)(params)
 
     tx = task.optimizer((model_state, jnp.zeros((), jnp.float32)), score)
     opt_state = tx.init(params)
-    if config.method != "dense":
-        masks = zs.sparsity.masks(opt_state)
-        params = zs.sparsity.apply_masks(params, masks)
+    if not methods.trains_pruned(config):
+        params = methods.live_params(config, params, opt_state)
     return TrainState(zero, params, model_state, opt_state, _no_totals(zero - 1))
 
 
@@ -336,7 +336,7 @@ def eval_step(
 
     Args:
       task: The task.
-      variables: `(params, model_state)`.
+      variables: `(methods.live_params(...), model_state)`.
       images: The test set, uint8.
       labels: Its labels.
       start: Index of the batch's first image; those behind the last do not count.

@@ -1,0 +1,199 @@
+"""The sparse method that a configuration names: a constructor of the library.
+
+Options are written as the constructor's signature has them, so that a new method needs
+one row in `ROWS`.
+"""
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple, get_type_hints
+
+import zosam_jax as zs
+from zosam_jax import _check
+from zosam_jax.train import option_strings
+
+if TYPE_CHECKING:
+    from zosam_jax.train.config import TrainConfig
+
+
+class Row(NamedTuple):
+    """A sparse method of the trainer.
+
+    Attributes:
+      make: The constructor.
+      fixed: Arguments that the name stands for.
+      scores_by: What its `value_fn` is, a key of `step.SCORES`; "" where it has none.
+    """
+
+    make: Callable[..., zs.sparsity.SparseMethod]
+    fixed: Mapping[str, Any] = {}
+    scores_by: str = ""
+
+
+ROWS = {
+    "random": Row(zs.sparsity.static, {"criterion": "random"}),
+    "magnitude": Row(zs.sparsity.static, {"criterion": "magnitude"}),
+    "snip": Row(zs.sparsity.static, {"criterion": "snip"}, "loss"),
+    "set": Row(zs.sparsity.set_),
+    "rigl": Row(zs.sparsity.rigl),
+    "itop": Row(zs.sparsity.itop),
+    "svite": Row(zs.sparsity.svite),
+    "mest": Row(zs.sparsity.mest),
+    "dsr": Row(zs.sparsity.dsr),
+    "gmp": Row(zs.sparsity.gmp),
+    "ste": Row(zs.sparsity.ste),
+}
+NAMES = ("dense", *ROWS)
+
+# Arguments that are fields of the configuration, by their names there.
+_FIELDS = {
+    "sparsity": "sparsity",
+    "budget": "budget",
+    "dense": "dense",
+    "interval": "update_interval",
+    "drop_fraction": "drop_fraction",
+    "stop_fraction": "stop_fraction",
+    "seed": "seed",
+}
+_ELSEWHERE = {
+    **{
+        name: f"is a field of its own: {field} (--{field.replace('_', '-')})"
+        for name, field in _FIELDS.items()
+    },
+    "total_steps": "follows from epochs (--epochs)",
+    "value_fn": "is set: the first batch",
+    "criterion": "is set by the method's name",
+    "masks": "cannot be given on a command line; call zs.sparsity.static(masks=...)",
+}
+
+
+def make(
+    config: "TrainConfig",
+    total_steps: int,
+    *,
+    dense: tuple[str, ...] = (),
+    value_fn: Callable[[Any], Any] | None = None,
+) -> zs.sparsity.SparseMethod | None:
+    """Returns the sparse method; None where the method is "dense".
+
+    Args:
+      config: The configuration.
+      total_steps: Steps of the whole run.
+      dense: Patterns of the parameters that stay dense.
+      value_fn: `params -> scalar` that criteria at initialisation score by.
+
+    Raises:
+      ValueError: An option is unknown or out of range.
+    """
+    if config.method == "dense":
+        return None
+    row = ROWS[config.method]
+    takes = _parameters(row.make)
+    values = {
+        argument: getattr(config, field)
+        for argument, field in _FIELDS.items()
+        if argument in takes and getattr(config, field) not in (None, "auto")
+    }
+    values |= {"dense": dense, **row.fixed}
+    if "total_steps" in takes:
+        values["total_steps"] = total_steps
+    if row.scores_by:
+        values["value_fn"] = value_fn
+    return row.make(**values, **options(config))
+
+
+def options(config: "TrainConfig") -> dict[str, Any]:
+    """Returns the options of `config.method`, checked against its signature.
+
+    Raises:
+      ValueError: The method has no such option, or the trainer sets it itself.
+    """
+    values = option_strings.parse("method_options", config.method_options)
+    if config.method == "dense":
+        if values:
+            raise ValueError(
+                "method_options: method='dense' has no options; got "
+                f"{', '.join(values)}."
+            )
+        return values
+    takes = _parameters(ROWS[config.method].make)
+    known = [name for name in takes if name not in _ELSEWHERE]
+    for name, value in values.items():
+        if name in _ELSEWHERE:
+            raise ValueError(f"method_options: {name} {_ELSEWHERE[name]}.")
+        if not known:
+            raise ValueError(
+                f"method_options: method={config.method!r} has no options; got "
+                f"{name!r}."
+            )
+        _check.one_of(f"method_options: option of {config.method}", name, known)
+        if isinstance(takes[name], bool) and not isinstance(value, bool):
+            raise ValueError(f"method_options: {name}={value!r} must be True or False.")
+    return values
+
+
+def scores_by(config: "TrainConfig") -> str:
+    """Returns what a criterion at initialisation scores by; "" where there is none."""
+    return "" if config.method == "dense" else ROWS[config.method].scores_by
+
+
+def trains_pruned(config: "TrainConfig") -> bool:
+    """Returns whether pruned weights are trained too (straight-through)."""
+    method = make(config, 1, value_fn=float)
+    return method is not None and method.straight_through is not None
+
+
+def live_params(config: "TrainConfig", params: Any, opt_state: Any) -> Any:
+    """Returns the parameters of the network itself: zero where they are pruned.
+
+    Args:
+      config: The configuration.
+      params: Those of a state, of which a straight-through method trains all.
+      opt_state: Of the same state.
+    """
+    if config.method == "dense":
+        return params
+    return zs.sparsity.apply_masks(params, zs.sparsity.masks(opt_state))
+
+
+def check(config: "TrainConfig", *, zeroth_order: bool) -> None:
+    """Raises `ValueError` unless the method can be made as the configuration says.
+
+    Args:
+      config: The configuration.
+      zeroth_order: Whether the gradient is estimated without a backward pass.
+    """
+    _check.one_of("method", config.method, NAMES)
+    options(config)
+    if config.method == "dense":
+        return
+    takes = _parameters(ROWS[config.method].make)
+    for argument, field in _FIELDS.items():
+        given = getattr(config, field)
+        optional = field in ("update_interval", "drop_fraction", "stop_fraction")
+        if optional and given is not None and argument not in takes:
+            raise ValueError(f"{field}={given}: method={config.method!r} has none.")
+    try:
+        method = make(config, 1000, value_fn=float)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"method={config.method!r} with "
+            f"method_options={list(config.method_options)}: {error}"
+        ) from error
+    assert method is not None
+    if zeroth_order and method.dense_gradient_every is not None:
+        raise ValueError(
+            f"method={config.method!r} uses the gradient of pruned weights, which a "
+            "zeroth-order gradient does not estimate. Use method='set'."
+        )
+
+
+def _parameters(make: Callable[..., Any]) -> dict[str, Any]:
+    """The arguments of a constructor and their defaults, the shared options too."""
+    found = {}
+    for name, parameter in inspect.signature(make).parameters.items():
+        if parameter.kind is parameter.VAR_KEYWORD:
+            found |= dict.fromkeys(get_type_hints(zs.sparsity.Options))
+        else:
+            found[name] = parameter.default
+    return found
