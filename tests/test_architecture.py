@@ -27,7 +27,7 @@ LAYERS = [
     ["transformation", "sparsity._masks", "sparsity._method"],
     ["sparsity._packing", "sparsity._schedules"],
     ["sparsity._prune_and_grow"],
-    ["sharpness", "zo_optimizers"],
+    ["sharpness", "zo_optimizers", "sparsity._initialization"],
     ["sparsity._dynamic"],
     ["sparsity._dense_to_sparse", "sparsity._dsr", "sparsity._mest"],
     ["zosam", "sparsity._static", "sparsity._sparsify"],

@@ -1,5 +1,6 @@
 """Mask trees: making and applying them, landing updates, resetting what changes."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -83,30 +84,54 @@ def initial_masks(
         )
         return from_leaves(params, dict(zip(kept, chosen, strict=True)))
     indices = list(sparse_leaves(params, dense).values())
-    flat = jnp.concatenate([_best_first(ranked[i]) for i in indices])
-    total = flat.size - round(sparsity * flat.size)
-    if total < len(indices):
-        raise ValueError(
-            f"sparsity={sparsity} keeps {total} of {flat.size} weights, but "
-            f"{len(indices)} layers need at least one each. Lower the sparsity."
-        )
-    (chosen,) = scores.select([flat], [jnp.ones(flat.shape, bool)], [total])
-    bounds = [0]
-    for i in indices:
-        bounds.append(bounds[-1] + ranked[i].size)
-    return from_leaves(
-        params,
-        {
-            i: chosen[start:stop].reshape(ranked[i].shape)
-            for i, start, stop in zip(indices, bounds, bounds[1:], strict=False)
-        },
+    total = global_total([ranked[i].size for i in indices], sparsity)
+    chosen = select_globally(
+        [ranked[i] for i in indices],
+        [jnp.ones(ranked[i].shape, bool) for i in indices],
+        total,
     )
+    return from_leaves(params, dict(zip(indices, chosen, strict=True)))
 
 
-def _best_first(scores: jax.Array) -> jax.Array:
-    """The scores as a vector, the highest one raised above those of other leaves."""
+def global_total(sizes: Sequence[int], sparsity: float) -> int:
+    """Weights that a "global" budget keeps of leaves of these sizes, all together.
+
+    Raises:
+      ValueError: That is less than one a leaf.
+    """
+    total = sum(sizes) - round(sparsity * sum(sizes))
+    if total < len(sizes):
+        raise ValueError(
+            f"sparsity={sparsity} keeps {total} of {sum(sizes)} weights, but "
+            f"{len(sizes)} layers need at least one each. Lower the sparsity."
+        )
+    return total
+
+
+def select_globally(
+    ranked: Sequence[jax.Array],
+    candidates: Sequence[jax.Array],
+    total: jax.typing.ArrayLike,
+) -> list[jax.Array]:
+    """Masks of the `total` best candidates of all arrays, the best of each included."""
+    flat = jnp.concatenate(
+        [_best_first(x, c) for x, c in zip(ranked, candidates, strict=True)]
+    )
+    among = jnp.concatenate([c.reshape(-1) for c in candidates])
+    (chosen,) = scores.select([flat], [among], [total])
+    masks, start = [], 0
+    for x in ranked:
+        masks.append(chosen[start : start + x.size].reshape(x.shape))
+        start += x.size
+    return masks
+
+
+def _best_first(scores: jax.Array, candidates: jax.Array) -> jax.Array:
+    """The scores as a vector, the best candidate raised above those of other leaves."""
     flat = scores.reshape(-1).astype(jnp.float32)
-    return flat.at[jnp.argmax(flat)].set(jnp.inf)
+    finite = jnp.nan_to_num(flat, nan=jnp.finfo(jnp.float32).min)
+    best = jnp.argmax(jnp.where(candidates.reshape(-1), finite, -jnp.inf))
+    return flat.at[best].set(jnp.inf)
 
 
 def _check_scores(ranked: list[jax.Array]) -> None:

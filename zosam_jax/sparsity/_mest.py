@@ -68,7 +68,10 @@ def mest(
     _check.number("gradient_weight", gradient_weight, least=0)
     rows = [*(_usual(sparsity, soft) if stages is None else stages)]
     _check_stages(rows, sparsity)
-    ends = jnp.asarray([until * total_steps for until, _, _ in rows], jnp.float32)
+    # The last step of a training is after all stages.
+    ends = jnp.asarray(
+        [min(until * total_steps, total_steps - 1) for until, _, _ in rows], jnp.float32
+    )
     shrunk = jnp.asarray([(1 - low) / (1 - sparsity) for _, low, _ in rows] + [1.0])
     relaxed = [1 - high / sparsity if sparsity else 0.0 for _, _, high in rows]
     freed = jnp.asarray([*relaxed, 0.0])

@@ -1,93 +1,135 @@
 """Masks that are chosen once, at initialisation, and kept."""
 
-from typing import Any, cast
+from collections.abc import Sequence
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 
 from zosam_jax import _check, tree
 from zosam_jax._types import ValueFn
-from zosam_jax.estimators import scalar_loss
+from zosam_jax.estimators import check_function
+from zosam_jax.sparsity import _initialization as initialization
 from zosam_jax.sparsity import scores
-from zosam_jax.sparsity._masks import initial_masks
+from zosam_jax.sparsity._initialization import Criterion, Request, by_score
 from zosam_jax.sparsity._method import SparseMethod, Topology
 from zosam_jax.sparsity.budgets import BUDGETS, Budget, DenseRule
 
-CRITERIA: dict[str, tuple[scores.Score, str]] = {
-    "random": (scores.random, "erk"),
-    "magnitude": (scores.magnitude, "erk"),
-    "snip": (scores.saliency, "global"),
+
+class _Row(NamedTuple):
+    """A criterion by name: its default budget, and which `value_fn` it needs."""
+
+    criterion: Criterion
+    budget: str
+    needs: str | None = None
+
+
+_LOSS = "the loss of one batch, such as value_fn=lambda p: loss(p, batch)"
+_FLOW = (
+    "the sum of the outputs for an input of ones, such as "
+    "value_fn=lambda p: jnp.sum(model.apply(p, ones))"
+)
+
+CRITERIA: dict[str, _Row] = {
+    "random": _Row(by_score(scores.random), "erk"),
+    "magnitude": _Row(by_score(scores.magnitude), "erk"),
+    "snip": _Row(by_score(scores.saliency), "global", _LOSS),
+    "grasp": _Row(initialization.grasp, "global", _LOSS),
+    "synflow": _Row(initialization.synflow, "global", _FLOW),
 }
-"""Score and default budget by name."""
 
 
 def static(
     sparsity: float | None = None,
     criterion: str | scores.Score = "random",
     *,
-    value_fn: ValueFn | None = None,
+    value_fn: ValueFn | Sequence[ValueFn] | None = None,
     budget: str | Budget | None = None,
     dense: DenseRule = (),
+    rounds: int = 100,
     seed: jax.typing.ArrayLike = 0,
     masks: Any | None = None,
 ) -> SparseMethod:
-    """A fixed mask, from a criterion at `init` or given.
+    r"""A fixed mask, from a criterion at `init` or given.
+
+    With :math:`\theta` the weights, L the loss, g its gradient and H its Hessian, the
+    criteria keep the weights with the highest
+
+    * "random": uniform random number;
+    * "magnitude": :math:`|\theta|`;
+    * "snip": :math:`|\theta g|` (arXiv:1810.02340), on the weights that are trained;
+    * "grasp": :math:`\theta (H g)`, with its sign (arXiv:2002.07376). g and H are those
+      of the sparse leaves alone, as in the authors' code. That code also divides the
+      logits by 200; that is for `value_fn` to do;
+    * "synflow": :math:`|\theta| \, \partial R / \partial |\theta|`
+      (arXiv:2006.05467), where R is `value_fn` at the absolute values of all
+      parameters. `rounds` times it is scored anew and pruned, to the density
+      :math:`d^{k / rounds}` after round k. No data: `value_fn` is
+      `lambda p: jnp.sum(model.apply(p, ones))`, for one image of ones, with the running
+      statistics of any BatchNorm (eval mode). R must be a normal float32 number; where
+      a deep network overflows, take `1e-20 * ones`.
 
     Args:
       sparsity: Fraction of pruned weights over the sparse leaves together, in [0, 1).
-      criterion: "random"; "magnitude", the largest |w|; "snip", the largest
-        |w dL/dw| (arXiv:1810.02340), measured on the weights that will be trained; or
-        a score `(params, grads, key) -> tree`.
+      criterion: A name from above; or a score `(params, grads, key) -> tree`, of which
+        the highest are kept.
       value_fn: `params -> loss`, or `(loss, aux)`, on a batch, for criteria that need
-        the gradient.
-      budget: "erk", "uniform", a function as in `budgets`, or "global", which ranks all
-        sparse leaves together. Default: "erk", for "snip" "global" as in its paper.
+        it; or a sequence of such functions, one for each batch, whose mean is L. For
+        "grasp" and "synflow" it is called at parameters in float32 and differentiated
+        twice or once.
+      budget: "erk", "er", "uniform", a function as in `budgets`, or "global", which
+        ranks all sparse leaves together. Default: "global" for "snip", "grasp" and
+        "synflow", as in their papers, else "erk". For "synflow" with another budget,
+        every layer's density falls to its own d.
       dense: Leaves that stay dense; see `sparse_leaves`.
+      rounds: Rounds of "synflow".
       seed: Of the random criterion.
       masks: A mask tree to use as it is, instead of all the above.
 
     Returns:
-      A method for `sparsify`.
+      A method for `sparsify`. Its `init` may be traced; scores that are not finite,
+      and an R out of range, are then not noticed.
 
     Raises:
-      ValueError: An argument is out of range; "snip" without `value_fn`; at init, masks
-        that do not fit the parameters or a budget that cannot be met.
+      ValueError: An argument is out of range; a criterion without the `value_fn` that
+        it needs; at init, masks that do not fit the parameters, a budget that cannot be
+        met, scores that are not finite, or an R out of range.
     """
     if masks is not None:
         return SparseMethod(lambda params: Topology(_fitting(masks, params)))
     _check.number("sparsity", sparsity, least=0, below=1)
-    target = cast(float, sparsity)
-    if not callable(criterion):
+    _check.whole("rounds", rounds)
+    if callable(criterion):
+        row = _Row(by_score(criterion), "erk")
+    else:
         _check.one_of("criterion", criterion, CRITERIA)
-    score, usual = (criterion, "erk") if callable(criterion) else CRITERIA[criterion]
-    budget = usual if budget is None else budget
+        row = CRITERIA[criterion]
+    budget = row.budget if budget is None else budget
     if not callable(budget):
         _check.one_of("budget", budget, [*BUDGETS, "global"])
-    if criterion == "snip" and value_fn is None:
+    losses = _functions(value_fn)
+    if row.needs and not losses:
         raise ValueError(
-            'static(criterion="snip") needs value_fn: the loss of one batch, such as '
-            "value_fn=lambda p: loss(p, batch)."
+            f'static(criterion="{criterion}") needs value_fn: {row.needs}.'
         )
 
     def init(params: Any) -> Topology:
-        grads = None
-        if value_fn is not None:
-            grads = jax.grad(_loss_alone(value_fn))(params)
-        ranking = score(params, grads, jax.random.key(seed))
-        return Topology(initial_masks(params, ranking, target, budget, dense))
+        request = Request(
+            losses, cast(float, sparsity), budget, dense, jax.random.key(seed), rounds
+        )
+        return Topology(row.criterion(params, request))
 
     return SparseMethod(init)
 
 
-def _loss_alone(value_fn: ValueFn) -> ValueFn:
-    """The loss of a `value_fn` of either form."""
-
-    def loss(params: Any) -> jax.Array:
-        result = value_fn(params)
-        value = result[0] if isinstance(result, tuple) else result
-        return scalar_loss(lambda _: value, False)(params)[0]
-
-    return loss
+def _functions(value_fn: ValueFn | Sequence[ValueFn] | None) -> list[ValueFn]:
+    if value_fn is None:
+        return []
+    many = isinstance(value_fn, list | tuple)
+    functions = list(cast(Sequence[ValueFn], value_fn)) if many else [value_fn]
+    for function in functions:
+        check_function(function)
+    return cast(list[ValueFn], functions)
 
 
 def _fitting(masks: Any, params: Any) -> Any:

@@ -22,34 +22,163 @@ def uniform(shapes: Mapping[str, Shape], sparsity: float) -> dict[str, float]:
 def erk(shapes: Mapping[str, Shape], sparsity: float) -> dict[str, float]:
     r"""Erdos-Renyi-Kernel densities (RigL, arXiv:1911.11134, section 3.1).
 
-    .. math:: d_l = \epsilon \, \frac{\sum_k n_{l,k}}{\prod_k n_{l,k}}
+    .. math:: d_l = \min(1, \epsilon p_l), \quad
+       p_l = \frac{\sum_k n_{l,k}}{\prod_k n_{l,k}}
 
-    over the axes :math:`n_{l,k}` of layer l, epsilon solved for the total. A layer
-    whose density would exceed 1 is made dense, and epsilon is solved again for the
-    others.
+    over the axes :math:`n_{l,k}` of layer l, with the one epsilon that gives the total.
+    A layer without entries has density 1.
+
+    Raises:
+      ValueError: `sparsity` is not in [0, 1].
     """
+    return _scaled(shapes, sparsity, lambda shape: sum(shape) / math.prod(shape))
+
+
+def er(shapes: Mapping[str, Shape], sparsity: float) -> dict[str, float]:
+    r"""Erdos-Renyi densities (SET, arXiv:1707.04780): `erk` of the channels alone.
+
+    .. math:: d_l = \min(1, \epsilon p_l), \quad
+       p_l = \frac{n_{in} + n_{out}}{n_{in} n_{out}}
+
+    where the last two axes are :math:`n_{in}, n_{out}`, as in Flax and Haiku. For
+    kernels with two axes it equals `erk`.
+
+    Raises:
+      ValueError: `sparsity` is not in [0, 1].
+    """
+    return _scaled(
+        shapes, sparsity, lambda shape: sum(shape[-2:]) / math.prod(shape[-2:])
+    )
+
+
+def _scaled(
+    shapes: Mapping[str, Shape], sparsity: float, weight: Callable[[Shape], float]
+) -> dict[str, float]:
+    """min(1, epsilon * weight), epsilon solved for the total.
+
+    While some density would exceed 1, the layers of the largest weight become dense and
+    epsilon is solved again for the others. Epsilon stays positive: a layer goes over
+    only if the budget that is left is larger than the layer.
+    """
+    _check.number("sparsity", sparsity, least=0, most=1)
     sizes = {path: math.prod(shape) for path, shape in shapes.items()}
-    raw = {path: sum(shape) / math.prod(shape) for path, shape in shapes.items()}
-    budget = (1.0 - sparsity) * sum(sizes.values())
-    full: set[str] = set()
-    while True:
-        rest = [path for path in shapes if path not in full]
-        if not rest:
-            return dict.fromkeys(shapes, 1.0)
-        left = budget - sum(sizes[path] for path in full)
-        epsilon = left / sum(raw[path] * sizes[path] for path in rest)
-        over = {path for path in rest if epsilon * raw[path] > 1.0}
-        if not over:
-            return {p: 1.0 if p in full else epsilon * raw[p] for p in shapes}
-        top = max(raw[path] for path in over)
-        full |= {path for path in over if raw[path] == top}
+    weights = {path: weight(shapes[path]) for path in shapes if sizes[path]}
+    left = (1.0 - sparsity) * sum(sizes.values())
+    densities = dict.fromkeys(shapes, 1.0)
+    rest = set(weights)
+    while rest:
+        epsilon = left / sum(
+            weights[path] * sizes[path] for path in shapes if path in rest
+        )
+        top = max(weights[path] for path in rest)
+        if epsilon * top <= 1.0:
+            return densities | {path: epsilon * weights[path] for path in rest}
+        full = {path for path in rest if weights[path] == top}
+        left -= sum(sizes[path] for path in full)
+        rest -= full
+    return densities
 
 
-BUDGETS: dict[str, Budget] = {"erk": erk, "uniform": uniform}
+BUDGETS: dict[str, Budget] = {"erk": erk, "er": er, "uniform": uniform}
 
 
-DenseRule = str | Sequence[str] | Callable[[str, Shape], bool]
-"""Glob patterns on paths, or `(path, shape) -> bool`: leaves that stay dense."""
+def by_path(patterns: Mapping[str, float], rest: str | Budget = "erk") -> Budget:
+    """A budget that fixes the sparsity of some leaves, and shares out what is left.
+
+    Args:
+      patterns: `{pattern: sparsity in [0, 1)}`, glob patterns on `/`-joined key paths,
+        as in `{"head/*": 0.5}`. Where several match, the first one counts.
+      rest: "erk", "er", "uniform" or a budget, for the leaves that none matches. They
+        get the sparsity at which the total is met.
+
+    Returns:
+      A budget. It raises `ValueError` where a pattern matches no sparse leaf, or where
+      the other leaves cannot make up the total.
+
+    Raises:
+      ValueError: A sparsity is out of range, or `rest` unknown.
+
+    Example:
+      >>> from zosam_jax.sparsity import budgets
+      >>> budget = budgets.by_path({"head/*": 0.5})
+      >>> shapes = {"body/kernel": (30, 10), "head/kernel": (10, 10)}
+      >>> densities = budget(shapes, 0.8)
+      >>> {path: round(density, 6) for path, density in densities.items()}
+      {'body/kernel': 0.1, 'head/kernel': 0.5}
+    """
+    for pattern, sparsity in patterns.items():
+        _check.number(f"by_path's sparsity of {pattern}", sparsity, least=0, below=1)
+    if not callable(rest):
+        _check.one_of("rest", rest, BUDGETS)
+    rule = rest if callable(rest) else BUDGETS[rest]
+    patterns = dict(patterns)
+
+    def budget(shapes: Mapping[str, Shape], sparsity: float) -> dict[str, float]:
+        fixed: dict[str, float] = {}
+        for pattern, own in patterns.items():
+            for path in tree.matching("by_path", pattern, list(shapes)):
+                fixed.setdefault(path, own)
+        free = {path: shape for path, shape in shapes.items() if path not in fixed}
+        if not free:
+            return {path: 1.0 - own for path, own in fixed.items()}
+        sizes = {path: math.prod(shape) for path, shape in shapes.items()}
+        # Whole weights: nothing is left that rounding would take from fixed layers.
+        whole = {
+            p: min(max(_kept(sizes[p], own), 1), sizes[p]) for p, own in fixed.items()
+        }
+        total, held = _kept(sum(sizes.values()), sparsity), sum(whole.values())
+        room = sum(sizes[path] for path in free)
+        if not len(free) <= total - held <= room:
+            raise ValueError(
+                f"by_path: sparsity={sparsity} keeps {total} weights, of which the "
+                f"patterns keep {held}; the {len(free)} other leaves have to keep at "
+                f"least {len(free)} and at most {room}."
+            )
+        remaining = 1.0 - (total - held) / room
+        densities = rule(free, remaining)
+        _check_densities(densities, free)
+        whole |= exact_counts(free, densities, remaining)
+        return {path: whole[path] / max(sizes[path], 1) for path in shapes}
+
+    return budget
+
+
+def _kept(size: int, sparsity: float) -> int:
+    return size - round(sparsity * size)
+
+
+Predicate = Callable[[str, Shape], bool]
+"""`(path, shape) -> bool`."""
+
+DenseRule = str | Predicate | Sequence[str | Predicate]
+"""Leaves that stay dense: glob patterns on paths, functions of path and shape."""
+
+
+def first_layer(inputs: int) -> Predicate:
+    """For `dense=`: kernels of so many input channels, as the first layer's.
+
+    They are read off the second-last axis, the layout of Flax and Haiku: `(..., in,
+    out)`, dense layers and convolutions alike. Grouped and depthwise convolutions hold
+    their channels a group there.
+
+    Args:
+      inputs: Channels of the network's input, 3 for colour images.
+    """
+    _check.whole("inputs", inputs)
+    return lambda _, shape: len(shape) >= 2 and shape[-2] == inputs
+
+
+def last_layer(outputs: int) -> Predicate:
+    """For `dense=`: kernels of so many outputs, as the last layer's.
+
+    They are read off the last axis, the layout of Flax and Haiku: `(..., in, out)`. A
+    hidden layer of the same width matches too; name the last one by its path then.
+
+    Args:
+      outputs: Outputs of the network, such as the number of classes.
+    """
+    _check.whole("outputs", outputs)
+    return lambda _, shape: len(shape) >= 2 and shape[-1] == outputs
 
 
 def sparse_leaves(params: Any, dense: DenseRule = ()) -> dict[str, int]:
@@ -59,8 +188,9 @@ def sparse_leaves(params: Any, dense: DenseRule = ()) -> dict[str, int]:
 
     Args:
       params: Pytree of arrays.
-      dense: Leaves that are dense besides: glob patterns on `/`-joined key paths, as
-        `"head/*"` or `"*/embedding"`, or a function of path and shape.
+      dense: Leaves that are dense besides: a glob pattern on `/`-joined key paths, as
+        `"head/*"` or `"*/embedding"`; a function `(path, shape) -> bool`, as
+        `first_layer(3)`; or a sequence of both.
 
     Raises:
       ValueError: A pattern matches no leaf, or no leaf is left.
@@ -70,10 +200,12 @@ def sparse_leaves(params: Any, dense: DenseRule = ()) -> dict[str, int]:
         twice = sorted({path for path in paths if paths.count(path) > 1})
         raise ValueError(f"Two leaves of params have one path: {', '.join(twice)}.")
     shapes = [jnp.shape(x) for x in jax.tree.leaves(params)]
-    if callable(dense):
-        kept = {p for p, s in zip(paths, shapes, strict=True) if dense(p, s)}
-    else:
-        kept = tree.matching("dense", dense or (), paths)
+    kept: set[str] = set()
+    for rule in [dense] if isinstance(dense, str) or callable(dense) else dense or ():
+        if callable(rule):
+            kept |= {p for p, s in zip(paths, shapes, strict=True) if rule(p, s)}
+        else:
+            kept |= tree.matching("dense", rule, paths)
     sparse = {
         path: index
         for index, (path, shape) in enumerate(zip(paths, shapes, strict=True))
@@ -95,7 +227,7 @@ def counts(
     Args:
       params: Pytree of arrays; only its structure and shapes are read.
       sparsity: Fraction of pruned weights over the sparse leaves together, in [0, 1).
-      budget: "erk", "uniform", or a function like them.
+      budget: "erk", "er", "uniform", or a function like them.
       dense: See `sparse_leaves`.
 
     Returns:
@@ -141,17 +273,19 @@ def exact_counts(
       sparsity: The total keeps `N - round(sparsity * N)` of its N weights.
 
     Returns:
-      Weights kept by path, at least 1 and at most the layer's size.
+      Weights kept by path, at least 1 (where there is one) and at most the layer's
+      size.
 
     Raises:
       ValueError: The total is too small for one weight in every layer.
     """
     sizes = {path: math.prod(shape) for path, shape in shapes.items()}
-    total = sum(sizes.values()) - round(sparsity * sum(sizes.values()))
-    if total < len(shapes):
+    total = _kept(sum(sizes.values()), sparsity)
+    needed = sum(size > 0 for size in sizes.values())
+    if total < needed:
         raise ValueError(
             f"sparsity={sparsity} keeps {total} of {sum(sizes.values())} weights, but "
-            f"{len(shapes)} layers need at least one each. Lower the sparsity, or keep "
+            f"{needed} layers need at least one each. Lower the sparsity, or keep "
             "small layers dense with dense=(...)."
         )
     ideal = {path: densities[path] * sizes[path] for path in shapes}
