@@ -16,31 +16,7 @@ def leaves(masks):
     return [np.asarray(m) for m in jax.tree.leaves(masks) if m.ndim]
 
 
-def test_snip_keeps_the_most_sensitive_connections_by_finite_differences():
-    """Sensitivity is |dL/dc| at c = 1, of a factor c on the weight."""
-    params, loss = mlp()
-    masks = masks_of(zs.sparsity.static(0.75, "snip", value_fn=loss), params)
-    scores, kept = [], []
-    h = 1e-2
-    for name in ("hidden", "out"):
-        kernel = params[name]["kernel"]
-        for i in np.ndindex(kernel.shape):
-
-            def at(c, name=name, kernel=kernel, i=i):
-                moved = kernel.at[i].multiply(c)
-                return float(loss(params | {name: params[name] | {"kernel": moved}}))
-
-            scores.append(abs(at(1 + h) - at(1 - h)) / (2 * h))
-            kept.append(bool(masks[name]["kernel"][i]))
-    scores, kept = np.array(scores), np.array(kept)
-    assert kept.sum() == 80 - round(0.75 * 80)
-    # Finite differences in float32 cannot order what is nearly tied.
-    assert scores[kept].min() > scores[~kept].max() - 1e-3
-    assert scores[kept].mean() > 3 * scores[~kept].mean()
-    assert all(m.ndim == 0 for m in (masks["hidden"]["bias"], masks["out"]["bias"]))
-
-
-@pytest.mark.parametrize("budget", ["erk", "uniform"])
+@pytest.mark.parametrize("budget", ["erk", "er", "uniform"])
 def test_magnitude_keeps_the_largest_of_each_layer(budget):
     params, _ = mlp()
     masks = masks_of(zs.sparsity.static(0.6, "magnitude", budget=budget), params)
@@ -92,7 +68,7 @@ def test_a_static_step_has_no_branch():
         ({"sparsity": 1.0}, "sparsity=1.0 must be a finite number >= 0 and < 1"),
         ({"sparsity": None}, "sparsity=None must be"),
         ({"sparsity": 0.5, "criterion": "snap"}, "Did you mean 'snip'"),
-        ({"sparsity": 0.5, "budget": "erq"}, "Did you mean 'erk'"),
+        ({"sparsity": 0.5, "budget": "erkk"}, "Did you mean 'erk'"),
         ({"sparsity": 0.5, "criterion": "snip"}, "needs value_fn"),
     ],
 )
@@ -130,10 +106,10 @@ def test_scores_that_are_not_finite_are_refused():
         masks_of(method, params)
 
 
-def test_snip_takes_a_value_fn_with_aux():
-    params, loss = mlp()
-    plain = masks_of(zs.sparsity.static(0.5, "snip", value_fn=loss), params)
-    both = masks_of(
-        zs.sparsity.static(0.5, "snip", value_fn=lambda p: (loss(p), "aux")), params
-    )
-    jax.tree.map(np.testing.assert_array_equal, plain, both)
+def test_a_global_budget_is_exact_where_scores_are_nan():
+    """Under jit nothing can be refused: NaN ranks lowest, each layer keeps a weight."""
+    params = {"a": jnp.ones((4, 5)), "b": jnp.ones((4, 5)), "c": jnp.ones((4, 5))}
+    bad = {"a": params["a"] * jnp.nan, "b": params["b"] * -jnp.inf, "c": params["c"]}
+    method = zs.sparsity.static(0.9, lambda *_: bad, budget="global")
+    masks = jax.jit(lambda p: masks_of(method, p))(params)
+    assert [int(masks[k].sum()) for k in "abc"] == [1, 1, 4]

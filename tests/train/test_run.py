@@ -250,6 +250,8 @@ def test_nothing_is_written_before_the_checks(tmp_path, monkeypatch):
         ("set", "rmsprop", {"learning_rate": 1e-3}),
         ("magnitude", "lion", {"learning_rate": 1e-4, "dtype": "bfloat16"}),
         ("random", "adafactor", {"learning_rate": 1e-3, "gradient": "esam"}),
+        ("grasp", "sgd", {"gradient": "backprop"}),
+        ("synflow", "sgd", {"gradient": "backprop"}),
         ("gmp", "sgd", {"update_interval": 1, "budget": "global"}),
         ("ste", "adamw", {"method_options": ("decay=2e-4",), "learning_rate": 1e-3}),
         ("mest", "sgd", {"method_options": ("soft=True", "gradient_weight=0.1")}),

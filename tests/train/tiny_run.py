@@ -22,6 +22,8 @@ from zosam_jax.train import RunError, TrainConfig, plan, run
 from zosam_jax.train.checkpoint import Checkpoints
 from zosam_jax.train.progress import Silent
 
+STATIC = ("random", "magnitude", "snip", "grasp", "synflow")
+
 
 class Net(nn.Module):
     """A convolution, a batch normalisation and a dense layer."""
@@ -66,7 +68,7 @@ def config(out, **fields) -> TrainConfig:
         "sparsity": 0.5,
         "checkpoint_every": 1,
     }
-    if fields.get("method") not in ("random", "magnitude", "snip"):
+    if fields.get("method") not in STATIC:
         usual["update_interval"] = 3
     return TrainConfig(**{**usual, **fields})
 

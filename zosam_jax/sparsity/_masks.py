@@ -135,8 +135,9 @@ def _best_first(scores: jax.Array, candidates: jax.Array) -> jax.Array:
 
 
 def _check_scores(ranked: list[jax.Array]) -> None:
-    known = [x for x in ranked if not _check.is_traced(x)]
-    if not all(bool(jnp.all(jnp.isfinite(x))) for x in known):
+    # Under jit the answer is traced even where the scores are constants.
+    finite = [jnp.all(jnp.isfinite(x)) for x in ranked]
+    if not all(_check.is_traced(x) or bool(x) for x in finite):
         raise ValueError(
             "the scores of the initial mask are not finite: the loss or the parameters "
             "that they were computed from hold NaN or infinity."

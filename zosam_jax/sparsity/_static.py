@@ -9,9 +9,14 @@ import jax.numpy as jnp
 from zosam_jax import _check, tree
 from zosam_jax._types import ValueFn
 from zosam_jax.estimators import check_function
-from zosam_jax.sparsity import _initialization as initialization
 from zosam_jax.sparsity import scores
-from zosam_jax.sparsity._initialization import Criterion, Request, by_score
+from zosam_jax.sparsity._initialization import (
+    Criterion,
+    Request,
+    by_score,
+    grasp,
+    synflow,
+)
 from zosam_jax.sparsity._method import SparseMethod, Topology
 from zosam_jax.sparsity.budgets import BUDGETS, Budget, DenseRule
 
@@ -34,8 +39,8 @@ CRITERIA: dict[str, _Row] = {
     "random": _Row(by_score(scores.random), "erk"),
     "magnitude": _Row(by_score(scores.magnitude), "erk"),
     "snip": _Row(by_score(scores.saliency), "global", _LOSS),
-    "grasp": _Row(initialization.grasp, "global", _LOSS),
-    "synflow": _Row(initialization.synflow, "global", _FLOW),
+    "grasp": _Row(grasp, "global", _LOSS),
+    "synflow": _Row(synflow, "global", _FLOW),
 }
 
 
@@ -75,8 +80,8 @@ def static(
         the highest are kept.
       value_fn: `params -> loss`, or `(loss, aux)`, on a batch, for criteria that need
         it; or a sequence of such functions, one for each batch, whose mean is L. For
-        "grasp" and "synflow" it is called at parameters in float32 and differentiated
-        twice or once.
+        "grasp" and "synflow" it is called at parameters in float32; for "grasp" it is
+        differentiated twice, in forward mode over reverse mode.
       budget: "erk", "er", "uniform", a function as in `budgets`, or "global", which
         ranks all sparse leaves together. Default: "global" for "snip", "grasp" and
         "synflow", as in their papers, else "erk". For "synflow" with another budget,
@@ -125,11 +130,10 @@ def static(
 def _functions(value_fn: ValueFn | Sequence[ValueFn] | None) -> list[ValueFn]:
     if value_fn is None:
         return []
-    many = isinstance(value_fn, list | tuple)
-    functions = list(cast(Sequence[ValueFn], value_fn)) if many else [value_fn]
+    functions = list(value_fn) if isinstance(value_fn, Sequence) else [value_fn]
     for function in functions:
         check_function(function)
-    return cast(list[ValueFn], functions)
+    return functions
 
 
 def _fitting(masks: Any, params: Any) -> Any:

@@ -22,7 +22,7 @@ class Row(NamedTuple):
     Attributes:
       make: The constructor.
       fixed: Arguments that the name stands for.
-      scores_by: What its `value_fn` is, a key of `step.SCORES`; "" where it has none.
+      scores_by: What its `value_fn` is, a name of `criteria.value_fn`, or "".
     """
 
     make: Callable[..., zs.sparsity.SparseMethod]
@@ -34,6 +34,8 @@ ROWS = {
     "random": Row(zs.sparsity.static, {"criterion": "random"}),
     "magnitude": Row(zs.sparsity.static, {"criterion": "magnitude"}),
     "snip": Row(zs.sparsity.static, {"criterion": "snip"}, "loss"),
+    "grasp": Row(zs.sparsity.static, {"criterion": "grasp"}, "cooled loss"),
+    "synflow": Row(zs.sparsity.static, {"criterion": "synflow"}, "flow"),
     "set": Row(zs.sparsity.set_),
     "rigl": Row(zs.sparsity.rigl),
     "itop": Row(zs.sparsity.itop),
