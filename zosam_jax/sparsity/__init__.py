@@ -2,7 +2,7 @@
 
 `sparsify` wraps an optimizer; `rigl`, `set_`, `mest`, `gmp`, `static`, ... are the
 methods it takes; `dynamic` makes new ones from two `scores`; `masks` and `apply_masks`
-read and apply.
+read and apply; `report` says what they amount to.
 """
 
 from zosam_jax.sparsity import budgets as budgets
@@ -16,6 +16,7 @@ from zosam_jax.sparsity._dynamic import itop as itop
 from zosam_jax.sparsity._dynamic import rigl as rigl
 from zosam_jax.sparsity._dynamic import set_ as set_
 from zosam_jax.sparsity._dynamic import svite as svite
+from zosam_jax.sparsity._findings import SparsityReport as SparsityReport
 from zosam_jax.sparsity._masks import apply_masks as apply_masks
 from zosam_jax.sparsity._masks import sparsity_of as sparsity_of
 from zosam_jax.sparsity._mest import mest as mest
@@ -23,6 +24,7 @@ from zosam_jax.sparsity._method import SparseMethod as SparseMethod
 from zosam_jax.sparsity._method import Topology as Topology
 from zosam_jax.sparsity._packing import pack as pack
 from zosam_jax.sparsity._packing import unpack as unpack
+from zosam_jax.sparsity._report import report as report
 from zosam_jax.sparsity._sparsify import SparsifyState as SparsifyState
 from zosam_jax.sparsity._sparsify import exploration as exploration
 from zosam_jax.sparsity._sparsify import explored as explored

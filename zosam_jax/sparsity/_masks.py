@@ -33,15 +33,21 @@ def apply_masks(params: Any, masks: Any) -> Any:
       >>> print(zs.sparsity.apply_masks(params, masks)["kernel"])
       [[1. 0.]]
     """
-    if any(map(_is_hidden, jax.tree.leaves(masks, is_leaf=_is_hidden))):
-        masks = jax.tree.map(
-            lambda m, x: jax.tree.map(lambda _: True, x) if _is_hidden(m) else m,
-            masks,
-            params,
-            is_leaf=_is_hidden,
-        )
+    masks = filled(masks, params)
     tree.check_masks(masks, params)
     return tree.mask(params, masks)
+
+
+def filled(masks: Any, params: Any) -> Any:
+    """The mask tree with dense leaves where `masks` leaves some to other optimizers."""
+    if not any(map(_is_hidden, jax.tree.leaves(masks, is_leaf=_is_hidden))):
+        return masks
+    return jax.tree.map(
+        lambda m, x: jax.tree.map(lambda _: True, x) if _is_hidden(m) else m,
+        masks,
+        params,
+        is_leaf=_is_hidden,
+    )
 
 
 def sparsity_of(masks: Any, params: Any | None = None) -> jax.Array:
