@@ -156,6 +156,16 @@ CONVOLUTIONS = {
     "grouped": ((3, 3, 2, 6), {"feature_group_count": 2}, NHWC),
     "depthwise": ((3, 3, 1, 4), {"feature_group_count": 4}, NHWC),
     "dilated kernel": ((3, 3, 4, 6), {"rhs_dilation": (2, 1)}, NHWC),
+    "both dilated": (
+        (3, 3, 4, 6),
+        {
+            "rhs_dilation": (2, 1),
+            "lhs_dilation": (3, 2),
+            "window_strides": (1, 2),
+            "padding": [(1, 4), (2, 0)],
+        },
+        NHWC,
+    ),
     "output first": ((6, 4, 3, 3), {}, ("NCHW", "OIHW", "NCHW")),
 }
 
@@ -170,7 +180,7 @@ def test_convolutions_against_the_count_of_xla(name):
         return lax.conv_general_dilated(x, w, dimension_numbers=layout, **options)
 
     kernel = jnp.zeros(shape)
-    # Without padding both count the same thing.
+    # Without padding, or with dilated inputs, both count the same thing.
     xla = jax.jit(forward).lower(kernel).cost_analysis()["flops"]
     assert 2 * products(forward, kernel).macs[0] == xla
     if layout is NHWC:
