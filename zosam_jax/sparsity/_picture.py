@@ -41,7 +41,7 @@ def draw(found: Any) -> Figure:
         axis.legend(
             loc="lower right",
             bbox_to_anchor=(1.0, 1.0),
-            ncols=3,
+            ncols=4,
             fontsize=8,
             frameon=False,
             borderaxespad=0.2,
