@@ -445,7 +445,7 @@ def test_nnx():
     )
     graph, params, rest = nnx.split(model, nnx.Param, ...)
     params = nnx.as_pure(params)
-    masks = zs.sparsity.static(0.5).init(params)
+    masks = zs.sparsity.static(0.5).init(params).masks
     found = zs.sparsity.report(
         params, masks, forward=lambda p: nnx.merge(graph, p, rest, copy=True)(X)
     )
