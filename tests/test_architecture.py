@@ -28,6 +28,7 @@ LAYERS = [
     ["sparsity._picture"],
     ["sparsity._findings"],
     ["transformation", "sparsity._masks", "sparsity._method"],
+    ["sparsity._tickets"],
     ["sparsity._packing", "sparsity._schedules"],
     ["sparsity._prune_and_grow"],
     ["sharpness", "zo_optimizers", "sparsity._initialization"],

@@ -3,6 +3,7 @@
 `sparsify` wraps an optimizer; `rigl`, `set_`, `mest`, `gmp`, `static`, ... are the
 methods it takes; `dynamic` makes new ones from two `scores`; `masks` and `apply_masks`
 read and apply; `report` says what they amount to.
+`ticket_sparsities`, `prune_ticket` and `early_bird` choose masks of lottery tickets.
 """
 
 from zosam_jax.sparsity import budgets as budgets
@@ -31,3 +32,8 @@ from zosam_jax.sparsity._sparsify import explored as explored
 from zosam_jax.sparsity._sparsify import masks as masks
 from zosam_jax.sparsity._sparsify import sparsify as sparsify
 from zosam_jax.sparsity._static import static as static
+from zosam_jax.sparsity._tickets import EarlyBird as EarlyBird
+from zosam_jax.sparsity._tickets import EarlyBirdState as EarlyBirdState
+from zosam_jax.sparsity._tickets import early_bird as early_bird
+from zosam_jax.sparsity._tickets import prune_ticket as prune_ticket
+from zosam_jax.sparsity._tickets import ticket_sparsities as ticket_sparsities
