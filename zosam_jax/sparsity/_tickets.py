@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from zosam_jax import _check, tree
 from zosam_jax.sparsity import scores
@@ -126,19 +127,23 @@ def _select_across(
     return pieces
 
 
+_NONE = np.iinfo(np.int32).max
+
+
 class EarlyBirdState(NamedTuple):
     """What `early_bird` remembers; its shapes never change.
 
     Attributes:
       masks: The masks of the last epoch; all False before the first.
-      distances: The last distances between the masks of two epochs, oldest first;
-        infinite where there were not as many yet. float32 `[window]`.
+      changed: In how many entries the masks of two consecutive epochs differ, for the
+        last epochs, oldest first; the largest int32 where there were not as many yet.
+        int32 `[window]`.
       epochs: Masks seen so far. int32.
       found: Whether the ticket is found. bool scalar.
     """
 
     masks: Any
-    distances: jax.Array
+    changed: jax.Array
     epochs: jax.Array
     found: jax.Array
 
@@ -173,7 +178,8 @@ def early_bird(*, window: int = 5, tolerance: float = 0.1) -> EarlyBird:
     Args:
       window: Distances that must be below the tolerance, so that the ticket is found
         after `window + 1` epochs at the earliest.
-      tolerance: The bound, in (0, 1].
+      tolerance: The bound, in (0, 1]. Compared in whole entries, `tolerance * M` in
+        Python's arithmetic, so that compilation does not decide.
 
     Returns:
       An `EarlyBird`.
@@ -188,8 +194,8 @@ def early_bird(*, window: int = 5, tolerance: float = 0.1) -> EarlyBird:
       >>> state = rule.init(mask)
       >>> for epoch in range(3):
       ...     state = rule.update(state, mask)
-      >>> print(state.found, state.distances)
-      True [0. 0.]
+      >>> print(state.found, state.changed)
+      True [0 0]
     """
     _check.whole("window", window)
     _check.number("tolerance", tolerance, above=0, most=1)
@@ -199,26 +205,26 @@ def early_bird(*, window: int = 5, tolerance: float = 0.1) -> EarlyBird:
         return EarlyBirdState(
             # An array for each leaf: a donated state may not hold one twice.
             masks=jax.tree.map(lambda m: jnp.zeros(jnp.shape(m), bool), masks),
-            distances=jnp.full(window, jnp.inf, jnp.float32),
+            changed=jnp.full(window, _NONE, jnp.int32),
             epochs=jnp.zeros((), jnp.int32),
             found=jnp.asarray(False),
         )
 
     def update(state: EarlyBirdState, masks: Any) -> EarlyBirdState:
         pairs = zip(jax.tree.leaves(masks), jax.tree.leaves(state.masks), strict=True)
-        changed = sum(
+        newest = sum(
             jnp.sum(new != old, dtype=jnp.int32)
             for new, old in pairs
             if not tree.is_dense(new)
         )
-        distance = jnp.asarray(changed, jnp.float32) / _entries(masks)
-        distance = jnp.where(state.epochs == 0, jnp.inf, distance)
-        distances = jnp.append(state.distances[1:], distance)
+        newest = jnp.where(state.epochs == 0, _NONE, newest)
+        changed = jnp.append(state.changed[1:], newest)
+        bound = math.ceil(tolerance * _entries(masks))
         return EarlyBirdState(
             masks=jax.tree.map(lambda m: jnp.array(m, copy=True), masks),
-            distances=distances,
+            changed=changed,
             epochs=state.epochs + 1,
-            found=jnp.all(distances < tolerance),
+            found=jnp.all(changed < bound),
         )
 
     return EarlyBird(init, update)
