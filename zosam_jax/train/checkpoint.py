@@ -160,7 +160,7 @@ class Checkpoints:
         damaged = {}
         for step in reversed(self.steps()):
             try:
-                state = self._read(step, template)
+                state = self.read(step, template)
             except Exception as error:
                 damaged[step] = _brief(error)
                 warn(f"the checkpoint of step {step} is damaged: {damaged[step]}")
@@ -178,7 +178,16 @@ class Checkpoints:
             "anew with --overwrite."
         )
 
-    def _read(self, step: int, template: Any) -> Any:
+    def read(self, step: int, template: Any) -> Any:
+        """Returns the state of one step as NumPy arrays.
+
+        Args:
+          step: One of `steps()`.
+          template: As for `restore`.
+
+        Raises:
+          Exception: It is damaged or not there; the types are Orbax's, and RunError.
+        """
         empty = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), template)
         like = _packed(empty)
         args = ocp.args.Composite(

@@ -27,11 +27,15 @@ _MACHINE = ("commit", "cpus", "backend", "device", "devices")
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
-def check(config: TrainConfig) -> None:
+def check(config: TrainConfig, record: str = "config.json") -> None:
     """Raises `RunError` unless a run of `config` may start or go on in its folder.
 
     Nothing is written. A missing or empty folder is free; one that holds a run must
     hold one of the same configuration, or `overwrite` be set.
+
+    Args:
+      config: The configuration.
+      record: The file that holds the configuration of a run of this kind.
     """
     folder = config.folder
     if not folder.exists():
@@ -39,16 +43,17 @@ def check(config: TrainConfig) -> None:
     if not folder.is_dir():
         raise RunError(f"out={str(folder)!r} is a file. Choose another --out.")
     present = {entry.name for entry in folder.iterdir()} - {".lock"}
-    if "config.json" not in present:
+    if record not in present:
         if present:
             raise RunError(
-                f"out={str(folder)!r} is not empty and holds no run (there is no "
-                "config.json). Choose another --out."
+                f"out={str(folder)!r} is not empty and holds no run of this kind "
+                f"(there is no {record}). Choose another --out."
             )
         return
     if config.overwrite:
         return
-    changed = differences(read_config(folder)["config"], dataclasses.asdict(config))
+    stored = read_config(folder, record)["config"]
+    changed = differences(stored, dataclasses.asdict(config))
     if changed:
         listing = ", ".join(f"{k}: {a!r} -> {b!r}" for k, (a, b) in changed.items())
         raise RunError(
@@ -78,24 +83,42 @@ def check_space(config: TrainConfig, needed: int) -> None:
         )
 
 
-def read_config(folder: Path) -> dict[str, Any]:
-    """Returns the contents of a run's `config.json`.
+def read_config(folder: Path, record: str = "config.json") -> dict[str, Any]:
+    """Returns the contents of a run's `config.json`, or other record.
 
     Raises:
       RunError: There is none, or it is no configuration.
     """
-    path = folder / "config.json"
+    path = folder / record
     try:
         content = json.loads(path.read_text())
     except OSError as error:
         raise RunError(
-            f"{folder} is not the folder of a run: it has no config.json."
+            f"{folder} is not the folder of a run: it has no {record}."
         ) from error
     except ValueError as error:
         raise RunError(f"{path} is not valid JSON: {error}.") from error
     if not isinstance(content, dict) or not isinstance(content.get("config"), dict):
         raise RunError(f"{path} has no configuration in it.")
     return content
+
+
+def read_summary(config: TrainConfig) -> dict[str, Any] | None:
+    """Returns the contents of a finished run's `summary.json`; None of an unfinished.
+
+    Raises:
+      RunError: It is damaged.
+    """
+    path = config.folder / "summary.json"
+    if config.overwrite or not path.exists():
+        return None
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise RunError(
+            f"{path} is not valid JSON: {error}. Delete it; the same command writes it "
+            "again from the last checkpoint."
+        ) from error
 
 
 @contextlib.contextmanager
@@ -119,11 +142,12 @@ def claim(config: TrainConfig) -> Iterator[Path]:
                 "another --out."
             ) from error
         if config.overwrite and (folder / "config.json").exists():
-            _clear(folder)
+            clear(folder)
         yield folder
 
 
-def _clear(folder: Path) -> None:
+def clear(folder: Path) -> None:
+    """Deletes a run: its own files and nothing else."""
     for name in _FOLDERS:
         if (folder / name).exists():
             shutil.rmtree(folder / name)

@@ -4,14 +4,10 @@ import collections
 import contextlib
 import dataclasses
 import errno
-import json
 import math
-import signal
 import statistics
-import sys
-import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +17,7 @@ from zosam_jax import data
 from zosam_jax.train import checkpoint, folder, gradients, metrics, optimizer
 from zosam_jax.train.config import TrainConfig
 from zosam_jax.train.errors import RunError
+from zosam_jax.train.interruption import interruptions
 from zosam_jax.train.plan import plan
 from zosam_jax.train.programs import Programs
 from zosam_jax.train.progress import Display, Silent, Status, duration
@@ -37,9 +34,10 @@ class Result(NamedTuple):
 
     Attributes:
       folder: The run's folder.
-      status: "finished", "unchanged" (it was finished before), or "interrupted".
+      status: "finished", "stopped" (by `on_epoch`), "unchanged" (it was one of these
+        before), or "interrupted".
       summary: The contents of `summary.json`; None where interrupted.
-      signal: The signal that interrupted the run, else None.
+      signal: The signal that came in during the run, else None.
     """
 
     folder: Path
@@ -55,6 +53,9 @@ def run(
     model: Any = None,
     display: Display | None = None,
     command: Sequence[str] | None = None,
+    programs: Programs | None = None,
+    start: TrainState | None = None,
+    on_epoch: Callable[[int, TrainState], bool] | None = None,
 ) -> Result:
     """Trains as the configuration says, and leaves a run folder.
 
@@ -69,6 +70,14 @@ def run(
         `config.model` names.
       display: Where to show what happens. Default: nowhere.
       command: The command line, for the record.
+      programs: Those of `config`, instead of new ones for `dataset` and `model`; see
+        `Programs.again`.
+      start: A state of another run, as NumPy arrays, to begin with instead of the
+        initial one; training goes on from its step. Not read where the run resumes.
+      on_epoch: Called with the number of epochs done and the state: before the first
+        step, and after every epoch, before its checkpoint is written. True ends the run
+        there, if a step was done. A run that resumes repeats the calls from its
+        checkpoint on.
 
     Raises:
       RunError: The run cannot start or go on; the message says what would work.
@@ -76,26 +85,27 @@ def run(
     """
     show = display or Silent()
     folder.check(config)
-    finished = _summary(config)
+    finished = folder.read_summary(config)
     if finished is not None:
         show.message(
             f"{config.folder} is finished already, at test accuracy "
             f"{finished['test_accuracy']:.2%}; --overwrite would start anew."
         )
         return Result(config.folder, "unchanged", finished)
-    programs = plan(config, dataset, model)
+    programs = programs or plan(config, dataset, model)
     needed = (config.keep + 2) * checkpoint.size_in_bytes(programs.abstract)
     folder.check_space(config, needed)
     with (
         folder.claim(config) as path,
-        _interruptions() as received,
+        interruptions() as received,
         contextlib.closing(show),
         contextlib.closing(
             checkpoint.Checkpoints(path / "checkpoints", config.keep)
         ) as checkpoints,
         _full_disks(path, checkpoints),
     ):
-        return _Session(programs, path, checkpoints, show, received).run(command)
+        session = _Session(programs, path, checkpoints, show, received, start, on_epoch)
+        return session.run(command)
 
 
 @contextlib.contextmanager
@@ -112,49 +122,6 @@ def _full_disks(path: Path, checkpoints: checkpoint.Checkpoints) -> Iterator[Non
         ) from error
 
 
-def _summary(config: TrainConfig) -> dict[str, Any] | None:
-    path = config.folder / "summary.json"
-    if config.overwrite or not path.exists():
-        return None
-    try:
-        return json.loads(path.read_text())
-    except ValueError as error:
-        raise RunError(
-            f"{path} is not valid JSON: {error}. Delete it; the same command writes it "
-            "again from the last checkpoint."
-        ) from error
-
-
-@contextlib.contextmanager
-def _interruptions() -> Iterator[list[int]]:
-    """Collects SIGINT and SIGTERM in a list; the second one acts as it used to."""
-    received: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield received
-        return
-    old = {
-        number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)
-    }
-
-    def restore() -> None:
-        for number, handler in old.items():
-            signal.signal(number, handler)
-
-    def note(number: int, frame: Any) -> None:
-        del frame
-        received.append(number)
-        restore()
-        # Compilation cannot be interrupted, and is not answered for many seconds.
-        sys.stderr.write("\nstopping after this step, or after the compilation...\n")
-
-    for number in old:
-        signal.signal(number, note)
-    try:
-        yield received
-    finally:
-        restore()
-
-
 @dataclasses.dataclass
 class _Session:
     """One process at work on a run."""
@@ -164,6 +131,8 @@ class _Session:
     checkpoints: checkpoint.Checkpoints
     show: Display
     received: list[int]
+    begin: TrainState | None
+    on_epoch: Callable[[int, TrainState], bool] | None
 
     def run(self, command: Sequence[str] | None) -> Result:
         self.config = self.programs.task.config
@@ -178,19 +147,22 @@ class _Session:
             state = self._train(state)
         finally:
             self.log.close()
-        if self.step < self.programs.task.total_steps:
+        number = self.received[0] if self.received else None
+        if self.step < self.programs.task.total_steps and not self.is_stopped:
             self.show.message(
                 f"interrupted at step {self.step}. {self.checkpoints.last_good()} The "
                 "same command goes on from here."
             )
-            return Result(self.path, "interrupted", None, self.received[0])
-        return Result(self.path, "finished", self._summarize(state))
+            return Result(self.path, "interrupted", None, number)
+        summary = self._summarize(state)
+        return Result(self.path, summary["status"], summary, number)
 
     def _start(self, command: Sequence[str] | None) -> TrainState:
         """Compiles, and returns the state to start from: restored, or new."""
         programs, show = self.programs, self.show
         restored = self.checkpoints.restore(programs.abstract, show.message)
-        step = 0 if restored is None else int(restored.step)
+        given = self.begin if restored is None else restored
+        step = 0 if given is None else int(given.step)
         changes = folder.write_config(self.path, self.config, command, step)
         show.message(self._headline())
         if restored is not None:
@@ -201,7 +173,7 @@ class _Session:
                 + ", ".join(changes)
             )
         programs.compile()
-        state = programs.init() if restored is None else programs.place(restored)
+        state = programs.init() if given is None else programs.place(given)
         self.step = self.first_step = self.saved_step = step
         kept = metrics.cut(self.path / "metrics.jsonl", step)
         self.seconds_before = max((r["seconds"] for r in kept), default=0.0)
@@ -211,6 +183,10 @@ class _Session:
         total = sum(programs.compile_seconds.values())
         show.message(f"compiled in {total:.1f} s")
         self.block = 1
+        self.is_stopped = False
+        epochs, within = divmod(step, programs.task.steps_per_epoch)
+        if self.on_epoch is not None and not within:
+            self.is_stopped = self.on_epoch(epochs, state) and epochs > 0
         self.started = time.perf_counter()
         return state
 
@@ -227,16 +203,20 @@ class _Session:
 
     def _train(self, state: TrainState) -> TrainState:
         task = self.programs.task
-        for epoch in range(self.step // task.steps_per_epoch, self.config.epochs):
+        first = self.step // task.steps_per_epoch
+        for epoch in range(first, first if self.is_stopped else self.config.epochs):
             state, totals, speed = self._epoch(state, epoch)
             is_last = self.step == task.total_steps
             is_due = False
             if totals and self.step == (epoch + 1) * task.steps_per_epoch:
                 self._record(state, epoch, totals, speed)
                 is_due = (epoch + 1) % self.config.checkpoint_every == 0
-            if self.step > self.saved_step and (is_due or is_last or self.received):
+                if self.on_epoch is not None:
+                    self.is_stopped = self.on_epoch(epoch + 1, state)
+            is_end = is_last or self.is_stopped or bool(self.received)
+            if self.step > self.saved_step and (is_due or is_end):
                 self._save(state)
-            if self.received and not is_last:
+            if is_end:
                 break
         self.checkpoints.wait()
         return state
@@ -370,8 +350,8 @@ class _Session:
         last = {r["split"]: r for r in records if r["step"] == self.step}
         compile_seconds = self.programs.compile_seconds
         summary = {
-            "status": "finished",
-            "epochs": self.config.epochs,
+            "status": "stopped" if self.is_stopped else "finished",
+            "epochs": self.step // self.programs.task.steps_per_epoch,
             "steps": self.step,
             "train_loss": last["train"]["loss"],
             "train_accuracy": last["train"]["accuracy"],
@@ -387,8 +367,8 @@ class _Session:
         }
         metrics.write_json(self.path / "summary.json", summary)
         self.show.message(
-            f"finished: test accuracy {summary['test_accuracy']:.2%} at sparsity "
-            f"{summary['sparsity']:.2%} in {duration(summary['seconds'])} and "
+            f"{summary['status']}: test accuracy {summary['test_accuracy']:.2%} at "
+            f"sparsity {summary['sparsity']:.2%} in {duration(summary['seconds'])} and "
             f"{summary['compile_seconds']:.0f} s of compilation"
         )
         return summary

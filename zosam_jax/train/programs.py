@@ -1,5 +1,7 @@
 """The compiled programs of a run, and the arrays that they share."""
 
+import copy
+import dataclasses
 import time
 from collections.abc import Callable
 from typing import Any
@@ -10,6 +12,7 @@ import numpy as np
 
 from zosam_jax.train import methods
 from zosam_jax.train import step as steps
+from zosam_jax.train.config import TrainConfig
 from zosam_jax.train.step import EvalTotals, Task, Totals, TrainState
 
 
@@ -31,6 +34,7 @@ class Programs:
         """
         self.task = task
         self.compile_seconds: dict[str, float] = {}
+        self._is_compiled = False
         loop = task.config.loop
         is_cpu = task.mesh.devices.flat[0].platform == "cpu"
         self.scans = not is_cpu if loop == "auto" else loop == "scan"
@@ -82,7 +86,12 @@ class Programs:
         return self._finish(name, self._trace(name, function, *shapes))
 
     def compile(self) -> None:
-        """Puts the data on the devices and compiles all but the initial state."""
+        """Puts the data on the devices and compiles all but the initial state.
+
+        A second call does nothing.
+        """
+        if self._is_compiled:
+            return
         task, data, state = self.task, self.task.dataset, self.abstract
         place = task.replicated()
         self._train_data = jax.device_put((data.train_images, data.train_labels), place)
@@ -106,6 +115,19 @@ class Programs:
             lambda *arguments: steps.eval_step(task, *arguments),
             *((state.params, state.model_state), *self._test(), count, sums),
         )
+        self._is_compiled = True
+
+    def again(self, config: TrainConfig) -> "Programs":
+        """Returns the same programs, not compiled again, for another run.
+
+        Args:
+          config: The other run's configuration. It differs in nothing that a program
+            reads, as the folder, or the ticket and its sparsity: the state holds those.
+        """
+        other = copy.copy(self)
+        other.task = dataclasses.replace(self.task, config=config)
+        other.compile_seconds = {} if self._is_compiled else dict(self.compile_seconds)
+        return other
 
     def _order_shape(self, epoch: jax.Array) -> jax.Array:
         return steps.epoch_order(self.task, epoch)

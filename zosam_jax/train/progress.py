@@ -131,24 +131,21 @@ class Bar:
 
     def __init__(self, console: Console):
         """Makes the display; the bar appears with the first status."""
-        self._bar = _BarAboveFigures(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=None),
-            TextColumn("{task.fields[left]} left"),
-            console=console,
-            expand=True,
-        )
+        self._console = console
+        self._bar: _BarAboveFigures | None = None
         self._task: TaskID | None = None
 
     def message(self, text: str) -> None:
         """Prints a sentence above the bar."""
-        self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def update(self, status: Status) -> None:
         """Moves the bar."""
         name = f"epoch {status.epoch}/{status.epochs}"
-        if self._task is None:
+        if self._bar is None:
+            self._bar = self._new_bar()
             self._bar.start()
+        if self._task is None:
             self._task = self._bar.add_task(name, total=status.total_steps, left="")
         self._bar.figures = figures(status)
         self._bar.update(
@@ -158,13 +155,25 @@ class Bar:
             left=duration(status.seconds_left),
         )
 
+    def _new_bar(self) -> _BarAboveFigures:
+        self._task = None
+        return _BarAboveFigures(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=None),
+            TextColumn("{task.fields[left]} left"),
+            console=self._console,
+            expand=True,
+        )
+
     def epoch(self, status: Status) -> None:
         """Moves the bar."""
         self.update(status)
 
     def close(self) -> None:
-        """Leaves the bar where it is."""
-        self._bar.stop()
+        """Leaves the bar where it is; the next status begins another."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
 
 
 def display(log_every: float) -> Display:
