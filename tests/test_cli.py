@@ -31,7 +31,7 @@ def test_help_names_the_commands(capsys):
         cli.main(["--help"])
     assert exit_.value.code == 0
     text = capsys.readouterr().out
-    assert all(name in text for name in ("train", "report", "data"))
+    assert all(name in text for name in ("train", "lottery", "report", "data"))
 
 
 def test_help_explains_every_flag_without_the_heavy_packages():
@@ -94,8 +94,12 @@ def test_an_error_is_one_line_and_status_2(arguments, part, capsys, tmp_path):
         (["train", "--rho", "-1"], "rho=-1.0 must be"),
         (["train", "--learning-rat", "1"], "--learning-rate"),
         (["train", "--gradient-options", "direction=guided"], "'directions'"),
-        (["trian"], "train, report, data"),
-        ([], "train, report, data"),
+        (["lottery", "--rewind", "weight"], "Did you mean 'weights'"),
+        (["lottery", "--method", "rigl"], "Unrecognized"),
+        (["lottery", "--early-bird", "--rounds", "3"], "rounds=3 must be 1"),
+        (["train", "--method", "ticket"], "Use `zosam lottery`"),
+        (["trian"], "train, lottery, report, data"),
+        ([], "train, lottery, report, data"),
     ],
 )
 def test_a_bad_command_line_says_what_would_work(arguments, part, capsys):
@@ -111,6 +115,34 @@ def test_an_interrupted_run_has_the_status_of_its_signal(monkeypatch):
     result = loop.Result(Path("run"), "interrupted", None, 15)
     monkeypatch.setattr(loop, "run", lambda config, **rest: result)
     assert cli.main(["train"]) == 143
+
+
+def test_lottery_flags_give_the_printed_configuration(capsys):
+    arguments = ["lottery", "--preset", "cifar10-resnet32", "--print-config"]
+    arguments += ["--rounds", "12", "--rewind", "learning-rate", "--rewind-epoch", "5"]
+    assert cli.main([*arguments, "--sparsity", "0.98"]) == 0
+    config = json.loads(capsys.readouterr().out)
+    assert (config["model"], config["epochs"], config["sparsity"]) == (
+        "resnet32",
+        160,
+        0.98,
+    )
+    assert (config["rounds"], config["rewind"], config["rewind_epoch"]) == (
+        12,
+        "learning-rate",
+        5,
+    )
+    # The preset's sparse-training method is not that of the rounds.
+    assert (config["method"], config["ticket"]) == ("dense", None)
+    assert "preset" not in config
+
+
+def test_an_interrupted_lottery_has_the_status_of_its_signal(monkeypatch):
+    from zosam_jax.train import lottery
+
+    result = lottery.LotteryResult(Path("search"), "interrupted", [], 2)
+    monkeypatch.setattr(lottery, "run_lottery", lambda config, **rest: result)
+    assert cli.main(["lottery"]) == 130
 
 
 def test_a_report_that_cannot_be_written_is_an_error(tmp_path, capsys):

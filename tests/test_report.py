@@ -25,7 +25,8 @@ def make_run(path, epochs=3, finished=True, **fields):
     text = "".join(json.dumps(line) + "\n" for line in lines)
     (path / "metrics.jsonl").write_text(text)
     if finished:
-        summary = {"sparsity": 0.9, "parameters_live": 28639, "images_per_second": 999}
+        summary = {"status": "finished", "sparsity": 0.9, "parameters_live": 28639}
+        summary["images_per_second"] = 999
         (path / "summary.json").write_text(json.dumps(summary))
     return path
 

@@ -9,9 +9,15 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
-from tyro.conf import OmitArgPrefixes, OmitSubcommandPrefixes, Positional, subcommand
+from tyro.conf import (
+    OmitArgPrefixes,
+    OmitSubcommandPrefixes,
+    Positional,
+    Suppress,
+    subcommand,
+)
 
-from zosam_jax.train import RunError, TrainConfig, preset
+from zosam_jax.train import LotteryConfig, RunError, TrainConfig, preset
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,15 +27,32 @@ class Train(TrainConfig):
     The same command continues an interrupted run. Other flags override the preset.
     """
 
+    ticket: Suppress[tuple[str, ...] | None] = None
     preset: str = "digits"
     """Recipe to start from: digits, cifar10-quick or cifar10-resnet32."""
     print_config: bool = False
     """Print the configuration that results, as JSON, and stop."""
 
-    def config(self) -> TrainConfig:
-        """Returns the configuration without the flags of the command line."""
-        fields = dataclasses.fields(TrainConfig)
-        return TrainConfig(**{f.name: getattr(self, f.name) for f in fields})
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Lottery(LotteryConfig):
+    """Find lottery tickets: train, prune the smallest weights, rewind, train again.
+
+    Every round is a run folder OUT/round-NN that `report` reads; OUT/lottery.json sums
+    them up. The same command continues where it was. Other flags override the preset.
+    """
+
+    method: Suppress[str] = "dense"
+    budget: Suppress[str] = "auto"
+    update_interval: Suppress[int] = 100
+    drop_fraction: Suppress[float] = 0.3
+    stop_fraction: Suppress[float] = 0.75
+    ticket: Suppress[tuple[str, ...] | None] = None
+    preset: str = "digits"
+    """Recipe to start from, without its sparse-training method: digits, cifar10-quick \
+or cifar10-resnet32."""
+    print_config: bool = False
+    """Print the configuration that results, as JSON, and stop."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -105,12 +128,13 @@ def _parse(arguments: list[str]) -> Any:
         chosen = preset(name).config
     except ValueError as error:
         raise RunError(str(error)) from error
-    default = Train(
-        **{f.name: getattr(chosen, f.name) for f in dataclasses.fields(TrainConfig)},
-        preset=name,
-    )
+    recipe = _values(TrainConfig, chosen)
+    shared = {k: v for k, v in recipe.items() if k not in _METHOD_FIELDS}
     commands = OmitArgPrefixes[
-        Annotated[Train, subcommand("train", default=default)]
+        Annotated[Train, subcommand("train", default=Train(**recipe, preset=name))]
+        | Annotated[
+            Lottery, subcommand("lottery", default=Lottery(**shared, preset=name))
+        ]
         | Annotated[Report, subcommand("report")]
         | Annotated[Data, subcommand("data")]
     ]
@@ -123,11 +147,20 @@ def _parse(arguments: list[str]) -> Any:
     )
 
 
+def _values(kind: type, record: Any) -> dict[str, Any]:
+    """Returns the fields of `kind` that a record has, and no others."""
+    return {f.name: getattr(record, f.name) for f in dataclasses.fields(kind)}
+
+
+def _print(config: TrainConfig) -> int:
+    sys.stdout.write(json.dumps(dataclasses.asdict(config), indent=2) + "\n")
+    return 0
+
+
 def _train(command: Train, arguments: Sequence[str]) -> int:
-    config = command.config()
+    config = TrainConfig(**_values(TrainConfig, command))
     if command.print_config:
-        sys.stdout.write(json.dumps(dataclasses.asdict(config), indent=2) + "\n")
-        return 0
+        return _print(config)
     from zosam_jax.train import progress, run
 
     line = ["python", "-m", "zosam_jax", *arguments]
@@ -139,6 +172,26 @@ def _train(command: Train, arguments: Sequence[str]) -> int:
 
     curves = result.folder / "curves.png"
     report.plot(report.read_all([result.folder]), curves)
+    show.message(f"curves: {curves}")
+    return 0
+
+
+def _lottery(command: Lottery, arguments: Sequence[str]) -> int:
+    config = LotteryConfig(**_values(LotteryConfig, command))
+    if command.print_config:
+        return _print(config)
+    from zosam_jax.train import progress, run_lottery
+
+    line = ["python", "-m", "zosam_jax", *arguments]
+    show = progress.display(config.log_every)
+    result = run_lottery(config, display=show, command=line)
+    if result.status == "interrupted":
+        return 128 + (result.signal or 0)
+    from zosam_jax import report
+
+    curves = result.folder / "curves.png"
+    folders = [result.folder / record["folder"] for record in result.rounds]
+    report.plot(report.read_all(folders), curves)
     show.message(f"curves: {curves}")
     return 0
 
@@ -188,8 +241,13 @@ def _say(text: str) -> None:
     sys.stdout.write(f"{text}\n")
 
 
+# What a preset says of the sparse-training method, which lottery tickets replace.
+_METHOD_FIELDS = ("method", "budget", "update_interval", "drop_fraction")
+_METHOD_FIELDS += ("stop_fraction", "ticket")
+
 _COMMANDS: dict[type, Callable[[Any, Sequence[str]], int]] = {
     Train: _train,
+    Lottery: _lottery,
     Report: _report,
     Data: _data,
 }

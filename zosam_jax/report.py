@@ -60,15 +60,34 @@ def read(folder: Path) -> Run:
     return Run(folder.name, config, metrics.read(folder / "metrics.jsonl"), summary)
 
 
+_LOTTERY = "lottery.json"
+
+
+def _rounds(folder: Path) -> list[Path]:
+    """Returns the rounds that a folder stands for; another stands for itself."""
+    is_search = (folder / _LOTTERY).exists()
+    return sorted(folder.glob("round-[0-9]*")) if is_search else [folder]
+
+
 def read_all(folders: Sequence[Path]) -> list[Run]:
     """Returns the runs of several folders, with names that tell them apart.
+
+    A folder of `zosam lottery` stands for its rounds.
 
     Raises:
       RunError: A folder holds no run, or none is given.
     """
     if not folders:
         raise RunError("report needs at least one run folder.")
+    folders = [path for folder in folders for path in _rounds(Path(folder))]
     runs = [read(folder) for folder in folders]
+    if len({folder.absolute().parent for folder in folders}) > 1:
+        runs = [
+            dataclasses.replace(run, name=f"{path.absolute().parent.name}/{run.name}")
+            if (path.parent / _LOTTERY).exists()
+            else run
+            for run, path in zip(runs, folders, strict=True)
+        ]
     names = [run.name for run in runs]
     return [
         run
@@ -108,7 +127,7 @@ def _row(run: Run) -> tuple[str, ...]:
     seconds = test.get("seconds")
     return (
         run.name,
-        "finished" if run.summary else "unfinished",
+        summary.get("status", "unfinished"),
         f"{test.get('epoch', 0)}/{run.config.get('epochs', '?')}",
         show(test.get("accuracy"), ".2%"),
         show(test.get("loss"), ".4f"),

@@ -44,6 +44,11 @@ ROWS = {
     "dsr": Row(zs.sparsity.dsr),
     "gmp": Row(zs.sparsity.gmp),
     "ste": Row(zs.sparsity.ste),
+    # All live: what a round of `lottery` starts from is put in.
+    "ticket": Row(
+        zs.sparsity.static,
+        {"criterion": "magnitude", "sparsity": 0.0, "budget": "uniform"},
+    ),
 }
 NAMES = ("dense", *ROWS)
 

@@ -1,0 +1,510 @@
+"""Rounds of training, pruning and rewinding on a tiny network, in this process."""
+
+import dataclasses
+import itertools
+import json
+import re
+import shutil
+import signal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import tiny_run
+
+import zosam_jax as zs
+from zosam_jax import report
+from zosam_jax.train import (
+    LotteryConfig,
+    RunError,
+    TrainConfig,
+    folder,
+    loop,
+    metrics,
+    optimizer,
+    plan,
+    run_lottery,
+    tickets,
+)
+from zosam_jax.train.checkpoint import Checkpoints
+from zosam_jax.train.progress import Silent
+
+# 3 x 3 x 1 x 8 and 8 x 4 weights are prunable; 60 % of 104 is 62.4.
+PRUNABLE, LIVE = 104, [104, 66, 42]
+
+
+class Recorder(Silent):
+    """Remembers what is said, and sends a signal at a step of a round."""
+
+    interval = 0.0
+
+    def __init__(self, round_=None, step=None):
+        self.round, self.step, self.said = round_, step, []
+
+    def message(self, text):
+        self.said.append(text)
+        if text == f"round {self.round} of 2" and self.step is None:
+            raise KeyboardInterrupt
+
+    def update(self, status):
+        begun = [s for s in self.said if s.startswith("round ") and " of " in s]
+        if begun[-1].split()[1] == str(self.round) and status.step >= self.step:
+            self.round = None
+            signal.raise_signal(signal.SIGTERM)
+
+
+def config(out, **fields):
+    usual = {
+        "dataset": "quadrants",
+        "model": "tiny",
+        "out": str(out),
+        "batch_size": 16,
+        "epochs": 3,
+        "sparsity": 0.6,
+        "gradient": "backprop",
+        "checkpoint_every": 1,
+        "rounds": 2,
+        "rewind_epoch": 1,
+    }
+    return LotteryConfig(**{**usual, **fields})
+
+
+def search(out, display=None, **fields):
+    return run_lottery(
+        config(out, **fields),
+        dataset=tiny_run.dataset(),
+        model=tiny_run.Net(),
+        display=display,
+    )
+
+
+def spy(monkeypatch):
+    """Collects the states that rounds begin with."""
+    starts, run = [], loop.run
+
+    def spied(config, **rest):
+        starts.append(rest["start"])
+        return run(config, **rest)
+
+    monkeypatch.setattr(loop, "run", spied)
+    return starts
+
+
+@pytest.fixture(scope="module")
+def template():
+    """Shapes of the state, the same in all rounds."""
+    fields = {"method": "ticket", "ticket": ("test",), "gradient": "backprop"}
+    chosen = tiny_run.config("unused", **fields)
+    return plan.plan(chosen, tiny_run.dataset(), tiny_run.Net()).abstract
+
+
+def state_at(path, step, template):
+    checkpoints = Checkpoints(path, 2)
+    state = checkpoints.read(step, template)
+    checkpoints.close()
+    return state
+
+
+def final_states(path, template):
+    return [
+        state_at(path / f"round-{j:02}" / "checkpoints", 12, template) for j in range(3)
+    ]
+
+
+def figures(path):
+    """The metrics of all rounds but for those of the clock."""
+    clock = ("seconds", "images_per_second")
+    return [
+        {name: value for name, value in record.items() if name not in clock}
+        for j in range(3)
+        for record in metrics.read(path / f"round-{j:02}" / "metrics.jsonl")
+    ]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """An uninterrupted search of three rounds, weights rewound to epoch 1."""
+    path = tmp_path_factory.mktemp("whole") / "search"
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        starts = spy(monkeypatch)
+        show = Recorder()
+        result = search(path, display=show)
+    return result, starts, show
+
+
+def leaf_masks(state):
+    tree = zs.sparsity.masks(state.opt_state)
+    return [np.asarray(m) for m in jax.tree.leaves(tree)]
+
+
+def prune(params, masks, count):
+    """The `count` largest live magnitudes of all prunable leaves, by a stable sort."""
+    leaves = [np.abs(x) for x in jax.tree.leaves(params)]
+    sparse = [i for i, m in enumerate(masks) if m.ndim]
+    score = np.concatenate([np.where(masks[i], leaves[i], -1).ravel() for i in sparse])
+    kept = np.zeros(score.size, bool)
+    kept[np.argsort(-score, kind="stable")[:count]] = True
+    new, start = list(masks), 0
+    for i in sparse:
+        new[i] = kept[start : start + masks[i].size].reshape(masks[i].shape)
+        start += masks[i].size
+    return new
+
+
+def test_each_round_has_the_largest_weights_of_the_one_before(whole, template):
+    result, _, _ = whole
+    finals = final_states(result.folder, template)
+    masks = [leaf_masks(state) for state in finals]
+    assert all(m.all() for m in masks[0])
+    for j, expected in enumerate(LIVE):
+        assert sum(int(m.sum()) for m in masks[j] if m.ndim) == expected
+        if j:
+            for new, own in zip(
+                prune(finals[j - 1].params, masks[j - 1], expected),
+                masks[j],
+                strict=True,
+            ):
+                np.testing.assert_array_equal(new, own)
+        for m, x in zip(masks[j], jax.tree.leaves(finals[j].params), strict=True):
+            assert not np.any(x[~m]) or not m.ndim
+
+
+def test_rewound_weights_are_those_of_the_epoch_on_the_mask(whole, template):
+    """All of the state, bit for bit: step 4 of the first round, but for pruned ones."""
+    result, starts, _ = whole
+    assert starts[0] is None
+    early = state_at(result.folder / "rewind", 4, template)
+    assert early.step == 4
+    for j in (1, 2):
+        start = starts[j]
+        masks = leaf_masks(start)
+        for part in (
+            lambda s: s.params,
+            lambda s: optax.tree_utils.tree_get(s.opt_state.inner, "trace"),
+        ):
+            for m, old, new in zip(
+                masks,
+                jax.tree.leaves(part(early)),
+                jax.tree.leaves(part(start)),
+                strict=True,
+            ):
+                np.testing.assert_array_equal(new, np.where(m, old, np.float32(0)))
+                assert np.any(old[~m]) or not m.ndim
+        rest = early._replace(params=start.params, opt_state=start.opt_state)
+        tiny_run.assert_same(start, rest)
+        tiny_run.assert_same(start.opt_state.step, early.opt_state.step)
+        tiny_run.assert_same(start.opt_state.gradient, early.opt_state.gradient)
+
+
+def test_a_full_mask_repeats_the_first_round(whole, template):
+    """With nothing pruned, rewinding to epoch 1 ends where round 0 ended."""
+    path = whole[0].folder
+    early = state_at(path / "rewind", 4, template)
+    trained = final_states(path, template)[0]
+    fresh = state_at(path / "rewind", 0, template)
+    same = tickets.ticket(trained, early, fresh, 0.0, rewind="weights")
+    tiny_run.assert_same(same, early)
+
+
+def test_the_record_of_a_search(whole):
+    result, _, show = whole
+    assert result.status == "finished"
+    content = json.loads((result.folder / "lottery.json").read_text())
+    assert content["rounds"] == result.rounds
+    assert content["config"]["rounds"] == 2
+    for j, record in enumerate(result.rounds):
+        path = result.folder / record["folder"]
+        summary = json.loads((path / "summary.json").read_text())
+        assert record["weights_live"] == LIVE[j]
+        assert record["density"] == LIVE[j] / PRUNABLE
+        assert record["density_nominal"] == pytest.approx(0.4 ** (j / 2), rel=1e-15)
+        assert record["test_accuracy"] == summary["test_accuracy"]
+        chosen = folder.read_config(path)["config"]
+        assert (chosen["method"], chosen["ticket"][0]) == ("ticket", f"round={j}")
+        assert chosen["sparsity"] == pytest.approx(1 - 0.4 ** (j / 2), rel=1e-15)
+        steps = [r["step"] for r in metrics.read(path / "metrics.jsonl")]
+        assert steps == ([4, 4] if j == 0 else []) + [8, 8, 12, 12]
+        # Only the first round compiles anything.
+        assert bool(summary["compile_seconds"]) == (j == 0)
+    rates = [
+        r["learning_rate"] for r in figures(result.folder) if r["split"] == "train"
+    ]
+    assert rates[3:5] == rates[5:7] == rates[1:3]
+    assert show.said[-1].split()[:2] == ["round-02", "40.38%"]
+
+
+def test_report_reads_the_rounds(whole, tmp_path):
+    path = whole[0].folder
+    rounds = sorted(path.glob("round-*"))
+    rows = report.rows(report.read_all(rounds))
+    assert [row[0] for row in rows] == ["round-00", "round-01", "round-02"]
+    assert report.read_all([path]) == report.read_all(rounds)
+    shutil.copytree(rounds[0], tmp_path / "other")
+    mixed = report.read_all([path, tmp_path / "other"])
+    assert [run.name for run in mixed][2:] == ["search/round-02", "other"]
+
+
+def test_a_finished_search_does_nothing(whole):
+    result, _, _ = whole
+    before = {p: p.stat().st_mtime_ns for p in result.folder.rglob("*")}
+    again = search(result.folder, keep=3)
+    assert (again.status, again.rounds) == ("unchanged", result.rounds)
+    assert before == {p: p.stat().st_mtime_ns for p in result.folder.rglob("*")}
+
+
+def assert_as_whole(path, whole, template):
+    for a, b in zip(
+        final_states(path, template),
+        final_states(whole[0].folder, template),
+        strict=True,
+    ):
+        tiny_run.assert_same(a, b)
+    assert figures(path) == figures(whole[0].folder)
+
+
+@pytest.mark.parametrize(("round_", "step"), [(0, 6), (1, 9)])
+def test_a_search_goes_on_within_a_round(whole, template, tmp_path, round_, step):
+    path = tmp_path / "search"
+    cut = search(path, display=Recorder(round_, step))
+    assert (cut.status, cut.signal) == ("interrupted", signal.SIGTERM)
+    assert len(cut.rounds) == round_
+    result = search(path)
+    assert result.rounds == whole[0].rounds
+    assert_as_whole(path, whole, template)
+
+
+def test_a_search_goes_on_between_rounds_and_after_a_signal_at_the_end_of_one(
+    whole, template, tmp_path
+):
+    path = tmp_path / "search"
+    with pytest.raises(KeyboardInterrupt):
+        search(path, display=Recorder(1))
+    assert not (path / "round-01").exists()
+
+    class AtTheEnd(Recorder):
+        def epoch(self, status):
+            if status.step == 12:
+                signal.raise_signal(signal.SIGTERM)
+
+    cut = search(path, display=AtTheEnd())
+    assert (cut.status, cut.signal) == ("interrupted", signal.SIGTERM)
+    assert (path / "round-01" / "summary.json").exists()
+    assert not (path / "round-02").exists()
+    assert search(path).rounds == whole[0].rounds
+    assert_as_whole(path, whole, template)
+
+
+def test_a_killed_round_leaves_nothing_that_the_next_call_needs(
+    whole, template, tmp_path
+):
+    """As if killed before the first checkpoint of round 2, its record half written."""
+    path = tmp_path / "search"
+    shutil.copytree(whole[0].folder, path)
+    last = path / "round-02"
+    (last / "summary.json").unlink()
+    shutil.rmtree(last / "checkpoints")
+    text = (last / "metrics.jsonl").read_text()
+    (last / "metrics.jsonl").write_text(text[: len(text) // 3])
+    assert search(path).rounds == whole[0].rounds
+    assert_as_whole(path, whole, template)
+
+
+def test_a_damaged_last_checkpoint_is_no_ticket(whole, tmp_path):
+    path = tmp_path / "search"
+    shutil.copytree(whole[0].folder, path)
+    shutil.rmtree(path / "round-02")
+    for file in (path / "round-01" / "checkpoints" / "12" / "state").rglob("*"):
+        if file.is_file():
+            file.write_bytes(b"noise")
+    with pytest.raises(RunError, match="step 12") as error:
+        search(path)
+    assert f"Delete {path / 'round-01' / 'summary.json'}" in str(error.value)
+    (path / "round-01" / "summary.json").unlink()
+    assert search(path).rounds == whole[0].rounds
+
+
+def test_rewound_learning_rate_keeps_the_trained_weights(
+    tmp_path, template, monkeypatch
+):
+    path = tmp_path / "search"
+    starts = spy(monkeypatch)
+    result = search(path, rewind="learning-rate", rewind_epoch=2)
+    finals = final_states(path, template)
+    assert [r["weights_live"] for r in result.rounds] == LIVE
+    for j in (1, 2):
+        start, before = starts[j], finals[j - 1]
+        masks = leaf_masks(start)
+        assert start.step == 8
+        assert start.opt_state.step == 8
+        for m, old, new in zip(
+            masks,
+            jax.tree.leaves(before.params),
+            jax.tree.leaves(start.params),
+            strict=True,
+        ):
+            np.testing.assert_array_equal(new, np.where(m, old, np.float32(0)))
+        tiny_run.assert_same(start.model_state, before.model_state)
+        trace = optax.tree_utils.tree_get(start.opt_state.inner, "trace")
+        assert not any(np.any(x) for x in jax.tree.leaves(trace))
+        assert optax.tree_utils.tree_get(start.opt_state.inner, "count") == 8
+        # What comes of it is the last epoch of the schedule.
+        records = metrics.read(path / f"round-{j:02}" / "metrics.jsonl")
+        assert [r["step"] for r in records] == [12, 12]
+
+
+@pytest.mark.parametrize("name", sorted(optimizer.OPTIMIZERS))
+def test_moments_start_at_zero_and_their_clocks_anew(name):
+    """Rewinding the learning rate: schedules count on, bias corrections do not."""
+    chosen = TrainConfig(
+        optimizer=name, method="ticket", ticket=("test",), gradient="backprop"
+    )
+    tx = optimizer.make(
+        chosen, 100, dense=(), aux_like=jnp.zeros(()), value_fn=lambda p: 0.0
+    )
+    params = {"w": jnp.arange(12.0).reshape(3, 4) - 5, "b": jnp.ones(4)}
+    fresh = early = tx.init(params)
+    # Pruned entries take fresh ones: they must be those of a weight at zero.
+    moments = [x for x in jax.tree.leaves(fresh.inner) if x.ndim]
+    assert not any(np.any(np.asarray(x)) for x in moments if x.size > 1)
+    for _ in range(3):
+        _, early = tx.update(
+            None,
+            early,
+            params,
+            value_fn=lambda p: (jnp.sum(p["w"] ** 2), jnp.zeros(())),
+        )
+    state = tickets._with_masks(early, fresh, early.masks, "learning-rate")
+    is_schedule = lambda x: isinstance(x, optax.ScaleByScheduleState)  # noqa: E731
+    counts = [
+        int(x.count)
+        for x in jax.tree.leaves(state.inner, is_leaf=is_schedule)
+        if is_schedule(x)
+    ]
+    assert counts == [3]
+    others = [
+        x
+        for x in jax.tree.leaves(state.inner, is_leaf=is_schedule)
+        if not is_schedule(x)
+    ]
+    before = [
+        x
+        for x in jax.tree.leaves(fresh.inner, is_leaf=is_schedule)
+        if not is_schedule(x)
+    ]
+    tiny_run.assert_same(others, before)
+    assert (int(state.step), int(state.gradient.step)) == (3, 3)
+
+
+def test_an_early_bird_ends_the_first_round_and_trains_on(
+    tmp_path, template, monkeypatch
+):
+    """Interrupted in the middle, too."""
+    early = {"rounds": None, "rewind_epoch": 0, "early_bird": True, "epochs": 6}
+    early |= {
+        "early_bird_window": 2,
+        "early_bird_tolerance": 0.15,
+        "learning_rate": 0.01,
+    }
+    whole = search(tmp_path / "whole", **early)
+    content = json.loads((tmp_path / "whole" / "lottery.json").read_text())
+    epoch = content["early_bird"]["found_after_epoch"]
+    distances = content["early_bird"]["distances"]
+    assert 3 <= epoch < 6
+    assert len(distances) == epoch - 1
+    assert max(distances[-2:]) < 0.15
+    earlier = itertools.pairwise(distances[:-1])
+    assert all(max(pair) >= 0.15 for pair in earlier)
+    first, second = whole.rounds
+    assert (first["status"], first["epochs"]) == ("stopped", epoch)
+    assert (second["status"], second["epochs"]) == ("finished", 6)
+    assert (first["weights_live"], second["weights_live"]) == (104, 42)
+
+    path = tmp_path / "cut"
+    cut = search(path, display=Recorder(0, 4 * epoch - 5), **early)
+    assert cut.status == "interrupted"
+    # As if killed after the last checkpoint, before the summary.
+    states = []
+    observer = tickets.observer
+
+    def killed(*arguments):
+        observe = observer(*arguments)
+
+        def wrapped(epochs, state):
+            states.append(epochs)
+            return observe(epochs, state)
+
+        return wrapped
+
+    monkeypatch.setattr(tickets, "observer", killed)
+    starts = spy(monkeypatch)
+    assert search(path, **early).rounds == whole.rounds
+    assert states[-1] == epoch
+    (path / "round-00" / "summary.json").unlink()
+    (path / "round-01" / "summary.json").unlink()
+    assert search(path, **early).rounds == whole.rounds
+    assert states[-1] == epoch
+    final = state_at(path / "round-00" / "checkpoints", 4 * epoch, template)
+    for m, old, new in zip(
+        leaf_masks(starts[1]),
+        jax.tree.leaves(final.params),
+        jax.tree.leaves(starts[1].params),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(new, np.where(m, old, np.float32(0)))
+    assert starts[1].step == 0
+
+
+def test_per_layer_search_and_a_method_with_memory(tmp_path):
+    result = search(tmp_path / "search", per_layer=True, gradient="vasso", rounds=1)
+    # 72 - round(43.2) and 32 - round(19.2).
+    assert result.rounds[1]["weights_live"] == 29 + 13
+
+
+def test_other_rounds_are_another_search(whole, tmp_path):
+    path = tmp_path / "search"
+    shutil.copytree(whole[0].folder, path)
+    with pytest.raises(RunError, match="rounds: 2 -> 3"):
+        search(path, rounds=3)
+    with pytest.raises(RunError, match=r"there is no config\.json"):
+        tiny_run.train(path)
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(RunError, match=r"there is no lottery\.json"):
+        search(tmp_path, overwrite=True)
+    (path / "notes.txt").write_text("mine")
+    (path / "round-02" / "notes.txt").write_text("mine")
+    result = search(path, rounds=1, rewind_epoch=0, overwrite=True)
+    assert [r["weights_live"] for r in result.rounds] == [104, 42]
+    assert (path / "notes.txt").exists()
+    assert [p.name for p in (path / "round-02").iterdir()] == ["notes.txt"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "part"),
+    [
+        ({"method": "rigl"}, "method='rigl' has no meaning for lottery tickets"),
+        ({"budget": "uniform"}, "budget='uniform' has no meaning"),
+        ({"rounds": 0}, "rounds=0"),
+        ({"rewind": "weight"}, "Did you mean 'weights'"),
+        ({"rewind_epoch": 3}, "rewind_epoch=3 must be a finite number < 3"),
+        ({"early_bird": True}, "rounds=2 must be 1"),
+        ({"early_bird": True, "rounds": 1}, "rewind_epoch=1 must be 0"),
+        (
+            {"early_bird": True, "rounds": 1, "rewind_epoch": 0, "sparsity": 0.96},
+            "they differ by 0.08 at most. Use a smaller one, as 0.04",
+        ),
+    ],
+)
+def test_a_bad_search_is_refused(tmp_path, fields, part):
+    with pytest.raises(ValueError, match=re.escape(part)):
+        config(tmp_path, **fields)
+
+
+def test_a_ticket_is_no_method_of_a_single_run(tmp_path):
+    with pytest.raises(ValueError, match="zosam lottery"):
+        TrainConfig(method="ticket")
+    with pytest.raises(ValueError, match="zosam lottery"):
+        TrainConfig(ticket=("round=1",))
+    default = dataclasses.replace(config(tmp_path), out=None)
+    assert default.folder.name == "quadrants-tiny-lottery-0.6-backprop-s0"
