@@ -250,7 +250,8 @@ and train that ticket from there, without going back, for all epochs \
     """Distances between the masks of consecutive epochs that must be small."""
     early_bird_tolerance: float = 0.1
     """What they must be below, as a share of the prunable weights. Masks of sparsity \
-s differ by 2(1-s) at most, so that high sparsities need a smaller one."""
+s differ by 2(1-s) at most, so that high sparsities need a smaller one; lottery.json \
+lists the distances."""
 
     def __post_init__(self):
         TrainConfig.__post_init__(self)
