@@ -1,110 +1,22 @@
 """Rounds of training, pruning and rewinding on a tiny network, in this process."""
 
-import dataclasses
-import itertools
 import json
-import re
 import shutil
 import signal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 import tiny_run
+from tiny_lottery import Recorder, leaf_masks, search, spy, state_at
+from tiny_lottery import template as make_template
 
-import zosam_jax as zs
 from zosam_jax import report
-from zosam_jax.train import (
-    LotteryConfig,
-    RunError,
-    TrainConfig,
-    folder,
-    loop,
-    metrics,
-    optimizer,
-    plan,
-    run_lottery,
-    tickets,
-)
-from zosam_jax.train.checkpoint import Checkpoints
-from zosam_jax.train.progress import Silent
+from zosam_jax.train import RunError, folder, metrics, tickets
 
 # 3 x 3 x 1 x 8 and 8 x 4 weights are prunable; 60 % of 104 is 62.4.
 PRUNABLE, LIVE = 104, [104, 66, 42]
-
-
-class Recorder(Silent):
-    """Remembers what is said, and sends a signal at a step of a round."""
-
-    interval = 0.0
-
-    def __init__(self, round_=None, step=None):
-        self.round, self.step, self.said = round_, step, []
-
-    def message(self, text):
-        self.said.append(text)
-        if text == f"round {self.round} of 2" and self.step is None:
-            raise KeyboardInterrupt
-
-    def update(self, status):
-        begun = [s for s in self.said if s.startswith("round ") and " of " in s]
-        if begun[-1].split()[1] == str(self.round) and status.step >= self.step:
-            self.round = None
-            signal.raise_signal(signal.SIGTERM)
-
-
-def config(out, **fields):
-    usual = {
-        "dataset": "quadrants",
-        "model": "tiny",
-        "out": str(out),
-        "batch_size": 16,
-        "epochs": 3,
-        "sparsity": 0.6,
-        "gradient": "backprop",
-        "checkpoint_every": 1,
-        "rounds": 2,
-        "rewind_epoch": 1,
-    }
-    return LotteryConfig(**{**usual, **fields})
-
-
-def search(out, display=None, **fields):
-    return run_lottery(
-        config(out, **fields),
-        dataset=tiny_run.dataset(),
-        model=tiny_run.Net(),
-        display=display,
-    )
-
-
-def spy(monkeypatch):
-    """Collects the states that rounds begin with."""
-    starts, run = [], loop.run
-
-    def spied(config, **rest):
-        starts.append(rest["start"])
-        return run(config, **rest)
-
-    monkeypatch.setattr(loop, "run", spied)
-    return starts
-
-
-@pytest.fixture(scope="module")
-def template():
-    """Shapes of the state, the same in all rounds."""
-    fields = {"method": "ticket", "ticket": ("test",), "gradient": "backprop"}
-    chosen = tiny_run.config("unused", **fields)
-    return plan.plan(chosen, tiny_run.dataset(), tiny_run.Net()).abstract
-
-
-def state_at(path, step, template):
-    checkpoints = Checkpoints(path, 2)
-    state = checkpoints.read(step, template)
-    checkpoints.close()
-    return state
 
 
 def final_states(path, template):
@@ -124,6 +36,12 @@ def figures(path):
 
 
 @pytest.fixture(scope="module")
+def template():
+    """Shapes of the state, the same in all rounds."""
+    return make_template()
+
+
+@pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """An uninterrupted search of three rounds, weights rewound to epoch 1."""
     path = tmp_path_factory.mktemp("whole") / "search"
@@ -132,11 +50,6 @@ def whole(tmp_path_factory):
         show = Recorder()
         result = search(path, display=show)
     return result, starts, show
-
-
-def leaf_masks(state):
-    tree = zs.sparsity.masks(state.opt_state)
-    return [np.asarray(m) for m in jax.tree.leaves(tree)]
 
 
 def prune(params, masks, count):
@@ -354,108 +267,6 @@ def test_rewound_learning_rate_keeps_the_trained_weights(
         assert [r["step"] for r in records] == [12, 12]
 
 
-@pytest.mark.parametrize("name", sorted(optimizer.OPTIMIZERS))
-def test_moments_start_at_zero_and_their_clocks_anew(name):
-    """Rewinding the learning rate: schedules count on, bias corrections do not."""
-    chosen = TrainConfig(
-        optimizer=name, method="ticket", ticket=("test",), gradient="backprop"
-    )
-    tx = optimizer.make(
-        chosen, 100, dense=(), aux_like=jnp.zeros(()), value_fn=lambda p: 0.0
-    )
-    params = {"w": jnp.arange(12.0).reshape(3, 4) - 5, "b": jnp.ones(4)}
-    fresh = early = tx.init(params)
-    # Pruned entries take fresh ones: they must be those of a weight at zero.
-    moments = [x for x in jax.tree.leaves(fresh.inner) if x.ndim]
-    assert not any(np.any(np.asarray(x)) for x in moments if x.size > 1)
-    for _ in range(3):
-        _, early = tx.update(
-            None,
-            early,
-            params,
-            value_fn=lambda p: (jnp.sum(p["w"] ** 2), jnp.zeros(())),
-        )
-    state = tickets._with_masks(early, fresh, early.masks, "learning-rate")
-    is_schedule = lambda x: isinstance(x, optax.ScaleByScheduleState)  # noqa: E731
-    counts = [
-        int(x.count)
-        for x in jax.tree.leaves(state.inner, is_leaf=is_schedule)
-        if is_schedule(x)
-    ]
-    assert counts == [3]
-    others = [
-        x
-        for x in jax.tree.leaves(state.inner, is_leaf=is_schedule)
-        if not is_schedule(x)
-    ]
-    before = [
-        x
-        for x in jax.tree.leaves(fresh.inner, is_leaf=is_schedule)
-        if not is_schedule(x)
-    ]
-    tiny_run.assert_same(others, before)
-    assert (int(state.step), int(state.gradient.step)) == (3, 3)
-
-
-def test_an_early_bird_ends_the_first_round_and_trains_on(
-    tmp_path, template, monkeypatch
-):
-    """Interrupted in the middle, too."""
-    early = {"rounds": None, "rewind_epoch": 0, "early_bird": True, "epochs": 6}
-    early |= {
-        "early_bird_window": 2,
-        "early_bird_tolerance": 0.15,
-        "learning_rate": 0.01,
-    }
-    whole = search(tmp_path / "whole", **early)
-    content = json.loads((tmp_path / "whole" / "lottery.json").read_text())
-    epoch = content["early_bird"]["found_after_epoch"]
-    distances = content["early_bird"]["distances"]
-    assert 3 <= epoch < 6
-    assert len(distances) == epoch - 1
-    assert max(distances[-2:]) < 0.15
-    earlier = itertools.pairwise(distances[:-1])
-    assert all(max(pair) >= 0.15 for pair in earlier)
-    first, second = whole.rounds
-    assert (first["status"], first["epochs"]) == ("stopped", epoch)
-    assert (second["status"], second["epochs"]) == ("finished", 6)
-    assert (first["weights_live"], second["weights_live"]) == (104, 42)
-
-    path = tmp_path / "cut"
-    cut = search(path, display=Recorder(0, 4 * epoch - 5), **early)
-    assert cut.status == "interrupted"
-    # As if killed after the last checkpoint, before the summary.
-    states = []
-    observer = tickets.observer
-
-    def killed(*arguments):
-        observe = observer(*arguments)
-
-        def wrapped(epochs, state):
-            states.append(epochs)
-            return observe(epochs, state)
-
-        return wrapped
-
-    monkeypatch.setattr(tickets, "observer", killed)
-    starts = spy(monkeypatch)
-    assert search(path, **early).rounds == whole.rounds
-    assert states[-1] == epoch
-    (path / "round-00" / "summary.json").unlink()
-    (path / "round-01" / "summary.json").unlink()
-    assert search(path, **early).rounds == whole.rounds
-    assert states[-1] == epoch
-    final = state_at(path / "round-00" / "checkpoints", 4 * epoch, template)
-    for m, old, new in zip(
-        leaf_masks(starts[1]),
-        jax.tree.leaves(final.params),
-        jax.tree.leaves(starts[1].params),
-        strict=True,
-    ):
-        np.testing.assert_array_equal(new, np.where(m, old, np.float32(0)))
-    assert starts[1].step == 0
-
-
 def test_per_layer_search_and_a_method_with_memory(tmp_path):
     result = search(tmp_path / "search", per_layer=True, gradient="vasso", rounds=1)
     # 72 - round(43.2) and 32 - round(19.2).
@@ -478,33 +289,3 @@ def test_other_rounds_are_another_search(whole, tmp_path):
     assert [r["weights_live"] for r in result.rounds] == [104, 42]
     assert (path / "notes.txt").exists()
     assert [p.name for p in (path / "round-02").iterdir()] == ["notes.txt"]
-
-
-@pytest.mark.parametrize(
-    ("fields", "part"),
-    [
-        ({"method": "rigl"}, "method='rigl' has no meaning for lottery tickets"),
-        ({"budget": "uniform"}, "budget='uniform' has no meaning"),
-        ({"rounds": 0}, "rounds=0"),
-        ({"rewind": "weight"}, "Did you mean 'weights'"),
-        ({"rewind_epoch": 3}, "rewind_epoch=3 must be a finite number < 3"),
-        ({"early_bird": True}, "rounds=2 must be 1"),
-        ({"early_bird": True, "rounds": 1}, "rewind_epoch=1 must be 0"),
-        (
-            {"early_bird": True, "rounds": 1, "rewind_epoch": 0, "sparsity": 0.96},
-            "they differ by 0.08 at most. Use a smaller one, as 0.04",
-        ),
-    ],
-)
-def test_a_bad_search_is_refused(tmp_path, fields, part):
-    with pytest.raises(ValueError, match=re.escape(part)):
-        config(tmp_path, **fields)
-
-
-def test_a_ticket_is_no_method_of_a_single_run(tmp_path):
-    with pytest.raises(ValueError, match="zosam lottery"):
-        TrainConfig(method="ticket")
-    with pytest.raises(ValueError, match="zosam lottery"):
-        TrainConfig(ticket=("round=1",))
-    default = dataclasses.replace(config(tmp_path), out=None)
-    assert default.folder.name == "quadrants-tiny-lottery-0.6-backprop-s0"

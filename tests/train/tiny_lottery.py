@@ -1,0 +1,88 @@
+"""A search for lottery tickets that takes seconds, and what its tests read it with."""
+
+import signal
+
+import jax
+import numpy as np
+import tiny_run
+
+import zosam_jax as zs
+from zosam_jax.train import LotteryConfig, loop, plan, run_lottery
+from zosam_jax.train.checkpoint import Checkpoints
+from zosam_jax.train.progress import Silent
+
+
+class Recorder(Silent):
+    """Remembers what is said, and sends a signal at a step of a round."""
+
+    interval = 0.0
+
+    def __init__(self, round_=None, step=None):
+        self.round, self.step, self.said = round_, step, []
+
+    def message(self, text):
+        self.said.append(text)
+        if text == f"round {self.round} of 2" and self.step is None:
+            raise KeyboardInterrupt
+
+    def update(self, status):
+        begun = [s for s in self.said if s.startswith("round ") and " of " in s]
+        if begun[-1].split()[1] == str(self.round) and status.step >= self.step:
+            self.round = None
+            signal.raise_signal(signal.SIGTERM)
+
+
+def config(out, **fields):
+    usual = {
+        "dataset": "quadrants",
+        "model": "tiny",
+        "out": str(out),
+        "batch_size": 16,
+        "epochs": 3,
+        "sparsity": 0.6,
+        "gradient": "backprop",
+        "checkpoint_every": 1,
+        "rounds": 2,
+        "rewind_epoch": 1,
+    }
+    return LotteryConfig(**{**usual, **fields})
+
+
+def search(out, display=None, **fields):
+    return run_lottery(
+        config(out, **fields),
+        dataset=tiny_run.dataset(),
+        model=tiny_run.Net(),
+        display=display,
+    )
+
+
+def spy(monkeypatch):
+    """Collects the states that rounds begin with."""
+    starts, run = [], loop.run
+
+    def spied(config, **rest):
+        starts.append(rest["start"])
+        return run(config, **rest)
+
+    monkeypatch.setattr(loop, "run", spied)
+    return starts
+
+
+def template():
+    """Shapes of the state, the same in all rounds."""
+    fields = {"method": "ticket", "ticket": ("test",), "gradient": "backprop"}
+    chosen = tiny_run.config("unused", **fields)
+    return plan.plan(chosen, tiny_run.dataset(), tiny_run.Net()).abstract
+
+
+def state_at(path, step, template):
+    checkpoints = Checkpoints(path, 2)
+    state = checkpoints.read(step, template)
+    checkpoints.close()
+    return state
+
+
+def leaf_masks(state):
+    tree = zs.sparsity.masks(state.opt_state)
+    return [np.asarray(m) for m in jax.tree.leaves(tree)]
