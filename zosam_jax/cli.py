@@ -44,9 +44,10 @@ class Lottery(LotteryConfig):
 
     method: Suppress[str] = "dense"
     budget: Suppress[str] = "auto"
-    update_interval: Suppress[int] = 100
-    drop_fraction: Suppress[float] = 0.3
-    stop_fraction: Suppress[float] = 0.75
+    update_interval: Suppress[int | None] = None
+    drop_fraction: Suppress[float | None] = None
+    stop_fraction: Suppress[float | None] = None
+    method_options: Suppress[tuple[str, ...]] = ()
     ticket: Suppress[tuple[str, ...] | None] = None
     preset: str = "digits"
     """Recipe to start from, without its sparse-training method: digits, cifar10-quick \
@@ -243,7 +244,7 @@ def _say(text: str) -> None:
 
 # What a preset says of the sparse-training method, which lottery tickets replace.
 _METHOD_FIELDS = ("method", "budget", "update_interval", "drop_fraction")
-_METHOD_FIELDS += ("stop_fraction", "ticket")
+_METHOD_FIELDS += ("stop_fraction", "method_options", "ticket")
 
 _COMMANDS: dict[type, Callable[[Any, Sequence[str]], int]] = {
     Train: _train,

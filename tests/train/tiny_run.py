@@ -22,7 +22,7 @@ from zosam_jax.train import RunError, TrainConfig, plan, run
 from zosam_jax.train.checkpoint import Checkpoints
 from zosam_jax.train.progress import Silent
 
-STATIC = ("random", "magnitude", "snip", "grasp", "synflow")
+STATIC = ("random", "magnitude", "snip", "grasp", "synflow", "ticket")
 
 
 class Net(nn.Module):

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from zosam_jax import _check, tree
-from zosam_jax.sparsity import scores
+from zosam_jax.selection import select, select_across
 
 
 def ticket_sparsities(sparsity: float, rounds: int) -> tuple[float, ...]:
@@ -102,29 +102,20 @@ def prune_ticket(
             jnp.minimum(k, jnp.sum(m, dtype=jnp.int32))
             for k, m in zip(wanted, live, strict=True)
         ]
-        kept = scores.select(ranking, live, counts)
+        kept = select(ranking, live, counts)
     else:
         total = sum(sizes) - round(sparsity * sum(sizes))
-        kept = _select_across(ranking, live, total)
+        kept = select_across(ranking, live, _at_most(total, live))
     chosen = dict(zip(sparse, kept, strict=True))
     return jax.tree.unflatten(
         treedef, [chosen.get(i, jnp.asarray(m)) for i, m in enumerate(leaves)]
     )
 
 
-def _select_across(
-    ranking: Sequence[jax.Array], candidates: Sequence[jax.Array], count: int
-) -> list[jax.Array]:
-    """The `count` highest scores of all arrays together; no more than candidates."""
-    flat = jnp.concatenate([x.reshape(-1).astype(jnp.float32) for x in ranking])
-    allowed = jnp.concatenate([m.reshape(-1) for m in candidates])
-    most = jnp.sum(allowed, dtype=jnp.int32)
-    (chosen,) = scores.select([flat], [allowed], [jnp.minimum(count, most)])
-    pieces, start = [], 0
-    for m in candidates:
-        pieces.append(chosen[start : start + m.size].reshape(m.shape))
-        start += m.size
-    return pieces
+def _at_most(count: int, candidates: Sequence[jax.Array]) -> jax.Array:
+    """`count`, or how many candidates there are."""
+    present = sum(jnp.sum(m, dtype=jnp.int32) for m in candidates)
+    return jnp.minimum(count, jnp.asarray(present, jnp.int32))
 
 
 _NONE = np.iinfo(np.int32).max

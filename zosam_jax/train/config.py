@@ -61,8 +61,8 @@ statistics, losses and norms stay float32."""
     method: str = "rigl"
     """Sparse training: dense (none); random, magnitude, snip, grasp or synflow (masks \
 chosen at the start and kept); set, rigl, itop, svite, mest, dsr or srigl (dynamic); \
-gmp (gradual pruning) or ste (straight-through). (A round of `lottery` says ticket.)\
-"""
+gmp (gradual pruning) or ste (straight-through). (A round of \
+`lottery` says ticket.)"""
     sparsity: float = 0.9
     """Share of the sparsified weights that are zero, in [0, 1). Biases and norms are \
 dense and do not count. Without effect where the method is dense."""
@@ -319,6 +319,7 @@ _FIXED = frozenset(
         "update_interval",
         "drop_fraction",
         "stop_fraction",
+        "method_options",
     }
 )
 
