@@ -6,15 +6,14 @@ import jax
 import jax.numpy as jnp
 
 from zosam_jax import _check
-from zosam_jax.selection import select, select_across
+from zosam_jax.selection import select
 from zosam_jax.sparsity import _schedules, scores
 from zosam_jax.sparsity._dynamic import check
-from zosam_jax.sparsity._masks import from_leaves
+from zosam_jax.sparsity._masks import from_leaves, select_globally
 from zosam_jax.sparsity._method import SparseMethod, Topology
 from zosam_jax.sparsity._prune_and_grow import (
     Census,
     Memory,
-    best_first,
     prune_and_grow,
     sparse_masks,
 )
@@ -135,9 +134,7 @@ def ste(
         every = [jnp.ones(m.shape, bool) for m in sparse.values()]
         memory = topology.memory
         if budget == "global":
-            chosen = select_across(
-                list(map(best_first, ranked, every)), every, jnp.sum(memory.target)
-            )
+            chosen = select_globally(ranked, every, jnp.sum(memory.target))
             live = jnp.stack([jnp.sum(m, dtype=jnp.int32) for m in chosen])
             memory = memory._replace(live=live)
         else:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from zosam_jax import _check, tree
-from zosam_jax.sparsity import scores
+from zosam_jax.selection import select, select_across
 from zosam_jax.sparsity.budgets import Budget, DenseRule, counts, sparse_leaves
 
 
@@ -83,7 +83,7 @@ def initial_masks(
     _check_scores(ranked)
     if budget != "global":
         kept = counts(params, sparsity, budget, dense)
-        chosen = scores.select(
+        chosen = select(
             [ranked[i] for i in kept],
             [jnp.ones(ranked[i].shape, bool) for i in kept],
             list(kept.values()),
@@ -120,24 +120,23 @@ def select_globally(
     total: jax.typing.ArrayLike,
 ) -> list[jax.Array]:
     """Masks of the `total` best candidates of all arrays, the best of each included."""
-    flat = jnp.concatenate(
-        [_best_first(x, c) for x, c in zip(ranked, candidates, strict=True)]
+    raised = [_best_first(x, c) for x, c in zip(ranked, candidates, strict=True)]
+    return select_across(raised, candidates, total)
+
+
+def _best_first(score: jax.Array, candidates: jax.Array) -> jax.Array:
+    """The scores, that of the best candidate raised above those of other leaves."""
+    wide = jnp.where(candidates, score.astype(jnp.float32), -jnp.inf)
+    wide = jnp.where(jnp.isnan(wide), -jnp.inf, wide)
+    # Not argmax, which flattens, and so gathers a sharded leaf.
+    index = sum(
+        jax.lax.broadcasted_iota(jnp.uint32, wide.shape, axis)
+        * jnp.uint32(math.prod(wide.shape[axis + 1 :]))
+        for axis in range(wide.ndim)
     )
-    among = jnp.concatenate([c.reshape(-1) for c in candidates])
-    (chosen,) = scores.select([flat], [among], [total])
-    masks, start = [], 0
-    for x in ranked:
-        masks.append(chosen[start : start + x.size].reshape(x.shape))
-        start += x.size
-    return masks
-
-
-def _best_first(scores: jax.Array, candidates: jax.Array) -> jax.Array:
-    """The scores as a vector, the best candidate raised above those of other leaves."""
-    flat = scores.reshape(-1).astype(jnp.float32)
-    finite = jnp.nan_to_num(flat, nan=jnp.finfo(jnp.float32).min)
-    best = jnp.argmax(jnp.where(candidates.reshape(-1), finite, -jnp.inf))
-    return flat.at[best].set(jnp.inf)
+    best = candidates & (wide == jnp.max(wide, initial=-jnp.inf, where=candidates))
+    first = jnp.min(index, initial=np.uint32(0xFFFFFFFF), where=best)
+    return jnp.where(best & (index == first), jnp.inf, wide)
 
 
 def _check_scores(ranked: list[jax.Array]) -> None:

@@ -6,7 +6,6 @@ that the grow score ranks highest. A method is a row: two scores, a schedule, an
 quota, which says how many weights are kept and how many are live afterwards.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -15,9 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from zosam_jax import tree
-from zosam_jax.selection import select, select_across
+from zosam_jax.selection import select
 from zosam_jax.sparsity import scores
-from zosam_jax.sparsity._masks import from_leaves
+from zosam_jax.sparsity._masks import from_leaves, select_globally
 from zosam_jax.sparsity._method import SparseMethod, Topology
 
 # Keeps these keys apart from those of `zosam`, fold_in(key(seed), step), at one seed.
@@ -123,11 +122,7 @@ def prune_and_grow(
         memory: Memory = topology.memory
         kept_counts, live, own = quota(Census(step, sizes, memory, dropping, masks))
         if across:
-            kept = select_across(
-                [best_first(s, m) for s, m in zip(dropping, masks, strict=True)],
-                masks,
-                jnp.sum(kept_counts),
-            )
+            kept = select_globally(dropping, masks, jnp.sum(kept_counts))
             live = jnp.stack([jnp.sum(k, dtype=jnp.int32) for k in kept])
         elif by_sign:
             weights = [jax.tree.leaves(params)[i] for i in old]
@@ -162,21 +157,6 @@ def prune_and_grow(
 def sparse_masks(masks: Any) -> dict[int, jax.Array]:
     """The masks of the sparse leaves, by flattened index."""
     return {i: m for i, m in enumerate(jax.tree.leaves(masks)) if not tree.is_dense(m)}
-
-
-def best_first(score: jax.Array, mask: jax.Array) -> jax.Array:
-    """The scores, that of the best live weight raised above those of other leaves."""
-    wide = jnp.where(mask, score.astype(jnp.float32), -jnp.inf)
-    wide = jnp.where(jnp.isnan(wide), -jnp.inf, wide)
-    # Not argmax, which flattens, and so gathers a sharded leaf.
-    index = sum(
-        jax.lax.broadcasted_iota(jnp.uint32, wide.shape, axis)
-        * jnp.uint32(math.prod(wide.shape[axis + 1 :]))
-        for axis in range(wide.ndim)
-    )
-    best = mask & (wide == jnp.max(wide, initial=-jnp.inf, where=mask))
-    first = jnp.min(index, initial=np.uint32(0xFFFFFFFF), where=best)
-    return jnp.where(best & (index == first), jnp.inf, wide)
 
 
 def _kept_by_sign(
