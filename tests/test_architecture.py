@@ -21,7 +21,7 @@ MODULES = {
 # A module imports only from layers above its own, or from its own package.
 LAYERS = [
     ["_check", "_types"],
-    ["tree"],
+    ["tree", "_threshold"],
     ["selection"],
     ["estimators", "models", "data", "sparsity.scores", "sparsity.budgets"],
     ["sparsity._flops", "sparsity._table"],

@@ -5,9 +5,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.flatten_util import ravel_pytree
 
 from zosam_jax import tree
+from zosam_jax.selection import select_across
 from zosam_jax.sharpness import _ascents
 from zosam_jax.sharpness._pieces import Ascent, Look, Point, wide, zeros
 
@@ -111,8 +111,5 @@ def _count(flags: Any) -> jax.Array:
 
 def _highest(scores: Any, candidates: Any, count: Any) -> Any:
     """The `count` highest scores among the candidates of all leaves, ties in order."""
-    flat, _ = ravel_pytree(wide(scores))
-    flags, unravel = ravel_pytree(candidates)
-    order = jnp.lexsort((jnp.where(jnp.isnan(flat), jnp.inf, -flat), ~flags))
-    chosen = jnp.zeros(flat.size, bool).at[order].set(jnp.arange(flat.size) < count)
-    return unravel(chosen & flags)
+    flags, treedef = jax.tree.flatten(candidates)
+    return treedef.unflatten(select_across(jax.tree.leaves(scores), flags, count))
