@@ -19,8 +19,8 @@ and one that writes the result. The first leaves :math:`O(\sqrt n)` entries in t
 bracket, by the size of the sample, the second :math:`O(n^{1/4})`. A tie at the
 threshold takes one or two more; at 10^8 float32 scores it is common. The keys at equal
 distances shrink any bracket 4 times, so no scores cost more than 18 reads, and ties no
-more than 17 others. Smaller sets are copied side by side, and searched in one loop: of these
-alone, what is sharded is gathered.
+more than 17 others. Smaller sets are copied side by side, and searched in one loop:
+of these alone, what is sharded is gathered.
 
 Scores are compared as float32. NaN is the lowest, a tie with -infinity; -0, 0 and the
 denormals, which XLA flushes on a CPU, tie.
