@@ -21,6 +21,7 @@ import numpy as np
 from zosam_jax import _check
 from zosam_jax._types import ValueFn
 from zosam_jax.estimators import scalar_loss
+from zosam_jax.selection import select
 from zosam_jax.sparsity import scores
 from zosam_jax.sparsity._masks import (
     from_leaves,
@@ -132,7 +133,7 @@ def _schedule(
         _falling(n, kept[i], request.rounds)
         for i, n in zip(indices, sizes, strict=True)
     ]
-    return lambda ranked, masks, k: scores.select(
+    return lambda ranked, masks, k: select(
         ranked, masks, [steps[k] for steps in by_leaf]
     )
 

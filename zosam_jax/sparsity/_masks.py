@@ -1,10 +1,12 @@
 """Mask trees: making and applying them, landing updates, resetting what changes."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from zosam_jax import _check, tree
