@@ -61,4 +61,7 @@ def _bytes(mask: jax.Array) -> jax.Array:
 
 
 def _bools(mask: PackedMask) -> jax.Array:
+    shape = (*mask.bits.shape[:-1], mask.size)
+    if 0 in shape:  # `unpackbits` divides by it.
+        return jnp.zeros(shape, bool)
     return jnp.unpackbits(mask.bits, axis=-1, count=mask.size).astype(bool)
