@@ -290,7 +290,8 @@ def explored(state: Any) -> Any:
     Raises:
       ValueError: As in `exploration`.
     """
-    found = [x.explored for x in _states(state) if x.explored != ()]
+    # A bare mask array compares with no tuple.
+    found = [x.explored for x in _states(state) if jax.tree.leaves(x.explored)]
     if not found:
         raise ValueError(
             "The state does not track what was explored. Say "
