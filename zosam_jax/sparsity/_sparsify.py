@@ -137,8 +137,9 @@ def sparsify(
         assert change is not None
         old = unpack(state.masks)
         new = change(Topology(old, state.memory), params, grads, state.step)
-        if method.dense_gradient_every is not None:
-            # A gradient with NaN in it ranks nothing.
+        if method.dense_gradient_every is not None and decay is None:
+            # A gradient with NaN in it ranks nothing. (A straight-through method ranks
+            # weights, and its masks are those of `params` whatever the gradient was.)
             new = tree.where(tree.all_finite(grads), new, Topology(old, state.memory))
         if decay is None:
             changed = jax.tree.map(jnp.logical_xor, new.masks, old)
