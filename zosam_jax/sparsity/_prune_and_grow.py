@@ -165,18 +165,20 @@ def _kept_by_sign(
     weights: Sequence[jax.Array],
     kept: jax.Array,
 ) -> list[jax.Array]:
-    """Keeps of the positive (and zero) weights and of the negative ones their shares.
+    """Keeps of the positive (zero, NaN) weights and of the negative ones their shares.
 
     The share of the negative ones is rounded down, and the rest are positive, but for
     what one sign does not have.
     """
-    positive = [m & (w >= 0) for m, w in zip(masks, weights, strict=True)]
+    # NaN is neither, and has to be counted too.
+    positive = [m & ~(w < 0) for m, w in zip(masks, weights, strict=True)]
     negative = [m & (w < 0) for m, w in zip(masks, weights, strict=True)]
     plus = jnp.stack([jnp.sum(p, dtype=jnp.int32) for p in positive])
     minus = jnp.stack([jnp.sum(n, dtype=jnp.int32) for n in negative])
     share = kept / jnp.maximum(plus + minus, 1)
-    below = jnp.minimum(jnp.floor(share * minus).astype(jnp.int32), minus)
-    below = jnp.maximum(below, kept - plus)
+    below = jnp.floor(share * minus).astype(jnp.int32)
+    # float32 may round a large product up, beyond what there is or what is kept.
+    below = jnp.clip(below, kept - plus, jnp.minimum(kept, minus))
     chosen = select(
         [*ranked, *ranked],
         [*positive, *negative],
