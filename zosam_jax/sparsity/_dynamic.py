@@ -85,9 +85,10 @@ def dynamic(
 
     def quota(census: Census) -> tuple[jax.Array, jax.Array, Any]:
         live = census.memory.live
-        # float32 may round a large product up.
-        dropped = jnp.floor(fraction(census.step) * live).astype(jnp.int32)
-        return live - jnp.minimum(dropped, live), live, census.memory.rule
+        # float32 may round a large product up, and a schedule may leave [0, 1].
+        share = jnp.clip(fraction(census.step), 0, 1)
+        dropped = jnp.minimum(jnp.floor(share * live).astype(jnp.int32), live)
+        return live - dropped, live, census.memory.rule
 
     return prune_and_grow(
         at_random(sparsity, budget, dense, seed),
