@@ -1,6 +1,5 @@
 """MEST: elastic mutation, whose bounds tighten in stages (arXiv:2110.14032)."""
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -51,8 +50,7 @@ def mest(
         `(1, s, s)`.
       gradient_weight: lambda. The released code has 0.
       interval: Steps between changes. Default: `total_steps // 32`, five of the
-        recipe's 160 epochs. The step at which the last stage ends has one besides, so
-        that training ends at the sparsity whatever the interval.
+        recipe's 160 epochs.
       budget: As in `dynamic`.
       dense: As in `dynamic`.
       seed: Of the growth, as in `dynamic`.
@@ -68,11 +66,8 @@ def mest(
     _check.number("gradient_weight", gradient_weight, least=0)
     rows = [*(_usual(sparsity, soft) if stages is None else stages)]
     _check_stages(rows, sparsity)
-    # The last step of a training is after all stages.
-    ends = jnp.asarray(
-        [min(until * total_steps, total_steps - 1) for until, _, _ in rows], jnp.float32
-    )
-    shrunk = jnp.asarray([(1 - low) / (1 - sparsity) for _, low, _ in rows] + [1.0])
+    ends = jnp.asarray([until * total_steps for until, _, _ in rows], jnp.float32)
+    cut = jnp.asarray([1 - (1 - low) / (1 - sparsity) for _, low, _ in rows] + [0.0])
     relaxed = [1 - high / sparsity if sparsity else 0.0 for _, _, high in rows]
     freed = jnp.asarray([*relaxed, 0.0])
 
@@ -84,7 +79,8 @@ def mest(
     def quota(census: Census) -> tuple[jax.Array, jax.Array, Any]:
         stage = jnp.sum(census.step >= ends)
         final = census.memory.target
-        kept = jnp.round(shrunk[stage] * final).astype(jnp.int32)
+        # What goes, not what stays, is rounded: float32 holds no large leaf's count.
+        kept = final - jnp.round(cut[stage] * final).astype(jnp.int32)
         extra = jnp.round(freed[stage] * (census.sizes - final)).astype(jnp.int32)
         # Below what is live already there is nothing to keep.
         kept = jnp.minimum(jnp.maximum(jnp.minimum(kept, final), 1), census.memory.live)
@@ -102,12 +98,9 @@ def mest(
             grads,
         )
 
-    periodic = _schedules.periodic(interval, total_steps, start=0)
-    last = math.ceil(max([until for until, _, _ in rows], default=0.0) * total_steps)
-
     return prune_and_grow(
         first,
-        lambda step: periodic(step) | (step == min(last, total_steps - 1)),
+        _schedules.periodic(interval, total_steps, start=0),
         quota,
         drop=drop,
         grow=scores.random,
