@@ -1,5 +1,6 @@
 """MEST: elastic mutation, whose bounds tighten in stages (arXiv:2110.14032)."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -36,7 +37,8 @@ def mest(
     :math:`|w| + \lambda |dL/dw|`, and grows it at random to `grow_to`, not more. The
     first change is at step 0, the first mask that of the largest initial weights. In
     EM the net trains at `sparsity` and mutates less from stage to stage; in EM&S it
-    trains denser, and ends at `sparsity`. After the last stage nothing grows.
+    trains denser, and ends at `sparsity`. After the last stage, whose end is a change
+    in any case, nothing grows.
 
     Args:
       sparsity: Fraction of pruned weights over the sparse leaves together, at the end.
@@ -66,7 +68,11 @@ def mest(
     _check.number("gradient_weight", gradient_weight, least=0)
     rows = [*(_usual(sparsity, soft) if stages is None else stages)]
     _check_stages(rows, sparsity)
-    ends = jnp.asarray([until * total_steps for until, _, _ in rows], jnp.float32)
+    # The last change is in time, whatever the interval.
+    last = [min(until * total_steps, total_steps - 1) for until, _, _ in rows]
+    ends = jnp.asarray(last, jnp.float32)
+    regular = _schedules.periodic(interval, total_steps, start=0)
+    final_change = math.ceil(last[-1]) if rows else 0
     cut = jnp.asarray([1 - (1 - low) / (1 - sparsity) for _, low, _ in rows] + [0.0])
     relaxed = [1 - high / sparsity if sparsity else 0.0 for _, _, high in rows]
     freed = jnp.asarray([*relaxed, 0.0])
@@ -100,7 +106,7 @@ def mest(
 
     return prune_and_grow(
         first,
-        _schedules.periodic(interval, total_steps, start=0),
+        lambda step: regular(step) | (step == final_change),
         quota,
         drop=drop,
         grow=scores.random,
