@@ -95,14 +95,14 @@ def mest(
     def drop(params: Any, grads: Any, key: jax.Array) -> Any:
         if not gradient_weight:
             return scores.magnitude(params, grads, key)
-        return jax.tree.map(
-            lambda w, g: (
-                jnp.abs(w.astype(jnp.float32))
-                + gradient_weight * jnp.abs(g.astype(jnp.float32))
-            ),
-            params,
-            grads,
-        )
+
+        def leaf(w: jax.Array, g: jax.Array) -> jax.Array:
+            size = jnp.abs(g.astype(jnp.float32))
+            # A stage's bound cannot wait for a gradient without NaN.
+            size = jnp.where(jnp.isfinite(size), size, 0)
+            return jnp.abs(w.astype(jnp.float32)) + gradient_weight * size
+
+        return jax.tree.map(leaf, params, grads)
 
     return prune_and_grow(
         first,
