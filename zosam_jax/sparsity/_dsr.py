@@ -14,6 +14,9 @@ from zosam_jax.sparsity.budgets import Budget, DenseRule
 
 # From which share of the training on the interval is how many times the first one.
 _INTERVALS = ((0.0, 1), (0.125, 2), (0.4, 4), (0.7, 8))
+# The range of the threshold: dead weights halve it for ever, a quota out of reach
+# doubles it.
+_THRESHOLDS = (1e-30, 1e30)
 
 
 def dsr(
@@ -79,7 +82,8 @@ def dsr(
             dropped < 0.9 * wanted, 2.0, jnp.where(dropped > 1.1 * wanted, 0.5, 1.0)
         )
         grown = share_out(dropped, kept, census.sizes - kept)
-        return kept, kept + grown, limit * factor
+        # 0 and infinity are no fixed points to be caught in.
+        return kept, kept + grown, jnp.clip(limit * factor, *_THRESHOLDS)
 
     return prune_and_grow(
         at_random(sparsity, budget, dense, seed),
