@@ -111,19 +111,20 @@ def share_out(total: jax.Array, weights: jax.Array, room: jax.Array) -> jax.Arra
     leaves, one each to the largest fractions, ties to the earlier layer.
 
     Args:
-      total: int32 scalar, at most `sum(room)`.
+      total: int32 scalar; beyond `sum(room)`, all of that is given.
       weights: int32 `[L]`, not negative.
       room: int32 `[L]`.
     """
 
     def unfinished(given: jax.Array) -> jax.Array:
-        return jnp.sum(given) < total
+        return (jnp.sum(given) < total) & jnp.any(given < room)
 
     def hand_out(given: jax.Array) -> jax.Array:
         left = (total - jnp.sum(given)).astype(jnp.float32)
         is_open = given < room
-        weight = jnp.where(is_open, jnp.maximum(weights, 1), 0).astype(jnp.float32)
+        weight = jnp.where(is_open, jnp.maximum(weights, 1), 0)
         # A little less, so that float32 does not round the sum up beyond the total.
+        # (Its own sum of a thousand layers would; that of whole numbers is exact.)
         ideal = left * (1 - 2.0**-20) * weight / jnp.sum(weight)
         given = given + jnp.minimum(ideal.astype(jnp.int32), room - given)
         is_open_still = given < room
