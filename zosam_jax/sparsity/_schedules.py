@@ -31,8 +31,10 @@ def cosine(
 
 def cubic_steps(total: int, interval: int, start: float, stop: float) -> list[int]:
     """The steps of gradual pruning: first to last, the last within `stop * total`."""
-    first = min(math.ceil(start * total), total - 1)
-    last = max(first, min(math.floor(stop * total), total - 1))
+    # 0.07 * 100 is 7.000000000000001, 0.29 * 100 is 28.999999999999996.
+    begin, end = round(start * total, 6), round(stop * total, 6)
+    first = min(math.ceil(begin), total - 1)
+    last = max(first, min(math.floor(end), total - 1))
     return list(range(first, last + 1, interval))
 
 
