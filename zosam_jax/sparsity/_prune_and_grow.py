@@ -175,10 +175,7 @@ def _kept_by_sign(
     negative = [m & (w < 0) for m, w in zip(masks, weights, strict=True)]
     plus = jnp.stack([jnp.sum(p, dtype=jnp.int32) for p in positive])
     minus = jnp.stack([jnp.sum(n, dtype=jnp.int32) for n in negative])
-    share = kept / jnp.maximum(plus + minus, 1)
-    below = jnp.floor(share * minus).astype(jnp.int32)
-    # float32 may round a large product up, beyond what there is or what is kept.
-    below = jnp.clip(below, kept - plus, jnp.minimum(kept, minus))
+    below = _share_of_negative(kept, plus, minus)
     chosen = select(
         [*ranked, *ranked],
         [*positive, *negative],
@@ -186,3 +183,10 @@ def _kept_by_sign(
     )
     half = len(positive)
     return [p | n for p, n in zip(chosen[:half], chosen[half:], strict=True)]
+
+
+def _share_of_negative(kept: jax.Array, plus: jax.Array, minus: jax.Array) -> jax.Array:
+    share = kept / jnp.maximum(plus + minus, 1)
+    below = jnp.floor(share * minus).astype(jnp.int32)
+    # float32 may round a large product up, beyond what there is or what is kept.
+    return jnp.clip(below, kept - plus, jnp.minimum(kept, minus))
