@@ -95,7 +95,7 @@ def test_ten_thousand_steps_keep_every_count(name):
     )
     straight = method.straight_through is not None
 
-    @jax.jit
+    @functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
     def train(params):
         state = tx.init(params)
         if not straight:

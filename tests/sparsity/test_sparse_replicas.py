@@ -144,11 +144,12 @@ LAYOUTS = {
     "parameters": ({"a": P("data"), "c": P(None, "data")}, P()),
     "examples": ({}, P("data")),
 }
-OTHER_SCHEDULES = ("itop", "itop-random", "svite", "mest", "ste")
 # All mechanisms, but not all schedules of each; and, where only the gradient comes from
 # eight devices, all uses of it.
+SHARDED = ["set-by-sign", "rigl", "mest-soft", "mest-gradient", "dsr-full"]
+SHARDED += ["gmp-global", "sr-ste"]
 ON_EIGHT = [
-    *((n, "parameters") for n in CASES if n not in OTHER_SCHEDULES),
+    *((name, "parameters") for name in SHARDED),
     *((n, "examples") for n in ("rigl", "mest-gradient", "dsr-full", "gmp", "ste")),
 ]
 
