@@ -355,3 +355,28 @@ def test_by_sign_keeps_the_count_in_large_leaves_of_one_sign():
         kept = jnp.full(2, n - 1, jnp.int32)
         below = _share_of_negative(kept, plus, minus)
         np.testing.assert_array_equal(below, [n - 1, 0])
+
+
+def test_dropping_nothing_by_sign_leaves_weights_that_are_no_numbers_live():
+    method = zs.sparsity.set_(
+        0.5, 100, by_sign=True, drop_fraction=optax.constant_schedule(0.0)
+    )
+    params = {"w": jnp.linspace(-1, 1, 36).reshape(6, 6).at[2:4].set(jnp.nan)}
+    first = method.init(jax.tree.map(jnp.ones_like, params))
+    after = method.change(first, params, params, jnp.int32(50))
+    np.testing.assert_array_equal(after.masks["w"], first.masks["w"])
+
+
+def test_the_threshold_of_dsr_is_no_number_of_the_weights_dtype():
+    """bfloat16(0.001) is 0.000999: below the threshold, but equal to it if rounded."""
+    near, above = jnp.bfloat16(0.001), jnp.bfloat16(0.00101)
+    assert float(near) < 0.001 < float(above)
+    params = {"w": jnp.full((4, 8), above, jnp.bfloat16).at[:, ::2].set(near)}
+    method = zs.sparsity.dsr(0.0, 100, interval=1, threshold=0.001)
+    first = method.init(params)
+    after = method.change(first, params, params, jnp.int32(1))
+    # Half of them dropped, which is more than a tenth.
+    assert float(after.memory.rule) == pytest.approx(0.0005)
+    kept = {"w": jnp.where(params["w"] == near, above, params["w"])}
+    after = method.change(first, kept, kept, jnp.int32(1))
+    assert float(after.memory.rule) == pytest.approx(0.002)

@@ -106,7 +106,8 @@ def ste(
     which keeps the mask from flickering (arXiv:2102.04010, equation 7).
 
     `params` hold the dense weights: train and evaluate at `apply_masks(params,
-    masks(state))`, which `gradient=` of `sparsify` does by itself.
+    masks(state))`, which `gradient=` of `sparsify` does by itself. Weight decay of the
+    optimizer shrinks the pruned weights too.
 
     Args:
       sparsity: Fraction of pruned weights over the sparse leaves together, in [0, 1).
