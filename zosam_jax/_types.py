@@ -85,3 +85,31 @@ class Decoupled(NamedTuple):
 
     grad: Any
     sharpness: Any
+
+
+class Units(NamedTuple):
+    """A kind of unit that `zs.sparsity.units` prunes whole, and where its weights are.
+
+    Paths are those of the parameters, joined by `/`, and `*` stands for any text. What
+    it stands for in `outgoing` is put for it, in order, in `incoming`: the units of
+    `"*/mlp2/kernel"` at `block3/mlp2/kernel` come from `block3/mlp1/kernel`.
+
+    Attributes:
+      outgoing: The kernels that read the units. Each is a layer of units of its own.
+      units: How many units a layer has: its input axis is that many equal blocks, as
+        for the heads of an attention. None: every input is a unit.
+      incoming: The leaves that make the units, whose last axis they are: kernels,
+        biases, the scales of a normalisation between.
+      drop: "magnitude": the unit with the lowest norms of its weights goes; "taylor":
+        the one that the loss depends on least.
+      outgoing_axis: The input axis of `outgoing`: -2 in the layout of Flax and Haiku, 1
+        in Equinox's.
+      incoming_axis: The output axis of `incoming`: -1, or 0 in Equinox's layout.
+    """
+
+    outgoing: str
+    units: int | None = None
+    incoming: tuple[str, ...] = ()
+    drop: str = "magnitude"
+    outgoing_axis: int = -2
+    incoming_axis: int = -1

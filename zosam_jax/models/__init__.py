@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from zosam_jax import _check
+from zosam_jax._types import Units
 from zosam_jax.models import resnet, vit
 
 _RESNET_DEPTHS = {"resnet20": 20, "resnet32": 32, "resnet44": 44, "resnet56": 56}
@@ -83,6 +84,39 @@ def dense_paths(name: str) -> tuple[str, ...]:
     """
     _check.one_of("model", name, _NAMES)
     return ("position_embedding",) if name == "vit" else ()
+
+
+def unit_groups(name: str, *, width: float = 1.0) -> dict[str, Units]:
+    """Returns the units that `zosam_jax.sparsity.units` can prune, by name.
+
+    * ViT: "heads", which drop by their effect on the loss, and "mlp", the hidden units
+      of the blocks' MLPs, which drop by the norms of their weights, both as in S2ViTE
+      (arXiv:2106.04533).
+    * ResNets: "channels", those between the two convolutions of a block. The others are
+      read by several layers.
+
+    Args:
+      name: One of `names()`.
+      width: As in `create`; it sets the number of heads.
+
+    Raises:
+      ValueError: An argument is unknown or out of range; the message names it.
+    """
+    _check.one_of("model", name, _NAMES)
+    _check.number("width", width, least=1 / 16)
+    if name == "vit":
+        inputs = [f"*/attention/{n}" for n in ("query", "key", "value")]
+        return {
+            "heads": Units(
+                "*/attention/out/kernel",
+                vit.heads_and_width(width)[0],
+                tuple(f"{n}/{leaf}" for n in inputs for leaf in ("kernel", "bias")),
+                "taylor",
+            ),
+            "mlp": Units("*/mlp2/kernel", incoming=("*/mlp1/kernel", "*/mlp1/bias")),
+        }
+    channels = ("*/conv1/kernel", "*/norm1/scale", "*/norm1/bias")
+    return {"channels": Units("*/conv2/kernel", incoming=channels)}
 
 
 def initialize(

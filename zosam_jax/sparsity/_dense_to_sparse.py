@@ -1,14 +1,15 @@
 """From a dense network to a sparse one while it trains: gradual pruning, and STE."""
 
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 
-from zosam_jax import _check
+from zosam_jax import _check, tree
 from zosam_jax.selection import select
 from zosam_jax.sparsity import _schedules, scores
 from zosam_jax.sparsity._dynamic import check
+from zosam_jax.sparsity._groups import Axis, best_of_groups, check_fits, pattern_of
 from zosam_jax.sparsity._masks import from_leaves, select_globally
 from zosam_jax.sparsity._method import SparseMethod, Topology
 from zosam_jax.sparsity._prune_and_grow import (
@@ -91,12 +92,14 @@ def gmp(
 
 
 def ste(
-    sparsity: float,
+    sparsity: float | None = None,
     *,
     decay: float = 0.0,
     interval: int = 1,
-    budget: str | Budget = "erk",
+    budget: str | Budget | None = None,
     dense: DenseRule = (),
+    pattern: tuple[int, int] | None = None,
+    axis: Axis = -2,
 ) -> SparseMethod:
     r"""Straight-through estimator: all weights train, the network sees the largest.
 
@@ -113,18 +116,33 @@ def ste(
       sparsity: Fraction of pruned weights over the sparse leaves together, in [0, 1).
       decay: lambda; the paper's is 2e-4.
       interval: Steps between choices of the mask.
-      budget: As in `dynamic`, or "global".
+      budget: As in `dynamic`, or "global"; "erk" by default.
       dense: As in `dynamic`.
+      pattern: `(n, m)`: the mask is that of the n largest |w| of every m, as in
+        `static`, and `sparsity` is `1 - n / m`. The setting of SR-STE is `ste(pattern=
+        (2, 4), decay=2e-4)`.
+      axis: The axis of the groups of `pattern`, as in `static`.
 
     Raises:
-      ValueError: An argument is out of range; at init, a budget that cannot be met.
+      ValueError: An argument is out of range; at init, a budget that cannot be met or a
+        leaf that the groups do not divide.
     """
-    check(sparsity, 1, interval, budget, ("global",))
+    groups = None if pattern is None else pattern_of(pattern, axis, sparsity, budget)
+    target = cast(float, sparsity if groups is None else groups.sparsity)
+    budget = "erk" if budget is None else budget
+    check(target, 1, interval, budget, ("global",))
     _check.number("decay", decay, least=0)
 
     def init(params: Any) -> Topology:
-        target = jnp.asarray(_targets(params, sparsity, budget, dense), jnp.int32)
-        empty = Topology(_all_live(params, dense), Memory(target, target + 0))
+        masks = _all_live(params, dense)
+        if groups is None:
+            live = _targets(params, target, budget, dense)
+        else:
+            check_fits(groups, params, dense)
+            sizes = [m.size for m in sparse_masks(masks).values()]
+            live = [size // groups.m * groups.n for size in sizes]
+        live = jnp.asarray(live, jnp.int32)
+        empty = Topology(masks, Memory(live, live + 0))
         return change(empty, params, None, jnp.int32(0))
 
     def change(topology: Topology, params: Any, grads: Any, step: Any) -> Topology:
@@ -134,7 +152,13 @@ def ste(
         ranked = [jnp.abs(leaves[i]) for i in sparse]
         every = [jnp.ones(m.shape, bool) for m in sparse.values()]
         memory = topology.memory
-        if budget == "global":
+        if groups is not None:
+            paths = tree.paths(params)
+            chosen = [
+                best_of_groups(groups, paths[i], score)
+                for i, score in zip(sparse, ranked, strict=True)
+            ]
+        elif budget == "global":
             chosen = select_globally(ranked, every, jnp.sum(memory.target))
             live = jnp.stack([jnp.sum(m, dtype=jnp.int32) for m in chosen])
             memory = memory._replace(live=live)

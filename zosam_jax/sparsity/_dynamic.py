@@ -21,7 +21,7 @@ from zosam_jax import _check
 from zosam_jax.sparsity import _schedules, scores
 from zosam_jax.sparsity._masks import initial_masks
 from zosam_jax.sparsity._method import SparseMethod
-from zosam_jax.sparsity._prune_and_grow import Census, prune_and_grow
+from zosam_jax.sparsity._prune_and_grow import Census, Quota, prune_and_grow
 from zosam_jax.sparsity.budgets import BUDGETS, Budget, DenseRule
 
 
@@ -76,24 +76,11 @@ def dynamic(
       ValueError: An argument is out of range; at init, a budget that cannot be met.
     """
     check(sparsity, total_steps, interval, budget)
-    _check.number("stop_fraction", stop_fraction, least=0, most=1)
-    stop = stop_fraction * total_steps
-    fraction = drop_fraction
-    if not callable(fraction):
-        _check.number("drop_fraction", fraction, least=0, most=1)
-        fraction = _schedules.cosine(fraction, stop)
-
-    def quota(census: Census) -> tuple[jax.Array, jax.Array, Any]:
-        live = census.memory.live
-        # float32 may round a large product up, and a schedule may leave [0, 1].
-        share = jnp.clip(fraction(census.step), 0, 1)
-        dropped = jnp.minimum(jnp.floor(share * live).astype(jnp.int32), live)
-        return live - dropped, live, census.memory.rule
-
+    fires, fraction = schedule(total_steps, interval, drop_fraction, stop_fraction)
     return prune_and_grow(
         at_random(sparsity, budget, dense, seed),
-        _schedules.periodic(interval, stop),
-        quota,
+        fires,
+        as_many(fraction),
         drop=drop,
         grow=grow,
         by_sign=by_sign,
@@ -207,6 +194,46 @@ def svite(
         "stop_fraction": 0.8,
     }
     return rigl(sparsity, total_steps, **{**usual, **options})
+
+
+def schedule(
+    total_steps: int,
+    interval: int,
+    drop_fraction: float | Callable[[jax.Array], jax.Array],
+    stop_fraction: float,
+) -> tuple[_schedules.Fires, Callable[[jax.Array], jax.Array]]:
+    """When the topology changes, and the fraction dropped then; see `dynamic`.
+
+    Raises:
+      ValueError: An argument is out of range.
+    """
+    _check.whole("total_steps", total_steps)
+    _check.whole("interval", interval)
+    _check.number("stop_fraction", stop_fraction, least=0, most=1)
+    stop = stop_fraction * total_steps
+    fires = _schedules.periodic(interval, stop)
+    if callable(drop_fraction):
+        return fires, drop_fraction
+    _check.number("drop_fraction", drop_fraction, least=0, most=1)
+    return fires, _schedules.cosine(drop_fraction, stop)
+
+
+def floor_of(fraction: jax.Array, live: jax.Array) -> jax.Array:
+    """The whole part of the fraction of `live`, at most `live`, int32."""
+    # float32 may round a large product up, and a schedule may leave [0, 1].
+    share = jnp.clip(fraction, 0, 1)
+    return jnp.minimum(jnp.floor(share * live).astype(jnp.int32), live)
+
+
+def as_many(fraction: Callable[[jax.Array], jax.Array]) -> Quota:
+    """The quota that drops the fraction of a leaf's live weights and grows as many."""
+
+    def quota(census: Census) -> tuple[jax.Array, jax.Array, Any]:
+        live = census.memory.live
+        dropped = floor_of(fraction(census.step), live)
+        return live - dropped, live, census.memory.rule
+
+    return quota
 
 
 def at_random(

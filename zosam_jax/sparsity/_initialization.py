@@ -23,6 +23,7 @@ from zosam_jax._types import ValueFn
 from zosam_jax.estimators import scalar_loss
 from zosam_jax.selection import select
 from zosam_jax.sparsity import scores
+from zosam_jax.sparsity._groups import Pattern
 from zosam_jax.sparsity._masks import (
     from_leaves,
     global_total,
@@ -37,7 +38,7 @@ class Request(NamedTuple):
 
     losses: Sequence[ValueFn]
     sparsity: float
-    budget: str | Budget
+    budget: str | Budget | Pattern
     dense: DenseRule
     key: jax.Array
     rounds: int
@@ -128,6 +129,7 @@ def _schedule(
         total = global_total(sizes, request.sparsity)
         steps = _falling(sum(sizes), total, request.rounds)
         return lambda ranked, masks, k: select_globally(ranked, masks, steps[k])
+    assert not isinstance(request.budget, Pattern)
     kept = counts(params, request.sparsity, request.budget, request.dense)
     by_leaf = [
         _falling(n, kept[i], request.rounds)

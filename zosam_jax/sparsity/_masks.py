@@ -11,6 +11,7 @@ import optax
 
 from zosam_jax import _check, tree
 from zosam_jax.selection import select, select_across
+from zosam_jax.sparsity._groups import Pattern, best_of_leaves
 from zosam_jax.sparsity.budgets import Budget, DenseRule, counts, sparse_leaves
 
 
@@ -73,16 +74,18 @@ def initial_masks(
     params: Any,
     ranking: Any,
     sparsity: float,
-    budget: str | Budget,
+    budget: str | Budget | Pattern,
     dense: DenseRule,
 ) -> Any:
     """The mask tree of the highest scores under a budget, ties to the lower index.
 
     A "global" budget ranks all sparse leaves together, but for the best weight of each
-    leaf, which it keeps.
+    leaf, which it keeps. A pattern ranks the weights of each of its groups.
     """
     ranked = [jnp.asarray(x) for x in jax.tree.leaves(ranking)]
     _check_scores(ranked)
+    if isinstance(budget, Pattern):
+        return from_leaves(params, best_of_leaves(budget, params, ranking, dense))
     if budget != "global":
         kept = counts(params, sparsity, budget, dense)
         chosen = select(

@@ -60,6 +60,32 @@ Quota = Callable[[Census], tuple[jax.Array, jax.Array, Any]]
 int32 a sparse leaf, and the new `Memory.rule`."""
 
 
+class Proposal(NamedTuple):
+    """What an arrangement may know; sequences have one entry a sparse leaf.
+
+    Attributes:
+      paths: Key paths.
+      masks: The masks until now.
+      kept: The live weights that the drop score keeps.
+      dropping: The drop scores.
+      growing: The grow scores.
+      grown: How many weights the quota would grow, int32.
+      memory: The counts until now.
+    """
+
+    paths: Sequence[str]
+    masks: Sequence[jax.Array]
+    kept: Sequence[jax.Array]
+    dropping: Sequence[jax.Array]
+    growing: Sequence[jax.Array]
+    grown: jax.Array
+    memory: Memory
+
+
+Arrangement = Callable[[Proposal], Sequence[jax.Array]]
+"""`proposal -> masks`: growth within a structure, instead of anywhere in the leaf."""
+
+
 def prune_and_grow(
     first: Callable[[Any], Any],
     fires: Callable[[jax.Array], jax.Array],
@@ -72,6 +98,7 @@ def prune_and_grow(
     by_sign: bool = False,
     across: bool = False,
     regrow: bool = True,
+    arrange: Arrangement | None = None,
     seed: jax.typing.ArrayLike = 0,
     dense_gradient_every: int | None = None,
     mean_pruned: float = 1.0,
@@ -92,6 +119,8 @@ def prune_and_grow(
         instead of `kept` of each.
       regrow: Whether a weight just dropped may grow at once. False: only where the
         others do not suffice.
+      arrange: Makes the new masks from what is kept; the live counts are theirs then.
+        None: what scores highest anywhere in the leaf is grown.
       seed: The keys of step t come from `split(fold_in(fold_in(key(seed), 2**32 - 1),
         t))`: the first for `drop`, the second for `grow`.
       dense_gradient_every: See `SparseMethod`.
@@ -137,9 +166,16 @@ def prune_and_grow(
                     jnp.where(m, -jnp.inf, s)
                     for m, s in zip(masks, growing, strict=True)
                 ]
-            counts = list(live - kept_counts)
-            grown = select(growing, [~k for k in kept], counts)
-            new = [k | g for k, g in zip(kept, grown, strict=True)]
+            counts = live - kept_counts
+            if arrange is None:
+                grown = select(growing, [~k for k in kept], list(counts))
+                new = [k | g for k, g in zip(kept, grown, strict=True)]
+            else:
+                paths = [path for i, path in enumerate(tree.paths(params)) if i in old]
+                new = arrange(
+                    Proposal(paths, masks, kept, dropping, growing, counts, memory)
+                )
+                live = jnp.stack([jnp.sum(m, dtype=jnp.int32) for m in new])
         return Topology(
             from_leaves(topology.masks, dict(zip(old, new, strict=True))),
             Memory(memory.target, live, own),

@@ -10,6 +10,7 @@ from zosam_jax import _check, tree
 from zosam_jax._types import ValueFn
 from zosam_jax.estimators import check_function
 from zosam_jax.sparsity import scores
+from zosam_jax.sparsity._groups import Axis, pattern_of
 from zosam_jax.sparsity._initialization import (
     Criterion,
     Request,
@@ -54,6 +55,8 @@ def static(
     rounds: int = 100,
     seed: jax.typing.ArrayLike = 0,
     masks: Any | None = None,
+    pattern: tuple[int, int] | None = None,
+    axis: Axis = -2,
 ) -> SparseMethod:
     r"""A fixed mask, from a criterion at `init` or given.
 
@@ -90,6 +93,14 @@ def static(
       rounds: Rounds of "synflow".
       seed: Of the random criterion.
       masks: A mask tree to use as it is, instead of all the above.
+      pattern: `(n, m)`, as `(2, 4)`: the n best of every m consecutive weights along
+        `axis`, whatever the others score; `sparsity` is then `1 - n / m` and may be
+        left out, and there is no budget. `static(pattern=(2, 4),
+        criterion="magnitude")` at a trained network, then fine-tuning, is NVIDIA's
+        recipe for 2:4 sparsity (arXiv:2104.08378).
+      axis: The axis that the groups lie along, the inputs of the layer, as an index or
+        `(path, shape) -> index`: -2 in the layout of Flax and Haiku, `(..., in, out)`;
+        1 in Equinox's, `(out, in, ...)`.
 
     Returns:
       A method for `sparsify`. Its `init` may be traced; scores that are not finite,
@@ -102,6 +113,8 @@ def static(
     """
     if masks is not None:
         return SparseMethod(lambda params: Topology(_fitting(masks, params)))
+    groups = None if pattern is None else pattern_of(pattern, axis, sparsity, budget)
+    sparsity = sparsity if groups is None else groups.sparsity
     _check.number("sparsity", sparsity, least=0, below=1)
     _check.whole("rounds", rounds)
     if callable(criterion):
@@ -109,6 +122,11 @@ def static(
     else:
         _check.one_of("criterion", criterion, CRITERIA)
         row = CRITERIA[criterion]
+    if groups is not None and criterion == "synflow":
+        raise ValueError(
+            'static(criterion="synflow") prunes in rounds to a growing sparsity; a '
+            "pattern has one. Use another criterion, or leave pattern out."
+        )
     budget = row.budget if budget is None else budget
     if not callable(budget):
         _check.one_of("budget", budget, [*BUDGETS, "global"])
@@ -120,7 +138,12 @@ def static(
 
     def init(params: Any) -> Topology:
         request = Request(
-            losses, cast(float, sparsity), budget, dense, jax.random.key(seed), rounds
+            losses,
+            cast(float, sparsity),
+            groups or budget,
+            dense,
+            jax.random.key(seed),
+            rounds,
         )
         return Topology(row.criterion(params, request))
 

@@ -1,0 +1,229 @@
+r"""SRigL: the same number of weights into every neuron, and neurons ablated.
+
+A matrix whose rows have equally many non-zeros is a dense array of values and one of
+indices, which a plain loop multiplies fast; a neuron without inputs is a row less.
+"""
+
+import fnmatch
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from zosam_jax import _check, tree
+from zosam_jax.selection import select, select_along
+from zosam_jax.sparsity import scores
+from zosam_jax.sparsity._dynamic import as_many, check, schedule
+from zosam_jax.sparsity._groups import Axis, axis_of
+from zosam_jax.sparsity._masks import from_leaves
+from zosam_jax.sparsity._method import SparseMethod
+from zosam_jax.sparsity._prune_and_grow import Proposal, prune_and_grow
+from zosam_jax.sparsity.budgets import (
+    Budget,
+    DenseRule,
+    Shape,
+    counts,
+    sparse_leaves,
+)
+
+
+def srigl(
+    sparsity: float,
+    total_steps: int,
+    *,
+    gamma: float = 0.3,
+    last: DenseRule = (),
+    interval: int = 100,
+    drop_fraction: float | Callable[[jax.Array], jax.Array] = 0.3,
+    stop_fraction: float = 0.75,
+    budget: str | Budget = "erk",
+    dense: DenseRule = (),
+    axis: Axis = -1,
+    seed: jax.typing.ArrayLike = 0,
+) -> SparseMethod:
+    r"""SRigL (arXiv:2305.02299): RigL with constant fan-in and neuron ablation.
+
+    A neuron is one index of a kernel's output axis; all other axes are its fan-in. At a
+    change a layer with n live weights and fan-in k
+
+    1. keeps the :math:`n - \lfloor \alpha_t n \rfloor` largest |w| of the layer;
+    2. calls salient what is kept, and the :math:`\lfloor \alpha_t n \rfloor` weights of
+       the layer with the largest |dL/dw|, live or not;
+    3. ablates every neuron with fewer than :math:`\max(1, \lfloor \gamma k \rfloor)`
+       salient weights;
+    4. gives each of the a others :math:`k' = \lfloor N / a \rfloor` weights, N the
+       layer's number under the budget: its largest |w| of those kept, then the largest
+       |dL/dw| of the rest.
+
+    Neurons are judged anew at every change, those ablated before too: one comes back
+    with enough salient weights, which can then only be so by their gradients.
+
+    Where fewer neurons pass than :math:`\lceil N / \text{dense fan-in} \rceil`, which
+    can hold N weights, so many stay, those with the most salient weights. (The public
+    code keeps arbitrary weights of a neuron with more than k'; here it is the largest.)
+
+    The count of a layer is :math:`a k' \le N`, with :math:`N - a k' < a`. N is in the
+    state, so that rounding never adds up: `state.memory.target` and, of now,
+    `state.memory.live`, an integer for each sparse leaf.
+
+    Args:
+      sparsity: Fraction of pruned weights over the sparse leaves together, in [0, 1),
+        before the fan-ins are rounded down.
+      total_steps: Optimizer steps of the whole training.
+      gamma: Share of the fan-in that must be salient, in [0, 1]. The paper has 0.3 for
+        convolutional networks, 0.95 for vision transformers; 0 ablates only neurons
+        without a salient weight.
+      last: Leaves whose neurons are never ablated, in the form of `dense`: name the
+        layer of the logits here.
+      interval: As in `dynamic`.
+      drop_fraction: As in `dynamic`.
+      stop_fraction: As in `dynamic`.
+      budget: As in `dynamic`.
+      dense: Leaves that stay dense; see `sparse_leaves`.
+      axis: The axis of the neurons, the outputs of the layer, as an index or
+        `(path, shape) -> index`: -1 in the layout of Flax and Haiku, `(..., in, out)`;
+        0 in Equinox's, `(out, in, ...)`.
+      seed: As in `dynamic`; of the first masks, in which every neuron has its fan-in
+        at random. A layer with more neurons than weights starts with some ablated.
+
+    Returns:
+      A method for `sparsify`.
+
+    Raises:
+      ValueError: An argument is out of range; at init, a budget that cannot be met, or
+        a leaf of `last` with fewer weights than neurons.
+    """
+    check(sparsity, total_steps, interval, budget)
+    _check.number("gamma", gamma, least=0, most=1)
+    fires, fraction = schedule(total_steps, interval, drop_fraction, stop_fraction)
+
+    def target(params: Any) -> list[int]:
+        return list(counts(params, sparsity, budget, dense).values())
+
+    def first(params: Any) -> Any:
+        leaves = jax.tree.leaves(params)
+        drawn = jax.tree.leaves(scores.random(params, None, jax.random.key(seed)))
+        kept = counts(params, sparsity, budget, dense)
+        _check_names(last, params)
+        masks = {}
+        for path, index in sparse_leaves(params, dense).items():
+            shape = jnp.shape(leaves[index])
+            place = axis_of(axis, path, shape)
+            neurons = shape[place]
+            if kept[index] < neurons and _names(last, path, shape):
+                raise ValueError(
+                    f"{path} keeps {kept[index]} weights, fewer than its {neurons} "
+                    "neurons, and last= says that none is ablated. Lower the "
+                    "sparsity, or keep it dense with dense=(...)."
+                )
+            masks[index] = _at_random(drawn[index], kept[index], place)
+        return from_leaves(params, masks)
+
+    def arrange(proposal: Proposal) -> Sequence[jax.Array]:
+        shapes = [mask.shape for mask in proposal.masks]
+        everything = [jnp.ones(shape, bool) for shape in shapes]
+        pulled = select(proposal.growing, everything, list(proposal.grown))
+        new = []
+        for i, path in enumerate(proposal.paths):
+            place = axis_of(axis, path, shapes[i])
+            total = proposal.memory.target[i]
+            if _names(last, path, shapes[i]):
+                active = jnp.ones(_neurons_of(shapes[i], place), bool)
+            else:
+                salient = proposal.kept[i] | pulled[i]
+                active = _active(proposal.masks[i], salient, total, gamma, place)
+            new.append(
+                _with_fan_in(
+                    total // jnp.sum(active, dtype=jnp.int32),
+                    proposal.kept[i] & active,
+                    proposal.dropping[i],
+                    proposal.growing[i],
+                    active,
+                    place,
+                )
+            )
+        return new
+
+    return prune_and_grow(
+        first,
+        fires,
+        as_many(fraction),
+        drop=scores.magnitude,
+        grow=scores.gradient,
+        target=target,
+        arrange=arrange,
+        seed=seed,
+        dense_gradient_every=interval,
+    )
+
+
+def _active(
+    mask: jax.Array, salient: jax.Array, total: jax.Array, gamma: float, axis: int
+) -> jax.Array:
+    """The neurons that are not ablated, as an array with the other axes of size 1."""
+    others = _others(mask.ndim, axis)
+    # The fan-in of now: ablated neurons have none.
+    fan_in = jnp.max(jnp.sum(mask, others, dtype=jnp.int32))
+    needed = jnp.maximum(jnp.floor(gamma * fan_in).astype(jnp.int32), 1)
+    number = jnp.sum(salient, others, keepdims=True, dtype=jnp.int32)
+    passing = number >= needed
+    full = mask.size // mask.shape[axis]
+    least = -(-total // full)
+    most_salient = select_along(
+        number.astype(jnp.float32), jnp.ones(number.shape, bool), least, (axis,)
+    )
+    return jnp.where(jnp.sum(passing) >= least, passing, most_salient)
+
+
+def _with_fan_in(
+    fan_in: jax.Array,
+    kept: jax.Array,
+    dropping: jax.Array,
+    growing: jax.Array,
+    active: jax.Array,
+    axis: int,
+) -> jax.Array:
+    """The mask in which every active neuron has `fan_in` weights, and no other any."""
+    others = _others(kept.ndim, axis)
+    stay = select_along(dropping, kept, fan_in, others)
+    missing = fan_in - jnp.sum(stay, others, keepdims=True, dtype=jnp.int32)
+    return stay | select_along(growing, active & ~stay, missing, others)
+
+
+def _at_random(drawn: jax.Array, total: int, axis: int) -> jax.Array:
+    """A mask of constant fan-in from random numbers."""
+    others = _others(drawn.ndim, axis)
+    neurons = min(total, drawn.shape[axis])
+    best = jnp.max(drawn, others, keepdims=True)
+    active = select_along(best, jnp.ones(best.shape, bool), neurons, (axis,))
+    candidates = jnp.broadcast_to(active, drawn.shape)
+    return select_along(drawn, candidates, total // neurons, others)
+
+
+def _others(ndim: int, axis: int) -> tuple[int, ...]:
+    return tuple(i for i in range(ndim) if i != axis)
+
+
+def _neurons_of(shape: Shape, axis: int) -> Shape:
+    return tuple(n if i == axis else 1 for i, n in enumerate(shape))
+
+
+def _names(rule: Any, path: str, shape: Shape) -> bool:
+    """Whether a rule in the form of `DenseRule` names the leaf."""
+    return any(
+        part(path, shape)
+        if callable(part)
+        else path == part or fnmatch.fnmatch(path, part)
+        for part in _parts(rule)
+    )
+
+
+def _check_names(rule: Any, params: Any) -> None:
+    """Raises `ValueError` where a pattern of `last` names no leaf."""
+    patterns = [part for part in _parts(rule) if not callable(part)]
+    tree.matching("last", patterns, tree.paths(params))
+
+
+def _parts(rule: Any) -> Sequence[Any]:
+    return [rule] if isinstance(rule, str) or callable(rule) else list(rule)
