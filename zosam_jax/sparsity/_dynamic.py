@@ -218,19 +218,14 @@ def schedule(
     return fires, _schedules.cosine(drop_fraction, stop)
 
 
-def floor_of(fraction: jax.Array, live: jax.Array) -> jax.Array:
-    """The whole part of the fraction of `live`, at most `live`, int32."""
-    # float32 may round a large product up, and a schedule may leave [0, 1].
-    share = jnp.clip(fraction, 0, 1)
-    return jnp.minimum(jnp.floor(share * live).astype(jnp.int32), live)
-
-
 def as_many(fraction: Callable[[jax.Array], jax.Array]) -> Quota:
     """The quota that drops the fraction of a leaf's live weights and grows as many."""
 
     def quota(census: Census) -> tuple[jax.Array, jax.Array, Any]:
         live = census.memory.live
-        dropped = floor_of(fraction(census.step), live)
+        # float32 may round a large product up, and a schedule may leave [0, 1].
+        share = jnp.clip(fraction(census.step), 0, 1)
+        dropped = jnp.minimum(jnp.floor(share * live).astype(jnp.int32), live)
         return live - dropped, live, census.memory.rule
 
     return quota

@@ -24,7 +24,7 @@ from zosam_jax import _check, tree
 from zosam_jax._types import Units
 from zosam_jax.selection import select
 from zosam_jax.sparsity import _schedules
-from zosam_jax.sparsity._dynamic import floor_of, schedule
+from zosam_jax.sparsity._dynamic import schedule
 from zosam_jax.sparsity._groups import axis_of
 from zosam_jax.sparsity._masks import from_leaves
 from zosam_jax.sparsity._method import SparseMethod, Topology
@@ -62,8 +62,8 @@ def units(
     r"""Heads, hidden units and channels, pruned and regrown whole (S2ViTE).
 
     From arXiv:2106.04533, section 3.3. A layer of U units keeps :math:`U - \lfloor s U
-    \rceil` of them, at least one. At a change it drops the :math:`\lfloor \alpha_t n
-    \rfloor` of its n live units that score lowest, and as many grow, of those not kept,
+    \rceil` of them, at least one. At a change it drops the :math:`\lceil \alpha_t n
+    \rceil` of its n live units that score lowest, and as many grow, of those not kept,
     with the largest :math:`\|\partial L / \partial W^{out}_u\|_1`. What scores, by
     `Units.drop`:
 
@@ -91,8 +91,7 @@ def units(
         layers read it, it cannot be pruned so.
       interval: Steps between changes of topology, `total_steps // 75` by default.
       drop_fraction: As in `dynamic`. By default it falls from 0.5 to 0.005 by a cosine
-        over the whole training, as in `svite`. A layer of few units changes no more
-        when the fraction of its live ones is below one.
+        over the whole training, as in `svite`.
       stop_fraction: As in `dynamic`.
       seed: The units live at first are random, from `key(seed)`.
 
@@ -147,7 +146,9 @@ def units(
             for layer in layers
         ]
         number = jnp.stack([jnp.sum(x, dtype=jnp.int32) for x in live])
-        dropped = floor_of(fraction(step), number)
+        # Rounded up: a layer of three heads would never change.
+        dropped = jnp.ceil(fraction(step) * number).astype(jnp.int32)
+        dropped = jnp.minimum(dropped, number)
         ranked = [_importance(layer, leaves, slopes) for layer in layers]
         kept = select(ranked, live, list(number - dropped))
         pulls = [

@@ -1,0 +1,89 @@
+"""One device and eight choose the same structured masks, of sharded leaves too."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+PROGRAM = """
+import json
+import jax, jax.numpy as jnp, numpy as np, optax
+from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+import zosam_jax as zs
+
+mesh = jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
+whole, split = NamedSharding(mesh, P()), NamedSharding(mesh, P("data"))
+rng = np.random.default_rng(0)
+x, y = rng.normal(size=(64, 8)), rng.normal(size=(64, 8))
+x, y = (jax.device_put(jnp.asarray(a, jnp.float32), split) for a in (x, y))
+# One leaf laid over the devices by its outputs, one by its inputs.
+layout = {"one": P(None, "data"), "two": P("data", None)}
+values = {"one": rng.normal(size=(8, 32)) / 2, "two": rng.normal(size=(32, 8)) / 4}
+layout = {k: NamedSharding(mesh, v) for k, v in layout.items()}
+start = {k: jax.device_put(jnp.asarray(v, jnp.float32), layout[k])
+         for k, v in values.items()}
+group = {"hidden": zs.sparsity.Units("two", incoming=("one",), drop="taylor")}
+methods = {
+    "nm": zs.sparsity.nm(2, 4, 100, interval=2),
+    "srigl": zs.sparsity.srigl(0.6, 100, interval=2, last="two", gamma=0.6),
+    "units": zs.sparsity.units(0.5, 100, group, interval=2),
+}
+found = {}
+for name, method in methods.items():
+    tx = zs.sparsify(optax.sgd(0.1, momentum=0.9), method)
+    state = jax.jit(tx.init)(start)
+    params = zs.sparsity.apply_masks(start, zs.sparsity.masks(state))
+    first = zs.sparsity.masks(state)
+
+    @jax.jit
+    def step(params, state, x, y):
+        loss = lambda p: jnp.mean((jnp.tanh(x @ p["one"]) @ p["two"] - y) ** 2)
+        updates, state = tx.update(jax.grad(loss)(params), state, params)
+        return optax.apply_updates(params, updates), state
+
+    for _ in range(7):
+        params, state = step(params, state, x, y)
+    masks = zs.sparsity.masks(state)
+    found[name] = {
+        "masks": {k: np.asarray(m).tolist() for k, m in masks.items()},
+        "changed": bool(jnp.any(masks["two"] != first["two"])),
+        "devices": len(params["two"].sharding.device_set),
+    }
+print(json.dumps(found))
+"""
+
+
+def run(devices: int) -> dict:
+    flags = f"--xla_force_host_platform_device_count={devices}"
+    result = subprocess.run(
+        [sys.executable, "-c", PROGRAM],
+        env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=300,
+    )
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def runs():
+    return run(1), run(8)
+
+
+@pytest.mark.parametrize("name", ["nm", "srigl", "units"])
+def test_one_device_and_eight_choose_the_same_masks(runs, name):
+    one, eight = (result[name] for result in runs)
+    assert (one["devices"], eight["devices"]) == (1, 8)
+    assert one["changed"]
+    assert one["masks"] == eight["masks"]
+    two = np.asarray(one["masks"]["two"])
+    if name == "nm":
+        assert set(two.reshape(8, 4, 8).sum(1).reshape(-1)) == {2}
+    elif name == "srigl":
+        assert len(set(two.sum(0))) == 1
+    else:
+        assert two.all(1).sum() == 16
