@@ -212,7 +212,7 @@ def test_a_change_drops_by_the_layer_and_grows_by_the_group():
     w = jnp.asarray([[0.1], [0.2], [9.0], [9.0], [5.0], [6.0], [0.0], [0.0]])
     masks = {"w": jnp.asarray([[1], [1], [0], [0], [1], [1], [0], [0]], bool)}
     method = zs.sparsity.nm(2, 4, 10**6, drop_fraction=0.5)
-    topology = zs.sparsity.Topology(masks, method.init({"w": w}).memory)
+    topology = zs.sparsity.Topology(masks, jax.jit(method.init)({"w": w}).memory)
     g = jnp.asarray([[3.0], [1.0], [2.0], [0.0], [0.0], [0.0], [9.0], [9.0]])
     new = jax.jit(method.change)(topology, {"w": w}, {"w": g}, 0).masks["w"]
     assert new[:, 0].astype(int).tolist() == [1, 0, 1, 0, 1, 1, 0, 0]
