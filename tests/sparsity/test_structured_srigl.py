@@ -1,13 +1,16 @@
 """SRigL against loops over neurons in NumPy, and its invariants."""
 
+import hypothesis.strategies as st
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from hypothesis import given, settings
 from structured import best, cosine, mask_of, normal, train, train_in_numpy
 
 import zosam_jax as zs
+from zosam_jax.sparsity._prune_and_grow import Memory
 
 SHAPES = {"a": (9, 12), "b": (3, 2, 4, 5), "last": (12, 5), "bias": (12,)}
 STEPS, INTERVAL, ALPHA, GAMMA = 1000, 20, 0.3, 0.5
@@ -106,6 +109,49 @@ def test_a_thousand_steps_equal_the_numpy_replica():
     assert fewest["last"] == 5
     assert fewest["a"] < 12
     assert came_back
+
+
+@jax.jit
+def change(masks, target, w, g, step):
+    live = jnp.stack([jnp.sum(masks["w"], dtype=jnp.int32)])
+    topology = zs.sparsity.Topology(masks, Memory(target, live))
+    method = zs.sparsity.srigl(0.5, 100, interval=1, drop_fraction=0.8, gamma=GAMMA)
+    new = method.change(topology, {"w": w}, {"w": g}, step)
+    return new.masks["w"], new.memory
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    fan_in=st.integers(1, 6),
+    active=st.integers(1, 8),
+    surplus=st.integers(0, 7),
+    levels=st.integers(1, 4),
+    step=st.integers(0, 80),
+    seed=st.integers(0, 2**31 - 1),
+)
+def test_one_change_is_exact_whatever_the_ties(
+    fan_in, active, surplus, levels, step, seed
+):
+    rng = np.random.default_rng(seed)
+    shape = (2, 3, 8)
+    old = np.zeros((6, 8), bool)
+    for neuron in rng.permutation(8)[:active]:
+        old[rng.permutation(6)[:fan_in], neuron] = True
+    old = old.reshape(shape)
+    target = min(fan_in * active + min(surplus, active - 1), 48)
+    w, g = rng.integers(-levels, levels + 1, size=(2, *shape)).astype(np.float32)
+    w = np.where(old, w, 0)
+    new, memory = change(
+        {"w": jnp.asarray(old)}, jnp.asarray([target], jnp.int32), w, g, step
+    )
+    expected = change_in_numpy(
+        {"w": target}, GAMMA, (), lambda step: cosine(0.8, step, 75)
+    )(step, {"w": w}, {"w": g}, {"w": old})["w"]
+    np.testing.assert_array_equal(new, expected)
+    counted = fan_ins(expected)
+    assert memory.live.tolist() == [sum(counted)]
+    assert len(set(counted) - {0}) == 1
+    assert 0 <= target - sum(counted) < np.count_nonzero(counted)
 
 
 def changed(method, masks, w, g, target=None):
