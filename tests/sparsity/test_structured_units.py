@@ -206,6 +206,34 @@ def test_pruned_units_have_a_gradient_and_taylor_is_that_of_a_gate():
         assert set(np.flatnonzero(held)) == {stays, grows}
 
 
+def changed(w, g, drop, alpha):
+    """The live units after one change of a kernel of one row a unit."""
+    method = zs.sparsity.units(
+        0.5, 100, {"u": Units("w", drop=drop)}, drop_fraction=lambda step: alpha
+    )
+    first = jax.jit(method.init)({"w": w})
+    live = jnp.any(w != 0, 1, keepdims=True)
+    first = first._replace(masks={"w": jnp.broadcast_to(live, w.shape)})
+    new = jax.jit(method.change)(first, {"w": w}, {"w": g}, 0).masks["w"]
+    return np.flatnonzero(np.asarray(new).all(1)).tolist()
+
+
+def test_taylor_lets_contributions_cancel_and_magnitude_does_not():
+    w = jnp.asarray([[9.0, 9.0], [1.0, 1.0], [0, 0], [0, 0]])
+    # Of the first unit 9 * 2 - 9 * 2 = 0, of the second 1 + 1 = 2.
+    g = jnp.asarray([[2.0, -2.0], [1.0, 1.0], [3.0, -3.0], [5.0, 0]])
+    assert changed(w, g, "taylor", 0.5) == [1, 2]
+    assert changed(w, g, "magnitude", 0.5) == [0, 2]
+
+
+def test_a_unit_just_dropped_may_come_back():
+    w = jnp.asarray([[9.0, 9.0], [1.0, 1.0], [0, 0], [0, 0]])
+    g = jnp.asarray([[0, 0], [7.0, 7.0], [3.0, -3.0], [5.0, 0]])
+    assert changed(w, g, "magnitude", 0.5) == [0, 1]
+    # Both drop; the two that pull hardest grow.
+    assert changed(w, g, "magnitude", 1.0) == [1, 2]
+
+
 def test_a_regrown_unit_trains_at_once():
     model, params, groups = vit()
     del groups["heads"]

@@ -24,7 +24,7 @@ class Pattern(NamedTuple):
 
     n: int
     m: int
-    axis: Axis = -2
+    axis: Axis
 
     @property
     def sparsity(self) -> float:
