@@ -12,6 +12,7 @@ import optax
 from zosam_jax import _check, tree
 from zosam_jax.selection import select, select_across
 from zosam_jax.sparsity._groups import Pattern, best_of_leaves
+from zosam_jax.sparsity._packing import unpack
 from zosam_jax.sparsity.budgets import Budget, DenseRule, counts, sparse_leaves
 
 
@@ -21,7 +22,7 @@ def apply_masks(params: Any, masks: Any) -> Any:
     Args:
       params: Pytree of arrays.
       masks: Mask tree in the structure of `params`: a boolean array of the leaf's
-        shape, or a scalar `True` for a dense leaf.
+        shape, or a scalar `True` for a dense leaf. Or a packed one.
 
     Returns:
       A tree like `params`, dtypes kept.
@@ -36,7 +37,7 @@ def apply_masks(params: Any, masks: Any) -> Any:
       >>> print(zs.sparsity.apply_masks(params, masks)["kernel"])
       [[1. 0.]]
     """
-    masks = filled(masks, params)
+    masks = filled(unpack(masks), params)
     tree.check_masks(masks, params)
     return tree.mask(params, masks)
 
@@ -57,14 +58,14 @@ def sparsity_of(masks: Any, params: Any | None = None) -> jax.Array:
     """The fraction of pruned weights, float32 scalar.
 
     Args:
-      masks: Mask tree.
+      masks: Mask tree, or a packed one.
       params: None counts the sparse leaves alone, which is what `sparsity=` of a method
         means. With the parameters given, all of them count, dense leaves too.
 
     Returns:
       Pruned entries / entries; 0 where there is no sparse leaf.
     """
-    sparse = [m for m in jax.tree.leaves(masks) if not tree.is_dense(m)]
+    sparse = [m for m in jax.tree.leaves(unpack(masks)) if not tree.is_dense(m)]
     pruned = sum((jnp.sum(~m, dtype=jnp.int32) for m in sparse), jnp.int32(0))
     counted = tree.size(sparse if params is None else params)
     return pruned.astype(jnp.float32) / max(counted, 1)
