@@ -19,11 +19,26 @@ def one_of(argument: str, value: Any, choices: Iterable[Any]) -> None:
     known = list(choices)
     if value in known:
         return
+    raise ValueError(f"{argument}={value!r} is unknown.{_nearest(value, known)}")
+
+
+def options(function: str, given: Iterable[str], known: Iterable[str]) -> None:
+    """Raises `TypeError`, naming the nearest, if an option of a function is unknown."""
+    known = list(known)
+    for name in given:
+        if name not in known:
+            raise TypeError(
+                f"{function}() got an unexpected keyword argument {name!r}."
+                f"{_nearest(name, known)}"
+            )
+
+
+def _nearest(value: Any, known: list[Any]) -> str:
     near = difflib.get_close_matches(str(value), [str(c) for c in known], 1, 0.5)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     names = ", ".join(repr(c) for c in known[:12])
     rest = f" and {len(known) - 12} more" if len(known) > 12 else ""
-    raise ValueError(f"{argument}={value!r} is unknown.{hint} Known: {names}{rest}.")
+    return f"{hint} Known: {names}{rest}."
 
 
 def number(
@@ -62,7 +77,12 @@ def number(
     except (TypeError, ValueError):
         x = math.nan
     if not math.isfinite(x) or not all(ok(x, b) for _, b, ok in rules if b is not None):
-        raise ValueError(f"{argument}={value!r} must be {wanted}.")
+        # Within [0, 1] it is a fraction, and 90 was meant in per cent.
+        is_fraction = 0 in (above, least) and 1 in (below, most)
+        hint = f" (a fraction: {x:g} % is {x / 100:g})" if 1 < x <= 100 else ""
+        raise ValueError(
+            f"{argument}={value!r} must be {wanted}{hint if is_fraction else ''}."
+        )
 
 
 def whole(argument: str, value: Any, *, least: int = 1) -> None:

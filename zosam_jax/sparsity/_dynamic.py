@@ -101,6 +101,7 @@ def rigl(sparsity: float, total_steps: int, **options: Unpack[Options]) -> Spars
       **options: `interval=100, drop_fraction=0.3, stop_fraction=0.75, budget="erk",
         dense=(), seed=0`, as in `dynamic`.
     """
+    _check_options("rigl", options)
     return dynamic(
         sparsity, total_steps, drop=scores.magnitude, grow=scores.gradient, **options
     )
@@ -127,6 +128,7 @@ def set_(
         fraction of each.
       **options: As in `rigl`.
     """
+    _check_options("set_", options, "by_sign")
     return dynamic(
         sparsity,
         total_steps,
@@ -158,6 +160,7 @@ def itop(
       **options: As in `rigl`. `interval` is by default such that there are 24 changes,
         or 65 with random growth: 4000 and 1500 steps in the paper's 97,750.
     """
+    _check_options("itop", options, "grow")
     _check.whole("total_steps", total_steps)
     usual: Options = {
         "interval": max(1, total_steps // (65 if grow is scores.random else 24)),
@@ -187,6 +190,7 @@ def svite(
       **options: As in `rigl`. `interval` is by default `total_steps // 75`: 20,000
         steps in the paper's 600 epochs of DeiT-Tiny.
     """
+    _check_options("svite", options)
     _check.whole("total_steps", total_steps)
     usual: Options = {
         "interval": max(1, total_steps // 75),
@@ -229,6 +233,11 @@ def as_many(fraction: Callable[[jax.Array], jax.Array]) -> Quota:
         return live - dropped, live, census.memory.rule
 
     return quota
+
+
+def _check_options(name: str, options: Options, *own: str) -> None:
+    known = [*own, *Options.__annotations__]
+    _check.options(f"zs.sparsity.{name}", options, known)
 
 
 def at_random(
