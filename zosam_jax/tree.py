@@ -75,10 +75,13 @@ def check_masks(masks: Any, params: Any) -> None:
     given, wanted = jax.tree.structure(masks), jax.tree.structure(params)
     if given != wanted:
         extra = sorted(set(paths(masks)) ^ set(paths(params)))
+        where = ", ".join(extra[:6]) or "the types of their nodes"
+        more = f" and {len(extra) - 6} more" if len(extra) > 6 else ""
         raise ValueError(
-            "masks must have the structure of params; they differ at "
-            f"{', '.join(extra) or 'the types of their nodes'}. Mark a dense leaf with "
-            "a scalar True. (Flax NNX: pass states through nnx.as_pure first.)"
+            f"masks must have the structure of params; they differ at {where}{more}. "
+            "Mark a dense leaf with a scalar True. (Those of an optimizer's state are "
+            "zs.sparsity.masks(state). Flax NNX: pass states through nnx.as_pure "
+            "first. Equinox: params are eqx.filter(model, eqx.is_inexact_array).)"
         )
     for path, m, x in zip(
         paths(params), jax.tree.leaves(masks), jax.tree.leaves(params), strict=True

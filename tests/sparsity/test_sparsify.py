@@ -110,7 +110,7 @@ def test_moments_of_changed_weights_begin_anew_and_others_stay(inner):
 
 def test_a_topology_change_is_a_cond_branch_and_nothing_leaves_the_device():
     params, loss = mlp()
-    tx = zs.sparsify(optax.sgd(0.1), zs.sparsity.rigl(0.5, 100))
+    tx = zs.sparsify(optax.sgd(0.1), zs.sparsity.rigl(0.5, 200))
     state = tx.init(params)
     text = str(jax.make_jaxpr(tx.update)(jax.grad(loss)(params), state, params))
     assert text.count("cond[") == 1
@@ -182,7 +182,7 @@ def test_a_state_from_an_eager_init_can_be_donated():
     given = zs.sparsity.masks(
         zs.sparsify(optax.sgd(0.1), zs.sparsity.static(0.5)).init(params)
     )
-    for method in (zs.sparsity.rigl(0.5, 100), zs.sparsity.static(masks=given)):
+    for method in (zs.sparsity.rigl(0.5, 200), zs.sparsity.static(masks=given)):
         tx = zs.sparsify(optax.sgd(0.1, momentum=0.9), method, gradient=zs.zosam())
         for _ in range(2):
             copy = jax.tree.map(jnp.array, params)

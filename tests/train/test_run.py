@@ -247,7 +247,7 @@ def test_nothing_is_written_before_the_checks(tmp_path, monkeypatch):
     ("method", "optimizer", "fields"),
     [
         ("snip", "adamw", {"learning_rate": 1e-3, "clip_norm": 1.0}),
-        ("set", "rmsprop", {"learning_rate": 1e-3}),
+        ("set", "rmsprop", {"learning_rate": 1e-3, "update_interval": 2}),
         ("magnitude", "lion", {"learning_rate": 1e-4, "dtype": "bfloat16"}),
         ("random", "adafactor", {"learning_rate": 1e-3, "gradient": "esam"}),
         ("grasp", "sgd", {"gradient": "backprop"}),

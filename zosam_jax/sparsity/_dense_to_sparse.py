@@ -109,8 +109,9 @@ def ste(
     which keeps the mask from flickering (arXiv:2102.04010, equation 7).
 
     `params` hold the dense weights: train and evaluate at `apply_masks(params,
-    masks(state))`, which `gradient=` of `sparsify` does by itself. Weight decay of the
-    optimizer shrinks the pruned weights too.
+    masks(state))`, which `gradient=` of `sparsify` does by itself. A loop that forgets
+    it trains the dense network, and `sparsify`, which sees only the gradient, cannot
+    tell. Weight decay of the optimizer shrinks the pruned weights too.
 
     Args:
       sparsity: Fraction of pruned weights over the sparse leaves together, in [0, 1).

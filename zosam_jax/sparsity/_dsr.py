@@ -1,5 +1,6 @@
 """DSR: one threshold for all layers, and weights that move between layers."""
 
+import math
 from typing import Any
 
 import jax
@@ -7,7 +8,7 @@ import jax.numpy as jnp
 
 from zosam_jax import _check
 from zosam_jax.sparsity import scores
-from zosam_jax.sparsity._dynamic import at_random, check
+from zosam_jax.sparsity._dynamic import at_random, check, warn_if_static
 from zosam_jax.sparsity._method import SparseMethod
 from zosam_jax.sparsity._prune_and_grow import Census, prune_and_grow
 from zosam_jax.sparsity.budgets import Budget, DenseRule
@@ -56,11 +57,16 @@ def dsr(
 
     Raises:
       ValueError: An argument is out of range; at init, a budget that cannot be met.
+
+    Warns:
+      UserWarning: As in `dynamic`. Since the interval grows, it should be below an
+        eighth of the training.
     """
     check(sparsity, total_steps, interval, budget)
     _check.number("drop_fraction", drop_fraction, above=0, most=1)
     _check.number("threshold", threshold, above=0)
     _check.number("stop_fraction", stop_fraction, least=0, most=1)
+    warn_if_static(_first_change(total_steps, interval), stop_fraction * total_steps)
 
     def fires(step: jax.Array) -> jax.Array:
         times = jnp.int32(1)
@@ -95,6 +101,16 @@ def dsr(
         regrow=False,
         seed=seed,
     )
+
+
+def _first_change(total_steps: int, interval: int) -> int:
+    ends = [share for share, _ in _INTERVALS[1:]] + [1.0]
+    for (share, factor), end in zip(_INTERVALS, ends, strict=True):
+        every = interval * factor
+        step = every * max(1, math.ceil(share * total_steps / every))
+        if step < end * total_steps:
+            return step
+    return total_steps
 
 
 def _magnitude(params: Any, grads: Any, key: jax.Array) -> Any:

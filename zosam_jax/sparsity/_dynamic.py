@@ -11,6 +11,7 @@ follows in the same update, on the new topology. RigL's pseudo-code leaves that 
 out; taking it keeps learning-rate schedules at the number of steps they count.
 """
 
+import warnings
 from collections.abc import Callable
 from typing import Any, TypedDict, Unpack
 
@@ -74,6 +75,10 @@ def dynamic(
 
     Raises:
       ValueError: An argument is out of range; at init, a budget that cannot be met.
+
+    Warns:
+      UserWarning: The training is too short for one change. A trial run of a longer
+        one goes on; what it trains is a static mask.
     """
     check(sparsity, total_steps, interval, budget)
     fires, fraction = schedule(total_steps, interval, drop_fraction, stop_fraction)
@@ -215,6 +220,7 @@ def schedule(
     _check.whole("interval", interval)
     _check.number("stop_fraction", stop_fraction, least=0, most=1)
     stop = stop_fraction * total_steps
+    warn_if_static(interval, stop)
     fires = _schedules.periodic(interval, stop)
     if callable(drop_fraction):
         return fires, drop_fraction
@@ -238,6 +244,17 @@ def as_many(fraction: Callable[[jax.Array], jax.Array]) -> Quota:
 def _check_options(name: str, options: Options, *own: str) -> None:
     known = [*own, *Options.__annotations__]
     _check.options(f"zs.sparsity.{name}", options, known)
+
+
+def warn_if_static(first: float, stop: float) -> None:
+    """Says so where the first change would not be before step `stop` (0: never)."""
+    if not (_check.is_traced(first) or _check.is_traced(stop)) and 0 < stop <= first:
+        warnings.warn(
+            "the topology will never change: the first change would be in step "
+            f"{first:g}, and the last is before step {stop:g}, stop_fraction * "
+            "total_steps. Take a smaller interval=.",
+            stacklevel=4,
+        )
 
 
 def at_random(

@@ -58,7 +58,9 @@ def sparsify(
 
     A straight-through method (`ste`) trains the pruned weights too: `params` are dense,
     nothing is reset, the gradient is that at the masked parameters, and the masks are
-    chosen after the step, so that `masks(state)` are always those of `params`.
+    chosen after the step, so that `masks(state)` are always those of `params`. A loop
+    that forgets to take its gradient at `apply_masks(params, masks(state))` trains the
+    dense network, and nothing here can notice it.
 
     Start with `state = tx.init(params)` and
     `params = zs.sparsity.apply_masks(params, zs.sparsity.masks(state))`.
@@ -212,7 +214,9 @@ def sparsify(
         if jax.tree.structure(_main(grads)) != jax.tree.structure(params):
             raise ValueError(
                 "the gradient must have the structure of params; got "
-                f"{jax.tree.structure(grads)} for {jax.tree.structure(params)}."
+                f"{jax.tree.structure(grads)} for {jax.tree.structure(params)}. "
+                "(Equinox: filter both, params = eqx.filter(model, "
+                "eqx.is_inexact_array).)"
             )
         if isinstance(grads, Decoupled) and accumulate_steps > 1:
             raise ValueError(
@@ -255,7 +259,7 @@ def masks(state: Any) -> Any:
       A tree like the parameters: boolean arrays, scalar True for dense leaves.
 
     Raises:
-      ValueError: There is no `sparsify` in it.
+      ValueError: There is no `sparsify` in it, or a leaf has masks of two.
     """
     found = _states(state)
     if not found:
@@ -312,8 +316,13 @@ def _merge(a: Any, b: Any) -> Any:
     """Two trees put together: each is `optax.MaskedNode` where the other is not."""
     if isinstance(a, optax.MaskedNode):
         return b
-    if isinstance(b, optax.MaskedNode) or jax.tree_util.all_leaves([a]):
+    if isinstance(b, optax.MaskedNode):
         return a
+    if jax.tree_util.all_leaves([a]):
+        raise ValueError(
+            "The state holds several masks of one leaf: pass the state of one "
+            "zs.sparsify(...), or of several that each have leaves of their own."
+        )
     children, treedef = jax.tree.flatten(a, is_leaf=lambda x: x is not a)
     others = jax.tree.leaves(b, is_leaf=lambda x: x is not b)
     return jax.tree.unflatten(treedef, map(_merge, children, others))

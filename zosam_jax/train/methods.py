@@ -52,6 +52,9 @@ ROWS = {
 }
 NAMES = ("dense", *ROWS)
 
+# Steps of a training that is long enough for every method.
+_LONG = 10**9
+
 # Arguments that are fields of the configuration, by their names there.
 _FIELDS = {
     "sparsity": "sparsity",
@@ -146,7 +149,7 @@ def scores_by(config: "TrainConfig") -> str:
 
 def trains_pruned(config: "TrainConfig") -> bool:
     """Returns whether pruned weights are trained too (straight-through)."""
-    method = make(config, 1, value_fn=float)
+    method = make(config, _LONG, value_fn=float)
     return method is not None and method.straight_through is not None
 
 
@@ -181,7 +184,7 @@ def check(config: "TrainConfig", *, zeroth_order: bool) -> None:
         if optional and given is not None and argument not in takes:
             raise ValueError(f"{field}={given}: method={config.method!r} has none.")
     try:
-        method = make(config, 1000, value_fn=float)
+        method = make(config, _LONG, value_fn=float)
     except (TypeError, ValueError) as error:
         raise ValueError(
             f"method={config.method!r} with "
