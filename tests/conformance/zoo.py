@@ -19,6 +19,24 @@ BASES = {
 }
 STEPS = 7
 
+# One row for each family of sparse methods, at half the weights; in 12 steps of
+# training its topology changes in steps 3, 6 and 9 where it ever does, and the last
+# change leaves the final counts. A new method is a new row.
+METHODS = {
+    "rigl": lambda **o: zs.sparsity.rigl(
+        0.5, 12, interval=3, drop_fraction=0.5, stop_fraction=1.0, **o
+    ),
+    "set_": lambda **o: zs.sparsity.set_(
+        0.5, 12, interval=3, drop_fraction=0.5, stop_fraction=1.0, **o
+    ),
+    "mest": lambda **o: zs.sparsity.mest(0.5, 12, interval=3, **o),
+    # The intervals grow with the share of the training that is over: 300 steps.
+    "dsr": lambda **o: zs.sparsity.dsr(0.5, 300, interval=3, threshold=0.1, **o),
+    "gmp": lambda **o: zs.sparsity.gmp(0.5, 12, interval=3, **o),
+    "ste": lambda **o: zs.sparsity.ste(0.5, decay=2e-4, interval=3, **o),
+    "static": lambda **o: zs.sparsity.static(0.5, **o),
+}
+
 
 def rule(total_steps=100, interval=3, **options):
     """RigL that changes the topology at steps 3 and 6, visibly."""

@@ -58,9 +58,7 @@ def sparsify(
 
     A straight-through method (`ste`) trains the pruned weights too: `params` are dense,
     nothing is reset, the gradient is that at the masked parameters, and the masks are
-    chosen after the step, so that `masks(state)` are always those of `params`. A loop
-    that forgets to take its gradient at `apply_masks(params, masks(state))` trains the
-    dense network, and nothing here can notice it.
+    chosen after the step, so that `masks(state)` are always those of `params`.
 
     Start with `state = tx.init(params)` and
     `params = zs.sparsity.apply_masks(params, zs.sparsity.masks(state))`.
