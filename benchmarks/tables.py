@@ -12,6 +12,10 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 THROUGHPUT = "throughput-resnet32-cpu.json"
 ALIGNMENT = "alignment-cifar10.json"
+GRID = "sparse-grid-cifar10.json"
+
+# Gradients of the sparse grid.
+GRADIENTS = {"sgd": "SGD", "zosam": "ZO-SAM", "guided": "guided ZO-SAM"}
 
 # Step of the throughput benchmark, constructor, and when to choose it.
 METHODS = (
@@ -128,14 +132,50 @@ def steps(throughput: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def grid_rows(cells: list[dict[str, Any]]) -> list[list[str]]:
+    """The grid, header first: a line a method, a column a sparsity and a gradient.
+
+    Accuracies in per cent, mean and standard deviation over the seeds. The dense
+    network stands in every column of its gradient.
+    """
+    levels = sorted({c["sparsity"] for c in cells if c["sparsity"]})
+    gradients = [g for g in GRADIENTS if any(c["gradient"] == g for c in cells)]
+    columns = [(s, g) for s in levels for g in gradients]
+    found = {(c["method"], c["sparsity"], c["gradient"]): c for c in cells}
+    lines = [["method", *(f"{s:.0%}, {GRADIENTS[g]}" for s, g in columns)]]
+    for name in dict.fromkeys(c["method"] for c in cells):
+        keys = [(name, s, g) for s, g in columns]
+        own = [found.get(k) or found.get((name, 0.0, k[2])) for k in keys]
+        lines.append([name, *map(_accuracy, own)])
+    return lines
+
+
+def _accuracy(cell: dict[str, Any] | None) -> str:
+    if cell is None:
+        return "not run"
+    spread = cell["accuracy_std"]
+    mean = f"{100 * cell['accuracy_mean']:.1f}"
+    return mean if spread is None else f"{mean} ± {100 * spread:.1f}"
+
+
+def grid(results: dict[str, Any]) -> str:
+    """The sparse grid."""
+    header, *lines = grid_rows(results["cells"])
+    rule = ["---"] * len(header)
+    return "\n".join(f"| {' | '.join(line)} |" for line in (header, rule, *lines))
+
+
 def tables() -> dict[str, str]:
     """Every generated table by its marker in the README."""
     throughput, alignment = load(THROUGHPUT), load(ALIGNMENT)
-    return {
+    found = {
         "methods": methods(throughput),
         "probes": probes(alignment, throughput),
         "steps": steps(throughput),
     }
+    if (RESULTS / GRID).exists():
+        found["sparse-grid"] = grid(load(GRID))
+    return found
 
 
 def insert(readme: str) -> str:
