@@ -392,7 +392,7 @@ def test_decoupled_wsam_in_sparse_training(eager):
         updates, state = tx.update(None, state, params, value_fn=loss)
     several = zs.sparsify(
         zs.decoupled(optax.sgd(0.05), 0.02),
-        zs.sparsity.rigl(0.5, 9),
+        zs.sparsity.rigl(0.5, 200),
         gradient=zs.wsam(0.3, decouple=True),
         accumulate_steps=2,
     )
