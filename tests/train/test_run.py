@@ -252,6 +252,8 @@ def test_nothing_is_written_before_the_checks(tmp_path, monkeypatch):
         ("random", "adafactor", {"learning_rate": 1e-3, "gradient": "esam"}),
         ("grasp", "sgd", {"gradient": "backprop"}),
         ("synflow", "sgd", {"gradient": "backprop"}),
+        ("srigl", "sgd", {"update_interval": 1}),
+        ("nm", "sgd", {"method_options": ("n=2", "m=4"), "dense": ("conv/*",)}),
         ("gmp", "sgd", {"update_interval": 1, "budget": "global"}),
         ("ste", "adamw", {"method_options": ("decay=2e-4",), "learning_rate": 1e-3}),
         ("mest", "sgd", {"method_options": ("soft=True", "gradient_weight=0.1")}),

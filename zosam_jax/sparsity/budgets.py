@@ -184,7 +184,9 @@ def last_layer(outputs: int) -> Predicate:
 def sparse_leaves(params: Any, dense: DenseRule = ()) -> dict[str, int]:
     """Flattened index by path of the leaves that are sparsified.
 
-    Leaves with fewer than two axes (biases, norms) are dense by rule.
+    Biases and norms are dense by rule: leaves with fewer than two axes, and those of
+    more than two of which at most one is longer than 1 (a bias kept as `(out, 1, 1)`,
+    a class token `(1, 1, d)`).
 
     Args:
       params: Pytree of arrays.
@@ -209,7 +211,7 @@ def sparse_leaves(params: Any, dense: DenseRule = ()) -> dict[str, int]:
     sparse = {
         path: index
         for index, (path, shape) in enumerate(zip(paths, shapes, strict=True))
-        if len(shape) >= 2 and math.prod(shape) > 0 and path not in kept
+        if _is_kernel(shape) and math.prod(shape) > 0 and path not in kept
     }
     if not sparse:
         raise ValueError(
@@ -217,6 +219,10 @@ def sparse_leaves(params: Any, dense: DenseRule = ()) -> dict[str, int]:
             f"must not match dense={dense!r}. The leaves are: {', '.join(paths)}."
         )
     return sparse
+
+
+def _is_kernel(shape: Shape) -> bool:
+    return len(shape) == 2 or sum(n > 1 for n in shape) >= 2
 
 
 def counts(

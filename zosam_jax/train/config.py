@@ -60,9 +60,9 @@ statistics, losses and norms stay float32."""
 
     method: str = "rigl"
     """Sparse training: dense (none); random, magnitude, snip, grasp or synflow (masks \
-chosen at the start and kept); set, rigl, itop, svite, mest, dsr or srigl (dynamic); \
-gmp (gradual pruning) or ste (straight-through). (A round of \
-`lottery` says ticket.)"""
+chosen at the start and kept); set, rigl, itop, svite, mest or dsr (dynamic); srigl \
+(constant fan-in), nm (n of every m inputs) or units (heads, hidden units, channels); \
+gmp (gradual pruning) or ste (straight-through). (A round of `lottery` says ticket.)"""
     sparsity: float = 0.9
     """Share of the sparsified weights that are zero, in [0, 1). Biases and norms are \
 dense and do not count. Without effect where the method is dense."""
@@ -83,8 +83,8 @@ method's own, as 0.3 for rigl and set, where it decays by a cosine."""
 own, as 0.75 for rigl and set."""
     method_options: tuple[str, ...] = ()
     """Other options of the sparse method, as in its zosam_jax.sparsity constructor: \
-NAME=VALUE, as soft=True for mest or decay=2e-4 for ste; an unknown one lists those \
-there are."""
+NAME=VALUE, as soft=True for mest, decay=2e-4 for ste or n=2 m=4 for nm; an unknown \
+one lists those there are."""
 
     ticket: tuple[str, ...] | None = None
     """What a round of `lottery` starts from, in words; `lottery` sets it."""

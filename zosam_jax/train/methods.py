@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, get_type_hints
 
 import zosam_jax as zs
-from zosam_jax import _check
+from zosam_jax import _check, models
 from zosam_jax.train import option_strings
 
 if TYPE_CHECKING:
@@ -42,6 +42,9 @@ ROWS = {
     "svite": Row(zs.sparsity.svite),
     "mest": Row(zs.sparsity.mest),
     "dsr": Row(zs.sparsity.dsr),
+    "srigl": Row(zs.sparsity.srigl, {"last": ("head/kernel",)}),
+    "nm": Row(zs.sparsity.nm),
+    "units": Row(zs.sparsity.units),
     "gmp": Row(zs.sparsity.gmp),
     "ste": Row(zs.sparsity.ste),
     # All live: what a round of `lottery` starts from is put in.
@@ -72,6 +75,7 @@ _ELSEWHERE = {
     },
     "total_steps": "follows from epochs (--epochs)",
     "value_fn": "is set: the first batch",
+    "groups": "follow from the model (--model)",
     "criterion": "is set by the method's name",
     "masks": "cannot be given on a command line; call zs.sparsity.static(masks=...)",
 }
@@ -104,9 +108,13 @@ def make(
         for argument, field in _FIELDS.items()
         if argument in takes and getattr(config, field) not in (None, "auto")
     }
-    values |= {"dense": dense, **row.fixed}
+    if "dense" in takes:
+        values["dense"] = dense
+    values |= row.fixed
     if "total_steps" in takes:
         values["total_steps"] = total_steps
+    if "groups" in takes:
+        values["groups"] = models.unit_groups(config.model, width=config.width)
     if row.scores_by:
         values["value_fn"] = value_fn
     return row.make(**values, **options(config))
@@ -191,6 +199,12 @@ def check(config: "TrainConfig", *, zeroth_order: bool) -> None:
             f"method_options={list(config.method_options)}: {error}"
         ) from error
     assert method is not None
+    given = options(config)
+    if config.method == "nm" and config.sparsity != 1 - given["n"] / given["m"]:
+        raise ValueError(
+            f"sparsity={config.sparsity:g}: method='nm' with n={given['n']} and "
+            f"m={given['m']} has sparsity={1 - given['n'] / given['m']:g}; say that."
+        )
     if zeroth_order and method.dense_gradient_every is not None:
         raise ValueError(
             f"method={config.method!r} uses the gradient of pruned weights, which a "
