@@ -76,6 +76,8 @@ def methods(interval=7):
 
 
 METHODS = methods()
+# The others are SET or RigL at other times, and in the wrapper the same program.
+OTHER_THAN_SCHEDULES = [n for n in METHODS if not n.startswith(("itop", "svite"))]
 
 
 def counted(masks):
@@ -184,8 +186,8 @@ def once(name, tree):
     return both, method
 
 
-@pytest.mark.parametrize("name", METHODS)
-@settings(max_examples=10, deadline=None)
+@pytest.mark.parametrize("name", OTHER_THAN_SCHEDULES)
+@settings(max_examples=8, deadline=None)
 @given(
     tree=st.sampled_from(sorted(TREES)),
     levels=st.integers(0, 3),
@@ -296,7 +298,7 @@ def test_the_threshold_of_dsr_comes_back_from_dead_weights_and_from_an_empty_quo
         assert 1e-4 < float(topology.memory.rule) < 4
 
 
-@pytest.mark.parametrize("interval", [40, 70, 1000])
+@pytest.mark.parametrize("interval", [40, 1000])
 @pytest.mark.parametrize("stages", [None, ((1.0, 0.8, 0.5),)])
 def test_mest_ends_at_its_sparsity_with_any_interval(interval, stages):
     method = zs.sparsity.mest(0.8, 100, soft=True, stages=stages, interval=interval)
