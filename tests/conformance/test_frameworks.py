@@ -270,12 +270,12 @@ def test_equinox_in_its_own_idiom():
         tx.update(arrays(model), state, model)
 
 
-def test_biases_and_norms_with_axes_of_one_stay_dense_where_a_pattern_says_so():
+def test_biases_and_norms_with_axes_of_one_are_dense():
     """Equinox's biases of convolutions are (out, 1, 1), Haiku's norms (1, 1, 1, c)."""
     eqx, hk = pytest.importorskip("equinox"), pytest.importorskip("haiku")
     conv = eqx.filter_eval_shape(eqx.nn.Conv2d, 3, 4, 3, key=jax.random.key(0))
     conv = jax.tree.map(lambda x: jnp.ones(x.shape), conv)
-    tx = zs.sparsify(optax.sgd(0.1), zs.sparsity.static(0.5, dense="bias"))
+    tx = zs.sparsify(optax.sgd(0.1), zs.sparsity.static(0.5))
     masks = zs.sparsity.masks(tx.init(eqx.filter(conv, eqx.is_inexact_array)))
     assert masks.bias.shape == ()
     assert int(masks.weight.sum()) == 54
@@ -288,7 +288,7 @@ def test_biases_and_norms_with_axes_of_one_stay_dense_where_a_pattern_says_so():
         hk.transform_with_state(net).init, jax.random.key(0), images
     )
     params = jax.tree.map(lambda x: jnp.ones(x.shape), shapes)
-    tx = zs.sparsify(optax.sgd(0.1), zs.sparsity.static(0.5, dense="batch_norm/*"))
+    tx = zs.sparsify(optax.sgd(0.1), zs.sparsity.static(0.5))
     masks = zs.sparsity.masks(tx.init(params))
     assert masks["batch_norm"]["scale"].shape == ()
     assert int(masks["conv2_d"]["w"].sum()) == 54

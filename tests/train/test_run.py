@@ -253,18 +253,30 @@ def test_nothing_is_written_before_the_checks(tmp_path, monkeypatch):
         ("grasp", "sgd", {"gradient": "backprop"}),
         ("synflow", "sgd", {"gradient": "backprop"}),
         ("srigl", "sgd", {"update_interval": 1}),
-        ("nm", "sgd", {"method_options": ("n=2", "m=4"), "dense": ("conv/*",)}),
+        (
+            "nm",
+            "sgd",
+            {
+                "method_options": ("n=2", "m=4"),
+                "dense": ("conv/*",),
+                "update_interval": 1,
+            },
+        ),
         ("gmp", "sgd", {"update_interval": 1, "budget": "global"}),
         ("ste", "adamw", {"method_options": ("decay=2e-4",), "learning_rate": 1e-3}),
         ("mest", "sgd", {"method_options": ("soft=True", "gradient_weight=0.1")}),
-        ("dsr", "sgd", {"gradient": "backprop", "update_interval": 1}),
+        ("dsr", "sgd", {"gradient": "backprop", "update_interval": 1, "epochs": 3}),
     ],
 )
 def test_other_rows_of_the_tables_train(tmp_path, method, optimizer, fields):
+    fields = {"epochs": 1, **fields}
     result = tiny_run.train(
-        tmp_path / "run", method=method, optimizer=optimizer, epochs=1, **fields
+        tmp_path / "run", method=method, optimizer=optimizer, **fields
     )
-    assert result.summary["sparsity"] == 0.5
+    if method == "srigl":  # A fan-in is a whole number, rounded down.
+        assert result.summary["sparsity"] > 0.5
+    else:
+        assert result.summary["sparsity"] == 0.5
     assert np.isfinite(result.summary["test_loss"])
 
 

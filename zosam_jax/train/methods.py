@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, get_type_hints
 
 import zosam_jax as zs
-from zosam_jax import _check, models
+from zosam_jax import _check
 from zosam_jax.train import option_strings
 
 if TYPE_CHECKING:
@@ -114,6 +114,8 @@ def make(
     if "total_steps" in takes:
         values["total_steps"] = total_steps
     if "groups" in takes:
+        from zosam_jax import models
+
         values["groups"] = models.unit_groups(config.model, width=config.width)
     if row.scores_by:
         values["value_fn"] = value_fn
