@@ -57,7 +57,7 @@ def srigl(
        |dL/dw| of the rest.
 
     Neurons are judged anew at every change, those ablated before too: one comes back
-    with enough salient weights, which can then only be so by their gradients.
+    as soon as the gradients of its weights make enough of them salient.
 
     Where fewer neurons pass than :math:`\lceil N / \text{dense fan-in} \rceil`, which
     can hold N weights, so many stay, those with the most salient weights. (The public

@@ -61,11 +61,10 @@ def units(
 ) -> SparseMethod:
     r"""Heads, hidden units and channels, pruned and regrown whole (S2ViTE).
 
-    From arXiv:2106.04533, section 3.3. A layer of U units keeps :math:`U - \lfloor s U
-    \rceil` of them, at least one. At a change it drops the :math:`\lceil \alpha_t n
-    \rceil` of its n live units that score lowest, and as many grow, of those not kept,
-    with the largest :math:`\|\partial L / \partial W^{out}_u\|_1`. What scores, by
-    `Units.drop`:
+    From arXiv:2106.04533. A layer of U units keeps U less :math:`s U`, rounded, and at
+    least one. At a change it drops the :math:`\lceil \alpha_t n \rceil` of its n live
+    units that score lowest, and as many grow, of those not kept, with the largest
+    :math:`\|\partial L / \partial W^{out}_u\|_1`. The drop score, by `Units.drop`:
 
     * "taylor": :math:`|\sum W^{out}_u \odot \partial L / \partial W^{out}_u| =
       |\partial L / \partial c_u|`, for a factor :math:`c_u = 1` on the unit's output:
