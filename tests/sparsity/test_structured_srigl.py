@@ -12,7 +12,8 @@ from structured import best, cosine, mask_of, normal, train, train_in_numpy
 import zosam_jax as zs
 from zosam_jax.sparsity._prune_and_grow import Memory
 
-SHAPES = {"a": (9, 12), "b": (3, 2, 4, 5), "last": (12, 5), "bias": (12,)}
+# Leaves of one shape are chosen together.
+SHAPES = {"a": (9, 12), "b": (3, 2, 4, 5), "c": (9, 12), "last": (12, 5), "bias": (12,)}
 STEPS, INTERVAL, ALPHA, GAMMA = 1000, 20, 0.3, 0.5
 
 
@@ -71,9 +72,9 @@ def test_a_thousand_steps_equal_the_numpy_replica():
     )
     run = train(method, start, STEPS)
     _, w, masks, memory = next(run)
-    sparse = {k: masks[k] for k in ("a", "b", "last")}
+    sparse = {k: masks[k] for k in ("a", "b", "c", "last")}
     targets = dict(zip(sparse, memory.target.tolist(), strict=True))
-    assert sum(targets.values()) == 288 - round(0.7 * 288)
+    assert sum(targets.values()) == 396 - round(0.7 * 396)
     replica = train_in_numpy(
         start,
         w,
@@ -107,7 +108,7 @@ def test_a_thousand_steps_equal_the_numpy_replica():
             # Rounding, which momentum carries over steps.
             np.testing.assert_allclose(params[k], expected[k], rtol=1e-3, atol=1e-5)
     assert fewest["last"] == 5
-    assert fewest["a"] < 12
+    assert max(fewest["a"], fewest["c"]) < 12
     assert came_back
 
 

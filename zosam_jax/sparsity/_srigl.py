@@ -122,28 +122,18 @@ def srigl(
 
     def arrange(proposal: Proposal) -> Sequence[jax.Array]:
         shapes = [mask.shape for mask in proposal.masks]
+        axes = [
+            axis_of(axis, path, shape)
+            for path, shape in zip(proposal.paths, shapes, strict=True)
+        ]
         everything = [jnp.ones(shape, bool) for shape in shapes]
         pulled = select(proposal.growing, everything, list(proposal.grown))
-        new = []
+        salient = [k | p for k, p in zip(proposal.kept, pulled, strict=True)]
+        active = _active(proposal, salient, axes, gamma)
         for i, path in enumerate(proposal.paths):
-            place = axis_of(axis, path, shapes[i])
-            total = proposal.memory.target[i]
             if _names(last, path, shapes[i]):
-                active = jnp.ones(_neurons_of(shapes[i], place), bool)
-            else:
-                salient = proposal.kept[i] | pulled[i]
-                active = _active(proposal.masks[i], salient, total, gamma, place)
-            new.append(
-                _with_fan_in(
-                    total // jnp.sum(active, dtype=jnp.int32),
-                    proposal.kept[i] & active,
-                    proposal.dropping[i],
-                    proposal.growing[i],
-                    active,
-                    place,
-                )
-            )
-        return new
+                active[i] = jnp.ones(active[i].shape, bool)
+        return _with_fan_ins(proposal, active, axes)
 
     return prune_and_grow(
         first,
@@ -159,36 +149,74 @@ def srigl(
 
 
 def _active(
-    mask: jax.Array, salient: jax.Array, total: jax.Array, gamma: float, axis: int
-) -> jax.Array:
-    """The neurons that are not ablated, as an array with the other axes of size 1."""
-    others = _others(mask.ndim, axis)
-    # The fan-in of now: ablated neurons have none.
-    fan_in = jnp.max(jnp.sum(mask, others, dtype=jnp.int32))
-    needed = jnp.maximum(jnp.floor(gamma * fan_in).astype(jnp.int32), 1)
-    number = jnp.sum(salient, others, keepdims=True, dtype=jnp.int32)
-    passing = number >= needed
-    full = mask.size // mask.shape[axis]
-    least = -(-total // full)
-    most_salient = select_along(
-        number.astype(jnp.float32), jnp.ones(number.shape, bool), least, (axis,)
-    )
-    return jnp.where(jnp.sum(passing) >= least, passing, most_salient)
+    proposal: Proposal, salient: Sequence[jax.Array], axes: Sequence[int], gamma: float
+) -> list[jax.Array]:
+    """The neurons that are not ablated, with the other axes of a leaf of size 1."""
+    numbers, passing, least = [], [], []
+    for i, axis in enumerate(axes):
+        mask, others = proposal.masks[i], _others(salient[i].ndim, axis)
+        # The fan-in of now: ablated neurons have none.
+        fan_in = jnp.max(jnp.sum(mask, others, dtype=jnp.int32))
+        needed = jnp.maximum(jnp.floor(gamma * fan_in).astype(jnp.int32), 1)
+        number = jnp.sum(salient[i], others, keepdims=True, dtype=jnp.int32)
+        numbers.append(number.astype(jnp.float32))
+        passing.append(number >= needed)
+        full = mask.size // mask.shape[axis]
+        least.append(-(-proposal.memory.target[i] // full))
+    everyone = [jnp.ones(number.shape, bool) for number in numbers]
+    most_salient = select(numbers, everyone, least)
+    return [
+        jnp.where(jnp.sum(p) >= least[i], p, most_salient[i])
+        for i, p in enumerate(passing)
+    ]
 
 
-def _with_fan_in(
-    fan_in: jax.Array,
-    kept: jax.Array,
-    dropping: jax.Array,
-    growing: jax.Array,
-    active: jax.Array,
-    axis: int,
-) -> jax.Array:
-    """The mask in which every active neuron has `fan_in` weights, and no other any."""
-    others = _others(kept.ndim, axis)
-    stay = select_along(dropping, kept, fan_in, others)
-    missing = fan_in - jnp.sum(stay, others, keepdims=True, dtype=jnp.int32)
-    return stay | select_along(growing, active & ~stay, missing, others)
+def _with_fan_ins(
+    proposal: Proposal, active: Sequence[jax.Array], axes: Sequence[int]
+) -> list[jax.Array]:
+    """The masks in which the active neurons have equally many weights, others none."""
+    alike: dict[Any, list[int]] = {}
+    for i, mask in enumerate(proposal.masks):
+        alike.setdefault((mask.shape, axes[i]), []).append(i)
+    new: dict[int, jax.Array] = {}
+    for (shape, axis), members in alike.items():
+        # Leaves of one shape together: a search each would take long to compile.
+        ranked, candidates, fan_ins = [], [], []
+        for i in members:
+            kept = proposal.kept[i]
+            ranked.append(_kept_first(kept, proposal.dropping[i], proposal.growing[i]))
+            candidates.append(jnp.broadcast_to(active[i], shape))
+            number = jnp.sum(active[i], keepdims=True, dtype=jnp.int32)
+            fan_ins.append(proposal.memory.target[i] // number)
+        chosen = select_along(
+            jnp.stack(ranked),
+            jnp.stack(candidates),
+            jnp.stack(fan_ins),
+            tuple(1 + other for other in _others(len(shape), axis)),
+        )
+        new.update(zip(members, chosen, strict=True))
+    return [new[i] for i in range(len(new))]
+
+
+def _kept_first(kept: jax.Array, dropping: jax.Array, growing: jax.Array) -> jax.Array:
+    """One score for both: what is kept, by |w|, and below it the rest, by |dL/dw|.
+
+    The bits of floats that are not negative have their order. So those of |w| are
+    raised by one exponent, above zero, and those of |dL/dw| counted down from
+    infinity's are a negative number that rises with it. Exact below 2^127.
+    """
+    infinity, sign = jnp.uint32(0x7F800000), jnp.uint32(1 << 31)
+    raised = jnp.minimum(_bits(dropping) + jnp.uint32(1 << 23), infinity)
+    lowered = (infinity - _bits(growing)) | sign
+    bits = jnp.where(kept, raised, lowered)
+    return jax.lax.bitcast_convert_type(bits, jnp.float32)
+
+
+def _bits(x: jax.Array) -> jax.Array:
+    """Those of |x|, with 0 for NaN and denormals, which XLA takes for 0 on a CPU."""
+    x = jnp.abs(x.astype(jnp.float32))
+    x = jnp.where(x >= jnp.finfo(jnp.float32).tiny, x, 0)
+    return jax.lax.bitcast_convert_type(x, jnp.uint32)
 
 
 def _at_random(drawn: jax.Array, total: int, axis: int) -> jax.Array:
@@ -203,10 +231,6 @@ def _at_random(drawn: jax.Array, total: int, axis: int) -> jax.Array:
 
 def _others(ndim: int, axis: int) -> tuple[int, ...]:
     return tuple(i for i in range(ndim) if i != axis)
-
-
-def _neurons_of(shape: Shape, axis: int) -> Shape:
-    return tuple(n if i == axis else 1 for i, n in enumerate(shape))
 
 
 def _names(rule: Any, path: str, shape: Shape) -> bool:
