@@ -214,7 +214,7 @@ def test_packed_masks_change_nothing_bit_for_bit(name):
         same(state.inner, other.inner)
         same(state.memory, other.memory)
         same(zs.sparsity.masks(state), jax.device_get(zs.sparsity.masks(other)))
-        bits = other.masks["hidden"]["kernel"].bits
+        bits = other.masks.bits["hidden"]["kernel"]
         assert (bits.dtype, bits.shape) == (np.uint8, (6, 2))
 
 
@@ -250,7 +250,7 @@ def test_packing_goes_and_comes(shape, seed):
     mask = np.random.default_rng(seed).random(shape) < 0.5
     masks = {"w": jnp.asarray(mask), "bias": jnp.asarray(True)}
     packed = zs.sparsity.pack(masks)
-    assert packed["w"].bits.shape == (*shape[:-1], -(-shape[-1] // 8))
+    assert packed.bits["w"].shape == (*shape[:-1], -(-shape[-1] // 8))
     same(zs.sparsity.unpack(packed), masks)
     same(zs.sparsity.unpack(masks), masks)
 

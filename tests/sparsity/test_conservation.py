@@ -361,7 +361,7 @@ def test_by_sign_keeps_the_count_in_large_leaves_of_one_sign():
 
 def test_dropping_nothing_by_sign_leaves_weights_that_are_no_numbers_live():
     method = zs.sparsity.set_(
-        0.5, 100, by_sign=True, drop_fraction=optax.constant_schedule(0.0)
+        0.5, 1000, by_sign=True, drop_fraction=optax.constant_schedule(0.0)
     )
     params = {"w": jnp.linspace(-1, 1, 36).reshape(6, 6).at[2:4].set(jnp.nan)}
     first = method.init(jax.tree.map(jnp.ones_like, params))

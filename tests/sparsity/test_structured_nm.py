@@ -94,7 +94,7 @@ def test_the_axis_is_an_option_for_other_layouts(axis):
     [
         zs.sparsity.static(pattern=(2, 4), criterion="magnitude"),
         zs.sparsity.ste(pattern=(2, 4)),
-        zs.sparsity.nm(2, 4, 100),
+        zs.sparsity.nm(2, 4, 1000),
     ],
 )
 def test_leaves_that_groups_do_not_divide_are_named(method):
@@ -107,7 +107,7 @@ def test_leaves_that_groups_do_not_divide_are_named(method):
 
 def test_a_leaf_that_is_dense_need_not_divide():
     params = {"stem": jnp.ones((3, 3, 3, 8)), "w": jnp.ones((8, 8))}
-    masks = masks_of(zs.sparsity.nm(2, 4, 100, dense="stem"), params)
+    masks = masks_of(zs.sparsity.nm(2, 4, 1000, dense="stem"), params)
     assert masks["stem"].ndim == 0
     assert live_of_groups(masks["w"], 4) == {2}
 
@@ -124,8 +124,8 @@ def test_a_leaf_that_is_dense_need_not_divide():
         ),
         (lambda: zs.sparsity.ste(pattern=(0, 4)), "n=0 must be an integer"),
         (lambda: zs.sparsity.ste(), "sparsity=None must be"),
-        (lambda: zs.sparsity.nm(2, 4, 100, drop_fraction=2), "drop_fraction=2"),
-        (lambda: zs.sparsity.nm(2, 4, 100, axis=7).init(ones()), "axis=7 is out of"),
+        (lambda: zs.sparsity.nm(2, 4, 1000, drop_fraction=2), "drop_fraction=2"),
+        (lambda: zs.sparsity.nm(2, 4, 1000, axis=7).init(ones()), "axis=7 is out of"),
     ],
 )
 def test_wrong_arguments_are_named(make, message):

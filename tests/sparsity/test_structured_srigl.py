@@ -171,19 +171,19 @@ def changed(method, masks, w, g, target=None):
 def test_a_neuron_without_salient_weights_is_ablated_and_its_weights_move():
     w = jnp.asarray([[5.0, 6.0, 0.1], [7.0, 8.0, 0.2], [0, 0, 0], [0, 0, 0]])
     g = jnp.asarray([[0, 0, 0], [0, 0, 0], [3.0, 0, 0], [0, 4.0, 0]])
-    method = zs.sparsity.srigl(0.5, 100, drop_fraction=0.4)
+    method = zs.sparsity.srigl(0.5, 1000, drop_fraction=0.4)
     new, memory = changed(method, w != 0, w, g)
     assert fan_ins(new) == [3, 3, 0]
     assert new[:, :2].T.astype(int).tolist() == [[1, 1, 1, 0], [1, 1, 0, 1]]
     assert memory.live.tolist() == [6]
-    kept, _ = changed(zs.sparsity.srigl(0.5, 100, last="w"), w != 0, w, g)
+    kept, _ = changed(zs.sparsity.srigl(0.5, 1000, last="w"), w != 0, w, g)
     assert fan_ins(kept) == [2, 2, 2]
 
 
 def test_an_ablated_neuron_comes_back_by_its_gradient():
     w = jnp.asarray([[5.0, 6.0, 0], [7.0, 8.0, 0], [1.0, 2.0, 0], [0, 0, 0]])
     g = jnp.zeros((4, 3)).at[1:3, 2].set(9.0)
-    new, _ = changed(zs.sparsity.srigl(0.5, 100, drop_fraction=0.4), w != 0, w, g)
+    new, _ = changed(zs.sparsity.srigl(0.5, 1000, drop_fraction=0.4), w != 0, w, g)
     assert fan_ins(new) == [2, 2, 2]
     assert new[:, 2].tolist() == [False, True, True, False]
 
@@ -192,7 +192,7 @@ def test_a_neuron_with_more_than_its_fan_in_keeps_its_largest_weights():
     """An ablated neuron comes back, so the others give weights up: the smallest."""
     w = jnp.asarray([[3.0, 4.0, 0], [1.0, 5.0, 0], [6.0, 2.0, 0], [0, 0, 0]])
     g = jnp.zeros((4, 3)).at[:, 2].set(jnp.asarray([1.0, 2.0, 3.0, 4.0]))
-    method = zs.sparsity.srigl(0.5, 100, drop_fraction=0.2, gamma=0.0)
+    method = zs.sparsity.srigl(0.5, 1000, drop_fraction=0.2, gamma=0.0)
     new, _ = changed(method, w != 0, w, g)
     assert new[:, :2].T.astype(int).tolist() == [[1, 0, 1, 0], [1, 1, 0, 0]]
 
@@ -202,7 +202,7 @@ def test_so_many_neurons_stay_as_hold_the_layer_s_weights():
     w = jnp.zeros((12, 4)).at[:, 0].set(1.0 + jnp.arange(12.0))
     w = w.at[:6, 1:].set(0.01)
     g = jnp.zeros((12, 4))
-    method = zs.sparsity.srigl(0.375, 100, drop_fraction=0.6, gamma=1.0)
+    method = zs.sparsity.srigl(0.375, 1000, drop_fraction=0.6, gamma=1.0)
     new, memory = changed(method, w != 0, w, g, target=30)
     counted = fan_ins(new)
     assert sorted(counted) == [0, 10, 10, 10]
@@ -212,7 +212,7 @@ def test_so_many_neurons_stay_as_hold_the_layer_s_weights():
 
 def test_the_axis_of_the_neurons_is_an_option():
     params = {"linear": jnp.ones((4, 10)), "conv": jnp.ones((4, 3, 3, 3))}
-    method = zs.sparsity.srigl(0.5, 100, axis=0, budget="uniform")
+    method = zs.sparsity.srigl(0.5, 1000, axis=0, budget="uniform")
     masks = jax.jit(method.init)(params).masks
     assert fan_ins(masks["linear"], 0) == [5] * 4
     assert fan_ins(masks["conv"], 0) == [13] * 4
@@ -220,21 +220,21 @@ def test_the_axis_of_the_neurons_is_an_option():
 
 def test_more_neurons_than_weights():
     params = {"w": jnp.ones((4, 40))}
-    masks = jax.jit(zs.sparsity.srigl(0.9, 100).init)(params).masks
+    masks = jax.jit(zs.sparsity.srigl(0.9, 1000).init)(params).masks
     assert sorted(fan_ins(masks["w"])) == [0] * 24 + [1] * 16
     with pytest.raises(ValueError, match="keeps 16 weights, fewer than its 40"):
-        zs.sparsity.srigl(0.9, 100, last="*").init(params)
+        zs.sparsity.srigl(0.9, 1000, last="*").init(params)
 
 
 def test_the_last_layer_may_be_a_function_or_name_dense_leaves_too():
     params = {"head": {"kernel": jnp.ones((4, 4)), "bias": jnp.ones(4)}}
     g = jax.tree.map(jnp.zeros_like, params)
     for last in ("head/*", ["head/bias", "head/kernel"], lambda p, s: s == (4, 4)):
-        method = zs.sparsity.srigl(0.5, 100, last=last, gamma=1.0)
+        method = zs.sparsity.srigl(0.5, 1000, last=last, gamma=1.0)
         new = jax.jit(lambda m=method: m.change(m.init(params), params, g, 0))()
         assert fan_ins(new.masks["head"]["kernel"]) == [2] * 4
     with pytest.raises(ValueError, match="Did you mean 'head/bias'"):
-        zs.sparsity.srigl(0.5, 100, last="head/bios").init(params)
+        zs.sparsity.srigl(0.5, 1000, last="head/bios").init(params)
 
 
 @pytest.mark.parametrize(
@@ -243,7 +243,7 @@ def test_the_last_layer_may_be_a_function_or_name_dense_leaves_too():
 )
 def test_wrong_arguments_are_named(arguments, message):
     with pytest.raises(ValueError, match=message):
-        zs.sparsity.srigl(0.5, 100, **arguments)
+        zs.sparsity.srigl(0.5, 1000, **arguments)
 
 
 @pytest.mark.parametrize("name", ["srigl", "nm", "units"])

@@ -139,12 +139,13 @@ def share_out(total: jax.Array, weights: jax.Array, room: jax.Array) -> jax.Arra
         left = (total - jnp.sum(given)).astype(jnp.float32)
         is_open = given < room
         weight = jnp.where(is_open, jnp.maximum(weights, 1), 0)
+        ideal = left * weight / jnp.sum(weight)
         # A little less, so that float32 does not round the sum up beyond the total.
         # (Its own sum of a thousand layers would; that of whole numbers is exact.)
-        ideal = left * (1 - 2.0**-20) * weight / jnp.sum(weight)
-        given = given + jnp.minimum(ideal.astype(jnp.int32), room - given)
+        whole = ((1 - 2.0**-20) * ideal).astype(jnp.int32)
+        given = given + jnp.minimum(whole, room - given)
         is_open_still = given < room
-        fraction = jnp.where(is_open_still, ideal - jnp.floor(ideal), -1.0)
+        fraction = jnp.where(is_open_still, ideal - whole, -1.0)
         place = jnp.argsort(jnp.argsort(-fraction, stable=True), stable=True)
         one = is_open_still & (place < total - jnp.sum(given))
         # Where a layer has just become full, its share is for the others first.

@@ -220,12 +220,12 @@ def schedule(
     _check.whole("interval", interval)
     _check.number("stop_fraction", stop_fraction, least=0, most=1)
     stop = stop_fraction * total_steps
+    fraction = drop_fraction
+    if not callable(fraction):
+        _check.number("drop_fraction", fraction, least=0, most=1)
+        fraction = _schedules.cosine(fraction, stop)
     warn_if_static(interval, stop)
-    fires = _schedules.periodic(interval, stop)
-    if callable(drop_fraction):
-        return fires, drop_fraction
-    _check.number("drop_fraction", drop_fraction, least=0, most=1)
-    return fires, _schedules.cosine(drop_fraction, stop)
+    return _schedules.periodic(interval, stop), fraction
 
 
 def as_many(fraction: Callable[[jax.Array], jax.Array]) -> Quota:
