@@ -1,7 +1,9 @@
 """The README says what is true: its code runs, its commands and files exist."""
 
+import inspect
 import json
 import re
+import typing
 from pathlib import Path
 
 import jax
@@ -21,7 +23,7 @@ def blocks(language: str) -> list[str]:
 def test_the_snippets_run_one_after_another():
     namespace: dict = {}
     snippets = blocks("python")
-    assert len(snippets) == 7
+    assert len(snippets) == 8
     for snippet in snippets:
         exec(compile(snippet, "README.md", "exec"), namespace)
         if "def step" in snippet:
@@ -80,6 +82,20 @@ def test_every_method_is_in_the_table():
     }
     assert family <= named
     assert all(callable(getattr(zs, name)) for name in named)
+
+
+def test_every_sparse_method_is_in_its_table():
+    text = README[README.index("## The sparse methods") :]
+    text = text[: text.index("Budgets are")]
+    methods = {
+        name
+        for name, value in vars(zs.sparsity).items()
+        if inspect.isfunction(value)
+        and typing.get_type_hints(value).get("return") is zs.sparsity.SparseMethod
+    }
+    assert len(methods) >= 13
+    for name in methods:
+        assert f"`{name}(" in text, name
 
 
 def test_the_figures_of_the_throughput_are_the_measured_ones():
