@@ -3,7 +3,9 @@
 import difflib
 import math
 import operator
+import sys
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from jax import core
@@ -79,10 +81,19 @@ def number(
     if not math.isfinite(x) or not all(ok(x, b) for _, b, ok in rules if b is not None):
         # Within [0, 1] it is a fraction, and 90 was meant in per cent.
         is_fraction = 0 in (above, least) and 1 in (below, most)
-        hint = f" (a fraction: {x:g} % is {x / 100:g})" if 1 < x <= 100 else ""
+        hint = f" (a fraction: {x:g} % is {x / 100:g})" if 2 < x <= 100 else ""
         raise ValueError(
             f"{argument}={value!r} must be {wanted}{hint if is_fraction else ''}."
         )
+
+
+def outside() -> int:
+    """The `stacklevel` of a warning that is to show the line outside this package."""
+    level, frame = 1, sys._getframe(1)
+    package = str(Path(__file__).parent)
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(package):
+        level, frame = level + 1, frame.f_back
+    return level
 
 
 def whole(argument: str, value: Any, *, least: int = 1) -> None:

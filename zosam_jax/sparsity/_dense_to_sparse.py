@@ -128,6 +128,8 @@ def ste(
       ValueError: An argument is out of range; at init, a budget that cannot be met or a
         leaf that the groups do not divide.
     """
+    if sparsity is None and pattern is None:
+        raise ValueError("ste needs sparsity=, or pattern=, as (2, 4).")
     groups = None if pattern is None else pattern_of(pattern, axis, sparsity, budget)
     target = cast(float, sparsity if groups is None else groups.sparsity)
     budget = "erk" if budget is None else budget

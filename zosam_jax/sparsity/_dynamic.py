@@ -253,7 +253,7 @@ def warn_if_static(first: float, stop: float) -> None:
             "the topology will never change: the first change would be in step "
             f"{first:g}, and the last is before step {stop:g}, stop_fraction * "
             "total_steps. Take a smaller interval=.",
-            stacklevel=4,
+            stacklevel=_check.outside(),
         )
 
 

@@ -63,7 +63,8 @@ class LeafReport:
             (self.outputs, "outputs have no live incoming weight"),
             (self.inputs, "inputs have no live outgoing weight"),
         ):
-            if units and units[1]:
+            # Some dead units are what sparsity is; a layer of them is a bottleneck.
+            if units and units[1] and 2 * units[1] >= units[0]:
                 parts.append(f"{units[1]:,} of {units[0]:,} {fault}")
         return "; ".join(parts) or None
 

@@ -68,8 +68,9 @@ def report(
 
     Returns:
       A `SparsityReport`: `print` it, `.as_dict()` it, `.plot("sparsity.png")` it.
-      Its warnings name sparse leaves without live weights, units that no live weight
-      leads to or on from, and leaves with fewer live weights than outputs. Which axes
+      Its warnings name sparse leaves without live weights, leaves with fewer of them
+      than outputs, and leaves half of whose inputs or outputs, or more, are dead: no
+      live weight leads on from them, or to them. The table counts these. Which axes
       are inputs and outputs is read off the products of `forward`; for a leaf in none
       the last axis is the outputs and the one before the inputs, as in Flax and Haiku.
 

@@ -323,6 +323,10 @@ def _check_groups(groups: Any) -> None:
             f"{type(groups).__name__}."
         )
     for name, row in groups.items():
+        if not isinstance(row, Units):
+            raise ValueError(
+                f"groups: {name!r} must be a zs.sparsity.Units; got {row!r}."
+            )
         _check.one_of(f"{name}: drop", row.drop, ("magnitude", "taylor"))
         if row.units is not None:
             _check.whole(f"{name}: units", row.units)

@@ -83,8 +83,8 @@ method's own, as 0.3 for rigl and set, where it decays by a cosine."""
 own, as 0.75 for rigl and set."""
     method_options: tuple[str, ...] = ()
     """Other options of the sparse method, as in its zosam_jax.sparsity constructor: \
-NAME=VALUE, as soft=True for mest, decay=2e-4 for ste or n=2 m=4 for nm; an unknown \
-one lists those there are."""
+NAME=VALUE, as soft=True for mest, decay=2e-4 for ste or n=2 m=4 for nm (layers whose \
+inputs m does not divide stay dense); an unknown one lists those there are."""
 
     ticket: tuple[str, ...] | None = None
     """What a round of `lottery` starts from, in words; `lottery` sets it."""
@@ -230,7 +230,8 @@ class LotteryConfig(TrainConfig):
 The same command with the same folder continues them."""
     rounds: int | None = None
     """How often weights are pruned: each round prunes the same share of those left, \
-and the last one ends at the sparsity exactly. None: 10, or 1 for early_bird."""
+and the last one ends at the sparsity exactly. The dense round 0 comes besides. None: \
+10, or 1 for early_bird."""
     per_layer: bool = False
     """Prune the same share of every layer, instead of the smallest weights of all \
 layers together."""
@@ -267,7 +268,11 @@ lists the distances."""
         if self.rewind is not None:
             _check.one_of("rewind", self.rewind, REWINDS)
         _check.whole("rewind_epoch", self.rewind_epoch, least=0)
-        _check.number("rewind_epoch", self.rewind_epoch, below=self.epochs)
+        if self.rewind_epoch >= self.epochs:
+            raise ValueError(
+                f"rewind_epoch={self.rewind_epoch} must be less than epochs="
+                f"{self.epochs}: the state to go back to is one of the first round's."
+            )
         _check.whole("early_bird_window", self.early_bird_window)
         _check.number(
             "early_bird_tolerance", self.early_bird_tolerance, above=0, most=1

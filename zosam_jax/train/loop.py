@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import jax
 
 from zosam_jax import data
-from zosam_jax.train import checkpoint, folder, gradients, metrics, optimizer
+from zosam_jax.train import checkpoint, folder, gradients, methods, metrics, optimizer
 from zosam_jax.train.config import TrainConfig
 from zosam_jax.train.errors import RunError
 from zosam_jax.train.interruption import interruptions
@@ -165,6 +165,9 @@ class _Session:
         step = 0 if given is None else int(given.step)
         changes = folder.write_config(self.path, self.config, command, step)
         show.message(self._headline())
+        advice = methods.advice(self.config, programs.task.total_steps)
+        if advice:
+            show.message(advice)
         if restored is not None:
             show.message(f"resuming at step {step} of {programs.task.total_steps}")
         if restored is not None and changes:

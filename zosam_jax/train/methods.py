@@ -5,8 +5,12 @@ one row in `ROWS`.
 """
 
 import inspect
+import warnings
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, get_type_hints
+
+import jax
+import jax.numpy as jnp
 
 import zosam_jax as zs
 from zosam_jax import _check
@@ -111,6 +115,15 @@ def make(
     if "dense" in takes:
         values["dense"] = dense
     values |= row.fixed
+    given = options(config)
+    if row.make is zs.sparsity.nm:
+        for name in ("n", "m"):
+            if name not in given:
+                raise ValueError("method='nm' needs method_options: n=2 m=4, say.")
+        values["dense"] = (
+            *dense,
+            lambda _, shape: len(shape) > 1 and shape[-2] % given["m"] != 0,
+        )
     if "total_steps" in takes:
         values["total_steps"] = total_steps
     if "groups" in takes:
@@ -119,7 +132,9 @@ def make(
         values["groups"] = models.unit_groups(config.model, width=config.width)
     if row.scores_by:
         values["value_fn"] = value_fn
-    return row.make(**values, **options(config))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        return row.make(**values, **given)
 
 
 def options(config: "TrainConfig") -> dict[str, Any]:
@@ -163,6 +178,21 @@ def trains_pruned(config: "TrainConfig") -> bool:
     return method is not None and method.straight_through is not None
 
 
+def advice(config: "TrainConfig", total_steps: int) -> str | None:
+    """Returns what to tell of a training whose topology never changes, else None."""
+    method = make(config, total_steps, value_fn=float)
+    if method is None or method.fires is None:
+        return None
+    fires = jax.jit(jax.vmap(method.fires))
+    for start in range(0, total_steps, 4096):
+        if fires(jnp.arange(start, min(start + 4096, total_steps))).any():
+            return None
+    return (
+        f"the masks of method={config.method!r} never change in {total_steps} steps: "
+        "take a smaller --update-interval"
+    )
+
+
 def live_params(config: "TrainConfig", params: Any, opt_state: Any) -> Any:
     """Returns the parameters of the network itself: zero where they are pruned.
 
@@ -201,12 +231,15 @@ def check(config: "TrainConfig", *, zeroth_order: bool) -> None:
             f"method_options={list(config.method_options)}: {error}"
         ) from error
     assert method is not None
-    given = options(config)
-    if config.method == "nm" and config.sparsity != 1 - given["n"] / given["m"]:
-        raise ValueError(
-            f"sparsity={config.sparsity:g}: method='nm' with n={given['n']} and "
-            f"m={given['m']} has sparsity={1 - given['n'] / given['m']:g}; say that."
-        )
+    if config.method == "nm":
+        given = options(config)
+        pattern = 1 - given["n"] / given["m"]
+        if config.sparsity != pattern:
+            raise ValueError(
+                f"method='nm' with n={given['n']} of m={given['m']} has sparsity "
+                f"{pattern:g}, and sparsity={config.sparsity:g}. Say --sparsity "
+                f"{pattern:g}."
+            )
     if zeroth_order and method.dense_gradient_every is not None:
         raise ValueError(
             f"method={config.method!r} uses the gradient of pruned weights, which a "
