@@ -61,6 +61,17 @@ def with_company(name):
 
 
 @pytest.mark.parametrize("name", OTHER_THAN_SCHEDULES)
+def test_a_method_begins_again_after_its_first_state_was_donated(name):
+    params, _ = mlp()
+    tx = zs.sparsify(optax.sgd(0.1), METHODS[name].make(0.5, 20, interval=2))
+    first = tx.init(params)
+    expected = jax.tree.map(np.array, first)
+    for array in jax.tree.leaves(first):
+        array.delete()
+    chex.assert_trees_all_equal(tx.init(params), expected)
+
+
+@pytest.mark.parametrize("name", OTHER_THAN_SCHEDULES)
 def test_a_donated_step_is_traced_once(name):
     tx, loss, (params, state), accumulated = with_company(name)
     before = np.asarray(params["hidden"]["kernel"])

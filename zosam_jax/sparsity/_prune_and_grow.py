@@ -132,9 +132,10 @@ def prune_and_grow(
         live = jnp.stack(
             [jnp.sum(m, dtype=jnp.int32) for m in sparse_masks(masks).values()]
         )
-        # A copy: a donated state may not hold an array twice.
+        # Copies: a donated state may not hold an array twice, and takes along those of
+        # the rule, which belong to the method.
         final = live + 0 if target is None else jnp.asarray(target(params), jnp.int32)
-        return Topology(masks, Memory(final, live, jax.tree.map(jnp.asarray, rule)))
+        return Topology(masks, Memory(final, live, jax.tree.map(jnp.array, rule)))
 
     def change(topology: Topology, params: Any, grads: Any, step: Any) -> Topology:
         stream = jax.random.fold_in(jax.random.key(seed), _STREAM)
