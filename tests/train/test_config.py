@@ -1,9 +1,19 @@
 import dataclasses
 import json
+import re
 
+import numpy as np
 import pytest
 
-from zosam_jax.train import PRESETS, RunError, TrainConfig, config, folder, preset
+from zosam_jax.train import (
+    PRESETS,
+    RunError,
+    TrainConfig,
+    config,
+    folder,
+    methods,
+    preset,
+)
 from zosam_jax.train import optimizer as tables
 
 
@@ -35,6 +45,43 @@ def test_a_bad_value_is_named_with_what_would_work(field, value, part):
     with pytest.raises(ValueError, match=field) as error:
         TrainConfig(**{field: value})
     assert part in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("method", "fields", "part"),
+    [
+        ("units", {"budget": "uniform"}, "budget='uniform': method='units' has none"),
+        ("units", {"dense": ("head/*",)}, "dense=('head/*',): method='units' has none"),
+        ("nm", {"budget": "erk"}, "budget='erk': method='nm' has none"),
+        ("mest", {"drop_fraction": 0.1}, "drop_fraction=0.1: method='mest' has none"),
+        ("itop", {"method_options": ("grow=gradients",)}, "Did you mean 'gradient'"),
+    ],
+)
+def test_what_a_method_has_no_use_for_is_refused(method, fields, part):
+    with pytest.raises(ValueError, match=re.escape(part)):
+        TrainConfig(method=method, **fields)
+
+
+def test_scores_are_options_by_name():
+    c = TrainConfig(method="itop", method_options=("grow=random",))
+    assert methods.make(c, 6500).dense_gradient_every is None
+    assert bool(methods.make(c, 6500).fires(100))  # 65 changes, not 24.
+    # Random growth looks at no gradient of pruned weights.
+    TrainConfig(method="itop", gradient="zeroth_order", method_options=c.method_options)
+    with pytest.raises(ValueError, match="gradient of pruned weights"):
+        TrainConfig(method="itop", gradient="zeroth_order")
+
+
+def test_a_method_may_be_given_what_its_row_has():
+    c = TrainConfig(method="srigl", method_options=("last=('logits/kernel',)",))
+    params = {"logits": {"kernel": np.zeros((10, 10), np.float32)}}
+    assert methods.make(c, 1000).init(params).masks["logits"]["kernel"].sum() == 10
+
+
+def test_the_sparsity_of_n_of_m_may_be_rounded():
+    TrainConfig(method="nm", sparsity=0.666667, method_options=("n=1", "m=3"))
+    with pytest.raises(ValueError, match=r"has sparsity=0\.666667; say that"):
+        TrainConfig(method="nm", sparsity=0.6667, method_options=("n=1", "m=3"))
 
 
 def test_each_choice_has_its_row_in_a_table():

@@ -72,6 +72,14 @@ _FIELDS = {
     "stop_fraction": "stop_fraction",
     "seed": "seed",
 }
+# What those of them that a method may lack are where nobody said anything.
+_UNSAID = {
+    "budget": ("auto",),
+    "dense": ((), []),
+    "update_interval": (None,),
+    "drop_fraction": (None,),
+    "stop_fraction": (None,),
+}
 _ELSEWHERE = {
     **{
         name: f"is a field of its own: {field} (--{field.replace('_', '-')})"
@@ -83,6 +91,10 @@ _ELSEWHERE = {
     "criterion": "is set by the method's name",
     "masks": "cannot be given on a command line; call zs.sparsity.static(masks=...)",
 }
+
+# Options that are scores, and what they may be, by the names in `sparsity.scores`.
+_SCORED = ("score", "grow")
+_SCORES = ("magnitude", "gradient", "saliency", "random")
 
 
 def make(
@@ -134,7 +146,7 @@ def make(
         values["value_fn"] = value_fn
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
-        return row.make(**values, **given)
+        return row.make(**{**values, **given})
 
 
 def options(config: "TrainConfig") -> dict[str, Any]:
@@ -164,6 +176,9 @@ def options(config: "TrainConfig") -> dict[str, Any]:
         _check.one_of(f"method_options: option of {config.method}", name, known)
         if isinstance(takes[name], bool) and not isinstance(value, bool):
             raise ValueError(f"method_options: {name}={value!r} must be True or False.")
+        if name in _SCORED:
+            _check.one_of(f"method_options: {name}", value, _SCORES)
+            values[name] = getattr(zs.sparsity.scores, value)
     return values
 
 
@@ -220,9 +235,8 @@ def check(config: "TrainConfig", *, zeroth_order: bool) -> None:
     takes = _parameters(ROWS[config.method].make)
     for argument, field in _FIELDS.items():
         given = getattr(config, field)
-        optional = field in ("update_interval", "drop_fraction", "stop_fraction")
-        if optional and given is not None and argument not in takes:
-            raise ValueError(f"{field}={given}: method={config.method!r} has none.")
+        if argument not in takes and given not in _UNSAID.get(field, (given,)):
+            raise ValueError(f"{field}={given!r}: method={config.method!r} has none.")
     try:
         method = make(config, _LONG, value_fn=float)
     except (TypeError, ValueError) as error:
@@ -234,7 +248,7 @@ def check(config: "TrainConfig", *, zeroth_order: bool) -> None:
     if config.method == "nm":
         given = options(config)
         pattern = 1 - given["n"] / given["m"]
-        if config.sparsity != pattern:
+        if abs(config.sparsity - pattern) > 1e-6:
             raise ValueError(
                 f"method='nm' with n={given['n']} of m={given['m']} has sparsity "
                 f"{pattern:g}, and sparsity={config.sparsity:g}. Say --sparsity "
