@@ -134,7 +134,7 @@ def make(
                 raise ValueError("method='nm' needs method_options: n=2 m=4, say.")
         values["dense"] = (
             *dense,
-            lambda _, shape: len(shape) > 1 and shape[-2] % given["m"] != 0,
+            lambda _, shape: len(shape) > 1 and bool(shape[-2] % given["m"]),
         )
     if "total_steps" in takes:
         values["total_steps"] = total_steps
