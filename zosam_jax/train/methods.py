@@ -178,7 +178,7 @@ def options(config: "TrainConfig") -> dict[str, Any]:
             raise ValueError(f"method_options: {name}={value!r} must be True or False.")
         if name in _SCORED:
             _check.one_of(f"method_options: {name}", value, _SCORES)
-            values[name] = getattr(zs.sparsity.scores, value)
+            values[name] = getattr(zs.sparsity.scores, str(value))
     return values
 
 
