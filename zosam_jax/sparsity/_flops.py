@@ -43,7 +43,7 @@ _NOT_COUNTED = {
 }
 
 
-class Units(NamedTuple):
+class KernelAxes(NamedTuple):
     """What the axes of a kernel mean.
 
     Attributes:
@@ -72,7 +72,7 @@ class Products(NamedTuple):
     macs: list[int]
     order: list[int]
     other: int
-    units: dict[int, Units]
+    units: dict[int, KernelAxes]
     notes: list[str]
 
 
@@ -122,7 +122,7 @@ class _Walk:
     def __init__(self, shapes: list[tuple[int, ...]]):
         self.shapes = shapes
         self.order: dict[int, None] = {}
-        self.units: dict[int, Units] = {}
+        self.units: dict[int, KernelAxes] = {}
         self.notes: dict[str, None] = {}
 
     def _size(self, leaf: int) -> int:
@@ -247,7 +247,7 @@ class _Walk:
             for axis, size in zip(weight.axes, shapes[operand], strict=True)
         ):
             known = [tuple(axis for axis in n if axis is not None) for n in names]
-            self.units.setdefault(weight.leaf, Units(known[0], known[1], known[2]))
+            self.units.setdefault(weight.leaf, KernelAxes(*known))
         return Counter({weight.leaf: macs})
 
     def _passed(self, eqn: Any, inputs: list[_Origin]) -> _Origin:
@@ -302,7 +302,7 @@ def _moved(
 def _convolution(
     params: Any, lhs: tuple[int, ...], rhs: tuple[int, ...], out: tuple[int, ...]
 ) -> tuple[int, list[tuple[set[int], set[int], set[int]]]]:
-    """Multiply-adds, and the axes of both operands as in `Units`."""
+    """Multiply-adds, and the axes of both operands as in `KernelAxes`."""
     numbers = params["dimension_numbers"]
     (out_axis, in_axis, *window), spatial = numbers.rhs_spec, numbers.out_spec[2:]
     macs = out[numbers.out_spec[0]] * out[numbers.out_spec[1]] * rhs[in_axis]

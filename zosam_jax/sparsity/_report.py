@@ -10,7 +10,7 @@ import numpy as np
 
 from zosam_jax import _check, tree
 from zosam_jax.sparsity._findings import LeafReport, SparsityReport
-from zosam_jax.sparsity._flops import Products, Units, products
+from zosam_jax.sparsity._flops import KernelAxes, Products, products
 from zosam_jax.sparsity._masks import filled
 from zosam_jax.sparsity._method import SparseMethod
 
@@ -45,8 +45,10 @@ def report(
     on average: :math:`3 f_S` for static masks, SET, DSR and MEST, RigL's
     :math:`(3 f_S \Delta T + 2 f_S + f_D) / (\Delta T + 1)` (the paper counts its update
     steps on top of the :math:`\Delta T` between them), :math:`2 f_S + f_D` for STE.
-    Where the sparsity changes, :math:`f_S` is that of each layer's mean density. What a
-    method computes once, before the training, is not in it.
+    Where the sparsity changes (`gmp`, `mest(soft=True)`), :math:`f_S` is that of each
+    layer's mean density, worked out from its final one, so give the masks of the end:
+    those of a denser stage give too much. What a method computes once, before the
+    training, is not in it.
 
     Args:
       params: Pytree of arrays, or of `jax.ShapeDtypeStruct`; shapes alone are read.
@@ -185,10 +187,10 @@ def _row(
     )
 
 
-def _usual_units(axes: int) -> Units | None:
+def _usual_units(axes: int) -> KernelAxes | None:
     if axes < 2:
         return None
-    return Units((axes - 2,), (axes - 1,), tuple(range(axes - 2)))
+    return KernelAxes((axes - 2,), (axes - 1,), tuple(range(axes - 2)))
 
 
 def _fetched(mask: Any) -> Any:
