@@ -76,11 +76,7 @@ def gmp(
 
     return prune_and_grow(
         lambda params: _all_live(params, dense),
-        lambda step: (
-            (step >= steps[0])
-            & ((step - steps[0]) % interval == 0)
-            & (step <= steps[-1])
-        ),
+        _schedules.periodic(interval, steps[-1] + 1, steps[0]),
         quota,
         drop=score,
         target=lambda params: _targets(params, sparsity, budget, dense),

@@ -58,7 +58,8 @@ def sparsify(
 
     A straight-through method (`ste`) trains the pruned weights too: `params` are dense,
     nothing is reset, the gradient is that at the masked parameters, and the masks are
-    chosen after the step, so that `masks(state)` are always those of `params`.
+    chosen after the step, so that `masks(state)` are those of `params` (the last choice
+    where `ste(interval=)` is above 1).
 
     Start with `state = tx.init(params)` and
     `params = zs.sparsity.apply_masks(params, zs.sparsity.masks(state))`.
