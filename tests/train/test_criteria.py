@@ -1,0 +1,42 @@
+"""What criteria score by: SynFlow's flow, whatever the depth of the network."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from zosam_jax.sparsity._initialization import shares_of_flow
+from zosam_jax.train import criteria
+
+
+class Chain(nn.Module):
+    """Linear layers of 16 units, each of which multiplies equal inputs by 8."""
+
+    depth: int
+
+    @nn.compact
+    def __call__(self, x, train):
+        del train
+        for _ in range(self.depth):
+            x = nn.Dense(16, use_bias=False, kernel_init=nn.initializers.constant(0.5))(
+                x
+            )
+        return x
+
+
+@pytest.mark.parametrize("depth", [1, 66])
+def test_the_flow_of_a_deep_network_neither_overflows_nor_vanishes(depth):
+    model, image = Chain(depth), jnp.zeros((2, 16))
+    params = model.init(jax.random.key(0), image, train=False)["params"]
+    flow = criteria.value_fn("flow", model, {}, image, jnp.zeros(2, jnp.int32))
+    kernels, treedef = jax.tree.flatten(params)
+    total, shares = jax.jit(
+        lambda theta: shares_of_flow(lambda t: flow(treedef.unflatten(t)), theta)
+    )(kernels)
+    # 8**66 is 4e59: from an input of 1e-20 it would be beyond float32.
+    expected = 1.0 if depth == 1 else 1e-35 * 16 * 8.0**66
+    np.testing.assert_allclose(total, expected, rtol=1e-5)
+    # SynFlow's conservation law: through every layer flows all of it. Powers of 2 are
+    # exact; the input and 1 / R are rounded.
+    np.testing.assert_allclose([x.sum() for x in shares], 1, rtol=1e-6)
