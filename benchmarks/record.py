@@ -1,4 +1,4 @@
-"""The header of every result file: where, with what, and by which command."""
+"""The header of every result file, and the log that a long benchmark resumes by."""
 
 import datetime
 import json
@@ -25,6 +25,48 @@ def environment() -> dict[str, Any]:
         "device": jax.devices()[0].device_kind,
         "backend": jax.default_backend(),
     }
+
+
+class Log:
+    """The measurements until now, a line each; several processes append to one file.
+
+    Attributes:
+      path: The file, of JSON lines.
+      settings: What all of them have in common.
+    """
+
+    def __init__(self, path: Path, settings: dict[str, Any]):
+        self.path, self.settings = path, settings
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The whole lines. One that a stopped process left half written is no line.
+
+        Raises:
+          SystemExit: One is of other settings.
+        """
+        rows = []
+        for line in self.path.read_text().splitlines() if self.path.exists() else ():
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError:
+                continue
+            if row["settings"] != self.settings:
+                raise SystemExit(
+                    f"{self.path} holds measurements of other settings: "
+                    f"{row['settings']}, not {self.settings}. Say --log elsewhere."
+                )
+            rows.append(row)
+        return rows
+
+    def append(self, row: dict[str, Any]) -> None:
+        """Adds a line, in one write."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        line = json.dumps({**row, "settings": self.settings}) + "\n"
+        before = self.path.read_bytes() if self.path.exists() else b""
+        torn = before and not before.endswith(b"\n")
+        with self.path.open("ab", buffering=0) as file:
+            file.write((("\n" if torn else "") + line).encode())
+            os.fsync(file.fileno())
 
 
 def write(path: Path, results: dict[str, Any]) -> None:

@@ -13,8 +13,6 @@ training set that were held out.
 """
 
 import argparse
-import json
-import os
 import statistics
 import time
 from collections.abc import Iterator
@@ -39,43 +37,6 @@ DENSE = "dense"
 HELD_OUT, RADII, SWEEP_SEEDS = 5000, (0.0, 0.01, 0.05, 0.2, 1.0), (100, 101)
 RHO = {"sgd": 0.0, "zosam": 0.05, "guided": 0.01}
 COLORS = {"sgd": "tab:blue", "zosam": "tab:orange", "guided": "tab:green"}
-
-
-class Log:
-    """The lines of all trainings until now; parts append to one file."""
-
-    def __init__(self, path: Path, settings: dict[str, Any]):
-        self.path, self.settings = path, settings
-        path.parent.mkdir(parents=True, exist_ok=True)
-
-    def rows(self) -> list[dict[str, Any]]:
-        """The whole lines. One that a stopped process left half written is no line.
-
-        Raises:
-          SystemExit: One is of other settings.
-        """
-        rows = []
-        for line in self.path.read_text().splitlines() if self.path.exists() else ():
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError:
-                continue
-            if row["settings"] != self.settings:
-                raise SystemExit(
-                    f"{self.path} holds trainings of other settings: "
-                    f"{row['settings']}, not {self.settings}. Say --log elsewhere."
-                )
-            rows.append(row)
-        return rows
-
-    def append(self, row: dict[str, Any]) -> None:
-        """Adds a line, in one write."""
-        line = json.dumps({**row, "settings": self.settings}) + "\n"
-        before = self.path.read_bytes() if self.path.exists() else b""
-        torn = before and not before.endswith(b"\n")
-        with self.path.open("ab", buffering=0) as file:
-            file.write((("\n" if torn else "") + line).encode())
-            os.fsync(file.fileno())
 
 
 def _identity(row: dict[str, Any]) -> tuple[Any, ...]:
@@ -109,7 +70,7 @@ def units(
         yield from ((*job, seed) for job in own)
 
 
-def run_part(args: argparse.Namespace, log: Log) -> None:
+def run_part(args: argparse.Namespace, log: record.Log) -> None:
     """Trains what is not in the log yet."""
     trainer = training.Trainer(args.steps, args.data_dir)
     environment = record.environment()
@@ -177,7 +138,7 @@ def say(row: dict[str, Any]) -> None:
     )
 
 
-def sweep(args: argparse.Namespace, log: Log) -> None:
+def sweep(args: argparse.Namespace, log: record.Log) -> None:
     """The radii, on held-out images."""
     trainer = training.Trainer(args.steps, args.data_dir)
     environment = record.environment()
@@ -238,7 +199,7 @@ def cells(rows: list[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
     return found
 
 
-def merge(args: argparse.Namespace, log: Log) -> None:
+def merge(args: argparse.Namespace, log: record.Log) -> None:
     """Writes the result file and the picture from the log."""
     rows = log.rows()
     grid = cells(rows, "grid")
@@ -349,7 +310,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=tables.RESULTS / tables.GRID)
     args = parser.parse_args()
 
-    log = Log(args.log, settings(args.steps))
+    log = record.Log(args.log, settings(args.steps))
     if args.merge:
         merge(args, log)
     elif args.sweep:

@@ -13,6 +13,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 THROUGHPUT = "throughput-resnet32-cpu.json"
 ALIGNMENT = "alignment-cifar10.json"
 GRID = "sparse-grid-cifar10.json"
+SPARSITY = "sparsity-cpu.json"
 
 # Gradients of the sparse grid.
 GRADIENTS = {"sgd": "SGD", "zosam": "ZO-SAM", "guided": "guided ZO-SAM"}
@@ -158,11 +159,81 @@ def _accuracy(cell: dict[str, Any] | None) -> str:
     return mean if spread is None else f"{mean} ± {100 * spread:.1f}"
 
 
-def grid(results: dict[str, Any]) -> str:
-    """The sparse grid."""
-    header, *lines = grid_rows(results["cells"])
+# Sizes of the sparsity benchmark.
+SIZES = {"1": "1 M", "25": "25 M", "100": "100 M", "100-one": "100 M, one leaf"}
+
+
+def sparsity_rows(rows: list[dict[str, Any]]) -> dict[str, list[list[str]]]:
+    """The tables of the sparsity benchmark by their markers, header first."""
+    found = {(r["method"], r["size"]): r for r in rows}
+    sizes = [s for s in SIZES if any(r["size"] == s for r in rows)]
+    names = list(dict.fromkeys(r["method"] for r in rows if "average" in r))
+    step = found.get(("ResNet-50 step", "25"))
+    titles = [SIZES[s] for s in sizes]
+    changes = [["what", *titles]]
+    base = found.get(("RigL", sizes[0])) and "RigL"
+    for case in ("read and write", "dense"):
+        cells = [_reads(found.get((base, s)), case) for s in sizes]
+        changes.append([{"dense": "SGD's whole update"}.get(case, case), *cells])
+    for case in ("select", "select across"):
+        cells = [_reads(found.get(("selection", s)), case) for s in sizes]
+        changes.append([case, *cells])
+    for name in names:
+        if name != "static":
+            cells = [_reads(found.get((name, s)), "change") for s in sizes]
+            changes.append([f"change of {name}", *cells])
+    heads = [f"{t}: {w}" for t in titles for w in ("no change", "change")]
+    steps = [["method", *heads, "% of a ResNet-50 step"]]
+    memory = [["method", *(f"{t}: {w}" for t in titles for w in ("masks", "temp"))]]
+    for name in names:
+        own = [found.get((name, s)) for s in sizes]
+        cells = [_times(r, c) for r in own for c in ("ordinary", "changing")]
+        share = "not run"
+        if step and (name, "25") in found:
+            extra = found[name, "25"]["average"]["unpacked"]
+            share = f"{100 * extra / step['milliseconds']['step']:.3f}"
+        steps.append([name, *cells, share])
+        cells = [_mebibytes(r, kind) for r in own for kind in ("masks", "temp")]
+        memory.append([name, *cells])
+    dense = [
+        "not run" if r is None else f"{r['programs']['dense']['temp'] / 2**20:.1f}"
+        for r in (found.get((base, s)) for s in sizes)
+    ]
+    memory.append(["SGD alone", *(c for d in dense for c in ("none", d))])
+    return {
+        "sparsity-changes": changes,
+        "sparsity-steps": steps,
+        "sparsity-memory": memory,
+    }
+
+
+def _reads(row: dict[str, Any] | None, case: str) -> str:
+    if row is None:
+        return "not run"
+    return f"{row['reads'][case]:.3g} ({row['milliseconds'][case]:.3g} ms)"
+
+
+def _times(row: dict[str, Any] | None, case: str) -> str:
+    if row is None:
+        return "not run"
+    return f"{row['of_dense'][case]:.3g}" if case in row["of_dense"] else "none"
+
+
+def _mebibytes(row: dict[str, Any] | None, kind: str) -> str:
+    """Of an update whose masks are a byte a weight, and a bit."""
+    if row is None:
+        return "not run"
+    sizes = row["programs"]
+    case = "ordinary" if "ordinary" in sizes else "changing"
+    both = (sizes[case][kind], sizes[f"{case}, packed"][kind])
+    return " / ".join(f"{x / 2**20:.1f}" for x in both)
+
+
+def markdown(lines: list[list[str]]) -> str:
+    """A table in Markdown, its header first."""
+    header, *rest = lines
     rule = ["---"] * len(header)
-    return "\n".join(f"| {' | '.join(line)} |" for line in (header, rule, *lines))
+    return "\n".join(f"| {' | '.join(line)} |" for line in (header, rule, *rest))
 
 
 def tables() -> dict[str, str]:
@@ -174,7 +245,10 @@ def tables() -> dict[str, str]:
         "steps": steps(throughput),
     }
     if (RESULTS / GRID).exists():
-        found["sparse-grid"] = grid(load(GRID))
+        found["sparse-grid"] = markdown(grid_rows(load(GRID)["cells"]))
+    if (RESULTS / SPARSITY).exists():
+        lines = sparsity_rows(load(SPARSITY)["rows"])
+        found |= {name: markdown(table) for name, table in lines.items()}
     return found
 
 

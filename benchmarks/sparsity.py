@@ -1,0 +1,402 @@
+"""What sparse training costs beside the dense step: time of a change, and memory.
+
+    python -m benchmarks.sparsity
+    python -m benchmarks.sparsity --sizes 1 25 --rounds 5
+    python -m benchmarks.sparsity --quick
+
+Each method is timed beside reads of the weights and beside SGD with momentum, all in
+random order within every round; ratios are taken within a round, and their medians are
+what to quote. Gradients are given: nothing but the update is timed, and once the whole
+training step of ResNet-50. Each method at each size has a process of its own, and is a
+line of a file as soon as it is done, so that the same command goes on after it was
+stopped; what runs out of time or memory is missing, and tried again.
+"""
+
+import argparse
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from rich.console import Console
+from rich.table import Table
+
+import zosam_jax as zs
+from benchmarks import record, resnet50, tables
+from zosam_jax import models
+from zosam_jax.selection import select, select_across
+
+SPARSITY, STEPS, INTERVAL, SEED = 0.9, 100_000, 100, 0
+# The change that is timed is the first one from here on: GMP is at half its way.
+FROM = 30_000
+RESNET_BATCH, RESNET_STEPS = 32, 3
+SELECTION, RESNET = "selection", "ResNet-50 step"
+
+
+class Method(NamedTuple):
+    """A sparse method, and how often its topology changes.
+
+    Attributes:
+      make: `() -> SparseMethod`.
+      interval: Steps between changes; None: never.
+    """
+
+    make: Callable[[], Any]
+    interval: int | None = INTERVAL
+
+
+def _of(name: str, **options: Any) -> Callable[[], Any]:
+    options = {"interval": INTERVAL, "seed": SEED, **options}
+    return lambda: getattr(zs.sparsity, name)(SPARSITY, STEPS, **options)
+
+
+def _two_of_four() -> Any:
+    def too_few(_: str, shape: tuple[int, ...]) -> bool:
+        return len(shape) < 2 or shape[-2] % 4 != 0
+
+    return zs.sparsity.nm(2, 4, STEPS, interval=INTERVAL, dense=too_few, seed=SEED)
+
+
+METHODS = {
+    "static": Method(lambda: zs.sparsity.static(SPARSITY, seed=SEED), None),
+    "SET": Method(_of("set_")),
+    "SET, by sign": Method(_of("set_", by_sign=True)),
+    "DSR": Method(_of("dsr")),
+    "RigL": Method(_of("rigl")),
+    "MEST, EM": Method(_of("mest")),
+    "GMP": Method(_of("gmp")),
+    "GMP, global": Method(_of("gmp", budget="global")),
+    "SRigL": Method(_of("srigl")),
+    "2:4": Method(_two_of_four),
+    "STE": Method(lambda: zs.sparsity.ste(SPARSITY, interval=INTERVAL)),
+    "STE, every step": Method(lambda: zs.sparsity.ste(SPARSITY), 1),
+}
+
+
+def shapes(size: str) -> Any:
+    """The tree of shapes of a size: a real network, or one matrix."""
+    if size == "1":
+        model = models.create("resnet32", num_classes=10, width=1.5)
+        image = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
+        init = lambda key, x: model.init(key, x, train=False)  # noqa: E731
+        return jax.eval_shape(init, jax.random.key(0), image)["params"]
+    if size == "25":
+        return resnet50.variables()["params"]
+    if size == "100-one":
+        tree: Any = {"kernel": (10_000, 10_000), "bias": (10_000,)}
+    else:
+        # Fourteen transformer blocks of width 768.
+        maps = {"qkv": (768, 2304), "out": (768, 768)}
+        maps |= {"up": (768, 3072), "down": (3072, 768)}
+        block = {k: {"kernel": s, "bias": s[1:]} for k, s in maps.items()}
+        block |= {k: {"scale": (768,), "bias": (768,)} for k in ("norm1", "norm2")}
+        tree = {f"block{i}": block for i in range(14)}
+    return jax.tree.map(
+        lambda s: jax.ShapeDtypeStruct(s, jnp.float32),
+        tree,
+        is_leaf=lambda x: isinstance(x, tuple),
+    )
+
+
+SIZES = ("1", "25", "100", "100-one")
+
+
+class Case(NamedTuple):
+    """What is timed: a program on its arguments, and what the compiler said of it."""
+
+    call: Callable[[], Any]
+    facts: dict[str, Any]
+
+
+def compiled(function: Callable[..., Any], *args: Any, donate: Any = ()) -> Any:
+    """The program ahead of time; its bytes, and the seconds that it took."""
+    start = time.perf_counter()
+    program = jax.jit(function, donate_argnums=donate).lower(*args).compile()
+    seconds = time.perf_counter() - start
+    found = program.memory_analysis()
+    names = ("argument", "output", "alias", "temp")
+    facts = {name: getattr(found, f"{name}_size_in_bytes") for name in names}
+    return program, facts | {"compile_seconds": round(seconds, 2)}
+
+
+class Bench:
+    """The weights of one size, and the cases that are timed on them."""
+
+    def __init__(self, size: str):
+        like = shapes(size)
+        # Threefry would take longer than all that is measured.
+        rng = np.random.default_rng(SEED)
+        draw = lambda s: jnp.asarray(rng.standard_normal(s.shape, np.float32))  # noqa: E731
+        self.params, self.grads = jax.tree.map(draw, like), jax.tree.map(draw, like)
+        self.sgd = optax.sgd(1e-6, momentum=0.9)
+        self.base = self._reads() | {
+            "dense": self._update(self.sgd, self.params, self.sgd.init(self.params))()
+        }
+
+    def _reads(self) -> dict[str, Case]:
+        def read(tree: Any) -> Any:
+            return [jnp.sum(x) for x in jax.tree.leaves(tree)]
+
+        def write(tree: Any) -> Any:
+            return jax.tree.map(lambda x: x * jnp.float32(-1), tree)
+
+        read_program, read_bytes = compiled(read, self.params)
+        write_program, write_bytes = compiled(write, self.params, donate=0)
+        held = [jax.tree.map(jnp.copy, self.grads)]
+
+        def rewrite() -> Any:
+            held[0] = write_program(held[0])
+            return held[0]
+
+        return {
+            "read": Case(lambda: read_program(self.params), read_bytes),
+            "read and write": Case(rewrite, write_bytes),
+        }
+
+    def _update(self, tx: Any, params: Any, state: Any) -> Callable[..., Case]:
+        """`step -> Case` of an update and its addition, in place as in training."""
+
+        def update(params: Any, state: Any, grads: Any) -> Any:
+            updates, state = tx.update(grads, state, params)
+            return optax.apply_updates(params, updates), state
+
+        # Copies: they are used up, and may share arrays.
+        held = [jax.tree.map(jnp.copy, x) for x in (params, state)]
+        program, memory = compiled(update, *held, self.grads, donate=(0, 1))
+
+        def case(step: int | None = None) -> Case:
+            def call() -> Any:
+                if step is not None:
+                    held[1] = held[1]._replace(step=jnp.int32(step))
+                held[:] = program(*held, self.grads)
+                return held
+
+            return Case(call, memory)
+
+        return case
+
+    def selections(self) -> dict[str, Case]:
+        """The selection of 30 % of all weights, by their magnitude."""
+        leaves = [jnp.abs(x) for x in jax.tree.leaves(self.params) if x.ndim > 1]
+        every = [jnp.ones(x.shape, bool) for x in leaves]
+        counts = [jnp.int32(0.3 * x.size) for x in leaves]
+        args = leaves, every, counts
+        each, each_bytes = compiled(select, *args)
+        across, across_bytes = compiled(
+            lambda s, c, k: select_across(s, c, sum(k)), *args
+        )
+        return {
+            "select": Case(lambda: each(*args), each_bytes),
+            "select across": Case(lambda: across(*args), across_bytes),
+        }
+
+    def method(self, method: Any, interval: int | None) -> dict[str, Case]:
+        """A change alone; updates with and without one, of masks of both kinds."""
+        cases = {}
+        first = jax.jit(method.init)(self.params)
+        steps = {"ordinary": FROM + 1}
+        if interval is not None:
+            fires = jax.jit(method.fires)
+            steps["changing"] = next(
+                s for s in range(FROM, STEPS) if bool(fires(jnp.int32(s)))
+            )
+            if interval == 1:
+                del steps["ordinary"]
+            step = jnp.int32(steps["changing"])
+            args = first, self.params, self.grads, step
+            change, memory = compiled(method.change, *args)
+            cases["change"] = Case(lambda: change(*args), memory)
+        # The first topology is made once.
+        known = method._replace(init=lambda _: first)
+        params = self.params
+        if method.straight_through is None:
+            params = zs.sparsity.apply_masks(params, first.masks)
+        for packed in (False, True):
+            tx = zs.sparsify(self.sgd, known, packed=packed)
+            state = tx.init(self.params)
+            case = self._update(tx, params, state)
+            for name, step in steps.items():
+                found = case(step)
+                found.facts["masks"] = _bytes(state.masks)
+                cases[name + (", packed" if packed else "")] = found
+        return cases
+
+
+def _bytes(tree: Any) -> int:
+    return sum(x.nbytes for x in jax.tree.leaves(tree))
+
+
+def measure(cases: dict[str, Case], rounds: int) -> dict[str, list[float]]:
+    """Seconds of each case in each round; one round before does not count."""
+    rng = np.random.default_rng(0)
+    seconds: dict[str, list[float]] = {name: [] for name in cases}
+    for turn in range(rounds + 1):
+        for name in rng.permutation(list(cases)):
+            start = time.perf_counter()
+            jax.block_until_ready(cases[name].call())
+            if turn:
+                seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def ratio(seconds: dict[str, list[float]], name: str, unit: str) -> float:
+    """The median over the rounds of one time in multiples of another."""
+    return statistics.median(
+        a / b for a, b in zip(seconds[name], seconds[unit], strict=True)
+    )
+
+
+def row(bench: Bench, name: str, rounds: int) -> dict[str, Any]:
+    """What a method costs at a size."""
+    if name == SELECTION:
+        interval, own = None, bench.selections()
+    else:
+        interval = METHODS[name].interval
+        own = bench.method(METHODS[name].make(), interval)
+    cases = bench.base | own
+    seconds = measure(cases, rounds)
+    found: dict[str, Any] = {
+        "milliseconds": {k: 1e3 * statistics.median(v) for k, v in seconds.items()},
+        "reads": {k: ratio(seconds, k, "read") for k in seconds if k != "read"},
+        "of_dense": {k: ratio(seconds, k, "dense") for k in own},
+        "programs": {k: case.facts for k, case in cases.items()},
+        "parameters": zs.tree.size(bench.params),
+        "leaves": len(jax.tree.leaves(bench.params)),
+        "interval": interval,
+        "seconds": seconds,
+    }
+    if name != SELECTION:
+        found["average"] = {
+            kind or "unpacked": average(seconds, interval, kind)
+            for kind in ("", ", packed")
+        }
+    return found
+
+
+def average(seconds: dict[str, list[float]], interval: int | None, kind: str) -> float:
+    """Milliseconds that a step takes longer than the dense update, on average."""
+    base = [1e3 * s for s in seconds["dense"]]
+    if interval == 1:
+        means = [1e3 * s for s in seconds["changing" + kind]]
+    else:
+        means = [1e3 * s for s in seconds["ordinary" + kind]]
+        if interval is not None:
+            changing = [1e3 * s for s in seconds["changing" + kind]]
+            means = [
+                ((interval - 1) * o + c) / interval
+                for o, c in zip(means, changing, strict=True)
+            ]
+    return statistics.median(m - b for m, b in zip(means, base, strict=True))
+
+
+def resnet_step() -> dict[str, Any]:
+    """Milliseconds of a training step of ResNet-50, images of 224x224."""
+    like = resnet50.variables()
+    rng = np.random.default_rng(SEED)
+    variables = jax.tree.map(
+        lambda s: jnp.asarray(0.02 * rng.standard_normal(s.shape, np.float32)), like
+    )
+    momentum = optax.sgd(0.1, momentum=0.9).init(variables["params"])
+    size = (RESNET_BATCH, 224, 224, 3)
+    images = jnp.asarray(rng.standard_normal(size, np.float32))
+    labels = jnp.asarray(rng.integers(1000, size=RESNET_BATCH))
+    times = []
+    for _ in range(RESNET_STEPS + 1):
+        start = time.perf_counter()
+        variables, momentum, loss = resnet50.train_step(
+            variables, momentum, images, labels
+        )
+        jax.block_until_ready(loss)
+        times.append(1e3 * (time.perf_counter() - start))
+        print(f"ResNet-50 step: {times[-1]:.0f} ms", flush=True)
+    return {
+        "milliseconds": {"step": statistics.median(times[1:])},
+        "batch": RESNET_BATCH,
+        "times": times[1:],
+    }
+
+
+def show(rows: list[dict[str, Any]]) -> None:
+    """Prints the tables."""
+    for title, lines in tables.sparsity_rows(rows).items():
+        table = Table(title=title)
+        for column in lines[0]:
+            table.add_column(column, justify="right" if table.columns else "left")
+        for line in lines[1:]:
+            table.add_row(*line)
+        Console(width=120).print(table)
+
+
+def apart(size: str, name: str, args: argparse.Namespace) -> None:
+    """Measures in a process of its own, and says how that went."""
+    command = [sys.executable, "-m", "benchmarks.sparsity", "--one", size, name]
+    command += ["--rounds", str(args.rounds), "--log", str(args.log)]
+    start = time.perf_counter()
+    try:
+        code = subprocess.run(command, timeout=args.timeout, check=False).returncode
+    except subprocess.TimeoutExpired:
+        code = "out of time"
+    seconds = time.perf_counter() - start
+    outcome = "measured" if code == 0 else f"failed ({code})"
+    print(f"{outcome}: {size}, {name}, {seconds:.0f} s", flush=True)
+
+
+def main() -> None:
+    """Measures what is missing, prints, writes."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument("--sizes", nargs="+", default=SIZES, choices=SIZES)
+    parser.add_argument("--methods", nargs="+", help="default: all")
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument(
+        "--quick", action="store_true", help="1 M, three methods, a file of its own"
+    )
+    parser.add_argument("--timeout", type=float, default=1800, help="of each, seconds")
+    parser.add_argument("--log", type=Path, default=Path("runs/sparsity.jsonl"))
+    parser.add_argument("--out", type=Path, default=tables.RESULTS / tables.SPARSITY)
+    parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.quick:
+        args.sizes, args.methods, args.rounds = ["1"], [SELECTION, "SET", "RigL"], 3
+        args.log, args.out = (Path("runs/sparsity-quick") / n for n in ("l", "o.json"))
+
+    settings = {"sparsity": SPARSITY, "rounds": args.rounds, "jax": jax.__version__}
+    log = record.Log(args.log, settings)
+    if args.one:
+        size, name = args.one
+        found = resnet_step() if name == RESNET else row(Bench(size), name, args.rounds)
+        fields = {"size": size, "method": name, "environment": record.environment()}
+        log.append(fields | found)
+        return
+    done = {(r["size"], r["method"]) for r in log.rows()}
+    for size in args.sizes:
+        for name in (*([RESNET] if size == "25" else []), SELECTION, *METHODS):
+            if (size, name) not in done and name in (args.methods or (name,)):
+                apart(size, name, args)
+    rows = log.rows()
+    processes: list[Any] = []
+    for r in rows:
+        r.pop("settings")
+        if (own := r.pop("environment")) not in processes:
+            processes.append(own)
+        r["process"] = processes.index(own)
+    show(rows)
+    record.write(
+        args.out,
+        {
+            "settings": settings
+            | {"steps": STEPS, "interval": INTERVAL, "step": FROM, "seed": SEED},
+            "processes": processes,
+            "rows": rows,
+        },
+    )
+
+
+if __name__ == "__main__":
+    main()
