@@ -142,7 +142,7 @@ class Bench:
 
     def _reads(self) -> dict[str, Case]:
         def read(tree: Any) -> Any:
-            return [jnp.sum(x) for x in jax.tree.leaves(tree)]
+            return sum(jnp.sum(x) for x in jax.tree.leaves(tree))
 
         def write(tree: Any) -> Any:
             return jax.tree.map(lambda x: x * jnp.float32(-1), tree)
@@ -200,7 +200,7 @@ class Bench:
     def method(self, method: Any, interval: int | None) -> dict[str, Case]:
         """A change alone; updates with and without one, of masks of both kinds."""
         cases = {}
-        first = jax.jit(method.init)(self.params)
+        first: Any = jax.jit(method.init)(self.params)
         steps = {"ordinary": FROM + 1}
         if interval is not None:
             fires = jax.jit(method.fires)
