@@ -264,10 +264,7 @@ class Trainer:
     def program(
         self, name: str, gradient: str, sparsity: float, state: State, order: jax.Array
     ) -> Any:
-        """`(state, order, examples, stop) -> state at step stop`, compiled.
-
-        Methods and sparsities that come to the same program share it.
-        """
+        """`(state, order, examples, stop) -> state at step stop`, compiled."""
 
         def run(state: State, order: Any, examples: Any, stop: Any) -> State:
             return jax.lax.while_loop(

@@ -13,6 +13,7 @@ stopped; what runs out of time or memory is missing, and tried again.
 """
 
 import argparse
+import signal
 import statistics
 import subprocess
 import sys
@@ -220,7 +221,7 @@ class Bench:
             params = zs.sparsity.apply_masks(params, first.masks)
         for packed in (False, True):
             tx = zs.sparsify(self.sgd, known, packed=packed)
-            state = tx.init(self.params)
+            state: Any = tx.init(self.params)
             case = self._update(tx, params, state)
             for name, step in steps.items():
                 found = case(step)
@@ -248,9 +249,8 @@ def measure(cases: dict[str, Case], rounds: int) -> dict[str, list[float]]:
 
 def ratio(seconds: dict[str, list[float]], name: str, unit: str) -> float:
     """The median over the rounds of one time in multiples of another."""
-    return statistics.median(
-        a / b for a, b in zip(seconds[name], seconds[unit], strict=True)
-    )
+    pairs = zip(seconds[name], seconds[unit], strict=True)
+    return statistics.median(a / b for a, b in pairs)
 
 
 def row(bench: Bench, name: str, rounds: int) -> dict[str, Any]:
@@ -282,18 +282,13 @@ def row(bench: Bench, name: str, rounds: int) -> dict[str, Any]:
 
 def average(seconds: dict[str, list[float]], interval: int | None, kind: str) -> float:
     """Milliseconds that a step takes longer than the dense update, on average."""
-    base = [1e3 * s for s in seconds["dense"]]
-    if interval == 1:
-        means = [1e3 * s for s in seconds["changing" + kind]]
-    else:
-        means = [1e3 * s for s in seconds["ordinary" + kind]]
-        if interval is not None:
-            changing = [1e3 * s for s in seconds["changing" + kind]]
-            means = [
-                ((interval - 1) * o + c) / interval
-                for o, c in zip(means, changing, strict=True)
-            ]
-    return statistics.median(m - b for m, b in zip(means, base, strict=True))
+    share = 1 / interval if interval else 0.0
+    ordinary = seconds["changing" + kind if interval == 1 else "ordinary" + kind]
+    changing = seconds["changing" + kind] if interval else ordinary
+    return 1e3 * statistics.median(
+        (1 - share) * o + share * c - d
+        for o, c, d in zip(ordinary, changing, seconds["dense"], strict=True)
+    )
 
 
 def resnet_step() -> dict[str, Any]:
@@ -374,6 +369,8 @@ def main() -> None:
         fields = {"size": size, "method": name, "environment": record.environment()}
         log.append(fields | found)
         return
+    # subprocess.run ends its process where an exception ends it.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))
     done = {(r["size"], r["method"]) for r in log.rows()}
     for size in args.sizes:
         for name in (*([RESNET] if size == "25" else []), SELECTION, *METHODS):
