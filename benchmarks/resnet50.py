@@ -31,7 +31,9 @@ class ResNet50(nn.Module):
             return nn.BatchNorm(use_running_average=False, momentum=0.9)(x)
 
         x = nn.relu(conv(images, 64, 7, 2))
-        x = nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
+        # After a ReLU zeros are as good as the infinities of a padded maximum.
+        x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+        x = nn.max_pool(x, (3, 3), (2, 2))
         for stage, blocks in enumerate((3, 4, 6, 3)):
             channels = 64 * 2**stage
             for block in range(blocks):

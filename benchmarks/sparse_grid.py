@@ -29,6 +29,7 @@ from benchmarks import sparse_training as training
 
 matplotlib.use("agg")
 from matplotlib import pyplot as plt
+from matplotlib.lines import Line2D
 
 SPARSITIES = (0.9, 0.95, 0.98)
 # The dense network, and what is pruned on the way to the first of the above.
@@ -273,7 +274,7 @@ def draw(grid: list[dict[str, Any]], path: Path) -> None:
         axis.set_xlabel("test accuracy, %")
         axis.grid(alpha=0.25)
     handles, names = axes[0][0].get_legend_handles_labels()
-    dense = plt.Line2D([], [], color="gray", linewidth=0.8, linestyle="--")
+    dense = Line2D([], [], color="gray", linewidth=0.8, linestyle="--")
     figure.legend(
         [*handles, dense],
         [*names, "dense, same gradient"],

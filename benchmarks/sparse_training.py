@@ -209,7 +209,8 @@ class Trainer:
         def flow(params: Any) -> jax.Array:
             ones = jnp.ones((1, *self.data.image_shape))
             known = {"params": params, **model_state}
-            return jnp.sum(self.model.apply(known, ones, train=False))
+            logits: Any = self.model.apply(known, ones, train=False)
+            return jnp.sum(logits)
 
         return self.methods[name](Given(sparsity, self.steps, seed, loss, flow))
 
@@ -372,7 +373,8 @@ class Trainer:
         self, params: Any, model_state: Any, images: jax.Array, labels: jax.Array
     ) -> jax.Array:
         x = augment.normalize(images, self.data.mean, self.data.std)
-        logits = self.model.apply({"params": params, **model_state}, x, train=False)
+        known = {"params": params, **model_state}
+        logits: Any = self.model.apply(known, x, train=False)
         return jnp.sum(logits.argmax(-1) == labels)
 
 

@@ -220,13 +220,13 @@ def _times(row: dict[str, Any] | None, case: str) -> str:
 
 
 def _mebibytes(row: dict[str, Any] | None, kind: str) -> str:
-    """Of an update whose masks are a byte a weight, and a bit."""
+    """Of an update whose masks are a byte a weight, and where measured a bit."""
     if row is None:
         return "not run"
     sizes = row["programs"]
     case = "ordinary" if "ordinary" in sizes else "changing"
-    both = (sizes[case][kind], sizes[f"{case}, packed"][kind])
-    return " / ".join(f"{x / 2**20:.1f}" for x in both)
+    found = [sizes[c][kind] for c in (case, f"{case}, packed") if c in sizes]
+    return " / ".join(f"{x / 2**20:.1f}" for x in found)
 
 
 def markdown(lines: list[list[str]]) -> str:
