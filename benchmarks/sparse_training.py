@@ -1,7 +1,6 @@
 """The trainings of the sparse grid: a small network on CIFAR-10, by every method.
 
-One program serves all seeds and radii, and all methods and sparsities that come to the
-same one; so a training costs little more than its steps.
+One program serves all seeds and radii, and methods and sparsities that come to one.
 """
 
 import functools

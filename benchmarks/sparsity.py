@@ -38,7 +38,7 @@ SPARSITY, STEPS, INTERVAL, SEED = 0.9, 100_000, 100, 0
 # The change that is timed is the first one from here on: GMP is at half its way.
 FROM = 30_000
 RESNET_BATCH, RESNET_STEPS = 32, 3
-PACKED = ("static", "RigL")  # what packing costs hardly depends on the method
+PACKED = ("static", "RigL")  # whose masks are measured packed too
 SELECTION, RESNET = "selection", "ResNet-50 step"
 
 
@@ -122,8 +122,7 @@ def compiled(function: Callable[..., Any], *args: Any, donate: Any = ()) -> Any:
     start = time.perf_counter()
     program = jax.jit(function, donate_argnums=donate).lower(*args).compile()
     seconds = time.perf_counter() - start
-    found = program.memory_analysis()
-    names = ("argument", "output", "alias", "temp")
+    found, names = program.memory_analysis(), ("argument", "output", "alias", "temp")
     facts = {name: getattr(found, f"{name}_size_in_bytes") for name in names}
     return program, facts | {"compile_seconds": round(seconds, 2)}
 
