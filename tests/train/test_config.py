@@ -80,7 +80,7 @@ def test_a_method_may_be_given_what_its_row_has():
 
 def test_the_sparsity_of_n_of_m_may_be_rounded():
     TrainConfig(method="nm", sparsity=0.666667, method_options=("n=1", "m=3"))
-    with pytest.raises(ValueError, match=r"has sparsity=0\.666667; say that"):
+    with pytest.raises(ValueError, match=r"Say --sparsity 0\.666667"):
         TrainConfig(method="nm", sparsity=0.6667, method_options=("n=1", "m=3"))
 
 
