@@ -117,6 +117,33 @@ def test_the_figures_of_the_alignment_are_the_measured_ones():
     assert means["guided, m=1"] > 0.5 * means["SAM"]
 
 
+def test_the_figures_of_the_grid_are_the_measured_ones():
+    cells = {
+        (c["method"], c["sparsity"], c["gradient"]): 100 * c["accuracy_mean"]
+        for c in tables.load(tables.GRID)["cells"]
+        if c["sparsity"]
+    }
+    gains = [
+        cells[method, sparsity, "zosam"] - accuracy
+        for (method, sparsity, gradient), accuracy in cells.items()
+        if gradient == "sgd"
+    ]
+    text = " ".join(README.split())
+    mean = sum(gains) / len(gains)
+    assert f"over the {len(gains)} pairs" in text
+    assert f"by {mean:.2f} points" in text
+    assert f"from {min(gains):.1f} to {max(gains):.1f}," in text
+
+
+def test_the_figures_of_the_changes_are_the_measured_ones():
+    rows = tables.load(tables.SPARSITY)["rows"]
+    reads = {(r["method"], r["size"]): r["reads"] for r in rows if "reads" in r}
+    text = " ".join(README.split())
+    selection = reads["selection", "25"]["select"]
+    assert f"selection is {selection:.0f} reads at 25 M" in text
+    assert f"masks, {reads['RigL', '25']['change']:.0f}. The goal" in text
+
+
 @pytest.mark.parametrize("run", ["digits", "digits-jax0.12", "cifar10-quick"])
 def test_the_runs_shown_are_the_measured_ones(run):
     summary = json.loads((RESULTS / run / "summary.json").read_text())
