@@ -123,7 +123,7 @@ def test_a_leaf_that_is_dense_need_not_divide():
             "exclude each other",
         ),
         (lambda: zs.sparsity.ste(pattern=(0, 4)), "n=0 must be an integer"),
-        (lambda: zs.sparsity.ste(), "sparsity=None must be"),
+        (lambda: zs.sparsity.ste(), "ste needs sparsity="),
         (lambda: zs.sparsity.nm(2, 4, 1000, drop_fraction=2), "drop_fraction=2"),
         (lambda: zs.sparsity.nm(2, 4, 1000, axis=7).init(ones()), "axis=7 is out of"),
     ],
