@@ -34,10 +34,12 @@ class GradientEstimator(optax.GradientTransformationExtraArgs):
       gradient: The same estimate without a state: an `Estimator`.
       by_example: Whether it calls `value_fn(params, examples=indices)`, for the losses
         of those examples, [n].
+      dense: Whether its gradient has the entries of pruned weights, to grow by.
     """
 
     gradient: Estimator
     by_example: bool
+    dense: bool
 
 
 class EstimatorState(NamedTuple):
@@ -67,6 +69,7 @@ def as_transformation(
     aux_like: Any | None = None,
     seed: jax.typing.ArrayLike = 0,
     by_example: bool = False,
+    dense: bool = True,
 ) -> GradientEstimator:
     """An Optax transformation that emits an estimator's gradient.
 
@@ -86,6 +89,7 @@ def as_transformation(
       aux_like: An example of aux, or None.
       seed: Integer.
       by_example: Whether it calls `value_fn(params, examples=indices)`.
+      dense: Whether the gradient has the entries of pruned weights.
 
     Returns:
       The transformation. Its state is an `EstimatorState`.
@@ -145,6 +149,7 @@ def as_transformation(
     transformation = GradientEstimator(init, update)
     transformation.gradient = estimator
     transformation.by_example = by_example
+    transformation.dense = dense
     return transformation
 
 

@@ -96,7 +96,12 @@ def zeroth_order(
         return seen._replace(grad=grad, info=info)
 
     return as_transformation(
-        "zeroth_order", gradient, has_aux=has_aux, aux_like=aux_like, seed=seed
+        "zeroth_order",
+        gradient,
+        has_aux=has_aux,
+        aux_like=aux_like,
+        seed=seed,
+        dense=False,
     )
 
 

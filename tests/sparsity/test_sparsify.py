@@ -272,3 +272,44 @@ def test_what_cannot_work_is_refused_with_what_can():
         zs.sparsify(optax.sgd(0.1), rule, accumulate_steps=0)
     with pytest.raises(ValueError, match="holds no masks"):
         zs.sparsity.masks(optax.sgd(0.1).init(params))
+
+
+@pytest.mark.parametrize(
+    "gradient", [zs.zeroth_order(), zs.zosam(0.1, descent="zeroth_order")]
+)
+def test_growth_by_gradient_needs_one_at_pruned_weights(gradient):
+    with pytest.raises(ValueError, match="nothing would ever grow"):
+        zs.sparsify(optax.sgd(0.1), zs.sparsity.rigl(0.5, 1000), gradient)
+    zs.sparsify(optax.sgd(0.1), zs.sparsity.set_(0.5, 1000), gradient)
+
+
+@pytest.mark.parametrize(
+    ("by_gradient", "by_magnitude"),
+    [
+        (
+            zs.sparsity.gmp(0.5, 10, interval=1, score=zs.sparsity.scores.saliency),
+            zs.sparsity.gmp(0.5, 10, interval=1),
+        ),
+        (
+            zs.sparsity.mest(0.5, 100, gradient_weight=1.0),
+            zs.sparsity.mest(0.5, 100, gradient_weight=0.0),
+        ),
+    ],
+    ids=["gmp", "mest"],
+)
+def test_a_gradient_with_nan_leaves_pruning_to_the_magnitude(by_gradient, by_magnitude):
+    rng = np.random.default_rng(0)
+    params = {"w": jnp.asarray(rng.normal(size=(6, 8)), jnp.float32)}
+    grad = jnp.asarray(rng.normal(size=(6, 8)), jnp.float32)
+    step = jnp.int32(7)
+
+    def changed(method, grad):
+        return np.asarray(
+            method.change(method.init(params), params, {"w": grad}, step).masks["w"]
+        )
+
+    expected = changed(by_magnitude, grad)
+    np.testing.assert_array_equal(
+        changed(by_gradient, grad.at[0, 0].set(jnp.nan)), expected
+    )
+    assert (changed(by_gradient, grad) != expected).any()

@@ -40,6 +40,7 @@ class Row(NamedTuple):
       aux_from: "ascent" or "descent".
       looks: Whether every step evaluates the loss on its way uphill.
       by_example: Whether it needs the losses of single examples.
+      dense: Whether the second pass gives the gradient of pruned weights too.
       direction_only: Whether the look uphill gives a direction and no more, so that it
         may be by another loss.
     """
@@ -53,6 +54,7 @@ class Row(NamedTuple):
     aux_from: str = "ascent"
     looks: bool = True
     by_example: bool = False
+    dense: bool = True
     direction_only: bool = True
 
 

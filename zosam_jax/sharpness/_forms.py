@@ -179,6 +179,7 @@ def transform(
         aux_like=given["aux_like"],
         seed=given["seed"],
         by_example=row.by_example,
+        dense=row.dense,
     )
 
 

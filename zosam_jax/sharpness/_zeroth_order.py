@@ -138,6 +138,7 @@ def zosam(
         second,
         aux_from="descent",
         looks=every == 1,
+        dense=descent == "backprop",
     )
     return transform("zosam", row, rho, options)
 

@@ -78,7 +78,7 @@ def dsr(
     def quota(census: Census) -> tuple[jax.Array, jax.Array, Any]:
         memory, limit = census.memory, census.memory.rule
         above = [
-            jnp.sum(m & (s >= limit), dtype=jnp.int32)
+            jnp.sum(m & (s.astype(jnp.float32) >= limit), dtype=jnp.int32)
             for m, s in zip(census.masks, census.ranked, strict=True)
         ]
         kept = jnp.minimum(jnp.maximum(jnp.stack(above), 1), memory.live)
@@ -95,7 +95,7 @@ def dsr(
         at_random(sparsity, budget, dense, seed),
         fires,
         quota,
-        drop=_magnitude,
+        drop=scores.magnitude,
         grow=scores.random,
         rule=jnp.float32(threshold),
         regrow=False,
@@ -111,13 +111,6 @@ def _first_change(total_steps: int, interval: int) -> int:
         if step < end * total_steps:
             return step
     return total_steps
-
-
-def _magnitude(params: Any, grads: Any, key: jax.Array) -> Any:
-    """|w| in float32, as the threshold is."""
-    return jax.tree.map(
-        lambda x: x.astype(jnp.float32), scores.magnitude(params, grads, key)
-    )
 
 
 def share_out(total: jax.Array, weights: jax.Array, room: jax.Array) -> jax.Array:

@@ -93,14 +93,11 @@ def mest(
         return kept, jnp.minimum(final + extra, census.sizes), census.memory.rule
 
     def drop(params: Any, grads: Any, key: jax.Array) -> Any:
-        if not gradient_weight:
-            return scores.magnitude(params, grads, key)
+        del key
 
         def leaf(w: jax.Array, g: jax.Array) -> jax.Array:
-            size = jnp.abs(g.astype(jnp.float32))
-            # A stage's bound cannot wait for a gradient without NaN.
-            size = jnp.where(jnp.isfinite(size), size, 0)
-            return jnp.abs(w.astype(jnp.float32)) + gradient_weight * size
+            size = jnp.abs(w.astype(jnp.float32))
+            return size + gradient_weight * jnp.abs(g.astype(jnp.float32))
 
         return jax.tree.map(leaf, params, grads)
 
@@ -108,7 +105,7 @@ def mest(
         first,
         lambda step: regular(step) | (step == final_change),
         quota,
-        drop=drop,
+        drop=drop if gradient_weight else scores.magnitude,
         grow=scores.random,
         seed=seed,
         mean_pruned=_mean_pruned(rows, sparsity),

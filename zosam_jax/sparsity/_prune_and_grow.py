@@ -109,7 +109,8 @@ def prune_and_grow(
       first: `params -> masks`.
       fires: See `SparseMethod`.
       quota: How many are kept and live.
-      drop: What scores lowest is dropped.
+      drop: What scores lowest is dropped; where the gradient is not finite, the
+        smallest |w|.
       grow: What scores highest is grown. None: nothing is.
       target: `params -> counts`, final live weights of each sparse leaf; None: those of
         the first masks.
@@ -148,6 +149,14 @@ def prune_and_grow(
             return [leaves[i] for i in old]
 
         dropping = ranked(drop, drop_key)
+        if drop not in (scores.magnitude, scores.random):
+            # A schedule of pruning cannot wait for a gradient without NaN.
+            sound = tree.all_finite(grads)
+            magnitudes = ranked(scores.magnitude, drop_key)
+            dropping = [
+                jnp.where(sound, s, w.astype(s.dtype))
+                for s, w in zip(dropping, magnitudes, strict=True)
+            ]
         sizes = jnp.asarray([m.size for m in masks], jnp.int32)
         memory: Memory = topology.memory
         kept_counts, live, own = quota(Census(step, sizes, memory, dropping, masks))

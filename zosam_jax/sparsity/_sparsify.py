@@ -81,6 +81,7 @@ def sparsify(
 
     Raises:
       ValueError: On update, without params, or without a gradient of either kind.
+      ValueError: The method grows by a gradient that `gradient` does not estimate.
       TypeError: `inner` or `gradient` is no Optax transformation, `method` is no
         method, or, at init, `inner` holds `optax.MultiSteps` or an estimator.
 
@@ -389,3 +390,8 @@ def _check_transformations(inner: Any, method: Any, gradient: Any) -> None:
                 f"{name} must be an Optax transformation; got "
                 f"{type(value).__name__}.{hint}"
             )
+    if method.dense_gradient_every is not None and not getattr(gradient, "dense", True):
+        raise ValueError(
+            "the method uses the gradient of pruned weights, which a zeroth-order "
+            "gradient does not estimate: nothing would ever grow. Use zs.sparsity.set_"
+        )

@@ -192,7 +192,7 @@ CPUs, where convolutions in a compiled loop are slow, else scan."""
                 "run_lottery), which sets both."
             )
         gradients.check(self)
-        methods.check(self, zeroth_order=gradients.is_zeroth_order(self))
+        methods.check(self, dense_gradient=gradients.is_dense(self))
 
     @property
     def probes(self) -> bool:

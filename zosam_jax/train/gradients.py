@@ -130,9 +130,9 @@ def decouples(config: "TrainConfig") -> bool:
     return bool(options(config).get("decouple", False))
 
 
-def is_zeroth_order(config: "TrainConfig") -> bool:
-    """Returns whether the gradient is estimated without a backward pass."""
-    return "zeroth_order" in (config.gradient, options(config).get("descent"))
+def is_dense(config: "TrainConfig") -> bool:
+    """Returns whether the gradient has the entries of pruned weights."""
+    return make(config, 1, float).dense
 
 
 def check(config: "TrainConfig") -> None:

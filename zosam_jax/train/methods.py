@@ -221,12 +221,12 @@ def live_params(config: "TrainConfig", params: Any, opt_state: Any) -> Any:
     return zs.sparsity.apply_masks(params, zs.sparsity.masks(opt_state))
 
 
-def check(config: "TrainConfig", *, zeroth_order: bool) -> None:
+def check(config: "TrainConfig", *, dense_gradient: bool) -> None:
     """Raises `ValueError` unless the method can be made as the configuration says.
 
     Args:
       config: The configuration.
-      zeroth_order: Whether the gradient is estimated without a backward pass.
+      dense_gradient: Whether the gradient has the entries of pruned weights.
     """
     _check.one_of("method", config.method, NAMES)
     options(config)
@@ -254,7 +254,7 @@ def check(config: "TrainConfig", *, zeroth_order: bool) -> None:
                 f"{pattern:g}, and sparsity={config.sparsity:g}. Say --sparsity "
                 f"{pattern:g}."
             )
-    if zeroth_order and method.dense_gradient_every is not None:
+    if not dense_gradient and method.dense_gradient_every is not None:
         raise ValueError(
             f"method={config.method!r} uses the gradient of pruned weights, which a "
             "zeroth-order gradient does not estimate. Use method='set'."
