@@ -4,6 +4,7 @@ The algorithm is described in `selection`, which builds pools and reads their an
 """
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from statistics import NormalDist
 from typing import NamedTuple
@@ -13,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 PIVOTS = 16
+_ROW = 512  # least entries that are added up as a row
 _EQUAL = 3  # pivots at equal distances
 _UNKNOWN = np.int32(2**31 - 1)
 
@@ -273,10 +275,21 @@ def _nothing(x: jax.Array) -> jax.Array:
 
 def _total(flags: Sequence[jax.Array], axes: tuple[int, ...]) -> jax.Array:
     """How often each flag is True along the axes, int32, stacked."""
-    counts = jax.lax.reduce(
-        tuple(flag.astype(jnp.int32) for flag in flags),
-        (jnp.int32(0),) * len(flags),
+    counts, shape = tuple(flag.astype(jnp.int32) for flag in flags), flags[0].shape
+    cut = len(shape)
+    while cut > 1 and math.prod(shape[cut:]) < _ROW:
+        cut -= 1
+    if len(axes) == len(shape) > cut:
+        # XLA:CPU adds rows on all cores, a whole array on one.
+        counts = _add(counts, axes[cut:])
+        axes = axes[:cut]
+    return jnp.stack(_add(counts, axes))
+
+
+def _add(counts: tuple[jax.Array, ...], axes: tuple[int, ...]) -> tuple[jax.Array, ...]:
+    return jax.lax.reduce(
+        counts,
+        (jnp.int32(0),) * len(counts),
         lambda a, b: tuple(x + y for x, y in zip(a, b, strict=True)),
         axes,
     )
-    return jnp.stack(counts)

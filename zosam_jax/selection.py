@@ -12,11 +12,12 @@ puts the threshold, spread by its standard error, some at equal distances. It en
 :math:`c(low) = k`, whatever the exact key, or when the bracket holds one key. Then
 entries of that key tie, and the same search over the index finds how many of them to
 take. A set of more than `SAMPLED` entries is first bracketed from a sample of about
-1/256 of its entries. A poor bracket or interpolation costs reads, never exactness.
+1/256 of its entries, at most 2^16. A poor bracket or interpolation costs reads, never
+exactness.
 
 Cost of a large set of :math:`n` entries without a tie at the threshold: about 3 reads,
-and one that writes the result. The first leaves :math:`O(\sqrt n)` entries in the
-bracket, by the size of the sample, the second :math:`O(n^{1/4})`. A tie at the
+and one that writes the result. The first leaves about a thousandth of the entries in
+the bracket, by the size of the sample, the second about the root of those. A tie at the
 threshold takes one or two more; at 10^8 float32 scores it is common. The keys at equal
 distances shrink any bracket 4 times, so no scores cost more than 18 reads, and ties no
 more than 17 others. Smaller sets are copied side by side, and searched in one loop:
@@ -37,7 +38,7 @@ import numpy as np
 from zosam_jax._threshold import Part, Pool, Slot, around
 
 SAMPLED = 2**16
-_SAMPLE = (2**12, 2**18)  # least and most entries of a sample
+_SAMPLE = (2**12, 2**16)  # least and most entries of a sample
 _PAIRWISE = 32  # groups of at most this size are ranked pair by pair
 
 # Trailing zeros of the dtype's numbers in float32.
