@@ -15,8 +15,7 @@ import tiny_run
 import zosam_jax as zs
 from zosam_jax import tree
 from zosam_jax.data import augment
-from zosam_jax.train import RunError, TrainConfig, gradients, optimizer, plan
-from zosam_jax.train import step as steps
+from zosam_jax.train import RunError, TrainConfig, gradients, objective, optimizer, plan
 from zosam_jax.train.progress import Silent
 
 
@@ -51,7 +50,7 @@ def test_what_cannot_be_made_is_refused_with_what_would_work(fields, part):
 def test_every_option_that_the_trainer_sets_is_refused():
     for name in (
         *("rho", "seed", "has_aux", "aux_like", "aux_from", "axis_name"),
-        *("sync_ascent", "total_steps", "ascent_value_fn", "fresh_keys"),
+        *("sync_ascent", "total_steps", "ascent_value_fn"),
     ):
         with pytest.raises(ValueError, match=f"gradient_options: {name} "):
             TrainConfig(gradient_options=(f"{name}=1",))
@@ -159,12 +158,6 @@ def test_wsam_decoupled_clips_and_decays_the_gradient_alone():
     np.testing.assert_allclose(updates, expected, rtol=1e-5)
 
 
-@pytest.fixture(scope="module")
-def data():
-    chosen = tiny_run.dataset()
-    return jnp.asarray(chosen.train_images), jnp.asarray(chosen.train_labels)
-
-
 def task_of(model=None, **fields):
     """A dense run with plain SGD at 0.5, and its task."""
     usual = {"method": "dense", "schedule": "constant", "learning_rate": 0.5}
@@ -173,13 +166,10 @@ def task_of(model=None, **fields):
     return plan.plan(config, tiny_run.dataset(), model or tiny_run.Net()).task
 
 
-def first_step(task, data):
+def first_step(task):
     """The state before and after the first step, and its batch."""
-    state = jax.jit(lambda: steps.init(task, *data))()
-    order = steps.epoch_order(task, jnp.int32(0))
-    batch = steps._batch(task, jnp.int32(0), order, *data)
-    after = jax.jit(lambda s: steps.train_step(task, s, order, *data))(state)
-    return state, after, batch
+    state = tiny_run.begin(task)
+    return state, tiny_run.advance(task)(state), tiny_run.batch(task, 0)[:2]
 
 
 def forward(state, images, labels):
@@ -205,10 +195,10 @@ def assert_close(a, b):
         np.testing.assert_allclose(x, y, rtol=1e-4, atol=2e-6)
 
 
-def test_a_look_at_a_quarter_of_the_batch(data):
+def test_a_look_at_a_quarter_of_the_batch():
     """SAM's direction from the first 4 of 16 images, all else from all of them."""
     task = task_of(gradient="sam", rho=0.3, probe_fraction=0.25)
-    state, after, (images, labels) = first_step(task, data)
+    state, after, (images, labels) = first_step(task)
     part = forward(state, images[:4], labels[:4])
     g = jax.grad(part, has_aux=True)(state.params)[0]
     scale = 0.3 / tree.norm(g)
@@ -224,10 +214,10 @@ def test_a_look_at_a_quarter_of_the_batch(data):
     assert float(after.totals.perturbation_cosine) == pytest.approx(cosine, abs=1e-5)
 
 
-def test_each_part_of_a_batch_has_a_perturbation_and_all_answers_count(data):
+def test_each_part_of_a_batch_has_a_perturbation_and_all_answers_count():
     """microbatches=4: four SAM gradients of four images each, averaged."""
     task = task_of(gradient="sam", rho=0.3, gradient_options=("microbatches=4",))
-    state, after, (images, labels) = first_step(task, data)
+    state, after, (images, labels) = first_step(task)
     losses, rights, found = [], [], []
     for k in range(0, 16, 4):
         part = forward(state, images[k : k + 4], labels[k : k + 4])
@@ -245,12 +235,13 @@ def test_each_part_of_a_batch_has_a_perturbation_and_all_answers_count(data):
     assert float(after.totals.correct) == sum(rights)
 
 
-def test_losses_of_single_examples(data, monkeypatch):
+def test_losses_of_single_examples(monkeypatch):
     monkeypatch.setattr(augment, "random_crop_flip", lambda key, x, *_: x)
     task = task_of(gradient="esam")
-    state = steps.init(task, *data)
-    batch = steps._batch(task, jnp.int32(0), jnp.arange(70), *data)
-    value_fn = steps._value_fn(task, state.model_state, batch)
+    state = tiny_run.begin(task)
+    whole = tiny_run.batch(task, 0)
+    value_fn = objective.value_fn(task, state.model_state, state.step, whole)
+    batch = whole[:2]
     losses, (_, correct) = value_fn(state.params)
     mean, right = forward(state, *batch)(state.params)
     assert losses.shape == (16,)
@@ -276,13 +267,14 @@ class Typed(nn.Module):
         return nn.Dense(4, dtype=self.dtype, name="head")(nn.relu(x).mean((1, 2)))
 
 
-def test_a_look_in_bfloat16_has_a_loss_in_float32(data):
+def test_a_look_in_bfloat16_has_a_loss_in_float32():
     task = task_of(Typed(), probe_dtype="bfloat16")
-    state = steps.init(task, *data)
-    images, labels = steps._batch(task, jnp.int32(0), jnp.arange(70), *data)
-    arguments = (task, state.model_state, (images, labels))
-    plain, _ = steps._value_fn(*arguments)(state.params)
-    look, _ = steps._value_fn(*arguments, probe=True)(state.params)
+    state = tiny_run.begin(task)
+    batch = tiny_run.batch(task, 0)
+    images, labels, _ = batch
+    arguments = (task, state.model_state, state.step, batch)
+    plain, _ = objective.value_fn(*arguments)(state.params)
+    look, _ = objective.value_fn(*arguments, probe=True)(state.params)
     logits = Typed("bfloat16").apply({"params": state.params}, images, train=True)
     assert logits.dtype == jnp.bfloat16
     log_p = jax.nn.log_softmax(logits.astype(jnp.float32))

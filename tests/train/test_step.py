@@ -9,8 +9,8 @@ import pytest
 import tiny_run
 
 from zosam_jax.data import augment
-from zosam_jax.train import plan
-from zosam_jax.train import step as steps
+from zosam_jax.train import accuracy, plan
+from zosam_jax.train import batch as batches
 
 
 @pytest.fixture(scope="module")
@@ -27,19 +27,12 @@ def task():
     return plan.plan(config, tiny_run.dataset(), tiny_run.Net()).task
 
 
-@pytest.fixture(scope="module")
-def data(task):
-    return jnp.asarray(task.dataset.train_images), jnp.asarray(
-        task.dataset.train_labels
-    )
-
-
 def test_an_order_is_a_permutation_of_its_own_for_each_epoch_and_seed(task):
     other = dataclasses.replace(
         task, config=dataclasses.replace(task.config, seed=task.config.seed + 1)
     )
-    orders = [np.asarray(steps.epoch_order(task, jnp.int32(e))) for e in (0, 1, 0)]
-    orders.append(np.asarray(steps.epoch_order(other, jnp.int32(0))))
+    orders = [np.asarray(batches.epoch_order(task, jnp.int32(e))) for e in (0, 1, 0)]
+    orders.append(np.asarray(batches.epoch_order(other, jnp.int32(0))))
     for order in orders:
         np.testing.assert_array_equal(np.sort(order), np.arange(70))
     np.testing.assert_array_equal(orders[0], orders[2])
@@ -47,13 +40,13 @@ def test_an_order_is_a_permutation_of_its_own_for_each_epoch_and_seed(task):
     assert (orders[0] != orders[3]).any()
 
 
-def test_an_epoch_takes_each_image_once_in_its_order(task, data, monkeypatch):
+def test_an_epoch_takes_each_image_once_in_its_order(task, monkeypatch):
     """Without augmentation, the batches' labels are those of the order."""
     monkeypatch.setattr(augment, "random_crop_flip", lambda key, x, *_: x)
-    order = steps.epoch_order(task, jnp.int32(0))
+    order = batches.epoch_order(task, jnp.int32(0))
     seen = []
     for step in range(4):
-        images, labels = steps._batch(task, jnp.int32(step), order, *data)
+        images, labels, _ = tiny_run.batch(task, step)
         chosen = np.asarray(order)[16 * step : 16 * step + 16]
         expected = (task.dataset.train_images[chosen] / 255 - 0.3) / 0.2
         np.testing.assert_allclose(images, expected, atol=2e-6)
@@ -62,26 +55,24 @@ def test_an_epoch_takes_each_image_once_in_its_order(task, data, monkeypatch):
     assert len(set(seen)) == 64
 
 
-def test_augmentation_depends_on_the_step_alone(task, data):
-    order = steps.epoch_order(task, jnp.int32(0))
-    first, again = (steps._batch(task, jnp.int32(1), order, *data)[0] for _ in "ab")
+def test_augmentation_depends_on_the_step_alone(task):
+    order = batches.epoch_order(task, jnp.int32(0))
+    first, again = (tiny_run.batch(task, 1, order).inputs for _ in "ab")
     np.testing.assert_array_equal(first, again)
     # The same images come at the same place of the next epoch, cropped otherwise.
-    later = steps._batch(task, jnp.int32(5), order, *data)[0]
+    later = tiny_run.batch(task, 5, order).inputs
     assert (first != later).any()
 
 
-def test_two_steps_of_sgd_with_momentum_and_coupled_decay(task, data):
+def test_two_steps_of_sgd_with_momentum_and_coupled_decay(task):
     """w' = w - lr m, m' = mu m + (gradient + decay w), the gradient by jax.grad."""
-    state = steps.init(task, *data)
-    order = steps.epoch_order(task, jnp.int32(0))
-    advance = jax.jit(lambda s: steps.train_step(task, s, order, *data))
+    state, advance = tiny_run.begin(task), tiny_run.advance(task)
     params, momentum = state.params, jax.tree.map(jnp.zeros_like, state.params)
     model_state = state.model_state
     net = tiny_run.Net()
     total = 0.0
     for step in range(2):
-        images, labels = steps._batch(task, jnp.int32(step), order, *data)
+        images, labels, _ = tiny_run.batch(task, step)
 
         def loss(p, model_state=model_state, images=images, labels=labels):
             logits, new = net.apply(
@@ -113,15 +104,20 @@ def test_two_steps_of_sgd_with_momentum_and_coupled_decay(task, data):
 
 def test_the_last_evaluation_batch_counts_each_image_once(task, monkeypatch):
     """22 images in batches of 8, against all at once."""
-    data = task.dataset
-    state = steps.init(task, *map(jnp.asarray, (data.train_images, data.train_labels)))
-    variables = (state.params, state.model_state)
-    test = jnp.asarray(data.test_images), jnp.asarray(data.test_labels)
-    none = steps.EvalTotals(jnp.float32(0), jnp.int32(0))
-    whole = steps.eval_step(task, variables, *test, jnp.int32(0), none)
-    monkeypatch.setattr(steps, "eval_batch_size", lambda task: 8)
-    totals = none
-    for start in (0, 8, 16):
-        totals = steps.eval_step(task, variables, *test, jnp.int32(start), totals)
-    assert int(totals.correct) == int(whole.correct)
-    assert float(totals.loss) == pytest.approx(float(whole.loss), rel=1e-5)
+    state = tiny_run.begin(task)
+    found = []
+    for size in (22, 8):
+        monkeypatch.setattr(accuracy, "batch_size", lambda task, size=size: size)
+        totals, counts = accuracy.no_totals(), []
+        for images, labels, count in accuracy.batches(task, "test"):
+            assert images.shape == (size, 6, 6, 1)
+            counts.append(count)
+            arrays = jnp.asarray(images), jnp.asarray(labels), count
+            totals = accuracy.add_batch(
+                task, state.params, state.model_state, *arrays, totals
+            )
+        found.append((totals, counts))
+    (whole, _), (parts, counts) = found
+    assert counts == [8, 8, 6]
+    assert int(parts.correct) == int(whole.correct)
+    assert float(parts.loss) == pytest.approx(float(whole.loss), rel=1e-5)

@@ -7,6 +7,7 @@
 """
 
 import ast
+import json
 import os
 import signal
 import sys
@@ -15,10 +16,13 @@ from pathlib import Path
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from zosam_jax.data import Dataset
 from zosam_jax.train import RunError, TrainConfig, plan, run
+from zosam_jax.train import batch as batches
+from zosam_jax.train import step as steps
 from zosam_jax.train.checkpoint import Checkpoints
 from zosam_jax.train.progress import Silent
 
@@ -86,6 +90,40 @@ def final(out, **fields):
     state = checkpoints.restore(programs.abstract, print)
     checkpoints.close()
     return state
+
+
+def records(out):
+    """The lines of a run's `metrics.jsonl`."""
+    return [json.loads(line) for line in (out / "metrics.jsonl").open()]
+
+
+def batch(task, step, order=None, teacher=None):
+    """The batch of a step as the network takes it."""
+    step = jnp.int32(step)
+    if order is None:
+        order = batches.epoch_order(task, step // task.steps_per_epoch)
+    data = task.dataset.train_images, task.dataset.train_labels
+    raw = batches.gather(task, step, order, *map(jnp.asarray, data))
+    return batches.prepare(task, step, *raw, teacher)
+
+
+def begin(task):
+    """The state before the first step."""
+    return jax.jit(plan.Programs(task)._first)(
+        jnp.asarray(task.dataset.train_images), jnp.asarray(task.dataset.train_labels)
+    )
+
+
+def advance(task):
+    """`state -> state` after one more step, compiled."""
+    data = task.dataset.train_images, task.dataset.train_labels
+
+    def step(state):
+        order = batches.epoch_order(task, state.step // task.steps_per_epoch)
+        raw = batches.gather(task, state.step, order, *map(jnp.asarray, data))
+        return steps.train_step(task, state, *raw, None)
+
+    return jax.jit(step)
 
 
 def assert_same(a, b):

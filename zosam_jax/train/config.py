@@ -10,7 +10,7 @@ from typing import Any
 
 from zosam_jax import _check
 from zosam_jax.sparsity import budgets as zs_budgets
-from zosam_jax.train import gradients, methods
+from zosam_jax.train import gradients, methods, option_strings
 
 DTYPES = ("float32", "bfloat16")
 METHODS = methods.NAMES
@@ -18,6 +18,7 @@ BUDGETS = ("auto", *zs_budgets.BUDGETS, "global")
 GRADIENTS = gradients.NAMES
 OPTIMIZERS = ("sgd", "adamw", "lion", "rmsprop", "adafactor")
 SCHEDULES = ("cosine", "step", "constant")
+DECAYS = ("all", "kernels")
 LOOPS = ("auto", "scan", "steps")
 REWINDS = ("weights", "learning-rate")
 
@@ -25,6 +26,7 @@ REWINDS = ("weights", "learning-rate")
 HOUSEKEEPING = frozenset(
     {
         "data_dir",
+        "workers",
         "out",
         "checkpoint_every",
         "keep",
@@ -54,6 +56,10 @@ class TrainConfig:
     """Network: resnet20, resnet32, resnet44, resnet56 or vit."""
     width: float = 1.0
     """Multiplier of the layers' widths; sparse-training papers use ResNet-32 at 2."""
+    model_options: tuple[str, ...] = ()
+    """Options of the model, as in zosam_jax.models.create: NAME=VALUE, as \
+stochastic_depth=0.1 or distillation=True for deit-tiny; an unknown one lists those \
+there are."""
     dtype: str = "float32"
     """Type that the network computes in: float32 or bfloat16. Parameters, batch \
 statistics, losses and norms stay float32."""
@@ -119,19 +125,50 @@ recorded as for probe_fraction."""
     momentum: float = 0.9
     """Momentum of sgd and rmsprop; the others keep Optax's defaults."""
     weight_decay: float = 5e-4
-    """Weight decay on all parameters: added to the gradient for sgd and rmsprop, \
-decoupled for adamw, lion and adafactor."""
+    """Weight decay: added to the gradient for sgd and rmsprop, decoupled for adamw, \
+lion and adafactor."""
+    nesterov: bool = False
+    """Nesterov's momentum instead of the heavy ball, for sgd and rmsprop."""
+    decay: str = "all"
+    """Parameters that the weight decay is for: all, or kernels (no biases, scales, \
+tokens and embeddings)."""
     schedule: str = "cosine"
-    """Learning rate after the warm-up: cosine (to 0), step (x 0.1 at 1/2 and at 3/4 \
-of the steps) or constant."""
+    """Learning rate after the warm-up: cosine (to final_learning_rate), step (x 0.1 at \
+every milestone) or constant."""
+    milestones: tuple[float, ...] = (0.5, 0.75)
+    """Of the step schedule: shares of the steps after the warm-up, in rising order."""
+    final_learning_rate: float = 0.0
+    """Where the cosine ends."""
     warmup_epochs: float = 0.0
     """Epochs over which the learning rate rises from 0."""
     clip_norm: float = 0.0
     """Largest global norm of the gradient; 0: no clipping."""
+    ema: float = 0.0
+    """Decay of the moving average of the weights, as 0.9999, which then is what is \
+tested, on the present mask; less in the first steps. 0: no average."""
     batch_size: int = 64
-    """Images of a step, over all local devices together."""
+    """Images of a batch, over all local devices together."""
+    accumulate_steps: int = 1
+    """Batches whose gradients are averaged into one step of the optimizer. All \
+schedules count those."""
     epochs: int = 40
     """Passes over the training set; the last, incomplete batch of each is dropped."""
+    augment: tuple[str, ...] | None = None
+    """What is done to training images, as NAME or NAME=STRENGTH: crop=4 flip \
+cutout=16 resized_crop randaugment=9 erasing=0.25 mixup=0.8 cutmix=1. None: the data \
+set's own crop and flip. Order and details: zosam_jax.data.augment."""
+    label_smoothing: float = 0.0
+    """Share of the target that all classes have alike."""
+    validation: float = 0.0
+    """Share of the training images, the same of every class, held out to choose by. \
+The summary then also names the epoch that they choose."""
+    teacher: str | None = None
+    """Folder of a finished run whose network is distilled: half of the loss is by the \
+classes that it sees (arXiv:2012.12877)."""
+    image_size: int | None = None
+    """Side of the images of a set that is read in batches. None: 224."""
+    workers: int = 0
+    """Processes that decode such images; 0: this one."""
     seed: int = 0
     """Seed of all that is random: parameters, masks, order, augmentation, zosam."""
 
@@ -160,10 +197,11 @@ CPUs, where convolutions in a compiled loop are slow, else scan."""
             ("probe_dtype", ("same", *DTYPES)),
             ("optimizer", OPTIMIZERS),
             ("schedule", SCHEDULES),
+            ("decay", DECAYS),
             ("loop", LOOPS),
         ):
             _check.one_of(name, getattr(self, name), choices)
-        for name in ("batch_size", "epochs"):
+        for name in ("batch_size", "epochs", "accumulate_steps"):
             _check.whole(name, getattr(self, name))
         if self.update_interval is not None:
             _check.whole("update_interval", self.update_interval)
@@ -174,12 +212,12 @@ CPUs, where convolutions in a compiled loop are slow, else scan."""
             _check.number("rho", self.rho, least=0)
         if self.aux_from is not None:
             _check.one_of("aux_from", self.aux_from, ("ascent", "descent"))
-        for name in ("weight_decay", "clip_norm", "log_every"):
+        for name in ("weight_decay", "clip_norm", "log_every", "final_learning_rate"):
             _check.number(name, getattr(self, name), least=0)
         _check.number("probe_fraction", self.probe_fraction, above=0, most=1)
         for name in ("learning_rate", "width"):
             _check.number(name, getattr(self, name), above=0)
-        for name in ("sparsity", "momentum"):
+        for name in ("sparsity", "momentum", "ema", "label_smoothing", "validation"):
             _check.number(name, getattr(self, name), least=0, below=1)
         for name in ("drop_fraction", "stop_fraction"):
             if getattr(self, name) is not None:
@@ -191,8 +229,26 @@ CPUs, where convolutions in a compiled loop are slow, else scan."""
                 "a ticket is the outcome of earlier rounds. Use `zosam lottery` (or "
                 "run_lottery), which sets both."
             )
+        self._check_milestones()
+        if self.image_size is not None:
+            _check.whole("image_size", self.image_size)
+        _check.whole("workers", self.workers, least=0)
+        option_strings.parse("model_options", self.model_options)
         gradients.check(self)
         methods.check(self, dense_gradient=gradients.is_dense(self))
+
+    def _check_milestones(self) -> None:
+        rising = all(
+            a < b
+            for a, b in zip(
+                (0.0, *self.milestones), (*self.milestones, 1.0), strict=True
+            )
+        )
+        if not rising:
+            raise ValueError(
+                f"milestones={self.milestones!r} must rise, between 0 and 1: shares of "
+                "the steps, as 0.5 0.75."
+            )
 
     @property
     def probes(self) -> bool:

@@ -5,7 +5,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
+
+from zosam_jax.train.objective import cross_entropy
 
 # Of the logits, in GraSP's public code: a softer softmax, so a Hessian of more weight.
 _TEMPERATURE = 200.0
@@ -16,7 +17,12 @@ _LEAST = 1e-35
 
 
 def value_fn(
-    name: str, model: Any, model_state: Any, images: jax.Array, labels: jax.Array
+    name: str,
+    model: Any,
+    model_state: Any,
+    inputs: jax.Array,
+    targets: jax.Array,
+    key: jax.Array | None = None,
 ) -> Callable[[Any], jax.Array]:
     """Returns `params -> scalar` for a criterion.
 
@@ -26,13 +32,14 @@ def value_fn(
         of the logits of one image of equal values, in evaluation mode (SynFlow).
       model: A Linen module, called with `(images, train=...)`.
       model_state: Its other collections.
-      images: The batch, normalised.
-      labels: Its labels.
+      inputs: The batch, as the network takes it.
+      targets: Its classes, or their probabilities.
+      key: What dropout is drawn from; None: a network without.
     """
 
     def flow(params: Any) -> jax.Array:
         def total(scale: Any) -> jax.Array:
-            image = jnp.broadcast_to(scale, images[:1].shape).astype(images.dtype)
+            image = jnp.broadcast_to(scale, inputs[:1].shape).astype(inputs.dtype)
             variables = {"params": params, **model_state}
             logits = model.apply(variables, image, train=False)
             return jnp.sum(logits.astype(jnp.float32))
@@ -41,15 +48,17 @@ def value_fn(
         return total(jax.lax.stop_gradient(scale))
 
     def loss(params: Any) -> jax.Array:
-        logits, _ = model.apply(
+        outputs, _ = model.apply(
             {"params": params, **model_state},
-            images,
+            inputs,
             train=True,
+            rngs=None if key is None else {"dropout": key},
             mutable=list(model_state),
         )
-        logits = logits.astype(jnp.float32)
+        # A network with a distillation token has two heads.
+        logits = outputs[0] if isinstance(outputs, tuple) else outputs
         if name == "cooled loss":
-            logits = logits / _TEMPERATURE
-        return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, labels))
+            logits = logits.astype(jnp.float32) / _TEMPERATURE
+        return jnp.mean(cross_entropy(logits, targets))
 
     return flow if name == "flow" else loss

@@ -103,6 +103,17 @@ def read_config(folder: Path, record: str = "config.json") -> dict[str, Any]:
     return content
 
 
+def values(fields: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Returns the fields of a stored configuration as `TrainConfig` takes them.
+
+    Args:
+      fields: The value of "config" in what `read_config` returns.
+      folder: Where the run is now.
+    """
+    kept = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
+    return kept | {"out": str(folder), "overwrite": False}
+
+
 def read_summary(config: TrainConfig) -> dict[str, Any] | None:
     """Returns the contents of a finished run's `summary.json`; None of an unfinished.
 

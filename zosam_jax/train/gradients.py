@@ -39,7 +39,6 @@ _ELSEWHERE = {
     "perturbation. microbatches=k gives each part of a batch its own",
     "sync_ascent": "has no meaning: the devices share a batch (--batch-size) and one "
     "perturbation. microbatches=k gives each part of a batch its own",
-    "fresh_keys": "has no meaning: no --model has dropout",
 }
 
 

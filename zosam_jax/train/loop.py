@@ -137,7 +137,7 @@ class _Session:
     def run(self, command: Sequence[str] | None) -> Result:
         self.config = self.programs.task.config
         self.schedule = optimizer.learning_rate(
-            self.config, self.programs.task.total_steps
+            self.config, self.programs.task.optimizer_steps
         )
         state = self._start(command)
         self.log = metrics.MetricsLog(
@@ -165,7 +165,7 @@ class _Session:
         step = 0 if given is None else int(given.step)
         changes = folder.write_config(self.path, self.config, command, step)
         show.message(self._headline())
-        advice = methods.advice(self.config, programs.task.total_steps)
+        advice = methods.advice(self.config, programs.task.optimizer_steps)
         if advice:
             show.message(advice)
         if restored is not None:
@@ -197,9 +197,10 @@ class _Session:
         task, c = self.programs.task, self.config
         count = sum(x.size for x in jax.tree.leaves(self.programs.abstract.params))
         sparse = "" if c.method == "dense" else f" at sparsity {c.sparsity:g}"
+        examples = "images" if task.dataset.kind == "image" else "sequences"
         return (
-            f"{c.dataset}: {len(task.dataset.train_labels):,} training and "
-            f"{len(task.dataset.test_labels):,} test images; {c.model} with {count:,} "
+            f"{c.dataset}: {task.dataset.num_train:,} training and "
+            f"{task.dataset.num_test:,} test {examples}; {c.model} with {count:,} "
             f"parameters; {c.method}{sparse}, {c.gradient}, {c.optimizer}; "
             f"{task.mesh.size} x {jax.local_devices()[0].device_kind}; {self.path}"
         )
@@ -230,7 +231,7 @@ class _Session:
         """Trains to the end of an epoch, or to an interruption."""
         programs, begin = self.programs, self.step
         end = (epoch + 1) * programs.task.steps_per_epoch
-        order = programs.order(epoch)
+        batches = programs.batches(begin)
         waiting: collections.deque[tuple[int, Totals]] = collections.deque()
         totals = None
         self.epoch, self.epoch_began = epoch, time.perf_counter()
@@ -238,11 +239,12 @@ class _Session:
         self.looked = self.ready = self.epoch_began
         while self.step < end and not self.received:
             stop = min(self.step + self.block, end)
-            state, totals = programs.advance(state, order, stop)
+            state, totals = programs.advance(state, next(batches), stop)
             waiting.append((stop - self.step, totals))
             self.step = stop
             if len(waiting) > _LAG:
                 self._look(*waiting.popleft())
+        batches.close()
         if totals is None:
             return state, None, 0.0
         totals = jax.device_get(totals)
@@ -304,15 +306,18 @@ class _Session:
         self, state: TrainState, epoch: int, totals: Totals, speed: float
     ) -> None:
         """Evaluates at the end of an epoch, and writes and shows the figures."""
-        loss, accuracy = self.programs.evaluate(state)
-        if not math.isfinite(loss):
-            self._fail(-1)
-        self.test_accuracy = accuracy
+        tested = {}
+        for split in ("test", *self._validation):
+            tested[split] = self.programs.evaluate(state, split)
+            if not math.isfinite(tested[split][0]):
+                self._fail(-1)
+        self.test_accuracy = tested["test"][1]
         self.sparsity = count_weights(state, self.config.method)["sparsity"]
         seconds = self.seconds_before + time.perf_counter() - self.started
         status = self._status(self.step, totals, speed)
         where = {"step": self.step, "epoch": epoch + 1}
         steps = int(totals.steps)
+        updates = self.step // self.config.accumulate_steps
         self.log.write(
             {
                 **where,
@@ -320,7 +325,7 @@ class _Session:
                 "loss": status.loss,
                 "accuracy": status.accuracy,
                 "sparsity": self.sparsity,
-                "learning_rate": float(self.schedule(self.step - 1)),
+                "learning_rate": float(self.schedule(max(updates - 1, 0))),
                 "perturbation_norm": float(totals.perturbation_norm) / steps,
                 "perturbation_cosine": float(totals.perturbation_cosine) / steps,
                 "unperturbed_steps": int(totals.unperturbed),
@@ -328,16 +333,17 @@ class _Session:
                 "seconds": seconds,
             }
         )
-        self.log.write(
-            {
-                **where,
-                "split": "test",
-                "loss": loss,
-                "accuracy": accuracy,
-                "sparsity": self.sparsity,
-                "seconds": seconds,
-            }
-        )
+        for split, (loss, accuracy) in tested.items():
+            self.log.write(
+                {
+                    **where,
+                    "split": split,
+                    "loss": loss,
+                    "accuracy": accuracy,
+                    "sparsity": self.sparsity,
+                    "seconds": seconds,
+                }
+            )
         self.show.epoch(status)
 
     def _save(self, state: TrainState) -> None:
@@ -360,6 +366,7 @@ class _Session:
             "train_accuracy": last["train"]["accuracy"],
             "test_loss": last["test"]["loss"],
             "test_accuracy": last["test"]["accuracy"],
+            **self._selected(records),
             **count_weights(state, self.config.method),
             "images_per_second": statistics.median(
                 r["images_per_second"] for r in records if r["split"] == "train"
@@ -375,3 +382,20 @@ class _Session:
             f"{summary['compile_seconds']:.0f} s of compilation"
         )
         return summary
+
+    @property
+    def _validation(self) -> tuple[str, ...]:
+        return () if self.programs.task.validation is None else ("validation",)
+
+    def _selected(self, records: list[dict[str, Any]]) -> dict[str, Any]:
+        """Returns the epoch that the held-out images choose, and what it tested."""
+        if not self._validation:
+            return {}
+        held = [r for r in records if r["split"] == "validation"]
+        best = max(held, key=lambda r: r["accuracy"])
+        tests = {r["epoch"]: r for r in records if r["split"] == "test"}
+        return {
+            "validation_accuracy": held[-1]["accuracy"],
+            "selected_epoch": best["epoch"],
+            "selected_test_accuracy": tests[best["epoch"]]["accuracy"],
+        }

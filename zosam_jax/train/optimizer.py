@@ -1,8 +1,10 @@
 """From a configuration to one Optax transformation: tables, one row a choice."""
 
+import fnmatch
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import optax
 
 import zosam_jax as zs
@@ -20,41 +22,68 @@ def learning_rate(config: TrainConfig, total_steps: int) -> Schedule:
       total_steps: Steps of the whole run.
     """
     warmup = round(total_steps * config.warmup_epochs / config.epochs)
-    main = SCHEDULES[config.schedule](
-        config.learning_rate, max(total_steps - warmup, 1)
-    )
+    main = SCHEDULES[config.schedule](config, max(total_steps - warmup, 1))
     if not warmup:
         return main
     rise = optax.linear_schedule(0.0, config.learning_rate, warmup)
     return optax.join_schedules([rise, main], [warmup])
 
 
-def _step(peak: float, steps: int) -> Schedule:
-    return optax.piecewise_constant_schedule(
-        peak, {steps // 2: 0.1, steps * 3 // 4: 0.1}
-    )
+def _cosine(config: TrainConfig, steps: int) -> Schedule:
+    alpha = config.final_learning_rate / config.learning_rate
+    return optax.cosine_decay_schedule(config.learning_rate, steps, alpha)
 
 
-SCHEDULES: dict[str, Callable[[float, int], Schedule]] = {
-    "cosine": optax.cosine_decay_schedule,
+def _step(config: TrainConfig, steps: int) -> Schedule:
+    # Whole numbers, as far as floats are exact: 0.75 of 40 is 30.
+    drops = {int(share * steps + 1e-6): 0.1 for share in config.milestones}
+    return optax.piecewise_constant_schedule(config.learning_rate, drops)
+
+
+SCHEDULES: dict[str, Callable[[TrainConfig, int], Schedule]] = {
+    "cosine": _cosine,
     "step": _step,
-    "constant": lambda peak, _: optax.constant_schedule(peak),
+    "constant": lambda c, _: optax.constant_schedule(c.learning_rate),
 }
 
-
-def _coupled(config: TrainConfig, tx: Any) -> optax.GradientTransformation:
-    return optax.chain(optax.add_decayed_weights(config.weight_decay), tx)
+_Mask = Callable[[Any], Any] | None
 
 
-OPTIMIZERS: dict[str, Callable[[TrainConfig, Schedule], Any]] = {
-    "sgd": lambda c, lr: _coupled(c, optax.sgd(lr, momentum=c.momentum)),
-    "adamw": lambda c, lr: optax.adamw(lr, weight_decay=c.weight_decay),
-    "lion": lambda c, lr: optax.lion(lr, weight_decay=c.weight_decay),
-    "rmsprop": lambda c, lr: _coupled(c, optax.rmsprop(lr, momentum=c.momentum)),
-    "adafactor": lambda c, lr: optax.adafactor(
-        lr, weight_decay_rate=c.weight_decay or None
+def _coupled(config: TrainConfig, tx: Any, mask: _Mask) -> Any:
+    return optax.chain(optax.add_decayed_weights(config.weight_decay, mask), tx)
+
+
+OPTIMIZERS: dict[str, Callable[[TrainConfig, Schedule, _Mask], Any]] = {
+    "sgd": lambda c, lr, mask: _coupled(
+        c, optax.sgd(lr, momentum=c.momentum, nesterov=c.nesterov), mask
+    ),
+    "adamw": lambda c, lr, mask: optax.adamw(
+        lr, weight_decay=c.weight_decay, mask=mask
+    ),
+    "lion": lambda c, lr, mask: optax.lion(lr, weight_decay=c.weight_decay, mask=mask),
+    "rmsprop": lambda c, lr, mask: _coupled(
+        c, optax.rmsprop(lr, momentum=c.momentum, nesterov=c.nesterov), mask
+    ),
+    "adafactor": lambda c, lr, mask: optax.adafactor(
+        lr, weight_decay_rate=c.weight_decay or None, weight_decay_mask=mask
     ),
 }
+
+
+def _decayed(config: TrainConfig, dense: tuple[str, ...]) -> _Mask:
+    """Returns what the weight decay is for: `params -> tree of bool`; None: all."""
+    if config.decay == "all":
+        return None
+
+    def mask(params: Any) -> Any:
+        paths = zs.tree.paths(params)
+        leaves, treedef = jax.tree.flatten(params)
+        return treedef.unflatten(
+            x.ndim > 1 and not any(fnmatch.fnmatchcase(path, p) for p in dense)
+            for path, x in zip(paths, leaves, strict=True)
+        )
+
+    return mask
 
 
 def make(
@@ -62,6 +91,7 @@ def make(
     total_steps: int,
     *,
     dense: tuple[str, ...],
+    embeddings: tuple[str, ...] = (),
     aux_like: Any,
     value_fn: Callable[[Any], Any],
 ) -> optax.GradientTransformationExtraArgs:
@@ -73,8 +103,9 @@ def make(
 
     Args:
       config: The configuration.
-      total_steps: Steps of the whole run.
+      total_steps: Steps of the optimizer in the whole run.
       dense: Patterns of the parameters that stay dense.
+      embeddings: Patterns of those that are no kernels, though they have two axes.
       aux_like: Shapes of aux.
       value_fn: `params -> scalar` that a criterion at initialisation scores by;
         `init` calls it.
@@ -83,13 +114,16 @@ def make(
       ValueError: The sparsity cannot be met, or an argument is out of range.
     """
     rate = learning_rate(config, total_steps)
-    rule = OPTIMIZERS[config.optimizer](config, rate)
+    rule = OPTIMIZERS[config.optimizer](config, rate, _decayed(config, embeddings))
     if config.clip_norm:
         rule = optax.chain(optax.clip_by_global_norm(config.clip_norm), rule)
     if gradients.decouples(config):
         rule = zs.decoupled(rule, rate)
     gradient = gradients.make(config, total_steps, rate, aux_like)
     method = methods.make(config, total_steps, dense=dense, value_fn=value_fn)
-    if method is None:
-        return optax.chain(gradient, rule)
-    return zs.sparsify(rule, method, gradient=gradient)
+    batches = config.accumulate_steps
+    if method is not None:
+        return zs.sparsify(rule, method, gradient=gradient, accumulate_steps=batches)
+    if batches > 1:
+        rule = optax.MultiSteps(rule, batches).gradient_transformation()
+    return optax.chain(gradient, rule)

@@ -1,16 +1,19 @@
 """What is checked before anything is compiled or written."""
 
+import dataclasses
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import AxisType
 
 from zosam_jax import _check, data, models
-from zosam_jax.train import metrics
+from zosam_jax.train import metrics, option_strings
+from zosam_jax.train.batch import transform
 from zosam_jax.train.config import TrainConfig
 from zosam_jax.train.errors import RunError
 from zosam_jax.train.programs import Programs
-from zosam_jax.train.step import Task
+from zosam_jax.train.task import Task
 
 
 def plan(
@@ -33,26 +36,99 @@ def plan(
         if model is None:
             _check.one_of("model", config.model, models.names())
         if dataset is None:
-            _check.one_of("dataset", config.dataset, data.names())
-            dataset = data.load(config.dataset, config.data_dir)
-        _check_batch(config, len(dataset.train_labels), mesh.size)
+            dataset = _load(config)
+        dataset, validation = _hold_out(config, dataset)
+        _check_batch(config, dataset.num_train, mesh.size)
+        if config.augment is not None:
+            transform(config, dataset)
         if model is None:
-            model = models.create(
-                config.model,
-                num_classes=dataset.num_classes,
-                width=config.width,
-                image_size=dataset.image_shape[0],
-                dtype=config.dtype,
-            )
+            model = create_model(config, dataset)
         other = config.probe_dtype not in ("same", config.dtype)
         if other and not hasattr(model, "dtype"):
             raise ValueError(
                 f"probe_dtype={config.probe_dtype!r} needs a model with a field dtype; "
                 f"{type(model).__name__} has none."
             )
-        return Programs(Task(config, dataset, model, mesh))
+        _check_heads(config, model)
+        teacher = None if config.teacher is None else _teacher(config, dataset)
+        return Programs(Task(config, dataset, model, mesh, validation, teacher))
     except ValueError as error:
         raise RunError(str(error)) from error
+
+
+def create_model(config: TrainConfig, dataset: data.Dataset | data.Streamed) -> Any:
+    """Returns the network that a configuration names.
+
+    Raises:
+      ValueError: An option is unknown or out of range, or the examples do not fit.
+    """
+    options = option_strings.parse("model_options", config.model_options)
+    return models.create(
+        config.model,
+        num_classes=dataset.num_classes,
+        width=config.width,
+        image_size=dataset.image_shape[0],
+        dtype=config.dtype,
+        **options,
+    )
+
+
+def _load(config: TrainConfig) -> data.Dataset | data.Streamed:
+    return data.load(config.dataset, config.data_dir, image_size=config.image_size)
+
+
+def _hold_out(config: TrainConfig, dataset: Any) -> tuple[Any, Any]:
+    """Returns a set without the share that `validation` names, and that share.
+
+    It is the same share of every class, spread evenly over the set: the same in every
+    run, whatever its seed.
+    """
+    if not config.validation:
+        return dataset, None
+    if not isinstance(dataset, data.Dataset) or dataset.train_labels.ndim > 1:
+        raise ValueError(
+            f"validation={config.validation:g} needs labelled images in memory, which "
+            f"{config.dataset} are not."
+        )
+    labels = dataset.train_labels
+    held = np.zeros(len(labels), bool)
+    for label in range(dataset.num_classes):
+        members = np.flatnonzero(labels == label)
+        count = round(config.validation * len(members))
+        held[members[np.arange(count) * len(members) // max(count, 1)]] = True
+    if not held.any():
+        raise ValueError(
+            f"validation={config.validation:g} holds out no image of any class."
+        )
+    images = dataset.train_images
+    rest = dataclasses.replace(
+        dataset, train_images=images[~held], train_labels=labels[~held]
+    )
+    return rest, (images[held], labels[held])
+
+
+def _teacher(config: TrainConfig, dataset: Any) -> tuple[Any, Any]:
+    """Returns the teacher's network and its variables."""
+    # Its run is planned by this module.
+    from zosam_jax.train import trained
+
+    assert config.teacher is not None
+    found = trained.load(config.teacher, dataset=dataset)
+    if found.task.config.dataset != config.dataset:
+        raise ValueError(
+            f"teacher={config.teacher!r} was trained on {found.task.config.dataset}, "
+            f"not on {config.dataset}."
+        )
+    return found.task.model, found.variables
+
+
+def _check_heads(config: TrainConfig, model: Any) -> None:
+    """Raises unless a second head has a teacher."""
+    if getattr(model, "distillation", False) and config.teacher is None:
+        raise ValueError(
+            "model_options: distillation=True adds a head that learns from a teacher. "
+            "Say --teacher RUN, the folder of a finished run."
+        )
 
 
 def _check_batch(config: TrainConfig, images: int, devices: int) -> None:

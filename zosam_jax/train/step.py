@@ -1,24 +1,17 @@
-"""One training step and one evaluation step, as pure functions of arrays."""
+"""The state of a training, and one step of it, as pure functions of arrays."""
 
-import dataclasses
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import NamedSharding, PartitionSpec
 
 import zosam_jax as zs
 from zosam_jax import models
-from zosam_jax.data import Dataset, augment
-from zosam_jax.train import criteria, gradients, methods, optimizer
-from zosam_jax.train.config import TrainConfig
-
-# Streams of random numbers apart from that of the gradient, whose key is
-# fold_in(key(seed), step): no step reaches these numbers.
-_INIT, _ORDER, _AUGMENT = (np.uint32(0xFFFFFFF0 + i) for i in range(3))
+from zosam_jax.train import criteria, methods, objective
+from zosam_jax.train.batch import prepare
+from zosam_jax.train.task import DROPOUT, INIT, Task
 
 
 class Totals(NamedTuple):
@@ -48,11 +41,12 @@ class TrainState(NamedTuple):
     """All that training changes, and all that a checkpoint holds.
 
     Attributes:
-      step: Optimizer steps done. int32.
+      step: Batches done. int32.
       params: Parameters, pruned ones exactly zero (but for straight-through methods).
       model_state: BatchNorm statistics, or {}.
       opt_state: State of the optimizer, with the masks.
       totals: Sums of the present epoch.
+      average: Exponential moving average of `(params, model_state)`, or ().
     """
 
     step: jax.Array
@@ -60,86 +54,7 @@ class TrainState(NamedTuple):
     model_state: Any
     opt_state: Any
     totals: Totals
-
-
-class EvalTotals(NamedTuple):
-    """Sums over test images: loss (float32) and correct ones (int32)."""
-
-    loss: jax.Array
-    correct: jax.Array
-
-
-@dataclasses.dataclass(frozen=True)
-class Task:
-    """What a run computes with: all that is fixed before it starts.
-
-    Attributes:
-      config: The configuration.
-      dataset: Its images stay in host memory here; steps take them as arguments.
-      model: A Linen module called with `(images, train=...)`.
-      mesh: Local devices along one axis, "data".
-    """
-
-    config: TrainConfig
-    dataset: Dataset
-    model: Any
-    mesh: jax.sharding.Mesh
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Whole batches of the training set."""
-        return len(self.dataset.train_labels) // self.config.batch_size
-
-    @property
-    def total_steps(self) -> int:
-        """Optimizer steps of the whole run."""
-        return self.steps_per_epoch * self.config.epochs
-
-    @property
-    def dtype(self) -> Any:
-        """Type that the model computes in."""
-        return jnp.dtype(self.config.dtype)
-
-    def key(self, stream: np.uint32, count: Any = 0) -> jax.Array:
-        """Returns the key of a stream of random numbers at a count."""
-        key = jax.random.fold_in(jax.random.key(self.config.seed), stream)
-        return jax.random.fold_in(key, count)
-
-    def replicated(self) -> NamedSharding:
-        """Returns the sharding of all but the batch."""
-        return NamedSharding(self.mesh, PartitionSpec())
-
-    def split(self, batch: Any) -> Any:
-        """Lays the first axis of every array over the devices."""
-        sharding = NamedSharding(self.mesh, PartitionSpec("data"))
-        return jax.lax.with_sharding_constraint(batch, sharding)
-
-    def optimizer(self, aux_like: Any, value_fn: Any) -> Any:
-        """Returns the optimizer; see `zosam_jax.train.optimizer.make`."""
-        patterns = (*_model_patterns(self.config.model), *self.config.dense)
-        return optimizer.make(
-            self.config,
-            self.total_steps,
-            dense=patterns,
-            aux_like=aux_like,
-            value_fn=value_fn,
-        )
-
-
-def _model_patterns(name: str) -> tuple[str, ...]:
-    return models.dense_paths(name) if name in models.names() else ()
-
-
-def epoch_order(task: Task, epoch: jax.Array) -> jax.Array:
-    """Returns the training images' indices in the order of an epoch, from the seed.
-
-    Args:
-      task: The task.
-      epoch: From 0. int32.
-    """
-    return jax.random.permutation(
-        task.key(_ORDER, epoch), len(task.dataset.train_labels)
-    )
+    average: Any = ()
 
 
 def init(task: Task, images: jax.Array, labels: jax.Array) -> TrainState:
@@ -147,24 +62,35 @@ def init(task: Task, images: jax.Array, labels: jax.Array) -> TrainState:
 
     Args:
       task: The task.
-      images: The training set, uint8; criteria score by the first batch of it.
-      labels: Its labels.
+      images: The raw examples of the first batch, which criteria score by.
+      labels: Their labels.
     """
     config = task.config
-    shape = task.dataset.image_shape
-    params, model_state = models.initialize(task.model, task.key(_INIT), shape)
+    params, model_state = models.initialize(
+        task.model, task.key(INIT), task.dataset.image_shape
+    )
     zero = jnp.zeros((), jnp.int32)
 
     def score(params: Any) -> jax.Array:
-        batch = _batch(task, zero, epoch_order(task, zero), images, labels)
-        name = methods.scores_by(config)
-        return criteria.value_fn(name, task.model, model_state, *batch)(params)
+        batch = prepare(task, zero, images, labels, None)
+        loss = criteria.value_fn(
+            methods.scores_by(config),
+            task.model,
+            model_state,
+            batch.inputs,
+            batch.targets,
+            task.key(DROPOUT, zero),
+        )
+        return loss(params)
 
     tx = task.optimizer((model_state, jnp.zeros((), jnp.float32)), score)
     opt_state = tx.init(params)
     if not methods.trains_pruned(config):
         params = methods.live_params(config, params, opt_state)
-    return TrainState(zero, params, model_state, opt_state, _no_totals(zero - 1))
+    # Copies: a donated state may not hold an array twice.
+    average = jax.tree.map(jnp.copy, (params, model_state)) if config.ema else ()
+    totals = _no_totals(zero - 1)
+    return TrainState(zero, params, model_state, opt_state, totals, average)
 
 
 def _no_totals(bad_step: jax.Array) -> Totals:
@@ -172,95 +98,27 @@ def _no_totals(bad_step: jax.Array) -> Totals:
     return Totals(none, zero, zero, zero, zero, none, bad_step)
 
 
-def _batch(
-    task: Task, step: jax.Array, order: jax.Array, images: jax.Array, labels: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """Returns the augmented, normalised images and the labels of a step."""
-    size = task.config.batch_size
-    start = step % task.steps_per_epoch * size
-    chosen = task.split(jax.lax.dynamic_slice(order, (start,), (size,)))
-    data = task.dataset
-    batch = augment.random_crop_flip(
-        task.key(_AUGMENT, step), images[chosen], data.crop_padding, data.flip
-    )
-    batch = augment.normalize(batch, data.mean, data.std, task.dtype)
-    return task.split(batch), labels[chosen]
-
-
-def _losses(
-    task: Task,
-    params: Any,
-    model_state: Any,
-    images: jax.Array,
-    labels: jax.Array,
-    dtype: str = "same",
-) -> tuple[jax.Array, Any]:
-    """Returns the cross-entropies, and the new model state and correct answers."""
-    model = task.model if dtype == "same" else task.model.clone(dtype=dtype)
-    logits, changed = model.apply(
-        {"params": params, **model_state},
-        images,
-        train=True,
-        mutable=list(model_state),
-    )
-    losses = optax.softmax_cross_entropy_with_integer_labels(
-        logits.astype(jnp.float32), labels
-    )
-    correct = jnp.sum(logits.argmax(-1) == labels, dtype=jnp.float32)
-    return losses, (dict(changed), correct * (task.config.batch_size / len(labels)))
-
-
-def _value_fn(
-    task: Task, model_state: Any, batch: Any, *, probe: bool = False
-) -> Callable[..., Any]:
-    """Returns `(params, examples=None) -> (loss, aux)` on a batch, or on part of it.
-
-    The loss is the mean, or one for each example where the gradient wants those. A
-    probe sees the front of the examples, and the network in its own dtype.
-    """
-    config = task.config
-    by_example = gradients.by_example(config)
-    same = not probe or config.probe_dtype == config.dtype
-    dtype = "same" if same else config.probe_dtype
-
-    def value_fn(params: Any, examples: jax.Array | None = None) -> Any:
-        images, labels = batch
-        if examples is not None:
-            images, labels = images[examples], labels[examples]
-        if probe and config.probe_fraction < 1:
-            count = max(1, round(config.probe_fraction * len(labels)))
-            images, labels = images[:count], labels[:count]
-        if len(labels) % task.mesh.size == 0:
-            images, labels = task.split((images, labels))
-        losses, aux = _losses(task, params, model_state, images, labels, dtype)
-        return (losses if by_example else jnp.mean(losses)), aux
-
-    return value_fn
-
-
 def train_step(
-    task: Task,
-    state: TrainState,
-    order: jax.Array,
-    images: jax.Array,
-    labels: jax.Array,
+    task: Task, state: TrainState, images: jax.Array, labels: jax.Array, teacher: Any
 ) -> TrainState:
-    """Returns the state after one more optimizer step.
+    """Returns the state after one more batch.
 
     All that is random in it comes from the seed and `state.step`.
 
     Args:
       task: The task.
       state: The state.
-      order: `epoch_order` of the step's epoch.
-      images: The training set, uint8 `[N, H, W, C]`.
-      labels: Its labels, int32 `[N]`.
+      images: The raw examples of the step, uint8 `[N, H, W, C]`, or tokens `[N, T]`.
+      labels: Their labels, int32 `[N]`, or `[N, T]`.
+      teacher: The teacher's variables, or None.
     """
-    batch = _batch(task, state.step, order, images, labels)
-    value_fn = _value_fn(task, state.model_state, batch)
+    batch = prepare(task, state.step, images, labels, teacher)
+    value_fn = objective.value_fn(task, state.model_state, state.step, batch)
     probe = None
     if task.config.probes:
-        probe = _value_fn(task, state.model_state, batch, probe=True)
+        probe = objective.value_fn(
+            task, state.model_state, state.step, batch, probe=True
+        )
     like = jax.eval_shape(value_fn, state.params)[1]
     tx = task.optimizer(like, value_fn)
     updates, opt_state = tx.update(
@@ -270,7 +128,38 @@ def train_step(
     model_state, correct = estimate.aux
     totals = _add(task, state, estimate, correct)
     params = optax.apply_updates(state.params, updates)
-    return TrainState(state.step + 1, params, model_state, opt_state, totals)
+    new = TrainState(state.step + 1, params, model_state, opt_state, totals)
+    return new._replace(average=_average(task, state, new))
+
+
+def _average(task: Task, old: TrainState, new: TrainState) -> Any:
+    """Returns the moving average with a step's network in it, on the new masks.
+
+    At first it forgets faster, so that it does not keep the initial weights.
+    """
+    config = task.config
+    if not config.ema:
+        return ()
+    count = new.step // config.accumulate_steps
+    decay = jnp.minimum(config.ema, (1 + count) / (10 + count)).astype(jnp.float32)
+    # Between two steps of the optimizer nothing moves.
+    decay = jnp.where(new.step % config.accumulate_steps == 0, decay, 1.0)
+    params, model_state = jax.tree.map(
+        lambda a, x: (decay * a + (1 - decay) * x).astype(a.dtype),
+        old.average,
+        (new.params, new.model_state),
+    )
+    if not methods.trains_pruned(config):
+        params = methods.live_params(config, params, new.opt_state)
+    return params, model_state
+
+
+def trained(state: TrainState) -> tuple[Any, Any]:
+    """Returns `(params, model_state)` to evaluate: the averages, where there are any.
+
+    Of a straight-through method the pruned parameters are not zero.
+    """
+    return state.average or (state.params, state.model_state)
 
 
 def _add(task: Task, state: TrainState, estimate: Any, correct: jax.Array) -> Totals:
@@ -295,67 +184,6 @@ def _add(task: Task, state: TrainState, estimate: Any, correct: jax.Array) -> To
         perturbation_cosine=old.perturbation_cosine + info.cosine,
         unperturbed=old.unperturbed + info.unperturbed,
         bad_step=jnp.where(is_bad, state.step + 1, old.bad_step),
-    )
-
-
-def train_until(
-    task: Task,
-    state: TrainState,
-    order: jax.Array,
-    images: jax.Array,
-    labels: jax.Array,
-    stop: jax.Array,
-) -> TrainState:
-    """Returns the state at step `stop`, in one compiled loop; see `train_step`.
-
-    The number of steps is an argument, not part of the program: an epoch, the rest of
-    one after a resume, and a shorter block all run the same code.
-    """
-    return jax.lax.while_loop(
-        lambda state: state.step < stop,
-        lambda state: train_step(task, state, order, images, labels),
-        state,
-    )
-
-
-def eval_batch_size(task: Task) -> int:
-    """Returns the images of an evaluation step: 512 at most, a multiple of devices."""
-    devices = task.mesh.size
-    return -(-min(len(task.dataset.test_labels), 512) // devices) * devices
-
-
-def eval_step(
-    task: Task,
-    variables: Any,
-    images: jax.Array,
-    labels: jax.Array,
-    start: jax.Array,
-    totals: EvalTotals,
-) -> EvalTotals:
-    """Returns the totals with a batch of test images added.
-
-    Args:
-      task: The task.
-      variables: `(methods.live_params(...), model_state)`.
-      images: The test set, uint8.
-      labels: Its labels.
-      start: Index of the batch's first image; those behind the last do not count.
-      totals: Sums of the batches before.
-    """
-    params, model_state = variables
-    index = task.split(start + jnp.arange(eval_batch_size(task)))
-    counts = index < labels.shape[0]
-    index = jnp.minimum(index, labels.shape[0] - 1)
-    data = task.dataset
-    batch = augment.normalize(images[index], data.mean, data.std, task.dtype)
-    logits = task.model.apply({"params": params, **model_state}, batch, train=False)
-    losses = optax.softmax_cross_entropy_with_integer_labels(
-        logits.astype(jnp.float32), labels[index]
-    )
-    right = (logits.argmax(-1) == labels[index]) & counts
-    return EvalTotals(
-        totals.loss + jnp.sum(jnp.where(counts, losses, 0.0)),
-        totals.correct + jnp.sum(right, dtype=jnp.int32),
     )
 
 

@@ -1,0 +1,293 @@
+"""What recipes ask for beside the gradient and the masks, each by hand."""
+
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny_run
+
+import zosam_jax as zs
+from zosam_jax import tree
+from zosam_jax.train import RunError, objective, optimizer, plan, trained
+
+PLAIN = {
+    "method": "dense",
+    "gradient": "backprop",
+    "schedule": "constant",
+    "learning_rate": 0.5,
+    "momentum": 0.0,
+    "weight_decay": 0.0,
+}
+
+
+def task_of(model=None, **fields):
+    config = tiny_run.config("unused", **{**PLAIN, **fields})
+    return plan.plan(config, tiny_run.dataset(), model or tiny_run.Net()).task
+
+
+def assert_close(a, b, rtol=1e-5):
+    # Two programs of one formula: float32 rounding, and weights of order 1.
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_allclose(x, y, rtol=rtol, atol=1e-6)
+
+
+def distance(a, b):
+    """The norm of the difference of two trees."""
+    return tree.norm(jax.tree.map(lambda x, y: jnp.asarray(x) - y, a, b))
+
+
+def test_the_average_is_the_papers_recursion_on_the_present_mask():
+    """a' = d a + (1 - d) w, d = min(decay, (1 + t) / (10 + t)), and zero off the mask.
+
+    RigL changes the masks in step 3.
+    """
+    task = task_of(method="rigl", ema=0.25, update_interval=3)
+    state, advance = tiny_run.begin(task), tiny_run.advance(task)
+    average = (state.params, state.model_state)
+    assert_close(state.average, average, 0)
+    first = zs.sparsity.masks(state.opt_state)
+    for step in range(1, 6):
+        state = advance(state)
+        decay = min(0.25, (1 + step) / (10 + step))
+        average = jax.tree.map(
+            lambda a, w, d=decay: d * a + (1 - d) * w,
+            average,
+            (state.params, state.model_state),
+        )
+        masks = zs.sparsity.masks(state.opt_state)
+        average = (zs.sparsity.apply_masks(average[0], masks), average[1])
+        assert_close(state.average, average)
+    changed = jax.tree.map(lambda a, b: bool((a != b).any()), first, masks)
+    assert any(jax.tree.leaves(changed))
+
+
+def test_the_average_is_what_is_tested(tmp_path):
+    path = tmp_path / "run"
+    result = tiny_run.train(path, **{**PLAIN, "ema": 0.9})
+    found = trained.load(path, dataset=tiny_run.dataset(), model=tiny_run.Net())
+    state = tiny_run.final(path, **{**PLAIN, "ema": 0.9})
+    assert_close((found.params, found.model_state), state.average, 0)
+    assert float(distance(found.params, state.params)) > 1e-3
+    data = found.task.dataset
+    images = (data.test_images / np.float32(255) - data.mean[0]) / data.std[0]
+    logits = found.task.model.apply(found.variables, images, train=False)
+    accuracy = np.mean(np.argmax(logits, -1) == data.test_labels)
+    assert result.summary["test_accuracy"] == pytest.approx(accuracy)
+
+
+@pytest.mark.parametrize("method", ["dense", "random"])
+def test_accumulated_batches_are_one_step_of_their_mean_gradient(method):
+    task = task_of(method=method, accumulate_steps=2, momentum=0.9)
+    assert (task.total_steps, task.optimizer_steps) == (12, 6)
+    state, advance = tiny_run.begin(task), tiny_run.advance(task)
+    begin, model_state, grads = state.params, state.model_state, []
+    for step in range(2):
+        assert_close(state.params, begin, 0)
+        images, labels, _ = tiny_run.batch(task, step)
+
+        def loss(params, model_state=model_state, images=images, labels=labels):
+            logits, new = tiny_run.Net().apply(
+                {"params": params, **model_state},
+                images,
+                train=True,
+                mutable=["batch_stats"],
+            )
+            log_p = jax.nn.log_softmax(logits)
+            return -log_p[jnp.arange(16), labels].mean(), dict(new)
+
+        grad, model_state = jax.grad(loss, has_aux=True)(begin)
+        grads.append(grad)
+        state = advance(state)
+    mean = jax.tree.map(lambda a, b: (a + b) / 2, *grads)
+    if method != "dense":
+        mean = zs.sparsity.apply_masks(mean, zs.sparsity.masks(state.opt_state))
+    expected = jax.tree.map(lambda w, g: w - 0.5 * g, begin, mean)
+    assert_close(state.params, expected, 1e-4)
+    assert_close(state.model_state, model_state, 1e-4)
+
+
+def test_schedules_count_the_steps_of_the_optimizer(tmp_path):
+    """12 batches are 6 steps; the rate of a cosine after the last is about its end."""
+    rates = []
+    for batches in (1, 2):
+        fields = {**PLAIN, "schedule": "cosine", "accumulate_steps": batches}
+        path = tmp_path / str(batches)
+        tiny_run.train(path, **fields)
+        records = tiny_run.records(path)
+        rates.append([r["learning_rate"] for r in records if r["split"] == "train"])
+    cosine = lambda t, n: 0.5 * 0.5 * (1 + np.cos(np.pi * t / n))  # noqa: E731
+    np.testing.assert_allclose(rates[0], [cosine(t, 12) for t in (3, 7, 11)], rtol=1e-5)
+    np.testing.assert_allclose(rates[1], [cosine(t, 6) for t in (1, 3, 5)], rtol=1e-5)
+
+
+def test_milestones_and_the_end_of_the_cosine():
+    config = tiny_run.config("x", schedule="step", milestones=(0.3, 0.7, 0.9))
+    rate = optimizer.learning_rate(config, 100)
+    found = [float(rate(t)) for t in (0, 29, 30, 69, 70, 89, 90, 99)]
+    powers = np.array([0, 0, 1, 1, 2, 2, 3, 3])
+    np.testing.assert_allclose(found, 0.1 * 0.1**powers, rtol=1e-6)
+    config = tiny_run.config("x", final_learning_rate=0.004, epochs=10, warmup_epochs=1)
+    rate = optimizer.learning_rate(config, 100)
+    assert float(rate(5)) == pytest.approx(0.05)
+    assert float(rate(100)) == pytest.approx(0.004)
+    middle = 0.004 + (0.1 - 0.004) / 2
+    assert float(rate(55)) == pytest.approx(middle, rel=1e-6)
+    for wrong in ((0.7, 0.3), (0.5, 1.0), (0.0, 0.5)):
+        with pytest.raises(ValueError, match="milestones"):
+            tiny_run.config("x", milestones=wrong)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw", "lion", "adafactor"])
+def test_weight_decay_is_for_kernels_alone(name):
+    """No gradient: what moves is what decays."""
+    config = tiny_run.config(
+        "x",
+        **{**PLAIN, "weight_decay": 0.1, "optimizer": name, "decay": "kernels"},
+    )
+    params = {
+        "head": {"kernel": jnp.ones((3, 2)), "bias": jnp.ones(2)},
+        "position_embedding": jnp.ones((4, 3)),
+    }
+    zero = jax.tree.map(jnp.zeros_like, params)
+    tx = optimizer.make(
+        config,
+        10,
+        dense=(),
+        embeddings=("position_embedding",),
+        aux_like=jnp.zeros(()),
+        value_fn=float,
+    )
+
+    def value_fn(params):
+        flat = sum(jnp.sum(x * 0) for x in jax.tree.leaves(params))
+        return flat, jnp.zeros(())
+
+    updates, _ = tx.update(zero, tx.init(params), params, value_fn=value_fn)
+    assert (np.asarray(updates["head"]["kernel"]) < 0).all()
+    assert not np.asarray(updates["head"]["bias"]).any()
+    assert not np.asarray(updates["position_embedding"]).any()
+
+
+def test_labels_are_smoothed():
+    """(1 - e) CE(label) + e mean over the classes of CE."""
+    task = task_of(label_smoothing=0.2)
+    state, batch = tiny_run.begin(task), tiny_run.batch(task, 0)
+    loss, (_, correct) = objective.value_fn(task, state.model_state, state.step, batch)(
+        state.params
+    )
+    plain = tiny_run.batch(task_of(), 0)
+    logits, _ = tiny_run.Net().apply(
+        {"params": state.params, **state.model_state},
+        plain.inputs,
+        train=True,
+        mutable=["batch_stats"],
+    )
+    log_p = np.asarray(jax.nn.log_softmax(logits))
+    picked = log_p[np.arange(16), plain.targets]
+    expected = -(0.8 * picked + 0.2 * log_p.mean(-1)).mean()
+    assert float(loss) == pytest.approx(expected, rel=1e-5)
+    assert int(correct) == int((log_p.argmax(-1) == plain.targets).sum())
+
+
+def test_a_held_out_share_chooses_an_epoch(tmp_path):
+    path = tmp_path / "run"
+    result = tiny_run.train(path, **{**PLAIN, "validation": 0.25, "batch_size": 8})
+    config = tiny_run.config(path, **{**PLAIN, "validation": 0.25, "batch_size": 8})
+    task = plan.plan(config, tiny_run.dataset(), tiny_run.Net()).task
+    whole = tiny_run.dataset()
+    images, labels = task.validation
+    assert len(labels) + task.dataset.num_train == 70
+    for label in range(4):
+        share = (labels == label).sum() / (whole.train_labels == label).sum()
+        assert abs(share - 0.25) < 0.5 / (whole.train_labels == label).sum() + 1e-9
+    seen = {x.tobytes() for x in task.dataset.train_images}
+    assert not seen & {x.tobytes() for x in images}
+    records = tiny_run.records(path)
+    held = {r["epoch"]: r["accuracy"] for r in records if r["split"] == "validation"}
+    tests = {r["epoch"]: r["accuracy"] for r in records if r["split"] == "test"}
+    chosen = result.summary["selected_epoch"]
+    assert sorted(held) == [1, 2, 3]
+    assert held[chosen] == max(held.values())
+    assert chosen == min(e for e in held if held[e] == max(held.values()))
+    assert result.summary["selected_test_accuracy"] == tests[chosen]
+    assert result.summary["test_accuracy"] == tests[3]
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    """A finished run, and a function that loads it as `plan` does."""
+    path = tmp_path_factory.mktemp("teacher") / "run"
+    tiny_run.train(path, **PLAIN)
+    return path
+
+
+def test_a_teachers_classes_are_half_of_the_loss(teacher, monkeypatch):
+    load = trained.load
+    monkeypatch.setattr(
+        trained,
+        "load",
+        lambda path, **rest: load(path, **{**rest, "model": tiny_run.Net()}),
+    )
+    task = task_of(teacher=str(teacher))
+    state = tiny_run.begin(task)
+    images, labels, _ = tiny_run.batch(task, 0)
+    net, variables = task.teacher
+    taught = np.argmax(net.apply(variables, images, train=False), -1)
+    assert (taught != labels).any()
+    assert (taught == labels).mean() > 0.5
+    batch = tiny_run.batch(task, 0, teacher=variables)
+    np.testing.assert_array_equal(batch.taught, taught)
+    loss, _ = objective.value_fn(task, state.model_state, state.step, batch)(
+        state.params
+    )
+    logits, _ = tiny_run.Net().apply(
+        {"params": state.params, **state.model_state},
+        images,
+        train=True,
+        mutable=["batch_stats"],
+    )
+    log_p = np.asarray(jax.nn.log_softmax(logits))
+    rows = np.arange(16)
+    expected = -(log_p[rows, labels] + log_p[rows, taught]).mean() / 2
+    assert float(loss) == pytest.approx(expected, rel=1e-5)
+
+
+class Dropping(nn.Module):
+    """A dense layer behind dropout."""
+
+    @nn.compact
+    def __call__(self, x, train):
+        x = nn.Dropout(0.5, deterministic=not train)(x.reshape(len(x), -1))
+        return nn.Dense(4, name="head")(x)
+
+
+def test_all_passes_of_a_step_draw_one_dropout():
+    task = task_of(Dropping())
+    state, batch = tiny_run.begin(task), tiny_run.batch(task, 0)
+
+    def losses(step, **keys):
+        loss = objective.value_fn(task, {}, jnp.int32(step), batch)
+        return float(loss(state.params, **keys)[0])
+
+    assert losses(3) == losses(3)
+    assert losses(3) != losses(4)
+    assert losses(3, key=jax.random.key(1)) != losses(3)
+
+
+def test_sam_with_fresh_keys_draws_another_dropout_for_each_pass():
+    found = []
+    for options in ((), ("fresh_keys=True",)):
+        task = task_of(Dropping(), gradient="sam", gradient_options=options)
+        found.append(tiny_run.advance(task)(tiny_run.begin(task)).params)
+    assert float(distance(*found)) > 1e-4
+
+
+def test_a_run_that_is_not_finished_has_no_network(tmp_path, teacher):
+    with pytest.raises(RunError, match='no config'):
+        trained.load(tmp_path)
+    (teacher / "summary.json").rename(teacher / "hidden")
+    with pytest.raises(RunError, match="not finished"):
+        trained.load(teacher, dataset=tiny_run.dataset(), model=tiny_run.Net())
+    (teacher / "hidden").rename(teacher / "summary.json")
