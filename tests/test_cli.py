@@ -52,7 +52,7 @@ def test_help_explains_every_flag_without_the_heavy_packages():
 
 
 def test_presets_and_flags_give_the_printed_configuration(capsys):
-    arguments = ["train", "--preset", "cifar10-resnet32", "--print-config"]
+    arguments = ["train", "--preset", "cifar-resnet32", "--print-config"]
     assert cli.main([*arguments, "--rho", "0.1", "--dense", "stem/*", "head/*"]) == 0
     config = json.loads(capsys.readouterr().out)
     assert (config["model"], config["epochs"], config["rho"]) == ("resnet32", 160, 0.1)
@@ -118,7 +118,7 @@ def test_an_interrupted_run_has_the_status_of_its_signal(monkeypatch):
 
 
 def test_lottery_flags_give_the_printed_configuration(capsys):
-    arguments = ["lottery", "--preset", "cifar10-resnet32", "--print-config"]
+    arguments = ["lottery", "--preset", "cifar-resnet32", "--print-config"]
     arguments += ["--rounds", "12", "--rewind", "learning-rate", "--rewind-epoch", "5"]
     assert cli.main([*arguments, "--sparsity", "0.98"]) == 0
     config = json.loads(capsys.readouterr().out)

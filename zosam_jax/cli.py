@@ -17,7 +17,8 @@ from tyro.conf import (
     subcommand,
 )
 
-from zosam_jax.train import LotteryConfig, RunError, TrainConfig, preset
+from zosam_jax.train import PRESETS, LotteryConfig, RunError, TrainConfig, preset
+from zosam_jax.train.config import METHOD_FIELDS
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,7 +30,7 @@ class Train(TrainConfig):
 
     ticket: Suppress[tuple[str, ...] | None] = None
     preset: str = "digits"
-    """Recipe to start from: digits, cifar10-quick or cifar10-resnet32."""
+    """Recipe to start from; `zosam recipes` lists them."""
     print_config: bool = False
     """Print the configuration that results, as JSON, and stop."""
 
@@ -50,10 +51,15 @@ class Lottery(LotteryConfig):
     method_options: Suppress[tuple[str, ...]] = ()
     ticket: Suppress[tuple[str, ...] | None] = None
     preset: str = "digits"
-    """Recipe to start from, without its sparse-training method: digits, cifar10-quick \
-or cifar10-resnet32."""
+    """Recipe to start from, without its sparse-training method; `zosam recipes` lists \
+them."""
     print_config: bool = False
     """Print the configuration that results, as JSON, and stop."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Recipes:
+    """List the recipes: what each claims, what it costs, and what shows it."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -130,12 +136,13 @@ def _parse(arguments: list[str]) -> Any:
     except ValueError as error:
         raise RunError(str(error)) from error
     recipe = _values(TrainConfig, chosen)
-    shared = {k: v for k, v in recipe.items() if k not in _METHOD_FIELDS}
+    shared = {k: v for k, v in recipe.items() if k not in METHOD_FIELDS}
     commands = OmitArgPrefixes[
         Annotated[Train, subcommand("train", default=Train(**recipe, preset=name))]
         | Annotated[
             Lottery, subcommand("lottery", default=Lottery(**shared, preset=name))
         ]
+        | Annotated[Recipes, subcommand("recipes")]
         | Annotated[Report, subcommand("report")]
         | Annotated[Data, subcommand("data")]
     ]
@@ -197,6 +204,18 @@ def _lottery(command: Lottery, arguments: Sequence[str]) -> int:
     return 0
 
 
+def _recipes(command: Recipes, arguments: Sequence[str]) -> int:
+    del command, arguments
+    for name, recipe in PRESETS.items():
+        sys.stdout.write(
+            f"zosam train --preset {name}\n"
+            f"    {recipe.claim}\n"
+            f"    Cost: {recipe.cost}\n"
+            f"    Evidence: {recipe.evidence}\n"
+        )
+    return 0
+
+
 def _report(command: Report, arguments: Sequence[str]) -> int:
     del arguments
     from rich.console import Console
@@ -242,13 +261,10 @@ def _say(text: str) -> None:
     sys.stdout.write(f"{text}\n")
 
 
-# What a preset says of the sparse-training method, which lottery tickets replace.
-_METHOD_FIELDS = ("method", "budget", "update_interval", "drop_fraction")
-_METHOD_FIELDS += ("stop_fraction", "method_options", "ticket")
-
 _COMMANDS: dict[type, Callable[[Any, Sequence[str]], int]] = {
     Train: _train,
     Lottery: _lottery,
+    Recipes: _recipes,
     Report: _report,
     Data: _data,
 }

@@ -91,7 +91,7 @@ def test_each_choice_has_its_row_in_a_table():
 
 def test_presets():
     assert PRESETS["digits"].config == TrainConfig()
-    mest = preset("cifar10-resnet32").config
+    mest = preset("cifar-resnet32").config
     recipe = (mest.model, mest.width, mest.epochs, mest.batch_size, mest.schedule)
     assert recipe == ("resnet32", 2.0, 160, 64, "cosine")
     assert (mest.learning_rate, mest.momentum, mest.weight_decay) == (0.1, 0.9, 5e-4)

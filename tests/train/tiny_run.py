@@ -94,7 +94,9 @@ def final(out, **fields):
 
 def records(out):
     """The lines of a run's `metrics.jsonl`."""
-    return [json.loads(line) for line in (out / "metrics.jsonl").open()]
+    return [
+        json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()
+    ]
 
 
 def batch(task, step, order=None, teacher=None):

@@ -38,7 +38,6 @@ def create(
     width: float = 1.0,
     image_size: int = 32,
     dtype: DTypeLike = jnp.float32,
-    **options,
 ) -> nn.Module:
     """Returns a model by name.
 

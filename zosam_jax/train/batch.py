@@ -87,9 +87,13 @@ def transform(config: TrainConfig, dataset: Any) -> augment.Augmentation:
       ValueError: A name is unknown, or a strength out of range.
     """
     return augment.make(
-        config.augment or (),
+        config.augment,
         num_classes=dataset.num_classes,
+        crop_padding=dataset.crop_padding,
+        flip=dataset.flip,
         mean=dataset.mean,
+        std=dataset.std,
+        image_size=dataset.image_shape[0],
     )
 
 

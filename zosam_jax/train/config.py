@@ -4,6 +4,7 @@ That of a search for lottery tickets is the same record with a few fields more.
 """
 
 import dataclasses
+import itertools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,19 @@ SCHEDULES = ("cosine", "step", "constant")
 DECAYS = ("all", "kernels")
 LOOPS = ("auto", "scan", "steps")
 REWINDS = ("weights", "learning-rate")
+
+# What says how masks are made, which lottery tickets replace.
+METHOD_FIELDS = frozenset(
+    {
+        "method",
+        "budget",
+        "ticket",
+        "update_interval",
+        "drop_fraction",
+        "stop_fraction",
+        "method_options",
+    }
+)
 
 # A run may be continued with other values of these: none changes the numbers.
 HOUSEKEEPING = frozenset(
@@ -136,7 +150,7 @@ tokens and embeddings)."""
     """Learning rate after the warm-up: cosine (to final_learning_rate), step (x 0.1 at \
 every milestone) or constant."""
     milestones: tuple[float, ...] = (0.5, 0.75)
-    """Of the step schedule: shares of the steps after the warm-up, in rising order."""
+    """Of the step schedule: shares of all steps, in rising order."""
     final_learning_rate: float = 0.0
     """Where the cosine ends."""
     warmup_epochs: float = 0.0
@@ -238,16 +252,12 @@ CPUs, where convolutions in a compiled loop are slow, else scan."""
         methods.check(self, dense_gradient=gradients.is_dense(self))
 
     def _check_milestones(self) -> None:
-        rising = all(
-            a < b
-            for a, b in zip(
-                (0.0, *self.milestones), (*self.milestones, 1.0), strict=True
-            )
-        )
-        if not rising:
+        bounds = (self.warmup_epochs / self.epochs, *self.milestones, 1.0)
+        step = self.schedule == "step"
+        if step and any(a >= b for a, b in itertools.pairwise(bounds)):
             raise ValueError(
-                f"milestones={self.milestones!r} must rise, between 0 and 1: shares of "
-                "the steps, as 0.5 0.75."
+                f"milestones={self.milestones!r} must rise, between the end of the "
+                "warm-up and 1: shares of the steps, as 0.5 0.75."
             )
 
     @property
@@ -314,7 +324,7 @@ lists the distances."""
         TrainConfig.__post_init__(self)
         for field in dataclasses.fields(TrainConfig):
             own = "dense" if field.name == "method" else field.default
-            if field.name in _FIXED and getattr(self, field.name) != own:
+            if field.name in METHOD_FIELDS and getattr(self, field.name) != own:
                 raise ValueError(
                     f"{field.name}={getattr(self, field.name)!r} has no meaning for "
                     "lottery tickets, whose masks come from pruning. Leave it out."
@@ -369,20 +379,6 @@ lists the distances."""
     @property
     def _sparse_name(self) -> str:
         return f"lottery-{self.sparsity:g}"
-
-
-# Fields of the other methods.
-_FIXED = frozenset(
-    {
-        "method",
-        "budget",
-        "ticket",
-        "update_interval",
-        "drop_fraction",
-        "stop_fraction",
-        "method_options",
-    }
-)
 
 
 def differences(
