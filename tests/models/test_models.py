@@ -15,10 +15,10 @@ from zosam_jax.models import resnet, vit
 
 def shapes(name, image=(32, 32, 3), **kwargs):
     model = models.create(name, image_size=image[0], **{"num_classes": 10, **kwargs})
-    return jax.eval_shape(
-        lambda k: model.init(k, jnp.zeros((1, *image)), train=False),
-        jax.random.key(0),
-    )
+    x = jnp.zeros((1, *image))
+    if name == "tinylm":
+        x = jnp.zeros((1, 64), jnp.uint8)
+    return jax.eval_shape(lambda k: model.init(k, x, train=False), jax.random.key(0))
 
 
 def count(tree):

@@ -1,11 +1,18 @@
-"""A small vision transformer (Dosovitskiy et al. 2021, arXiv:2010.11929)."""
+"""Vision transformers: a small one (arXiv:2010.11929) and DeiT (arXiv:2012.12877)."""
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from zosam_jax.models import layers
 from zosam_jax.models.convolution import conv_general_dilated
+from zosam_jax.models.transformer import NORMAL_INIT, Block
+
+DENSE = ("position_embedding",)
+"""The position embedding is a table of additive vectors and has no fan-in. Class and
+distillation tokens have one axis and are dense anyway. The patch embedding and the
+heads are pruned, as in SViTE (arXiv:2106.04533)."""
 
 DEPTH = 6
 WIDTH = 192
@@ -32,67 +39,50 @@ def patch_size(image_size: int) -> int:
     return divisors[-1]
 
 
+def check_patch(image_size: int, patch: int) -> None:
+    """Raises `ValueError` unless the images are whole patches."""
+    if image_size % patch:
+        raise ValueError(
+            f"image_size={image_size} is not a whole number of patches of {patch} "
+            f"pixels. Give the option patch a divisor of {image_size}."
+        )
+
+
 def heads_and_width(width: float) -> tuple[int, int]:
     """Returns the heads, `3 * width` rounded, and their features, about `192 * width`.
 
     The features are the multiple of the heads nearest to `192 * width`. Width 1 is
-    DeiT-Ti's (3 heads, 192 features), width 2 DeiT-S's (6, 384).
+    DeiT-Ti's (3 heads, 192 features), width 2 DeiT-S's (6, 384), width 4 DeiT-B's.
     """
     heads = max(1, round(HEADS * width))
     return heads, heads * max(1, round(WIDTH * width / heads))
 
 
-class Attention(nn.Module):
-    """Multi-head self-attention over tokens `[N, T, D]`.
-
-    `query`, `key`, `value` and `out` are linear layers with D x D kernels, so that a
-    sparsity budget sees their true fan-in and fan-out.
-
-    Attributes:
-      heads: Number of heads; it divides D.
-      dtype: Type that the layer computes in; the softmax is float32.
-    """
-
-    heads: int
-    dtype: DTypeLike = jnp.float32
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps tokens `[N, T, D]` to tokens `[N, T, D]`."""
-        features = x.shape[-1]
-
-        def linear(name: str) -> nn.Dense:
-            return nn.Dense(
-                features, kernel_init=KERNEL_INIT, dtype=self.dtype, name=name
-            )
-
-        split = (*x.shape[:-1], self.heads, features // self.heads)
-        q, k, v = (linear(n)(x).reshape(split) for n in ("query", "key", "value"))
-        return linear("out")(jax.nn.dot_product_attention(q, k, v).reshape(x.shape))
-
-
-class Block(nn.Module):
-    """`x += attention(norm1(x)); x += mlp2(gelu(mlp1(norm2(x))))`.
-
-    Attributes:
-      heads: Number of attention heads.
-      dtype: Type that the block computes in.
-    """
-
-    heads: int
-    dtype: DTypeLike = jnp.float32
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps tokens `[N, T, D]` to tokens `[N, T, D]`."""
-        features = x.shape[-1]
-        y = nn.LayerNorm(dtype=self.dtype, name="norm1")(x)
-        x = x + Attention(self.heads, self.dtype, name="attention")(y)
-        y = nn.LayerNorm(dtype=self.dtype, name="norm2")(x)
-        for size, name in ((4 * features, "mlp1"), (features, "mlp2")):
-            y = nn.Dense(size, kernel_init=KERNEL_INIT, dtype=self.dtype, name=name)(y)
-            y = nn.gelu(y) if name == "mlp1" else y
-        return x + y
+def _patches(
+    images: jax.Array,
+    patch: int,
+    features: int,
+    dtype: DTypeLike,
+    init: nn.initializers.Initializer,
+) -> jax.Array:
+    """Maps images `[N, H, W, C]` to tokens `[N, T, D]` by the convolution `embed`."""
+    _, height, width, _ = images.shape
+    if height % patch or width % patch:
+        raise ValueError(
+            f"images must be whole patches of {patch} pixels, not "
+            f"{height} x {width}. Create the model with their image_size."
+        )
+    x = nn.Conv(
+        features,
+        (patch, patch),
+        strides=patch,
+        padding="VALID",
+        conv_general_dilated=conv_general_dilated,
+        kernel_init=init,
+        dtype=dtype,
+        name="embed",
+    )(jnp.asarray(images, dtype))
+    return x.reshape(x.shape[0], -1, features)
 
 
 class ViT(nn.Module):
@@ -114,6 +104,8 @@ class ViT(nn.Module):
       features: Features of a token, D; a multiple of `heads`.
       depth: Number of blocks.
       dtype: Type that the network computes in; the logits are float32.
+      dropout: Rate of dropout of the embedded patches and as in `transformer.Block`.
+      stochastic_depth: Rate at the last block; see `layers.depth_factors`.
     """
 
     num_classes: int
@@ -122,6 +114,8 @@ class ViT(nn.Module):
     features: int = WIDTH
     depth: int = DEPTH
     dtype: DTypeLike = jnp.float32
+    dropout: float = 0.0
+    stochastic_depth: float = 0.0
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
@@ -129,31 +123,110 @@ class ViT(nn.Module):
 
         Args:
           images: The batch; `patch` divides H and W.
-          train: Not used: nothing here differs between training and evaluation.
+          train: Whether to drop out; else nothing differs from evaluation.
         """
-        del train
-        _, height, width, _ = images.shape
-        if height % self.patch or width % self.patch:
-            raise ValueError(
-                f"images must be whole patches of {self.patch} pixels, not "
-                f"{height} x {width}. Create the model with their image_size."
-            )
-        x = nn.Conv(
-            self.features,
-            (self.patch, self.patch),
-            strides=self.patch,
-            padding="VALID",
-            conv_general_dilated=conv_general_dilated,
-            dtype=self.dtype,
-            name="embed",
-        )(jnp.asarray(images, self.dtype))
-        x = x.reshape(x.shape[0], -1, self.features)
+        init = nn.linear.default_kernel_init
+        x = _patches(images, self.patch, self.features, self.dtype, init)
         position = self.param(
             "position_embedding", nn.initializers.normal(0.02), x.shape[1:]
         )
         x = x + position.astype(self.dtype)
+        x = nn.Dropout(self.dropout, deterministic=not train)(x)
+        factors = layers.block_factors(
+            self, self.stochastic_depth, train, self.depth, 2, images
+        )
         for i in range(self.depth):
-            x = Block(self.heads, self.dtype, name=f"block{i}")(x)
+            block = Block(
+                self.heads,
+                self.dtype,
+                KERNEL_INIT,
+                KERNEL_INIT,
+                dropout=self.dropout,
+                name=f"block{i}",
+            )
+            x = block(x, train, factors[i])
         x = nn.LayerNorm(dtype=self.dtype, name="norm")(x)
         x = jnp.mean(x, axis=1, dtype=jnp.float32)
         return nn.Dense(self.num_classes, kernel_init=KERNEL_INIT, name="head")(x)
+
+
+class DeiT(nn.Module):
+    """ViT with a class token, and as an option DeiT's distillation token.
+
+    Patches are embedded (`embed`), the learned `class_token` (and `distillation_token`)
+    put before them, a learned vector a position is added (`position_embedding`,
+    `[T, D]`, tokens included), blocks and a layer normalisation (`norm`) follow. The
+    class token goes to the linear `head`, the distillation token to
+    `distillation_head`. GELU is exact. Kernels, tokens and positions start at
+    N(0, 0.02^2), which DeiT truncates at 100 standard deviations, biases at 0.
+
+    Parameters are float32.
+
+    Attributes:
+      num_classes: Logits that go out.
+      patch: Side of a patch in pixels.
+      heads: Number of attention heads.
+      features: Features of a token, D; a multiple of `heads`.
+      depth: Number of blocks.
+      dtype: Type that the network computes in; the logits are float32.
+      distillation: Whether it has the distillation token and its head.
+      dropout: Rate of dropout of the embedded tokens and as in `transformer.Block`.
+      stochastic_depth: Rate at the last block; see `layers.depth_factors`.
+    """
+
+    num_classes: int
+    patch: int = 16
+    heads: int = HEADS
+    features: int = WIDTH
+    depth: int = 12
+    dtype: DTypeLike = jnp.float32
+    distillation: bool = False
+    dropout: float = 0.0
+    stochastic_depth: float = 0.0
+
+    @nn.compact
+    def __call__(
+        self, images: jax.Array, *, train: bool
+    ) -> jax.Array | tuple[jax.Array, jax.Array]:
+        """Maps images `[N, H, W, C]`, normalised floats, to logits `[N, num_classes]`.
+
+        Args:
+          images: The batch; `patch` divides H and W.
+          train: Whether to drop out, and with a distillation token to return a pair.
+
+        Returns:
+          The logits. With a distillation token the mean of both heads', and
+          `(class logits, distillation logits)` in training.
+        """
+        x = _patches(images, self.patch, self.features, self.dtype, NORMAL_INIT)
+        names = ["class_token", "distillation_token"][: 1 + self.distillation]
+        tokens = [self.param(name, NORMAL_INIT, (self.features,)) for name in names]
+        tokens = jnp.stack(tokens).astype(self.dtype)
+        tokens = jnp.broadcast_to(tokens, (x.shape[0], *tokens.shape))
+        x = jnp.concatenate([tokens, x], axis=1)
+        position = self.param("position_embedding", NORMAL_INIT, x.shape[1:])
+        x = x + position.astype(self.dtype)
+        x = nn.Dropout(self.dropout, deterministic=not train)(x)
+        factors = layers.block_factors(
+            self, self.stochastic_depth, train, self.depth, 2, images
+        )
+        for i in range(self.depth):
+            block = Block(
+                self.heads,
+                self.dtype,
+                exact_gelu=True,
+                dropout=self.dropout,
+                name=f"block{i}",
+            )
+            x = block(x, train, factors[i])
+        # Of the tokens that a head reads; the others' normalisation has no effect.
+        x = nn.LayerNorm(dtype=self.dtype, name="norm")(x[:, : len(names)])
+        x = jnp.asarray(x, jnp.float32)
+        heads = ["head", "distillation_head"][: len(names)]
+        logits = [
+            nn.Dense(self.num_classes, kernel_init=NORMAL_INIT, name=name)(x[:, i])
+            for i, name in enumerate(heads)
+        ]
+        if not self.distillation:
+            return logits[0]
+        return (logits[0], logits[1]) if train else (logits[0] + logits[1]) / 2

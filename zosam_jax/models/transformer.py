@@ -1,0 +1,148 @@
+"""The pre-norm transformer block that the vision and the language models share."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
+
+from zosam_jax._types import Units
+from zosam_jax.models import layers
+
+NORMAL_INIT = nn.initializers.normal(0.02)
+
+
+def units(heads: int) -> dict[str, Units]:
+    """The heads of every attention and the hidden units of every MLP.
+
+    Heads drop by their effect on the loss, hidden units by the norms of their weights,
+    both as in S2ViTE (arXiv:2106.04533).
+    """
+    inputs = [f"*/attention/{n}" for n in ("query", "key", "value")]
+    made = tuple(f"{n}/{leaf}" for n in inputs for leaf in ("kernel", "bias"))
+    return {
+        "heads": Units("*/attention/out/kernel", heads, made, "taylor"),
+        "mlp": Units("*/mlp2/kernel", incoming=("*/mlp1/kernel", "*/mlp1/bias")),
+    }
+
+
+def rotate(x: jax.Array, base: float = 10_000.0) -> jax.Array:
+    r"""Returns queries or keys turned by their positions (RoPE, arXiv:2104.09864).
+
+    With F features, pair i of a token at position t, the features i and i + F/2, turns
+    by :math:`t\,\mathrm{base}^{-2i/F}`. Products of two then depend on the distance of
+    their positions alone.
+
+    Args:
+      x: `[N, T, heads, F]`, F even.
+      base: The slowest pair turns by nearly `1 / base` a position.
+
+    Returns:
+      The same shape and dtype; angles are float32.
+    """
+    half = x.shape[-1] // 2
+    turns = base ** (-np.arange(half) / half)
+    angles = np.arange(x.shape[1])[:, None, None] * turns
+    cos, sin = (jnp.asarray(f(angles), jnp.float32) for f in (np.cos, np.sin))
+    a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    turned = jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
+    return turned.astype(x.dtype)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention over tokens `[N, T, D]`.
+
+    `query`, `key`, `value` and `out` are linear layers with D x D kernels, so that a
+    sparsity budget sees their true fan-in and fan-out.
+
+    Attributes:
+      heads: Number of heads; it divides D.
+      dtype: Type that the layer computes in; the softmax is float32.
+      kernel_init: Initialiser of the kernels.
+      out_init: That of `out`.
+      is_causal: Whether a token sees itself and those before it alone.
+      rotary: Whether queries and keys are turned by their positions; see `rotate`.
+    """
+
+    heads: int
+    dtype: DTypeLike = jnp.float32
+    kernel_init: nn.initializers.Initializer = NORMAL_INIT
+    out_init: nn.initializers.Initializer = NORMAL_INIT
+    is_causal: bool = False
+    rotary: bool = False
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps tokens `[N, T, D]` to tokens `[N, T, D]`."""
+        features = x.shape[-1]
+
+        def linear(name: str) -> nn.Dense:
+            init = self.out_init if name == "out" else self.kernel_init
+            return nn.Dense(features, kernel_init=init, dtype=self.dtype, name=name)
+
+        split = (*x.shape[:-1], self.heads, features // self.heads)
+        q, k, v = (linear(n)(x).reshape(split) for n in ("query", "key", "value"))
+        if self.rotary:
+            q, k = rotate(q), rotate(k)
+        y = jax.nn.dot_product_attention(q, k, v, is_causal=self.is_causal)
+        return linear("out")(y.reshape(x.shape))
+
+
+class Block(nn.Module):
+    """`x += attention(norm1(x)); x += mlp2(gelu(mlp1(norm2(x))))`.
+
+    Attributes:
+      heads: Number of attention heads.
+      dtype: Type that the block computes in.
+      kernel_init: Initialiser of the kernels.
+      out_init: That of the last kernel of each branch, `attention/out` and `mlp2`.
+      exact_gelu: Whether GELU is by the error function, else by its tanh approximation.
+      dropout: Rate of dropout after every linear layer but those of query, key and
+        value (arXiv:2010.11929, appendix D).
+      is_causal: Whether a token sees itself and those before it alone.
+      rotary: Whether queries and keys are turned by their positions; see `rotate`.
+    """
+
+    heads: int
+    dtype: DTypeLike = jnp.float32
+    kernel_init: nn.initializers.Initializer = NORMAL_INIT
+    out_init: nn.initializers.Initializer = NORMAL_INIT
+    exact_gelu: bool = False
+    dropout: float = 0.0
+    is_causal: bool = False
+    rotary: bool = False
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, train: bool = False, factors: jax.Array | None = None
+    ) -> jax.Array:
+        """Maps tokens `[N, T, D]` to tokens `[N, T, D]`.
+
+        Args:
+          x: The tokens.
+          train: Whether to drop out.
+          factors: `[2, N]`, of both branches; see `layers.depth_factors`.
+        """
+        features = x.shape[-1]
+        drop = nn.Dropout(self.dropout, deterministic=not train)
+        y = nn.LayerNorm(dtype=self.dtype, name="norm1")(x)
+        attention = Attention(
+            self.heads,
+            self.dtype,
+            self.kernel_init,
+            self.out_init,
+            self.is_causal,
+            self.rotary,
+            name="attention",
+        )
+        x = x + layers.scaled(drop(attention(y)), factors, 0)
+        y = nn.LayerNorm(dtype=self.dtype, name="norm2")(x)
+        mlp1, mlp2 = (
+            nn.Dense(size, kernel_init=init, dtype=self.dtype, name=name)
+            for name, size, init in (
+                ("mlp1", 4 * features, self.kernel_init),
+                ("mlp2", features, self.out_init),
+            )
+        )
+        y = drop(nn.gelu(mlp1(y), approximate=not self.exact_gelu))
+        return x + layers.scaled(drop(mlp2(y)), factors, 1)
