@@ -8,13 +8,13 @@ import jax.numpy as jnp
 from zosam_jax import _check, tree
 from zosam_jax.selection import select
 from zosam_jax.sparsity import _schedules, scores
-from zosam_jax.sparsity._dynamic import check
 from zosam_jax.sparsity._groups import Axis, best_of_groups, check_fits, pattern_of
 from zosam_jax.sparsity._masks import from_leaves, select_globally
 from zosam_jax.sparsity._method import SparseMethod, Topology
 from zosam_jax.sparsity._prune_and_grow import (
     Census,
     Memory,
+    check,
     prune_and_grow,
     sparse_masks,
 )

@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 
 from zosam_jax import _check
-from zosam_jax.sparsity import scores
-from zosam_jax.sparsity._dynamic import at_random, check, warn_if_static
+from zosam_jax.sparsity import _schedules, scores
+from zosam_jax.sparsity._masks import at_random
 from zosam_jax.sparsity._method import SparseMethod
-from zosam_jax.sparsity._prune_and_grow import Census, prune_and_grow
+from zosam_jax.sparsity._prune_and_grow import Census, check, prune_and_grow
 from zosam_jax.sparsity.budgets import Budget, DenseRule
 
 # From which share of the training on the interval is how many times the first one.
@@ -66,7 +66,9 @@ def dsr(
     _check.number("drop_fraction", drop_fraction, above=0, most=1)
     _check.number("threshold", threshold, above=0)
     _check.number("stop_fraction", stop_fraction, least=0, most=1)
-    warn_if_static(_first_change(total_steps, interval), stop_fraction * total_steps)
+    _schedules.warn_if_static(
+        _first_change(total_steps, interval), stop_fraction * total_steps
+    )
 
     def fires(step: jax.Array) -> jax.Array:
         times = jnp.int32(1)

@@ -11,19 +11,17 @@ follows in the same update, on the new topology. RigL's pseudo-code leaves that 
 out; taking it keeps learning-rate schedules at the number of steps they count.
 """
 
-import warnings
 from collections.abc import Callable
-from typing import Any, TypedDict, Unpack
+from typing import TypedDict, Unpack
 
 import jax
-import jax.numpy as jnp
 
 from zosam_jax import _check
 from zosam_jax.sparsity import _schedules, scores
-from zosam_jax.sparsity._masks import initial_masks
+from zosam_jax.sparsity._masks import at_random
 from zosam_jax.sparsity._method import SparseMethod
-from zosam_jax.sparsity._prune_and_grow import Census, Quota, prune_and_grow
-from zosam_jax.sparsity.budgets import BUDGETS, Budget, DenseRule
+from zosam_jax.sparsity._prune_and_grow import check, exchange
+from zosam_jax.sparsity.budgets import Budget, DenseRule
 
 
 class Options(TypedDict, total=False):
@@ -81,16 +79,16 @@ def dynamic(
         one goes on; what it trains is a static mask.
     """
     check(sparsity, total_steps, interval, budget)
-    fires, fraction = schedule(total_steps, interval, drop_fraction, stop_fraction)
-    return prune_and_grow(
+    return exchange(
         at_random(sparsity, budget, dense, seed),
-        fires,
-        as_many(fraction),
+        total_steps,
         drop=drop,
         grow=grow,
-        by_sign=by_sign,
+        interval=interval,
+        drop_fraction=drop_fraction,
+        stop_fraction=stop_fraction,
         seed=seed,
-        dense_gradient_every=None if grow is scores.random else interval,
+        by_sign=by_sign,
     )
 
 
@@ -205,80 +203,6 @@ def svite(
     return rigl(sparsity, total_steps, **{**usual, **options})
 
 
-def schedule(
-    total_steps: int,
-    interval: int,
-    drop_fraction: float | Callable[[jax.Array], jax.Array],
-    stop_fraction: float,
-) -> tuple[_schedules.Fires, Callable[[jax.Array], jax.Array]]:
-    """When the topology changes, and the fraction dropped then; see `dynamic`.
-
-    Raises:
-      ValueError: An argument is out of range.
-    """
-    _check.whole("total_steps", total_steps)
-    _check.whole("interval", interval)
-    _check.number("stop_fraction", stop_fraction, least=0, most=1)
-    stop = stop_fraction * total_steps
-    fraction = drop_fraction
-    if not callable(fraction):
-        _check.number("drop_fraction", fraction, least=0, most=1)
-        fraction = _schedules.cosine(fraction, stop)
-    warn_if_static(interval, stop)
-    return _schedules.periodic(interval, stop), fraction
-
-
-def as_many(fraction: Callable[[jax.Array], jax.Array]) -> Quota:
-    """The quota that drops the fraction of a leaf's live weights and grows as many."""
-
-    def quota(census: Census) -> tuple[jax.Array, jax.Array, Any]:
-        live = census.memory.live
-        # float32 may round a large product up, and a schedule may leave [0, 1].
-        share = jnp.clip(fraction(census.step), 0, 1)
-        dropped = jnp.minimum(jnp.floor(share * live).astype(jnp.int32), live)
-        return live - dropped, live, census.memory.rule
-
-    return quota
-
-
 def _check_options(name: str, options: Options, *own: str) -> None:
     known = [*own, *Options.__annotations__]
     _check.options(f"zs.sparsity.{name}", options, known)
-
-
-def warn_if_static(first: float, stop: float) -> None:
-    """Says so where the first change would not be before step `stop` (0: never)."""
-    if not (_check.is_traced(first) or _check.is_traced(stop)) and 0 < stop <= first:
-        warnings.warn(
-            "the topology will never change: the first change would be in step "
-            f"{first:g}, and the last is before step {stop:g}, stop_fraction * "
-            "total_steps. Take a smaller interval=.",
-            stacklevel=_check.outside(),
-        )
-
-
-def at_random(
-    sparsity: float, budget: str | Budget, dense: DenseRule, seed: jax.typing.ArrayLike
-) -> Callable[[Any], Any]:
-    """`params -> masks`: a random mask under a budget, from `key(seed)`."""
-
-    def first(params: Any) -> Any:
-        ranking = scores.random(params, None, jax.random.key(seed))
-        return initial_masks(params, ranking, sparsity, budget, dense)
-
-    return first
-
-
-def check(
-    sparsity: float,
-    total_steps: int,
-    interval: int,
-    budget: str | Budget,
-    others: tuple[str, ...] = (),
-) -> None:
-    """Raises `ValueError` for what no method with a schedule takes."""
-    _check.number("sparsity", sparsity, least=0, below=1)
-    _check.whole("total_steps", total_steps)
-    _check.whole("interval", interval)
-    if not callable(budget):
-        _check.one_of("budget", budget, [*BUDGETS, *others])

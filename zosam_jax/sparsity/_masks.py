@@ -1,7 +1,7 @@
 """Mask trees: making and applying them, landing updates, resetting what changes."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -11,6 +11,7 @@ import optax
 
 from zosam_jax import _check, tree
 from zosam_jax.selection import select, select_across
+from zosam_jax.sparsity import scores
 from zosam_jax.sparsity._groups import Pattern, best_of_leaves
 from zosam_jax.sparsity._packing import unpack
 from zosam_jax.sparsity.budgets import Budget, DenseRule, counts, sparse_leaves
@@ -103,6 +104,21 @@ def initial_masks(
         total,
     )
     return from_leaves(params, dict(zip(indices, chosen, strict=True)))
+
+
+def at_random(
+    sparsity: float,
+    budget: str | Budget | Pattern,
+    dense: DenseRule,
+    seed: jax.typing.ArrayLike,
+) -> Callable[[Any], Any]:
+    """`params -> masks`: random under a budget or in a pattern, from `key(seed)`."""
+
+    def first(params: Any) -> Any:
+        ranking = scores.random(params, None, jax.random.key(seed))
+        return initial_masks(params, ranking, sparsity, budget, dense)
+
+    return first
 
 
 def global_total(sizes: Sequence[int], sparsity: float) -> int:

@@ -9,10 +9,9 @@ import jax.numpy as jnp
 
 from zosam_jax import _check
 from zosam_jax.sparsity import _schedules, scores
-from zosam_jax.sparsity._dynamic import check
 from zosam_jax.sparsity._masks import initial_masks
 from zosam_jax.sparsity._method import SparseMethod
-from zosam_jax.sparsity._prune_and_grow import Census, prune_and_grow
+from zosam_jax.sparsity._prune_and_grow import Census, check, prune_and_grow
 from zosam_jax.sparsity.budgets import Budget, DenseRule
 
 Stages = Sequence[tuple[float, float, float]]

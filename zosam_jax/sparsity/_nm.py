@@ -1,16 +1,14 @@
 """N:M sparsity whose masks change while the network trains."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 
 from zosam_jax.sparsity import scores
-from zosam_jax.sparsity._dynamic import as_many, schedule
 from zosam_jax.sparsity._groups import Axis, best_of_groups, pattern_of
-from zosam_jax.sparsity._masks import initial_masks
+from zosam_jax.sparsity._masks import at_random
 from zosam_jax.sparsity._method import SparseMethod
-from zosam_jax.sparsity._prune_and_grow import Proposal, prune_and_grow
+from zosam_jax.sparsity._prune_and_grow import Proposal, exchange
 from zosam_jax.sparsity.budgets import DenseRule
 
 
@@ -58,11 +56,6 @@ def nm(
         divide.
     """
     pattern = pattern_of((n, m), axis, None, None)
-    fires, fraction = schedule(total_steps, interval, drop_fraction, stop_fraction)
-
-    def first(params: Any) -> Any:
-        ranking = scores.random(params, None, jax.random.key(seed))
-        return initial_masks(params, ranking, pattern.sparsity, pattern, dense)
 
     def arrange(proposal: Proposal) -> Sequence[jax.Array]:
         return [
@@ -72,13 +65,14 @@ def nm(
             )
         ]
 
-    return prune_and_grow(
-        first,
-        fires,
-        as_many(fraction),
+    return exchange(
+        at_random(pattern.sparsity, pattern, dense, seed),
+        total_steps,
         drop=scores.magnitude,
         grow=scores.gradient,
-        arrange=arrange,
+        interval=interval,
+        drop_fraction=drop_fraction,
+        stop_fraction=stop_fraction,
         seed=seed,
-        dense_gradient_every=interval,
+        arrange=arrange,
     )

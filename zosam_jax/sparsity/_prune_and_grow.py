@@ -13,11 +13,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from zosam_jax import tree
+from zosam_jax import _check, tree
 from zosam_jax.selection import select
-from zosam_jax.sparsity import scores
+from zosam_jax.sparsity import _schedules, scores
 from zosam_jax.sparsity._masks import from_leaves, select_globally
 from zosam_jax.sparsity._method import SparseMethod, Topology
+from zosam_jax.sparsity.budgets import BUDGETS, Budget
 
 # Keeps these keys apart from those of `zosam`, fold_in(key(seed), step), at one seed.
 _STREAM = np.uint32(0xFFFFFFFF)
@@ -198,6 +199,72 @@ def prune_and_grow(
         dense_gradient_every=dense_gradient_every,
         mean_pruned=mean_pruned,
     )
+
+
+def exchange(
+    first: Callable[[Any], Any],
+    total_steps: int,
+    *,
+    drop: scores.Score,
+    grow: scores.Score,
+    interval: int,
+    drop_fraction: float | Callable[[jax.Array], jax.Array],
+    stop_fraction: float,
+    seed: jax.typing.ArrayLike,
+    target: Callable[[Any], Sequence[int]] | None = None,
+    by_sign: bool = False,
+    arrange: Arrangement | None = None,
+) -> SparseMethod:
+    """Every `interval` steps a fraction of each leaf's live weights for as many others.
+
+    The arguments are those of `dynamic` and of `prune_and_grow`.
+
+    Raises:
+      ValueError: An argument of the schedule is out of range.
+    """
+    fires, fraction = _schedules.dropping(
+        total_steps, interval, drop_fraction, stop_fraction
+    )
+    return prune_and_grow(
+        first,
+        fires,
+        _as_many(fraction),
+        drop=drop,
+        grow=grow,
+        target=target,
+        by_sign=by_sign,
+        arrange=arrange,
+        seed=seed,
+        dense_gradient_every=None if grow is scores.random else interval,
+    )
+
+
+def _as_many(fraction: Callable[[jax.Array], jax.Array]) -> Quota:
+    """The quota that drops the fraction of a leaf's live weights and grows as many."""
+
+    def quota(census: Census) -> tuple[jax.Array, jax.Array, Any]:
+        live = census.memory.live
+        # float32 may round a large product up, and a schedule may leave [0, 1].
+        share = jnp.clip(fraction(census.step), 0, 1)
+        dropped = jnp.minimum(jnp.floor(share * live).astype(jnp.int32), live)
+        return live - dropped, live, census.memory.rule
+
+    return quota
+
+
+def check(
+    sparsity: float,
+    total_steps: int,
+    interval: int,
+    budget: str | Budget,
+    others: tuple[str, ...] = (),
+) -> None:
+    """Raises `ValueError` for what no method with a schedule takes."""
+    _check.number("sparsity", sparsity, least=0, below=1)
+    _check.whole("total_steps", total_steps)
+    _check.whole("interval", interval)
+    if not callable(budget):
+        _check.one_of("budget", budget, [*BUDGETS, *others])
 
 
 def sparse_masks(masks: Any) -> dict[int, jax.Array]:

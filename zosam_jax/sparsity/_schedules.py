@@ -1,10 +1,13 @@
 """When a topology changes, and by how much."""
 
 import math
+import warnings
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+
+from zosam_jax import _check
 
 Fires = Callable[[jax.Array], jax.Array]
 
@@ -47,3 +50,37 @@ def cubic(steps: list[int]) -> Callable[[jax.Array], jax.Array]:
         return 1 - (1 - jnp.clip(done, 0, 1)) ** 3
 
     return schedule
+
+
+def dropping(
+    total_steps: int,
+    interval: int,
+    drop_fraction: float | Callable[[jax.Array], jax.Array],
+    stop_fraction: float,
+) -> tuple[Fires, Callable[[jax.Array], jax.Array]]:
+    """When the topology changes, and the fraction dropped then; see `dynamic`.
+
+    Raises:
+      ValueError: An argument is out of range.
+    """
+    _check.whole("total_steps", total_steps)
+    _check.whole("interval", interval)
+    _check.number("stop_fraction", stop_fraction, least=0, most=1)
+    stop = stop_fraction * total_steps
+    fraction = drop_fraction
+    if not callable(fraction):
+        _check.number("drop_fraction", fraction, least=0, most=1)
+        fraction = cosine(fraction, stop)
+    warn_if_static(interval, stop)
+    return periodic(interval, stop), fraction
+
+
+def warn_if_static(first: float, stop: float) -> None:
+    """Says so where the first change would not be before step `stop` (0: never)."""
+    if not (_check.is_traced(first) or _check.is_traced(stop)) and 0 < stop <= first:
+        warnings.warn(
+            "the topology will never change: the first change would be in step "
+            f"{first:g}, and the last is before step {stop:g}, stop_fraction * "
+            "total_steps. Take a smaller interval=.",
+            stacklevel=_check.outside(),
+        )

@@ -14,11 +14,10 @@ import jax.numpy as jnp
 from zosam_jax import _check, tree
 from zosam_jax.selection import select, select_along
 from zosam_jax.sparsity import scores
-from zosam_jax.sparsity._dynamic import as_many, check, schedule
 from zosam_jax.sparsity._groups import Axis, axis_of
 from zosam_jax.sparsity._masks import from_leaves
 from zosam_jax.sparsity._method import SparseMethod
-from zosam_jax.sparsity._prune_and_grow import Proposal, prune_and_grow
+from zosam_jax.sparsity._prune_and_grow import Proposal, check, exchange
 from zosam_jax.sparsity.budgets import (
     Budget,
     DenseRule,
@@ -96,7 +95,6 @@ def srigl(
     """
     check(sparsity, total_steps, interval, budget)
     _check.number("gamma", gamma, least=0, most=1)
-    fires, fraction = schedule(total_steps, interval, drop_fraction, stop_fraction)
 
     def target(params: Any) -> list[int]:
         return list(counts(params, sparsity, budget, dense).values())
@@ -135,16 +133,17 @@ def srigl(
                 active[i] = jnp.ones(active[i].shape, bool)
         return _with_fan_ins(proposal, active, axes)
 
-    return prune_and_grow(
+    return exchange(
         first,
-        fires,
-        as_many(fraction),
+        total_steps,
         drop=scores.magnitude,
         grow=scores.gradient,
+        interval=interval,
+        drop_fraction=drop_fraction,
+        stop_fraction=stop_fraction,
+        seed=seed,
         target=target,
         arrange=arrange,
-        seed=seed,
-        dense_gradient_every=interval,
     )
 
 

@@ -24,7 +24,6 @@ from zosam_jax import _check, tree
 from zosam_jax._types import Units
 from zosam_jax.selection import select
 from zosam_jax.sparsity import _schedules
-from zosam_jax.sparsity._dynamic import schedule
 from zosam_jax.sparsity._groups import axis_of
 from zosam_jax.sparsity._masks import from_leaves
 from zosam_jax.sparsity._method import SparseMethod, Topology
@@ -117,7 +116,9 @@ def units(
         interval = max(1, total_steps // 75)
     if drop_fraction is None:
         drop_fraction = _schedules.cosine(0.5, total_steps, 0.005)
-    fires, fraction = schedule(total_steps, interval, drop_fraction, stop_fraction)
+    fires, fraction = _schedules.dropping(
+        total_steps, interval, drop_fraction, stop_fraction
+    )
 
     def init(params: Any) -> Topology:
         layers = _layers(params, groups)
