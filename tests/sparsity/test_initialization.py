@@ -337,6 +337,8 @@ def test_batches_weigh_alike_and_aux_is_ignored(criterion):
         ({"criterion": "synflow"}, "needs value_fn: the sum of the outputs"),
         ({"criterion": "synflow", "value_fn": len, "rounds": 0}, "rounds=0 must be"),
         ({"criterion": "synflo"}, "Did you mean 'synflow'"),
+        ({"rounds": 3}, "'random' prunes once.*it is for 'synflow'"),
+        ({"criterion": zs.sparsity.scores.magnitude, "rounds": 3}, "prunes once"),
     ],
 )
 def test_wrong_arguments_are_named(arguments, message):

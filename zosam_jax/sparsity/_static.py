@@ -23,11 +23,19 @@ from zosam_jax.sparsity.budgets import BUDGETS, Budget, DenseRule
 
 
 class _Row(NamedTuple):
-    """A criterion by name: its default budget, and which `value_fn` it needs."""
+    """A criterion by name.
+
+    Attributes:
+      criterion: The function.
+      budget: Its default budget.
+      needs: Which `value_fn` it needs.
+      rounds: How often it prunes by default; None where it prunes once.
+    """
 
     criterion: Criterion
     budget: str
     needs: str | None = None
+    rounds: int | None = None
 
 
 _LOSS = "the loss of one batch, such as value_fn=lambda p: loss(p, batch)"
@@ -41,7 +49,7 @@ CRITERIA: dict[str, _Row] = {
     "magnitude": _Row(by_score(scores.magnitude), "erk"),
     "snip": _Row(by_score(scores.saliency), "global", _LOSS),
     "grasp": _Row(grasp, "global", _LOSS),
-    "synflow": _Row(synflow, "global", _FLOW),
+    "synflow": _Row(synflow, "global", _FLOW, 100),
 }
 
 
@@ -52,7 +60,7 @@ def static(
     value_fn: ValueFn | Sequence[ValueFn] | None = None,
     budget: str | Budget | None = None,
     dense: DenseRule = (),
-    rounds: int = 100,
+    rounds: int | None = None,
     seed: jax.typing.ArrayLike = 0,
     masks: Any | None = None,
     pattern: tuple[int, int] | None = None,
@@ -90,7 +98,7 @@ def static(
         "synflow", as in their papers, else "erk". For "synflow" with another budget,
         every layer's density falls to its own d.
       dense: Leaves that stay dense; see `sparse_leaves`.
-      rounds: Rounds of "synflow".
+      rounds: Rounds of "synflow", 100 by default. The other criteria prune once.
       seed: Of the random criterion.
       masks: A mask tree to use as it is, instead of all the above.
       pattern: `(n, m)`, as `(2, 4)`: the n best of every m consecutive weights along
@@ -116,16 +124,24 @@ def static(
     groups = None if pattern is None else pattern_of(pattern, axis, sparsity, budget)
     sparsity = sparsity if groups is None else groups.sparsity
     _check.number("sparsity", sparsity, least=0, below=1)
-    _check.whole("rounds", rounds)
     if callable(criterion):
         row = _Row(by_score(criterion), "erk")
     else:
         _check.one_of("criterion", criterion, CRITERIA)
         row = CRITERIA[criterion]
-    if groups is not None and criterion == "synflow":
+    if rounds is None:
+        rounds = row.rounds or 1
+    elif row.rounds is None:
+        known = ", ".join(repr(name) for name, r in CRITERIA.items() if r.rounds)
         raise ValueError(
-            'static(criterion="synflow") prunes in rounds to a growing sparsity; a '
-            "pattern has one. Use another criterion, or leave pattern out."
+            f"static(rounds={rounds!r}): the criterion {criterion!r} prunes once. "
+            f"Leave rounds out; it is for {known}."
+        )
+    _check.whole("rounds", rounds)
+    if groups is not None and row.rounds:
+        raise ValueError(
+            f'static(criterion="{criterion}") prunes in rounds to a growing sparsity; '
+            "a pattern has one. Use another criterion, or leave pattern out."
         )
     budget = row.budget if budget is None else budget
     if not callable(budget):
