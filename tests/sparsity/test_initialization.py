@@ -301,13 +301,11 @@ def test_synflow_refuses_a_flow_that_is_no_normal_number(scale):
 @pytest.mark.parametrize("criterion", ["snip", "grasp", "synflow"])
 def test_init_may_be_traced(criterion):
     params, losses = two_batches()
-    value_fn = losses
+    options = {"value_fn": losses}
     if criterion == "synflow":
-        params, _, value_fn = relu_net([6, 20, 15, 4])
-    tx = zs.sparsify(
-        optax.sgd(0.1),
-        zs.sparsity.static(0.8, criterion, value_fn=value_fn, rounds=4),
-    )
+        params, _, flow = relu_net([6, 20, 15, 4])
+        options = {"value_fn": flow, "rounds": 4}
+    tx = zs.sparsify(optax.sgd(0.1), zs.sparsity.static(0.8, criterion, **options))
     jax.tree.map(
         np.testing.assert_array_equal,
         zs.sparsity.masks(tx.init(params)),
