@@ -532,6 +532,42 @@ def test_a_layer_about_to_fail_is_named():
     )
 
 
+# --- units ---------------------------------------------------------------------------
+
+
+def test_what_leads_to_a_pruned_unit_counts_with_it():
+    params = {
+        "in": {"kernel": jnp.ones((3, 8)), "bias": jnp.ones(8)},
+        "out": {"kernel": jnp.ones((8, 2)), "bias": jnp.ones(2)},
+    }
+    groups = {
+        "hidden": zs.sparsity.Units("out/kernel", incoming=("in/kernel", "in/bias"))
+    }
+    method = zs.sparsity.units(0.75, 1000, groups, interval=100)
+    masks = method.init(params).masks
+
+    def forward(p):
+        hidden = jnp.ones((1, 3)) @ p["in"]["kernel"] + p["in"]["bias"]
+        return hidden @ p["out"]["kernel"] + p["out"]["bias"]
+
+    options = {"forward": forward, "method": method}
+    found = zs.sparsity.report(params, masks, groups=groups, **options)
+    # The network with 2 of its 8 hidden units, written down.
+    live = {row.path: row.live for row in found.rows}
+    assert live == {"in/bias": 2, "in/kernel": 6, "out/bias": 2, "out/kernel": 4}
+    assert found.inference_sparse == 2 * (3 * 2 + 2 * 2)
+    assert found.training_sparse == 3 * 20 + (80 - 20) / (1 + 100)
+    assert found.sparsity == 0.75
+    assert found.sparsity_all == 1 - 14 / 50
+    lines = [line.split() for line in str(found).splitlines()]
+    assert ["2", "other", "leaves", "10", "4", "40.00%"] in lines
+    plain = zs.sparsity.report(params, masks, **options)
+    assert {row.path: row.live for row in plain.rows} == live | {
+        "in/bias": 8,
+        "in/kernel": 24,
+    }
+
+
 # --- exploration ---------------------------------------------------------------------
 
 
@@ -636,6 +672,18 @@ def test_as_a_picture(net, tmp_path, with_flops):
     live = [1, 0] if with_flops else [4 / 11, 0]
     np.testing.assert_allclose(widths, [*(x / total for x in dense), *live], rtol=1e-12)
     assert ("FLOPs" if with_flops else "weights") in share.get_xlabel()
+
+
+def test_a_picture_shows_what_was_ever_live(net):
+    params, masks = net
+    union = jax.tree.map(jnp.copy, masks)
+    union["conv"]["kernel"] = union["conv"]["kernel"].at[1].set(True)
+    density = zs.sparsity.report(params, masks, explored=union).plot().axes[0]
+    lines = {line.get_label(): line for line in density.get_lines()}
+    assert lines["ever live"].get_xdata() == pytest.approx([28 / 72, 9 / 12])
+    assert "ever live" not in {
+        line.get_label() for line in zs.sparsity.report(*net).plot().axes[0].get_lines()
+    }
 
 
 def test_a_picture_shows_products_of_no_leaf():

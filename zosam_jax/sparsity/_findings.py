@@ -16,7 +16,8 @@ class LeafReport:
       path: Its key path.
       shape: Its shape.
       weights: Number of its entries.
-      live: Number of those that are not pruned.
+      live: Number of those that are not pruned, and, where the report knows the units,
+        do not lead to pruned ones alone.
       sparse: Whether it has a mask; a dense leaf has not.
       ever_live: Number of its entries that have ever been live; None where not known.
       flops_dense: Floating point operations of its products for an example, twice the
@@ -45,6 +46,11 @@ class LeafReport:
     def density(self) -> float:
         """Live weights / weights; 1 for a leaf without entries."""
         return self.live / self.weights if self.weights else 1.0
+
+    @property
+    def whole(self) -> bool:
+        """Whether nothing of it is pruned, nor can be."""
+        return not self.sparse and self.live == self.weights
 
     @property
     def explored(self) -> float | None:

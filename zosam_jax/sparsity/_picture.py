@@ -73,20 +73,24 @@ def _densities(axis: Any, layers: list[Any], overall: float) -> None:
     # A decade or more: a linear axis would hide the sparsest layers.
     logarithmic = lowest < 0.1
     start = 10.0 ** math.floor(math.log10(lowest)) if logarithmic else 0.0
-    for mask, color, label in ((True, _SPARSE, "sparse"), (False, _FAINT, "dense")):
-        chosen = [i for i, r in enumerate(layers) if r.sparse is mask and r.live]
+    for whole, color, label in ((False, _SPARSE, "sparse"), (True, _FAINT, "dense")):
+        chosen = [i for i, r in enumerate(layers) if r.whole is whole and r.live]
         if not chosen:
             continue
         x = [max(layers[i].density, start) for i in chosen]
         axis.hlines(chosen, start, x, color=color, linewidth=1.4)
         axis.plot(x, chosen, "o", color=color, markersize=5, label=label, clip_on=False)
+    seen = [i for i, r in enumerate(layers) if r.explored is not None]
+    if seen:
+        x = [layers[i].explored for i in seen]
+        axis.plot(x, seen, "|", color=_SPARSE, markersize=9, label="ever live")
     dead = [i for i, r in enumerate(layers) if r.weights and not r.live]
     if dead:
         x, label = [start] * len(dead), "no live weight"
         axis.plot(x, dead, "X", color=_ALARM, markersize=8, label=label, clip_on=False)
     for i, row in enumerate(layers):
         axis.annotate(
-            f"{row.density:.3g}" if row.sparse else "dense",
+            "dense" if row.whole else f"{row.density:.3g}",
             (1.0, i),
             xycoords=("axes fraction", "data"),
             xytext=(34, 0),

@@ -1,7 +1,7 @@
 """What a mask tree amounts to: densities, FLOPs, exploration, layers about to fail."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -9,10 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from zosam_jax import _check, tree
+from zosam_jax._types import Units
 from zosam_jax.sparsity._findings import LeafReport, SparsityReport
 from zosam_jax.sparsity._flops import KernelAxes, Products, products
 from zosam_jax.sparsity._masks import filled
 from zosam_jax.sparsity._method import SparseMethod
+from zosam_jax.sparsity._units import removable
 
 
 def report(
@@ -26,6 +28,7 @@ def report(
     mean_pruned: float | None = None,
     passes: tuple[float, float] = (0, 1),
     explored: Any | None = None,
+    groups: Mapping[str, Units] | None = None,
 ) -> SparsityReport:
     r"""What a mask tree amounts to: densities, FLOPs, exploration, collapsed layers.
 
@@ -67,6 +70,9 @@ def report(
         SAM (0, 2), ZO-SAM (2, 1). The dense part is added once.
         (`info` of an estimate counts them.)
       explored: Boolean tree like `masks`, the union of all masks so far.
+      groups: As in `units`. What leads to a pruned unit alone, weights and biases, has
+        no effect, and counts as pruned, masked or not (`removable`). None: only what
+        is masked counts.
 
     Returns:
       A `SparsityReport`: `print` it, `.as_dict()` it, `.plot("sparsity.png")` it.
@@ -117,8 +123,18 @@ def report(
     counted = None if forward is None else products(forward, params)
     leaves = jax.tree.leaves(params)
     seen = [None] * len(leaves) if explored is None else jax.tree.leaves(explored)
+    idle = {} if groups is None else removable(params, masks, groups)
     rows = tuple(
-        _row(index, path, tuple(jnp.shape(x)), mask, union, counted, examples)
+        _row(
+            index,
+            path,
+            tuple(jnp.shape(x)),
+            mask,
+            union,
+            counted,
+            examples,
+            idle.get(path, 0),
+        )
         for index, (path, x, mask, union) in enumerate(
             zip(tree.paths(params), leaves, jax.tree.leaves(masks), seen, strict=True)
         )
@@ -150,6 +166,7 @@ def _row(
     union: Any | None,
     counted: Products | None,
     examples: int,
+    idle: int,
 ) -> LeafReport:
     weights = math.prod(shape)
     flops, place, units = None, None, None
@@ -158,11 +175,20 @@ def _row(
         place = counted.order.index(index) if index in counted.order else None
         units = counted.units.get(index)
     if tree.is_dense(mask):
+        live = weights - idle
         return LeafReport(
-            path, shape, weights, weights, False, None, flops, flops, place
+            path,
+            shape,
+            weights,
+            live,
+            False,
+            None,
+            flops,
+            _part(flops, live, weights),
+            place,
         )
     mask, ever_live = _fetched(mask), None
-    live = _count(mask)
+    live = min(_count(mask), weights - idle)
     if union is not None:
         seen = _fetched(union)
         if _count(mask & ~seen):
@@ -180,11 +206,15 @@ def _row(
         True,
         ever_live,
         flops,
-        None if flops is None else flops * live / weights if weights else 0.0,
+        _part(flops, live, weights),
         place,
         None if units is None else _unreached(mask, (*units.inputs, *units.window)),
         None if units is None else _unreached(mask, (*units.outputs, *units.window)),
     )
+
+
+def _part(flops: float | None, live: int, weights: int) -> float | None:
+    return None if flops is None else flops * live / weights if weights else 0.0
 
 
 def _usual_units(axes: int) -> KernelAxes | None:

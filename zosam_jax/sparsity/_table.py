@@ -30,7 +30,7 @@ def _table(found: Any) -> str:
         ("shape", lambda r: "x".join(map(str, r.shape))),
         ("weights", lambda r: f"{r.weights:,}"),
         ("live", lambda r: f"{r.live:,}"),
-        ("density", lambda r: _percent(r.density) if r.sparse else "dense"),
+        ("density", lambda r: "dense" if r.whole else _percent(r.density)),
         ("dead in", lambda r: f"{r.inputs[1]:,}" if r.inputs else "-"),
         ("dead out", lambda r: f"{r.outputs[1]:,}" if r.outputs else "-"),
     ]
@@ -51,9 +51,11 @@ def _table(found: Any) -> str:
 
     if count := len(found.rows) - len(shown):
         rest = found.weights - sum(row.weights for row in shown)
+        live = found.live - sum(row.live for row in shown)
         name = f"{count} other {'leaf' if count == 1 else 'leaves'}"
+        density = "dense" if live == rest else _percent(ratio(live, rest))
         cells.append(
-            line(layer=name, weights=f"{rest:,}", live=f"{rest:,}", density="dense")
+            line(layer=name, weights=f"{rest:,}", live=f"{live:,}", density=density)
         )
     if found.flops_other:
         flops, share = _short(found.flops_other), ratio(found.flops_other, inference)
