@@ -99,7 +99,8 @@ def run_part(args: argparse.Namespace, log: record.Log) -> None:
         ) -> Iterator[tuple[str, float, training.State]]:
             if method != training.LOTTERY:
                 for s in filter(missing, args.sparsities):
-                    yield method, s, trainer.train(method, gradient, s, seed, rho)
+                    one = training.Training(method, gradient, s, seed, rho)
+                    yield method, s, trainer.train(one)
             elif any(map(missing, args.sparsities)):
                 ladder = (*TICKETS, *args.sparsities)
                 for s, state in trainer.lottery(gradient, ladder, seed, rho):
@@ -160,7 +161,8 @@ def sweep(args: argparse.Namespace, log: record.Log) -> None:
                 ):
                     continue
                 start = time.perf_counter()
-                state = trainer.train("RigL", gradient, 0.9, seed, rho, HELD_OUT)
+                one = training.Training("RigL", gradient, 0.9, seed, rho, HELD_OUT)
+                state = trainer.train(one)
                 row = result(trainer, state, "held out") | fields
                 row["seconds"] = round(time.perf_counter() - start, 2)
                 log.append(row | {"environment": environment})

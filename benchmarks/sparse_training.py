@@ -170,6 +170,17 @@ class State(NamedTuple):
     opt_state: Any
 
 
+class Training(NamedTuple):
+    """Method, estimator, ...; the last `held_out` training images are not seen."""
+
+    name: str
+    gradient: str
+    sparsity: float
+    seed: int
+    rho: float
+    held_out: int = 0
+
+
 class Trainer:
     """Trains; compiles a program once for all trainings that it serves."""
 
@@ -282,16 +293,9 @@ class Trainer:
             self._programs[key] = self._compiled[text]
         return self._programs[key]
 
-    def start(
-        self,
-        name: str,
-        gradient: str,
-        sparsity: float,
-        seed: int,
-        rho: float,
-        held_out: int = 0,
-    ) -> tuple[State, jax.Array]:
+    def start(self, training: Training) -> tuple[State, jax.Array]:
         """The state before the first step, and the training images of every step."""
+        name, gradient, sparsity, seed, rho, held_out = training
         rng = np.random.default_rng(seed)
         count = len(self.examples[1]) - held_out
         epochs = -(-self.steps * BATCH // count)
@@ -318,18 +322,10 @@ class Trainer:
         opt_state = opt_state._replace(memory=topology.memory)
         return on_masks(state._replace(opt_state=opt_state), topology.masks), order
 
-    def train(
-        self,
-        name: str,
-        gradient: str,
-        sparsity: float,
-        seed: int,
-        rho: float,
-        held_out: int = 0,
-    ) -> State:
-        """The state at the end of a training; the last `held_out` images unseen."""
-        state, order = self.start(name, gradient, sparsity, seed, rho, held_out)
-        run = self.program(name, gradient, sparsity, state, order)
+    def train(self, training: Training) -> State:
+        """The state at the end of a training."""
+        state, order = self.start(training)
+        run = self.program(*training[:3], state, order)
         return run(state, order, self.examples, jnp.int32(self.steps))
 
     def lottery(
@@ -340,7 +336,7 @@ class Trainer:
         Weights, statistics and the optimizer's state go back to `REWIND` of the steps
         of the dense training (arXiv:1912.05671). Yields the end of every round.
         """
-        state, order = self.start(LOTTERY, gradient, 0.0, seed, rho)
+        state, order = self.start(Training(LOTTERY, gradient, 0.0, seed, rho))
         run = self.program(LOTTERY, gradient, 0.0, state, order)
         last = jnp.int32(self.steps)
         early = run(state, order, self.examples, jnp.int32(REWIND * self.steps))

@@ -1,10 +1,6 @@
 """One device and eight agree: the same directions, masks and parameters."""
 
-import json
-import os
-import subprocess
-import sys
-
+import devices
 import numpy as np
 
 PROGRAM = """
@@ -49,21 +45,8 @@ print(json.dumps({
 """
 
 
-def run(devices: int) -> dict:
-    flags = f"--xla_force_host_platform_device_count={devices}"
-    result = subprocess.run(
-        [sys.executable, "-c", PROGRAM],
-        env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=300,
-    )
-    return json.loads(result.stdout.splitlines()[-1])
-
-
 def test_one_device_and_eight_agree():
-    one, eight = run(1), run(8)
+    one, eight = devices.run(PROGRAM, 1), devices.run(PROGRAM, 8)
     assert (one["devices"], eight["devices"]) == (1, 8)
     assert eight["sharded"] == 8
     assert one["masks"] == eight["masks"]

@@ -1,10 +1,6 @@
 """Exact selection, against sorting in NumPy."""
 
-import json
-import os
-import subprocess
-import sys
-
+import devices
 import hypothesis.extra.numpy as hnp
 import hypothesis.strategies as st
 import jax
@@ -277,16 +273,7 @@ print(json.dumps({
 
 
 def test_sharded_arrays_are_not_gathered_and_give_the_same_choice():
-    flags = "--xla_force_host_platform_device_count=8"
-    result = subprocess.run(
-        [sys.executable, "-c", PROGRAM],
-        env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=300,
-    )
-    found = json.loads(result.stdout.splitlines()[-1])
+    found = devices.run(PROGRAM, 8)
     assert all(found["equal"]), found
     assert found["specs"] == ["P('a', 'b')", "P(None, None, 'b', 'a')"]
     # The entries of a sample, the least that is taken, and no more.

@@ -133,14 +133,8 @@ def zo_sgd(
       learning_rate: eta, or a schedule; MeZO's are 1e-7 to 1e-5.
       momentum: None, or a decay, which costs a copy of the parameters.
       weight_decay: lambda.
-      delta: Step of the finite difference; this and the rest as in `zeroth_order`.
-      num_directions: m.
-      distribution: Of the directions.
-      two_sided: Central or forward differences.
-      chunk_size: None, or directions in one `jax.vmap`.
-      has_aux: Whether `value_fn` returns `(loss, aux)`.
-      aux_like: An example of aux.
-      seed: Integer.
+      **options: `delta, num_directions, distribution, two_sided, chunk_size, has_aux,
+        aux_like, seed`, as in `zeroth_order`.
 
     Returns:
       An optimizer: `tx.update(None, state, params, value_fn=...)`.
@@ -174,14 +168,8 @@ def zo_signsgd(
 
     Args:
       learning_rate: eta, or a schedule.
-      delta: Step of the finite difference; this and the rest as in `zeroth_order`.
-      num_directions: m.
-      distribution: Of the directions.
-      two_sided: Central or forward differences.
-      chunk_size: None, or directions in one `jax.vmap`.
-      has_aux: Whether `value_fn` returns `(loss, aux)`.
-      aux_like: An example of aux.
-      seed: Integer.
+      **options: `delta, num_directions, distribution, two_sided, chunk_size, has_aux,
+        aux_like, seed`, as in `zeroth_order`.
 
     Returns:
       An optimizer: `tx.update(None, state, params, value_fn=...)`.
@@ -213,14 +201,8 @@ def zo_adam(
       b2: Decay of the second moment.
       eps: Added to the root of the second moment.
       weight_decay: Decoupled.
-      delta: Step of the finite difference; this and the rest as in `zeroth_order`.
-      num_directions: m.
-      distribution: Of the directions.
-      two_sided: Central or forward differences.
-      chunk_size: None, or directions in one `jax.vmap`.
-      has_aux: Whether `value_fn` returns `(loss, aux)`.
-      aux_like: An example of aux.
-      seed: Integer.
+      **options: `delta, num_directions, distribution, two_sided, chunk_size, has_aux,
+        aux_like, seed`, as in `zeroth_order`.
 
     Returns:
       An optimizer: `tx.update(None, state, params, value_fn=...)`.

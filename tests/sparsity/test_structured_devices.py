@@ -1,10 +1,6 @@
 """One device and eight choose the same structured masks, of sharded leaves too."""
 
-import json
-import os
-import subprocess
-import sys
-
+import devices
 import numpy as np
 import pytest
 
@@ -56,22 +52,9 @@ print(json.dumps(found))
 """
 
 
-def run(devices: int) -> dict:
-    flags = f"--xla_force_host_platform_device_count={devices}"
-    result = subprocess.run(
-        [sys.executable, "-c", PROGRAM],
-        env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=300,
-    )
-    return json.loads(result.stdout.splitlines()[-1])
-
-
 @pytest.fixture(scope="module")
 def runs():
-    return run(1), run(8)
+    return devices.run(PROGRAM, 1), devices.run(PROGRAM, 8)
 
 
 @pytest.mark.parametrize("name", ["nm", "srigl", "units"])

@@ -49,25 +49,13 @@ def options(config: "TrainConfig") -> dict[str, Any]:
       ValueError: The method has no such option, or the trainer sets it itself.
     """
     values = option_strings.parse("gradient_options", config.gradient_options)
-    takes = _parameters(config.gradient)
-    known = [name for name in takes if name not in _ELSEWHERE]
+    takes = {name: p.default for name, p in _parameters(config.gradient).items()}
     if config.gradient == "gsam":
-        known.append("rho_min")
-    for name, value in values.items():
-        if name in _ELSEWHERE:
-            raise ValueError(f"gradient_options: {name} {_ELSEWHERE[name]}.")
-        if not known:
-            raise ValueError(
-                f"gradient_options: gradient={config.gradient!r} has no options; got "
-                f"{name!r}."
-            )
-        _check.one_of(f"gradient_options: option of {config.gradient}", name, known)
-        if name == "rho_min":
-            _check.number("gradient_options: rho_min", value, least=0)
-        elif isinstance(takes[name].default, bool) and not isinstance(value, bool):
-            raise ValueError(
-                f"gradient_options: {name}={value!r} must be True or False."
-            )
+        takes["rho_min"] = None
+    owner = "gradient", config.gradient
+    option_strings.check("gradient_options", owner, values, takes, _ELSEWHERE)
+    if "rho_min" in values:
+        _check.number("gradient_options: rho_min", values["rho_min"], least=0)
     return values
 
 

@@ -164,18 +164,9 @@ def options(config: "TrainConfig") -> dict[str, Any]:
             )
         return values
     takes = _parameters(ROWS[config.method].make)
-    known = [name for name in takes if name not in _ELSEWHERE]
+    owner = "method", config.method
+    option_strings.check("method_options", owner, values, takes, _ELSEWHERE)
     for name, value in values.items():
-        if name in _ELSEWHERE:
-            raise ValueError(f"method_options: {name} {_ELSEWHERE[name]}.")
-        if not known:
-            raise ValueError(
-                f"method_options: method={config.method!r} has no options; got "
-                f"{name!r}."
-            )
-        _check.one_of(f"method_options: option of {config.method}", name, known)
-        if isinstance(takes[name], bool) and not isinstance(value, bool):
-            raise ValueError(f"method_options: {name}={value!r} must be True or False.")
         if name in _SCORED:
             _check.one_of(f"method_options: {name}", value, _SCORES)
             values[name] = getattr(zs.sparsity.scores, str(value))

@@ -1,8 +1,10 @@
 """Options of a method as strings NAME=VALUE, as a command line has them."""
 
 import ast
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+from zosam_jax import _check
 
 
 def parse(field: str, options: Sequence[str]) -> dict[str, Any]:
@@ -33,3 +35,33 @@ def parse(field: str, options: Sequence[str]) -> dict[str, Any]:
         except (ValueError, SyntaxError):
             values[name] = text
     return values
+
+
+def check(
+    field: str,
+    owner: tuple[str, str],
+    values: Mapping[str, Any],
+    takes: Mapping[str, Any],
+    elsewhere: Mapping[str, str],
+) -> None:
+    """Raises `ValueError` for options that a method has not, or that are set elsewhere.
+
+    Args:
+      field: The field of the configuration that they come from.
+      owner: The field that names the method, and its name.
+      values: The options, as from `parse`.
+      takes: The defaults of the method's arguments, by name.
+      elsewhere: Arguments that are no options, and what is to be said of each.
+    """
+    kind, name = owner
+    known = [option for option in takes if option not in elsewhere]
+    for option, value in values.items():
+        if option in elsewhere:
+            raise ValueError(f"{field}: {option} {elsewhere[option]}.")
+        if not known:
+            raise ValueError(
+                f"{field}: {kind}={name!r} has no options; got {option!r}."
+            )
+        _check.one_of(f"{field}: option of {name}", option, known)
+        if isinstance(takes[option], bool) and not isinstance(value, bool):
+            raise ValueError(f"{field}: {option}={value!r} must be True or False.")
