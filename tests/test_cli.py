@@ -70,7 +70,7 @@ def test_presets_and_flags_give_the_printed_configuration(capsys):
     ("arguments", "part"),
     [
         (["train", "--preset", "cifar10-quik"], "Did you mean 'cifar10-quick'"),
-        (["train", "--model", "resnet33"], "Did you mean 'resnet32'"),
+        (["train", "--model", "resnet322"], "Did you mean 'resnet32'"),
         (["train", "--dataset", "digit"], "Did you mean 'digits'"),
         (["report", "nowhere"], "not the folder of a run"),
         (["data", "prepare", "cifar11"], "Did you mean 'cifar10'"),
@@ -98,8 +98,8 @@ def test_an_error_is_one_line_and_status_2(arguments, part, capsys, tmp_path):
         (["lottery", "--method", "rigl"], "Unrecognized"),
         (["lottery", "--early-bird", "--rounds", "3"], "rounds=3 must be 1"),
         (["train", "--method", "ticket"], "Use `zosam lottery`"),
-        (["trian"], "train, lottery, report, data"),
-        ([], "train, lottery, report, data"),
+        (["trian"], "train, lottery, recipes"),
+        ([], "train, lottery, recipes"),
     ],
 )
 def test_a_bad_command_line_says_what_would_work(arguments, part, capsys):

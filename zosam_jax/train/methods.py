@@ -141,7 +141,11 @@ def make(
     if "groups" in takes:
         from zosam_jax import models
 
-        values["groups"] = models.unit_groups(config.model, width=config.width)
+        values["groups"] = models.unit_groups(
+            config.model,
+            width=config.width,
+            **option_strings.parse("model_options", config.model_options),
+        )
     if row.scores_by:
         values["value_fn"] = value_fn
     with warnings.catch_warnings():
