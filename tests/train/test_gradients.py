@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import re
-import signal
 
 import flax.linen as nn
 import jax
@@ -16,7 +15,6 @@ import zosam_jax as zs
 from zosam_jax import tree
 from zosam_jax.data import augment
 from zosam_jax.train import RunError, TrainConfig, gradients, objective, optimizer, plan
-from zosam_jax.train.progress import Silent
 
 
 @pytest.mark.parametrize(
@@ -287,18 +285,6 @@ def test_a_look_in_bfloat16_has_a_loss_in_float32():
     assert not same.probes
 
 
-class Stop(Silent):
-    """Sends a signal once, at a step."""
-
-    interval = 0.0
-    step = 2
-
-    def update(self, status):
-        if status.step >= self.step:
-            self.step = 99
-            signal.raise_signal(signal.SIGTERM)
-
-
 @pytest.mark.parametrize(
     ("gradient", "options"),
     [
@@ -309,7 +295,7 @@ class Stop(Silent):
 def test_a_method_with_memory_goes_on_with_the_same_bits(tmp_path, gradient, options):
     fields = {"gradient": gradient, "gradient_options": options, "epochs": 2}
     tiny_run.train(tmp_path / "whole", **fields)
-    cut = tiny_run.train(tmp_path / "cut", display=Stop(), **fields)
+    cut = tiny_run.train(tmp_path / "cut", display=tiny_run.Interrupter(2), **fields)
     assert cut.status == "interrupted"
     stopped = tiny_run.final(tmp_path / "cut", **fields)
     assert 2 <= int(stopped.step) < 8

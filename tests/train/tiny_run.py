@@ -135,6 +135,20 @@ def assert_same(a, b):
         np.testing.assert_array_equal(x, y)
 
 
+class Interrupter(Silent):
+    """Sends SIGTERM once, at a step."""
+
+    interval = 0.0
+
+    def __init__(self, step):
+        self.step = step
+
+    def update(self, status):
+        if status.step >= self.step:
+            self.step = float("inf")
+            signal.raise_signal(signal.SIGTERM)
+
+
 class Killer(Silent):
     """Kills the process at a step."""
 

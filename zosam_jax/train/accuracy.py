@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from zosam_jax.data import Streamed
 from zosam_jax.train.batch import normalized
 from zosam_jax.train.objective import cross_entropy, right
 from zosam_jax.train.task import Task
@@ -42,10 +43,11 @@ def batches(task: Task, split: str) -> Iterator[tuple[np.ndarray, np.ndarray, in
       split: "test" or "validation".
     """
     size = batch_size(task)
-    if task.streams:
-        yield from task.dataset.evaluation_batches(size)
+    data = task.dataset
+    if isinstance(data, Streamed):
+        yield from data.evaluation_batches(size, workers=task.config.workers)
         return
-    images, labels = task.dataset.test_images, task.dataset.test_labels
+    images, labels = data.test_images, data.test_labels
     if split == "validation":
         assert task.validation is not None
         images, labels = task.validation

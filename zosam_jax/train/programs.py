@@ -4,13 +4,14 @@ import contextlib
 import copy
 import dataclasses
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from zosam_jax.data import Streamed
 from zosam_jax.train import accuracy, methods
 from zosam_jax.train import step as steps
 from zosam_jax.train.batch import epoch_order, gather
@@ -65,10 +66,10 @@ class Programs:
 
     def _examples(self) -> tuple[Any, ...]:
         """Shapes of the examples and labels that a step takes: a batch, or the set."""
-        task = self.task
-        if task.streams:
-            return self._batch(task.config.batch_size)
-        return self._abstract((task.dataset.train_images, task.dataset.train_labels))
+        data = self.task.dataset
+        if isinstance(data, Streamed):
+            return self._batch(self.task.config.batch_size)
+        return self._abstract((data.train_images, data.train_labels))
 
     def _batch(self, size: int) -> tuple[Any, ...]:
         """Shapes of a batch that comes from the host."""
@@ -109,8 +110,9 @@ class Programs:
             return
         task, place = self.task, self.task.replicated()
         self._teacher = jax.device_put(self._teacher, place)
-        if not task.streams:
-            data, zero = task.dataset, self._abstract(np.int32(0))
+        data = task.dataset
+        if not isinstance(data, Streamed):
+            zero = self._abstract(np.int32(0))
             self._set = jax.device_put((data.train_images, data.train_labels), place)
             self._order = self._compile("order", lambda e: epoch_order(task, e), zero)
         self._advance = self._finish("train", self._traced)
@@ -191,24 +193,23 @@ class Programs:
         """Returns a restored snapshot as a state on the devices."""
         return jax.device_put(snapshot, self.task.replicated())
 
-    def batches(self, step: int) -> Iterator[Any]:
-        """Yields what `advance` needs for every step from `step` to its epoch's end.
+    def batches(self, step: int) -> Generator[Any, None, None]:
+        """Yields what `advance` needs for every step of an epoch, from `step` on.
 
         For a set in memory that is the order of the epoch, each time; for a stream the
         batch of the step.
         """
-        task = self.task
-        if not task.streams:
+        task, config = self.task, self.task.config
+        if not isinstance(task.dataset, Streamed):
             order = self._order(np.int32(step // task.steps_per_epoch))
             while True:
                 yield (order,)
-        config, place = task.config, task.over_devices()
         stream = task.dataset.batches(
             config.seed, config.batch_size, step, workers=config.workers
         )
         with contextlib.closing(stream):
             for batch in stream:
-                yield jax.device_put(batch, place)
+                yield jax.device_put(batch, task.over_devices())
 
     def advance(
         self, state: TrainState, batch: Any, stop: int
