@@ -283,6 +283,12 @@ def test_growth_by_gradient_needs_one_at_pruned_weights(gradient):
     zs.sparsify(optax.sgd(0.1), zs.sparsity.set_(0.5, 1000), gradient)
 
 
+def rounded_gradient(params, grads, key):
+    """A score of whole numbers, in which no |w| of less than 1 has a rank."""
+    del params, key
+    return jax.tree.map(lambda g: jnp.round(10 * g).astype(jnp.int32), grads)
+
+
 @pytest.mark.parametrize(
     ("by_gradient", "by_magnitude"),
     [
@@ -294,8 +300,12 @@ def test_growth_by_gradient_needs_one_at_pruned_weights(gradient):
             zs.sparsity.mest(0.5, 100, gradient_weight=1.0),
             zs.sparsity.mest(0.5, 100, gradient_weight=0.0),
         ),
+        (
+            zs.sparsity.gmp(0.5, 10, interval=1, score=rounded_gradient),
+            zs.sparsity.gmp(0.5, 10, interval=1),
+        ),
     ],
-    ids=["gmp", "mest"],
+    ids=["gmp", "mest", "integers"],
 )
 def test_a_gradient_with_nan_leaves_pruning_to_the_magnitude(by_gradient, by_magnitude):
     rng = np.random.default_rng(0)

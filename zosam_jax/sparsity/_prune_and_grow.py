@@ -155,7 +155,7 @@ def prune_and_grow(
             sound = tree.all_finite(grads)
             magnitudes = ranked(scores.magnitude, drop_key)
             dropping = [
-                jnp.where(sound, s, w.astype(s.dtype))
+                jnp.where(sound, s, w)
                 for s, w in zip(dropping, magnitudes, strict=True)
             ]
         sizes = jnp.asarray([m.size for m in masks], jnp.int32)
