@@ -224,17 +224,20 @@ mesh = jax.make_mesh((4, 2), ("a", "b"), axis_types=auto)
 rng = np.random.default_rng(0)
 wide = rng.normal(size=(512, 512)).astype("f")
 kernel = np.round(2 * rng.normal(size=(3, 3, 64, 256))).astype("f")
-layout = [NamedSharding(mesh, s) for s in (P("a", "b"), P(None, None, "b", "a"))]
+# Long rows, each on all devices: their counts are more than may travel.
+tall = rng.normal(size=(2048, 512)).astype("f")
+layout = [NamedSharding(mesh, s) for s in
+          (P("a", "b"), P(None, None, "b", "a"), P(None, ("a", "b")))]
 def chosen(scores, flags, counts):
-    a, b = scores
+    a, b, _ = scores
     return (selection.select(scores, flags, counts),
             selection.select_across(scores, flags, sum(counts)),
             selection.select_along(a, flags[0], 9, (0,)),
             selection.select_along(a.reshape(128, 4, 512), a.reshape(128, 4, 512) > 0,
                                    2, (1,)))
-scores = [jnp.asarray(x) for x in (wide, kernel)]
+scores = [jnp.asarray(x) for x in (wide, kernel, tall)]
 flags = [x > -0.5 for x in scores]
-counts = [jnp.int32(1234), jnp.int32(30_000)]
+counts = [jnp.int32(n) for n in (1234, 30_000, 99_999)]
 alone = jit(chosen)(scores, flags, counts)
 scores, flags = ([jax.device_put(x, s) for x, s in zip(xs, layout)]
                  for xs in (scores, flags))
@@ -275,7 +278,9 @@ print(json.dumps({
 def test_sharded_arrays_are_not_gathered_and_give_the_same_choice():
     found = devices.run(PROGRAM, 8)
     assert all(found["equal"]), found
-    assert found["specs"] == ["P('a', 'b')", "P(None, None, 'b', 'a')"]
+    assert found["specs"] == [
+        *("P('a', 'b')", "P(None, None, 'b', 'a')", "P(None, ('a', 'b'))")
+    ]
     # The entries of a sample, the least that is taken, and no more.
     assert found["moved"] <= 4096
     assert found["mapped"] == [True, True]

@@ -279,8 +279,10 @@ def _total(flags: Sequence[jax.Array], axes: tuple[int, ...]) -> jax.Array:
     cut = len(shape)
     while cut > 1 and math.prod(shape[cut:]) < _ROW:
         cut -= 1
-    if len(axes) == len(shape) > cut:
-        # XLA:CPU adds rows on all cores, a whole array on one.
+    # XLA:CPU adds rows on all cores, a whole array on one. But what lies along a row on
+    # several devices would travel for every row, instead of once.
+    alone = jax.default_backend() == "cpu" and jax.device_count() == 1
+    if alone and len(axes) == len(shape) and math.prod(shape[cut:]) >= _ROW:
         counts = _add(counts, axes[cut:])
         axes = axes[:cut]
     return jnp.stack(_add(counts, axes))
