@@ -54,7 +54,8 @@ def sparsify(
     method says so, changes the topology, in a `lax.cond` branch, by the dense gradient,
     and resets the optimizer's moments of dropped and grown weights; (3) steps `inner`
     with the masked gradient; (4) emits updates after which every pruned weight is
-    exactly 0, so keep it outermost: what follows in a chain may move it off.
+    exactly 0, so keep it outermost: what follows in a chain may move it off. One that
+    was NaN or infinite stays NaN: nothing added to it gives 0. `apply_masks` does.
 
     A straight-through method (`ste`) trains the pruned weights too: `params` are dense,
     nothing is reset, the gradient is that at the masked parameters, and the masks are
