@@ -1,13 +1,14 @@
 """DSR: one threshold for all layers, and weights that move between layers."""
 
 import math
+import warnings
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from zosam_jax import _check
-from zosam_jax.sparsity import _schedules, scores
+from zosam_jax.sparsity import scores
 from zosam_jax.sparsity._masks import at_random
 from zosam_jax.sparsity._method import SparseMethod
 from zosam_jax.sparsity._prune_and_grow import Census, check, prune_and_grow
@@ -66,9 +67,16 @@ def dsr(
     _check.number("drop_fraction", drop_fraction, above=0, most=1)
     _check.number("threshold", threshold, above=0)
     _check.number("stop_fraction", stop_fraction, least=0, most=1)
-    _schedules.warn_if_static(
-        _first_change(total_steps, interval), stop_fraction * total_steps
-    )
+    stop = stop_fraction * total_steps
+    most = min(_INTERVALS[1][0] * total_steps, stop)
+    if 0 < stop <= _first_change(total_steps, interval):
+        warnings.warn(
+            f"the topology will never change in these {total_steps} steps: DSR's "
+            f"interval of {interval} becomes 2, 4 and 8 times as long after 1/8, 0.4 "
+            "and 0.7 of them, before it has once passed. Take "
+            f"interval={max(1, math.ceil(most) - 1)} or less.",
+            stacklevel=_check.outside(),
+        )
 
     def fires(step: jax.Array) -> jax.Array:
         times = jnp.int32(1)
@@ -106,6 +114,7 @@ def dsr(
 
 
 def _first_change(total_steps: int, interval: int) -> int:
+    """The step of the first change, were there no last one; `total_steps` if none."""
     ends = [share for share, _ in _INTERVALS[1:]] + [1.0]
     for (share, factor), end in zip(_INTERVALS, ends, strict=True):
         every = interval * factor
