@@ -156,10 +156,22 @@ def test_a_run_of_another_configuration_is_refused(tmp_path):
     assert "seed: 0 -> 1" in text
     assert "--out" in text
     assert "--overwrite" in text
+    assert "another version" not in text
     folder.check(dataclasses.replace(other, overwrite=True))
     session = folder.read_config(tmp_path)["sessions"][0]
     assert session["command"][-1] == "train"
     assert {"python", "jax", "zosam-jax"} <= set(session["versions"])
+
+
+def test_a_run_that_has_other_fields_is_of_another_version(tmp_path):
+    c = TrainConfig(out=str(tmp_path))
+    folder.write_config(tmp_path, c, None, 0)
+    path = tmp_path / "config.json"
+    content = json.loads(path.read_text())
+    del content["config"]["batch_size"]
+    path.write_text(json.dumps(content))
+    with pytest.raises(RunError, match=r"by another version of zosam_jax .*batch_size"):
+        folder.check(c)
 
 
 def test_a_session_on_other_software_is_told(tmp_path, monkeypatch):

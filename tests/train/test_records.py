@@ -91,6 +91,24 @@ def test_the_one_before_a_damaged_checkpoint_is_used(tmp_path, damage):
     checkpoints.close()
 
 
+def test_a_checkpoint_of_another_layout_is_not_called_damaged(tmp_path):
+    filled(tmp_path).close()
+    *same, masks = state_at(0)
+    checkpoints = Checkpoints(tmp_path / "checkpoints", 3)
+    for name, changed in (
+        ("4/w", {**masks, "w": np.ones((9, 3), bool)}),
+        ("4/x", {**masks, "x": np.ones(2, bool)}),
+        ("4/b", {"w": masks["w"]}),
+    ):
+        with pytest.raises(
+            RunError, match=rf"not damaged.*another version.*\({name}\)"
+        ):
+            checkpoints.restore((*same, changed), pytest.fail)
+    assert checkpoints.steps() == [1, 2, 3]
+    assert_same(checkpoints.restore(state_at(0), pytest.fail), state_at(3))
+    checkpoints.close()
+
+
 def test_silently_changed_contents_are_seen(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint, "digest", lambda state: 1)
     filled(tmp_path).close()

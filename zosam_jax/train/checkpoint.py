@@ -66,6 +66,17 @@ def _unpacked(state: Any, template: Any) -> Any:
     )
 
 
+def _layout(state: Any) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Returns shape and type of every array, or what describes one, by its path."""
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): (
+            tuple(x.shape),
+            str(x.dtype),
+        )
+        for path, x in jax.tree_util.tree_flatten_with_path(state)[0]
+    }
+
+
 def _is_mask(x: Any) -> bool:
     return x.dtype == np.bool_ and x.ndim > 0
 
@@ -155,13 +166,23 @@ class Checkpoints:
           warn: Called with a sentence about every checkpoint that is damaged.
 
         Raises:
-          RunError: There are checkpoints and all are damaged.
+          RunError: There are checkpoints and all are damaged, or one is whole and of
+            another layout, as another version writes them; it stays where it is.
         """
         damaged = {}
         for step in reversed(self.steps()):
             try:
                 state = self.read(step, template)
             except Exception as error:
+                if others := self._of_another_layout(step, template):
+                    shown = ", ".join(others[:3]) + ", ..." * (len(others) > 3)
+                    raise RunError(
+                        f"the checkpoint of step {step} in {self._directory} is not "
+                        "damaged, but another version of zosam_jax wrote it (see "
+                        "'sessions' in config.json): the state of a training has other "
+                        f"arrays now ({shown}). Go on with that version, choose "
+                        "another --out, or start anew with --overwrite."
+                    ) from error
                 damaged[step] = _brief(error)
                 warn(f"the checkpoint of step {step} is damaged: {damaged[step]}")
                 continue
@@ -198,6 +219,19 @@ class Checkpoints:
         if digest(state) != restored["integrity"]["crc32"]:
             raise RunError("its contents are not those that were written (CRC-32).")
         return state
+
+    def _of_another_layout(self, step: int, template: Any) -> list[str]:
+        """Returns the arrays that a whole checkpoint has otherwise than a state."""
+        try:
+            written = self._manager.item_metadata(step)["state"]
+            found = _layout(getattr(written, "tree", written))
+        except Exception:  # It is damaged; Orbax's types differ by the damage.
+            return []
+        empty = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), template)
+        wanted = _layout(_packed(empty))
+        # Of deleted files it describes nothing.
+        paths = {**wanted, **found} if found else {}
+        return [path for path in paths if wanted.get(path) != found.get(path)]
 
     def _set_aside(self, steps: Any) -> None:
         self._manager.close()

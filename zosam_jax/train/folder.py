@@ -52,13 +52,15 @@ def check(config: TrainConfig, record: str = "config.json") -> None:
         return
     if config.overwrite:
         return
-    stored = read_config(folder, record)["config"]
-    changed = differences(stored, dataclasses.asdict(config))
+    stored, wanted = read_config(folder, record)["config"], dataclasses.asdict(config)
+    changed = differences(stored, wanted)
     if changed:
+        other = any((name in stored) != (name in wanted) for name in changed)
+        writer = ", written by another version of zosam_jax" if other else ""
         listing = ", ".join(f"{k}: {a!r} -> {b!r}" for k, (a, b) in changed.items())
         raise RunError(
-            f"{folder} holds a run of another configuration ({listing}). Choose "
-            "another --out, or delete that run with --overwrite."
+            f"{folder} holds a run of another configuration{writer} ({listing}). "
+            "Choose another --out, or delete that run with --overwrite."
         )
 
 
