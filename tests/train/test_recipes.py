@@ -1,5 +1,7 @@
 """What recipes ask for beside the gradient and the masks, each by hand."""
 
+import dataclasses
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -11,7 +13,7 @@ from PIL import Image
 import zosam_jax as zs
 from zosam_jax import tree
 from zosam_jax.data import text
-from zosam_jax.train import RunError, objective, optimizer, plan, trained
+from zosam_jax.train import RunError, objective, optimizer, plan, run, trained
 
 PLAIN = {
     "method": "dense",
@@ -362,6 +364,6 @@ def test_images_that_stay_on_disk_are_trained_on_and_resumed(
     )
     tiny_run.assert_same(a, b)
     assert again.summary["test_loss"] == whole.summary["test_loss"]
+    chosen = dataclasses.replace(config, validation=0.1, out=str(tmp_path / "c"))
     with pytest.raises(RunError, match="in memory"):
-        chosen = dataclasses.replace(config, validation=0.1, out=str(tmp_path / "c"))
         run(chosen, model=tiny_run.Net())

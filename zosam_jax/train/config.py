@@ -147,8 +147,8 @@ lion and adafactor."""
     """Parameters that the weight decay is for: all, or kernels (no biases, scales, \
 tokens and embeddings)."""
     schedule: str = "cosine"
-    """Learning rate after the warm-up: cosine (to final_learning_rate), step (x 0.1 at \
-every milestone) or constant."""
+    """Learning rate after the warm-up: cosine (to final_learning_rate), step (x 0.1 \
+at every milestone) or constant."""
     milestones: tuple[float, ...] = (0.5, 0.75)
     """Of the step schedule: shares of all steps, in rising order."""
     final_learning_rate: float = 0.0
