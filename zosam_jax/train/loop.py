@@ -5,7 +5,6 @@ import contextlib
 import dataclasses
 import errno
 import math
-import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ import jax
 
 from zosam_jax import data
 from zosam_jax.train import checkpoint, folder, gradients, methods, metrics, optimizer
+from zosam_jax.train import summary as summaries
 from zosam_jax.train.config import TrainConfig
 from zosam_jax.train.errors import RunError
 from zosam_jax.train.interruption import interruptions
@@ -355,47 +355,22 @@ class _Session:
 
     def _summarize(self, state: TrainState) -> dict[str, Any]:
         """Writes `summary.json` and returns its contents."""
-        records = metrics.read(self.path / "metrics.jsonl")
-        last = {r["split"]: r for r in records if r["step"] == self.step}
-        compile_seconds = self.programs.compile_seconds
-        summary = {
-            "status": "stopped" if self.is_stopped else "finished",
-            "epochs": self.step // self.programs.task.steps_per_epoch,
-            "steps": self.step,
-            "train_loss": last["train"]["loss"],
-            "train_accuracy": last["train"]["accuracy"],
-            "test_loss": last["test"]["loss"],
-            "test_accuracy": last["test"]["accuracy"],
-            **self._selected(records),
-            **count_weights(state, self.config.method),
-            "images_per_second": statistics.median(
-                r["images_per_second"] for r in records if r["split"] == "train"
-            ),
-            "seconds": last["test"]["seconds"],
-            "compile_seconds": sum(compile_seconds.values()),
-            "compile_seconds_by_program": dict(compile_seconds),
-        }
-        metrics.write_json(self.path / "summary.json", summary)
-        self.show.message(
-            f"{summary['status']}: test accuracy {summary['test_accuracy']:.2%} at "
-            f"sparsity {summary['sparsity']:.2%} in {duration(summary['seconds'])} and "
-            f"{summary['compile_seconds']:.0f} s of compilation"
+        found = summaries.of(
+            metrics.read(self.path / "metrics.jsonl"),
+            step=self.step,
+            steps_per_epoch=self.programs.task.steps_per_epoch,
+            status="stopped" if self.is_stopped else "finished",
+            counts=count_weights(state, self.config.method),
+            compile_seconds=self.programs.compile_seconds,
         )
-        return summary
+        metrics.write_json(self.path / "summary.json", found)
+        self.show.message(
+            f"{found['status']}: test accuracy {found['test_accuracy']:.2%} at "
+            f"sparsity {found['sparsity']:.2%} in {duration(found['seconds'])} and "
+            f"{found['compile_seconds']:.0f} s of compilation"
+        )
+        return found
 
     @property
     def _validation(self) -> tuple[str, ...]:
         return () if self.programs.task.validation is None else ("validation",)
-
-    def _selected(self, records: list[dict[str, Any]]) -> dict[str, Any]:
-        """Returns the epoch that the held-out images choose, and what it tested."""
-        if not self._validation:
-            return {}
-        held = [r for r in records if r["split"] == "validation"]
-        best = max(held, key=lambda r: r["accuracy"])
-        tests = {r["epoch"]: r for r in records if r["split"] == "test"}
-        return {
-            "validation_accuracy": held[-1]["accuracy"],
-            "selected_epoch": best["epoch"],
-            "selected_test_accuracy": tests[best["epoch"]]["accuracy"],
-        }
