@@ -13,7 +13,6 @@ from zosam_jax.data import augment as augment
 from zosam_jax.data import sources
 from zosam_jax.data.sources import Dataset as Dataset
 from zosam_jax.data.sources import DatasetError as DatasetError
-from zosam_jax.data.sources import Streamed as Streamed
 
 _NAMES = ("digits", "cifar10", "cifar100")
 
@@ -27,7 +26,7 @@ def names() -> tuple[str, ...]:
     return _NAMES
 
 
-def load(name: str, data_dir: str | os.PathLike[str] | None = None, image_size=None) -> Dataset:
+def load(name: str, data_dir: str | os.PathLike[str] | None = None) -> Dataset:
     """Returns a data set by name, decoded, in host memory.
 
     Args:

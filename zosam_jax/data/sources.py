@@ -38,18 +38,6 @@ class Dataset:
     crop_padding: int
     flip: bool
 
-    kind = "image"
-
-    @property
-    def num_train(self) -> int:
-        """Number of training examples."""
-        return len(self.train_labels)
-
-    @property
-    def num_test(self) -> int:
-        """Number of test examples."""
-        return len(self.test_labels)
-
     @property
     def num_classes(self) -> int:
         """Number of classes."""
@@ -110,7 +98,3 @@ def digits() -> Dataset:
         crop_padding=1,
         flip=False,
     )
-
-
-class Streamed:
-    """TEMP."""
