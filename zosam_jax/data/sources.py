@@ -1,7 +1,7 @@
-"""The data set type, its error, and the embedded digits."""
+"""The type of a data set in memory, its error, and the embedded digits."""
 
 import dataclasses
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -12,19 +12,21 @@ class DatasetError(RuntimeError):
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-    """A set of labelled images in host memory.
+    """A set of labelled images, or of text, in host memory.
 
     Attributes:
-      name: Its name, one of `names()`.
-      train_images: uint8 `[N, H, W, C]`.
-      train_labels: int32 `[N]`, from 0 to `num_classes - 1`.
-      test_images: uint8 `[M, H, W, C]`.
-      test_labels: int32 `[M]`.
-      class_names: The name of each class, by label.
-      mean: Mean of each channel of `train_images / 255`.
-      std: Standard deviation of each channel of `train_images / 255`.
+      name: The name that `load` was given.
+      train_images: uint8 `[N, H, W, C]`; of text `[N, T]`, the tokens.
+      train_labels: int32 `[N]`, from 0 to `num_classes - 1`; of text `[N, T]`, each
+        token's next.
+      test_images: uint8 `[M, H, W, C]` or `[M, T]`.
+      test_labels: int32 `[M]` or `[M, T]`.
+      class_names: The name of each class, or token, by label.
+      mean: Mean of each channel of `train_images / 255`; of text empty.
+      std: Standard deviation of each channel of `train_images / 255`; of text empty.
       crop_padding: Pixels of zero padding of the usual random crop; 0 for none.
       flip: Whether left-right mirroring keeps the label.
+      kind: "image" or "text".
     """
 
     name: str
@@ -37,15 +39,26 @@ class Dataset:
     std: tuple[float, ...]
     crop_padding: int
     flip: bool
+    kind: Literal["image", "text"] = "image"
+
+    @property
+    def num_train(self) -> int:
+        """Number of training examples."""
+        return len(self.train_labels)
+
+    @property
+    def num_test(self) -> int:
+        """Number of test examples."""
+        return len(self.test_labels)
 
     @property
     def num_classes(self) -> int:
-        """Number of classes."""
+        """Number of classes, of text the number of different tokens."""
         return len(self.class_names)
 
     @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """Height, width and channels of an image."""
+    def image_shape(self) -> tuple[int, ...]:
+        """Height, width and channels of an image; of text its length, `(T,)`."""
         return self.train_images.shape[1:]
 
 
