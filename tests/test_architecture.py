@@ -49,6 +49,7 @@ HEAVY = {
     "flax": ("models", "train"),
     "tensorflow_datasets": ("data",),
     "sklearn": ("data",),
+    "grain": ("data",),
     "orbax": ("train",),
     "matplotlib": ("report", "sparsity._picture"),
     "rich": ("train", "report", "cli"),

@@ -23,7 +23,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from zosam_jax.data import cifar as reader
+from zosam_jax.data import tfds_sets as reader
 from zosam_jax.data.sources import DatasetError
 
 Progress = Callable[[str], None]
@@ -52,11 +52,11 @@ def cifar(
     replaced, once the archive is at hand.
     """
     builder = reader.builder(name, data_dir)
-    reader.is_there(builder)
+    reader.is_there(builder, name)
     try:
-        splits = reader.open_splits(builder)
+        found = reader.find(name, data_dir)
     except DatasetError:
-        root = reader.root(builder)
+        root = reader.root(data_dir)
         try:
             _write(name, root, archive, progress)
         except OSError as error:
@@ -64,10 +64,10 @@ def cifar(
                 f"{name} could not be prepared in {root}: {error}"
             ) from error
         builder = reader.builder(name, data_dir)
-        splits = reader.open_splits(builder)
+        found = reader.find(name, data_dir)
     progress(
-        f"{name} is ready in {builder.data_path}: {len(splits['train']):,} training "
-        f"and {len(splits['test']):,} test images."
+        f"{name} is ready in {builder.data_path}: {len(found.train):,} training "
+        f"and {len(found.test):,} test images."
     )
 
 

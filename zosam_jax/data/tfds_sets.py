@@ -1,0 +1,278 @@
+"""Image classification sets in a TFDS data directory, read without TensorFlow.
+
+They are read where TFDS keeps them (`data_dir`, else `TFDS_DATA_DIR`, else
+`~/tensorflow_datasets`), in the `array_record` format: the one of TFDS's formats that
+can be read at random and complete without TensorFlow.
+"""
+
+import dataclasses
+import difflib
+import os
+import pathlib
+import re
+import shlex
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+from google.protobuf import json_format
+from google.protobuf.message import DecodeError
+from tensorflow_datasets.core import constants, registered
+
+from zosam_jax import _check
+from zosam_jax.data import images
+from zosam_jax.data.sources import DatasetError
+
+FORMAT = "array_record"
+_READ_ERRORS = (OSError, RuntimeError, ValueError, LookupError, DecodeError)
+_FIFTH = 5
+# Letters and digits, which have another meaning in the mirror, or none.
+_UPRIGHT = ("mnist", "svhn", "omniglot", "emnist", "quickdraw", "digits", "binarized")
+
+
+def root(data_dir: str | os.PathLike[str] | None) -> pathlib.Path:
+    """Returns the TFDS data directory: `data_dir`, or TFDS's own default."""
+    return pathlib.Path(data_dir or constants.DATA_DIR).expanduser()
+
+
+def check_name(
+    name: str, data_dir: str | os.PathLike[str] | None, ours: tuple[str, ...]
+) -> None:
+    """Raises `ValueError` unless TFDS, or the data directory, has a set of a name.
+
+    Args:
+      name: The name, perhaps with a configuration or version.
+      data_dir: The TFDS data directory.
+      ours: Names to suggest before TFDS's own.
+    """
+    plain = re.split("[/:]", name, maxsplit=1)[0]
+    theirs = registered.list_imported_builders()
+    if plain in theirs or (plain and (root(data_dir) / plain).is_dir()):
+        return
+    near = difflib.get_close_matches(name, ours, 1)
+    _check.one_of("dataset", name, ours if near else (*ours, *theirs))
+
+
+def builder(name: str, data_dir: str | os.PathLike[str] | None, **options: Any) -> Any:
+    """Returns TFDS's builder of a data set, on `data_dir` or on TFDS's own default.
+
+    Args:
+      name: A name of TFDS's, perhaps with a configuration or version: `mnist`,
+        `imagenette/320px-v2`, `cifar10:3.0.2`.
+      data_dir: The TFDS data directory.
+      **options: More arguments of the builder.
+
+    Raises:
+      ValueError: TFDS has no such set or configuration, and `data_dir` neither.
+      DatasetError: The set's description there cannot be read.
+    """
+    place = root(data_dir)
+    try:
+        return tfds.builder(name, data_dir=os.fspath(place), try_gcs=False, **options)
+    except json_format.ParseError as error:
+        raise _damaged(name, place / name, place, error) from error
+    except ModuleNotFoundError as error:
+        raise DatasetError(
+            f"{name} is not image classification, or not such that TFDS describes it "
+            f"without TensorFlow: {error.msg}."
+        ) from error
+
+
+def _damaged(
+    name: str, place: os.PathLike[str], data_dir: os.PathLike[str], detail: object
+) -> DatasetError:
+    """Returns the error for a set that is there and cannot be read whole."""
+    return DatasetError(
+        f"{name} in {os.fspath(place)} is incomplete or damaged ({detail}). "
+        f"{_repair(name, data_dir)}"
+    )
+
+
+def _repair(name: str, data_dir: str | os.PathLike[str]) -> str:
+    return f"Remove that directory and run `{command(name, data_dir)}`."
+
+
+def command(name: str, data_dir: str | os.PathLike[str]) -> str:
+    """Returns the command that prepares a data set in `data_dir`."""
+    words = ["python", "-m", "zosam_jax", "data", "prepare", name]
+    return shlex.join([*words, "--data-dir", os.fspath(data_dir)])
+
+
+def is_there(tfds_builder: Any, name: str) -> bool:
+    """Returns whether something prepared is in the builder's directory.
+
+    Raises:
+      DatasetError: It is there in another format than `array_record`.
+    """
+    place = tfds_builder.data_path
+    if not (place / "dataset_info.json").exists():
+        return False
+    formats = {f.value for f in tfds_builder.info.available_file_formats()}
+    if FORMAT not in formats:
+        raise DatasetError(
+            f"{place} holds {name} as {', '.join(sorted(formats))}, which "
+            f"cannot be read without TensorFlow; {FORMAT} is needed. Run "
+            f"`{command(name, 'DIR')}` with another directory DIR."
+        )
+    return True
+
+
+@dataclasses.dataclass(frozen=True)
+class Records:
+    """Images in a split of a TFDS set, or in some rows of it; an `images.Source`.
+
+    Attributes:
+      examples: TFDS's data source of the split, with images as encoded bytes.
+      image: Name of the image's feature.
+      label: Name of the label's feature.
+      place: The split and its directory.
+      repair: What to do where it is damaged.
+      rows: The records, if not all of them.
+    """
+
+    examples: Any
+    image: str
+    label: str
+    place: str
+    repair: str
+    rows: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        """Returns the number of records."""
+        return len(self.examples) if self.rows is None else len(self.rows)
+
+    def read(self, rows: Sequence[int]) -> list[tuple[bytes, int]]:
+        """Returns the encoded image and the label of each row."""
+        chosen = [int(self._record(row)) for row in rows]
+        try:
+            examples = self.examples.__getitems__(chosen)
+            return [(e[self.image], int(e[self.label])) for e in examples]
+        except _READ_ERRORS as error:
+            raise DatasetError(
+                f"{self.place} is damaged ({error}). {self.repair}"
+            ) from error
+
+    def _record(self, row: int) -> int:
+        return row if self.rows is None else self.rows[row]
+
+    def where(self, row: int) -> str:
+        """Returns the number of the record, the split and the directory."""
+        return f"record {self._record(row)} of {self.place}"
+
+
+def find(name: str, data_dir: str | os.PathLike[str] | None) -> images.Found:
+    """Returns an image classification set by its name in TFDS.
+
+    The test set is the split `test`, or `validation` where there is no `test` with
+    labels; of a set with `train` alone, every fifth record.
+
+    Raises:
+      ValueError: TFDS has no such set.
+      DatasetError: The set is missing, in another format, incomplete, damaged, or is
+        no image classification.
+    """
+    tfds_builder = builder(name, data_dir)
+    place = tfds_builder.data_path
+    features = tfds_builder.info.features
+    image, label = _features(name, tfds_builder.info)
+    if not is_there(tfds_builder, name):
+        raise DatasetError(
+            f"{name} is not in {place}. To put it there, run "
+            f"`{command(name, root(data_dir))}`, or name the "
+            "directory that has it with --data-dir or TFDS_DATA_DIR."
+        )
+    sizes, channels = features[image].shape[:2], features[image].shape[2]
+    splits = set(tfds_builder.info.splits)
+    if "train" not in splits:
+        raise DatasetError(
+            f"{place} has no split train; it has {', '.join(sorted(splits)) or 'none'}."
+        )
+    repair = _repair(name, root(data_dir))
+
+    def split(which: str) -> Records:
+        examples = _open(tfds_builder, name, which, label, data_dir)
+        place_of_split = f"the split {which} in {place}"
+        return Records(examples, image, label, place_of_split, repair)
+
+    train, test = split("train"), None
+    for which in ("test", "validation"):
+        if which in splits and (test is None or _unlabelled(test)):
+            test = split(which)
+    if test is None:
+        rows = np.arange(len(train))
+        held = rows % _FIFTH == _FIFTH - 1
+        test = dataclasses.replace(train, rows=rows[held])
+        train = dataclasses.replace(train, rows=rows[~held])
+    return images.Found(
+        name=name,
+        train=train,
+        test=test,
+        class_names=tuple(features[label].names),
+        channels=channels,
+        size=None if None in sizes else sizes,
+        repair=repair,
+        flip=not any(word in name for word in _UPRIGHT),
+    )
+
+
+def _unlabelled(records: Records) -> bool:
+    return records.read([0])[0][1] < 0
+
+
+def _features(name: str, info: Any) -> tuple[str, str]:
+    """Returns the names of the image's and the label's feature.
+
+    They are TFDS's supervised keys, or the only ones of their kind.
+    """
+    features = dict(info.features)
+    kinds = tfds.features.Image, tfds.features.ClassLabel
+    pair = info.supervised_keys
+    if not (isinstance(pair, tuple) and len(pair) == 2):
+        only = [[k for k, f in features.items() if type(f) is kind] for kind in kinds]
+        pair = tuple(keys[0] if len(keys) == 1 else "" for keys in only)
+    key, label = pair
+    if not (
+        isinstance(features.get(key), kinds[0])
+        and isinstance(features.get(label), kinds[1])
+    ):
+        raise DatasetError(
+            f"{name} is not image classification, one image and one class label an "
+            f"example: its features are {', '.join(sorted(features))}."
+        )
+    image = features[key]
+    channels = image.shape[-1]
+    if image.np_dtype != np.uint8 or channels not in images.CHANNELS:
+        raise DatasetError(
+            f"{name} has images of {channels} channels of {image.np_dtype.__name__}; "
+            "1, 3 or 4 channels of uint8 are needed."
+        )
+    return key, label
+
+
+def _open(
+    tfds_builder: Any,
+    name: str,
+    split: str,
+    label: str,
+    data_dir: str | os.PathLike[str] | None,
+) -> Any:
+    """Returns TFDS's data source of a split; of the features only the label is decoded.
+
+    Raises:
+      DatasetError: It is incomplete or damaged.
+    """
+    place, info = tfds_builder.data_path, tfds_builder.info
+    skip = {key: tfds.decode.SkipDecoding() for key in info.features if key != label}
+    try:
+        examples = tfds_builder.as_data_source(
+            split=split, decoders=skip, file_format=FORMAT
+        )
+        found, wanted = len(examples), info.splits[split].num_examples
+        complete = 0 < found == wanted and examples[0] and examples[found - 1]
+    except _READ_ERRORS as error:
+        raise _damaged(name, place, root(data_dir), error) from error
+    if not complete:
+        detail = f"{split} has {found} of {wanted} examples"
+        raise _damaged(name, place, root(data_dir), detail)
+    return examples
