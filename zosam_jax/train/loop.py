@@ -49,7 +49,7 @@ class Result(NamedTuple):
 def run(
     config: TrainConfig,
     *,
-    dataset: data.Dataset | None = None,
+    dataset: data.Dataset | data.Streamed | None = None,
     model: Any = None,
     display: Display | None = None,
     command: Sequence[str] | None = None,

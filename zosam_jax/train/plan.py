@@ -17,7 +17,9 @@ from zosam_jax.train.task import Task
 
 
 def plan(
-    config: TrainConfig, dataset: data.Dataset | None = None, model: Any = None
+    config: TrainConfig,
+    dataset: data.Dataset | data.Streamed | None = None,
+    model: Any = None,
 ) -> Programs:
     """Checks a configuration against its data, model and devices; compiles nothing.
 
