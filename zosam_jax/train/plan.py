@@ -37,9 +37,7 @@ def plan(
     try:
         if model is None:
             _check.one_of("model", config.model, models.names())
-        if dataset is None:
-            dataset = _load(config)
-        dataset, validation = _hold_out(config, dataset)
+        dataset, validation = _hold_out(config, dataset or _load(config))
         _check_batch(config, dataset.num_train, mesh.size)
         if config.augment is not None:
             transform(config, dataset)
