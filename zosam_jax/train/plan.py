@@ -37,12 +37,12 @@ def plan(
     try:
         if model is None:
             _check.one_of("model", config.model, models.names())
-        dataset, validation = _hold_out(config, dataset or _load(config))
-        _check_batch(config, dataset.num_train, mesh.size)
+        chosen, validation = _hold_out(config, dataset or _load(config))
+        _check_batch(config, chosen.num_train, mesh.size)
         if config.augment is not None:
-            transform(config, dataset)
+            transform(config, chosen)
         if model is None:
-            model = create_model(config, dataset)
+            model = create_model(config, chosen)
         other = config.probe_dtype not in ("same", config.dtype)
         if other and not hasattr(model, "dtype"):
             raise ValueError(
@@ -50,8 +50,8 @@ def plan(
                 f"{type(model).__name__} has none."
             )
         _check_heads(config, model)
-        teacher = None if config.teacher is None else _teacher(config, dataset)
-        return Programs(Task(config, dataset, model, mesh, validation, teacher))
+        teacher = None if config.teacher is None else _teacher(config, chosen)
+        return Programs(Task(config, chosen, model, mesh, validation, teacher))
     except ValueError as error:
         raise RunError(str(error)) from error
 
