@@ -35,6 +35,11 @@ from zosam_jax.data.augment.occlusion import erasing_parameters as erasing_param
 from zosam_jax.data.augment.pipeline import Augmentation as Augmentation
 from zosam_jax.data.augment.pipeline import make as make
 from zosam_jax.data.augment.pipeline import names as names
+from zosam_jax.data.augment.policy import RandAugment as RandAugment
+from zosam_jax.data.augment.policy import randaugment as randaugment
+from zosam_jax.data.augment.policy import (
+    randaugment_parameters as randaugment_parameters,
+)
 
 
 def normalize(

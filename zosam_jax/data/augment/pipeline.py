@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jax
 
 from zosam_jax import _check
-from zosam_jax.data.augment import crops, mixing, occlusion
+from zosam_jax.data.augment import crops, mixing, occlusion, policy
 
 
 class _Row(NamedTuple):
@@ -32,6 +32,7 @@ _TABLE = {
     "crop": _Row("pixels of zero padding", None, 0, _ANY, whole=True),
     "resized_crop": _Row("least share of the area, in (0, 1]", 0.08, 0, 1, stream=2),
     "flip": _Row("", None, 0, 0),
+    "randaugment": _Row("magnitude, 0 to 10", 9, 0, 10, stream=3),
     "cutout": _Row("side in pixels", None, 0, _ANY, whole=True, stream=4),
     "erasing": _Row("probability", 0.25, 0, 1, stream=5),
     "mixup": _Row("alpha of Beta(alpha, alpha), > 0", 0.8, 0, _ANY, stream=6),
@@ -50,9 +51,9 @@ def names() -> tuple[str, ...]:
 class Augmentation:
     """A pure function of a key and a batch; `make` builds it. Equal ones hash equally.
 
-    Its order is that of `names()`: geometry, then what covers a part of an image, then
-    what mixes images. With `mixup` and `cutmix`, a batch gets one of them, each with
-    probability 1/2 (DeiT, arXiv:2012.12877).
+    Its order is that of `names()`: geometry, RandAugment, what covers a part of an
+    image, what mixes images. With `mixup` and `cutmix`, a batch gets one of them, each
+    with probability 1/2 (DeiT, arXiv:2012.12877).
 
     Attributes:
       operations: Name and strength of each operation, in order.
@@ -116,6 +117,11 @@ class Augmentation:
         if "crop" in on or "flip" in on:
             padding = int(on.get("crop", 0))
             images = crops.random_crop_flip(key, images, padding, "flip" in on)
+        if "randaugment" in on:
+            drawn = policy.randaugment_parameters(
+                keys["randaugment"], len(images), on["randaugment"]
+            )
+            images = policy.randaugment(images, drawn, self.mean)
         if "cutout" in on:
             box = occlusion.cutout_parameters(
                 keys["cutout"], images.shape, int(on["cutout"])

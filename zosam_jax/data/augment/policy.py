@@ -1,0 +1,327 @@
+"""RandAugment (Cubuk et al., arXiv:1909.13719) in the form of timm and DeiT.
+
+Two operations of fifteen are drawn for every image, with replacement, and each is
+applied with probability 1/2; its magnitude `m` is normal about the option's, cut to
+0 to 10. This is timm's `rand-m9-mstd0.5-inc1` where the option is 9. With `s = +-m/10`,
+the sign at random, and `t = m/10`:
+
+| operation | what it does |
+|---|---|
+| autocontrast, equalize, invert | as their names say, the first two by channel |
+| rotate | by `30 s` degrees about the middle |
+| posterize | keeps the upper `4 - floor(4 t)` bits |
+| solarize | inverts levels from `256 - floor(256 t)` |
+| solarize_add | adds `floor(110 t)` to levels below 128, up to 255 |
+| color, contrast, brightness, sharpness | factor `max(0.1, 1 + 0.9 s)` |
+| shear_x, shear_y | by `0.3 s` |
+| translate_x, translate_y | by `0.45 s` of the side |
+
+Pixel arithmetic is Pillow's, rounding included.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from zosam_jax import _check
+
+OPERATIONS = (
+    "autocontrast",
+    "equalize",
+    "invert",
+    "rotate",
+    "posterize",
+    "solarize",
+    "solarize_add",
+    "color",
+    "contrast",
+    "brightness",
+    "sharpness",
+    "shear_x",
+    "shear_y",
+    "translate_x",
+    "translate_y",
+)
+_INDEX = {name: index for index, name in enumerate(OPERATIONS)}
+_TABLES = OPERATIONS[:3] + OPERATIONS[4:7]
+_BLENDS = OPERATIONS[7:11]
+
+
+class RandAugment(NamedTuple):
+    """What `randaugment` does to every image, one layer after another.
+
+    Attributes:
+      operation: int32 `[layers, N]`, the place in `OPERATIONS`; -1 does nothing.
+      magnitude: float32 `[layers, N]`, from 0 to 10.
+      sign: float32 `[layers, N]`, 1 or -1; without effect where there is no direction.
+    """
+
+    operation: jax.Array
+    magnitude: jax.Array
+    sign: jax.Array
+
+
+def randaugment_parameters(
+    key: jax.Array,
+    n: int,
+    magnitude: float = 9.0,
+    std: float = 0.5,
+    layers: int = 2,
+    probability: float = 0.5,
+) -> RandAugment:
+    """Draws the operations of `randaugment`. Defaults: DeiT's.
+
+    Args:
+      key: A random key.
+      n: Number of images.
+      magnitude: Mean of the magnitudes, from 0 to 10.
+      std: Their standard deviation, before they are cut to 0 to 10.
+      layers: Operations drawn for every image.
+      probability: Chance of each to be applied; timm's is 1/2, the paper's 1.
+    """
+    keys = jax.random.split(key, 4)
+    shape = layers, n
+    operation = jax.random.randint(keys[0], shape, 0, len(OPERATIONS))
+    applied = jax.random.uniform(keys[1], shape) < probability
+    drawn = magnitude + std * jax.random.normal(keys[2], shape)
+    sign = jnp.where(jax.random.bernoulli(keys[3], shape=shape), 1.0, -1.0)
+    operation = jnp.where(applied, operation, -1)
+    return RandAugment(operation, jnp.clip(drawn, 0, 10), sign)
+
+
+def randaugment(
+    images: jax.Array,
+    parameters: RandAugment,
+    mean: tuple[float, ...],
+    interpolation: str = "bicubic",
+) -> jax.Array:
+    """Returns every image after its operations.
+
+    On a CPU, images run one after another, each through what it drew alone. Elsewhere,
+    all images run at once, each through one resampling, one table of levels and one
+    blend in every layer. On several CPU devices the loop gathers the batch; GPUs and
+    TPUs keep it where it is.
+
+    Args:
+      images: uint8 `[N, H, W, C]`, of 1 or 3 channels.
+      parameters: As of `randaugment_parameters`.
+      mean: Mean of each channel of `images / 255`: its nearest level fills what a
+        rotation, shear or translation leaves empty.
+      interpolation: Of these: "bilinear", or "bicubic" (a = -1, Pillow's `transform`),
+        which DeiT takes.
+
+    Returns:
+      uint8 `[N, H, W, C]`.
+
+    Raises:
+      ValueError: The images have neither 1 nor 3 channels.
+    """
+    _check.one_of("interpolation", interpolation, ("bilinear", "bicubic"))
+    channels = images.shape[-1]
+    if channels not in (1, 3):
+        raise ValueError(
+            f"randaugment needs images of 1 or 3 channels and got {channels}."
+        )
+    fill = tuple(round(255 * m) for m in mean)
+    kinds = [2 if x in _TABLES else 3 if x in _BLENDS else 1 for x in OPERATIONS]
+
+    def apply(image: jax.Array, layer: RandAugment) -> tuple[jax.Array, None]:
+        kind = jnp.array([*kinds, 0])[layer.operation]  # -1 is the last one
+        branches = [
+            lambda image: image,
+            lambda image: _transform(image, layer, fill, interpolation),
+            lambda image: _map_levels(image, layer),
+            lambda image: _enhance(image, layer),
+        ]
+        return jax.lax.switch(kind, branches, image), None
+
+    def apply_all(image: jax.Array, layers: RandAugment) -> jax.Array:
+        return jax.lax.scan(apply, image, layers)[0]
+
+    by_image = RandAugment(*(x.T for x in parameters))
+    return jax.lax.platform_dependent(
+        images,
+        by_image,
+        cpu=lambda *batch: jax.lax.map(lambda one: apply_all(*one), batch),
+        default=jax.vmap(apply_all),
+    )
+
+
+def _pick(
+    layer: RandAugment, choices: Mapping[str, jax.Array], default: float
+) -> jax.Array:
+    """Returns the value of the operation that was drawn."""
+    drawn = [layer.operation == _INDEX[name] for name in choices]
+    return jnp.select(drawn, list(choices.values()), default)
+
+
+def _transform(
+    image: jax.Array, layer: RandAugment, fill: tuple[int, ...], interpolation: str
+) -> jax.Array:
+    """Rotates, shears or translates."""
+    height, width, _ = image.shape
+    share = layer.sign * layer.magnitude / 10
+    angle = math.radians(30) * share
+    cos, sin = jnp.cos(angle), jnp.sin(angle)
+    # A pixel at (x, y), from its centre, comes from (a x + b y + c, d x + e y + f).
+    x, y = width / 2, height / 2
+    a = e = _pick(layer, {"rotate": cos}, 1)
+    b = _pick(layer, {"rotate": -sin, "shear_x": 0.3 * share}, 0)
+    d = _pick(layer, {"rotate": sin, "shear_y": 0.3 * share}, 0)
+    move = 0.45 * share
+    c = {"rotate": x - cos * x + sin * y, "translate_x": move * width}
+    f = {"rotate": y - sin * x - cos * y, "translate_y": move * height}
+    columns, rows = jnp.arange(width) + 0.5, (jnp.arange(height) + 0.5)[:, None]
+    return _sample(
+        image,
+        d * columns + e * rows + _pick(layer, f, 0),
+        a * columns + b * rows + _pick(layer, c, 0),
+        fill,
+        interpolation,
+    )
+
+
+def _sample(
+    image: jax.Array,
+    y: jax.Array,
+    x: jax.Array,
+    fill: tuple[int, ...],
+    interpolation: str,
+) -> jax.Array:
+    """Returns the levels at the points `[H, W]`, cut down to whole ones."""
+    height, width, channels = image.shape
+    within = (x >= 0) & (x < width) & (y >= 0) & (y < height)
+    x, y = x - 0.5, y - 0.5
+    left, top = jnp.floor(x), jnp.floor(y)
+    dx, dy = x - left, y - top
+    left, top = left.astype(jnp.int32), top.astype(jnp.int32)
+    # A pixel's channels in one word: a third of the gathers.
+    words = image[..., 0].astype(jnp.uint32)
+    for channel in range(1, channels):
+        words |= image[..., channel].astype(jnp.uint32) << (8 * channel)
+    words = words.reshape(height * width)
+
+    offsets = range(2) if interpolation == "bilinear" else range(-1, 3)
+    mix = _linear if interpolation == "bilinear" else _cubic
+    taps = {}
+    for j in offsets:
+        row = jnp.clip(top + j, 0, height - 1) * width
+        for i in offsets:
+            place = row + jnp.clip(left + i, 0, width - 1)
+            taps[j, i] = words.at[place].get(mode="promise_in_bounds")
+    result = []
+    for channel in range(channels):
+        level = {
+            at: ((word >> (8 * channel)) & 255).astype(jnp.float32)
+            for at, word in taps.items()
+        }
+        lines = [mix([level[j, i] for i in offsets], dx) for j in offsets]
+        value = jnp.clip(jnp.floor(mix(lines, dy)), 0, 255).astype(jnp.uint8)
+        result.append(jnp.where(within, value, jnp.uint8(fill[channel])))
+    return jnp.stack(result, -1)
+
+
+# Written with differences, which are exactly 0 where the image is flat: nothing is lost
+# there when the result is cut down.
+def _linear(v: list[jax.Array], d: jax.Array) -> jax.Array:
+    return v[0] + (v[1] - v[0]) * d
+
+
+def _cubic(v: list[jax.Array], d: jax.Array) -> jax.Array:
+    first = v[2] - v[0]
+    second = 2 * (v[0] - v[1]) + v[2] - v[3]
+    third = v[1] - v[0] + v[3] - v[2]
+    return v[1] + d * (first + d * (second + d * third))
+
+
+def _map_levels(image: jax.Array, layer: RandAugment) -> jax.Array:
+    """Replaces levels by a table for each channel."""
+    channels = image.shape[-1]
+    pixels = image.reshape(-1, channels)
+    level = jnp.arange(256)[:, None]
+    share = layer.magnitude / 10
+    threshold = 256 - jnp.floor(256 * share).astype(jnp.int32)
+    dropped = 4 + jnp.floor(4 * share).astype(jnp.int32)
+    bright = jnp.minimum(level + jnp.floor(110 * share).astype(jnp.int32), 255)
+    tables = {
+        "autocontrast": _autocontrast(pixels),
+        "equalize": _equalize(pixels),
+        "invert": 255 - level,
+        "posterize": (level >> dropped) << dropped,
+        "solarize": jnp.where(level < threshold, level, 255 - level),
+        "solarize_add": jnp.where(level < 128, bright, level),
+    }
+    shape = 256, channels
+    tables = {name: jnp.broadcast_to(x, shape) for name, x in tables.items()}
+    table = _pick(layer, tables, 0).astype(jnp.uint8)
+    return _look_up(table.reshape(-1), pixels).reshape(image.shape)
+
+
+def _place(pixels: jax.Array) -> jax.Array:
+    """Returns where a pixel's level stands in a flat table `[256 C]`."""
+    channels = pixels.shape[-1]
+    return pixels.astype(jnp.int32) * channels + jnp.arange(channels)
+
+
+def _look_up(table: jax.Array, pixels: jax.Array) -> jax.Array:
+    return table.at[_place(pixels)].get(mode="promise_in_bounds")
+
+
+def _autocontrast(pixels: jax.Array) -> jax.Array:
+    """Returns the table `[256, C]` that spreads the levels over 0 to 255."""
+    low, high = (f(pixels, 0).astype(jnp.int32) for f in (jnp.min, jnp.max))
+    level = jnp.arange(256)[:, None]
+    spread = (level - low) * 255 // jnp.maximum(high - low, 1)
+    return jnp.where(high > low, jnp.clip(spread, 0, 255), level)
+
+
+def _equalize(pixels: jax.Array) -> jax.Array:
+    """Returns the table `[256, C]` that makes the levels about equally frequent."""
+    size, channels = pixels.shape
+    counts = jnp.zeros(256 * channels, jnp.int32)
+    counts = counts.at[_place(pixels)].add(1, mode="promise_in_bounds")
+    counts = counts.reshape(256, channels)
+    level = jnp.arange(256)[:, None]
+    last = jnp.max(jnp.where(counts > 0, level, 0), 0, keepdims=True)
+    step = (size - jnp.take_along_axis(counts, last, 0)) // 255
+    below = jnp.cumsum(counts, 0) - counts
+    table = (step // 2 + below) // jnp.maximum(step, 1)
+    return jnp.where(step > 0, jnp.minimum(table, 255), level)
+
+
+def _enhance(image: jax.Array, layer: RandAugment) -> jax.Array:
+    """Blends the image with its grey, mean, black or smooth version."""
+    factor = jnp.maximum(0.1, 1 + 0.9 * (layer.sign * layer.magnitude / 10))
+    image = image.astype(jnp.int32)
+    grey = _grey(image)
+    mean = (2 * grey.sum() + grey.size) // (2 * grey.size)
+    versions = {
+        "color": jnp.broadcast_to(grey, image.shape),
+        "contrast": jnp.broadcast_to(mean, image.shape),
+        "brightness": jnp.zeros_like(image),
+        "sharpness": _smooth(image),
+    }
+    base = _pick(layer, versions, 0)
+    result = base + factor * (image - base).astype(jnp.float32)
+    return jnp.clip(jnp.floor(result), 0, 255).astype(jnp.uint8)
+
+
+def _grey(image: jax.Array) -> jax.Array:
+    """Returns the luma of ITU-R 601-2 `[H, W, 1]` in Pillow's integers."""
+    if image.shape[-1] == 1:
+        return image
+    luma = image @ jnp.array([19595, 38470, 7471])
+    return ((luma + (1 << 15)) >> 16)[..., None]
+
+
+def _smooth(image: jax.Array) -> jax.Array:
+    """Returns the mean of 3 x 3 pixels, the middle one five times; edges stay."""
+    inner = image[1:-1, 1:-1]
+    if not inner.size:
+        return image
+    rows = image[:-2] + image[1:-1] + image[2:]
+    total = rows[:, :-2] + rows[:, 1:-1] + rows[:, 2:] + 4 * inner
+    return image.at[1:-1, 1:-1].set((2 * total + 13) // 26)
