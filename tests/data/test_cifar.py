@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from zosam_jax import data
-from zosam_jax.data import preparation
+from zosam_jax.data import archives, preparation
 
 NAMES = ("cifar10", "cifar100")
 
@@ -209,7 +209,7 @@ def test_a_wrong_archive_is_refused(small, tmp_path):
 
 def test_a_failure_while_writing_leaves_nothing(small, tmp_path, monkeypatch):
     small("cifar10")
-    save = preparation.Image.Image.save
+    save = archives.Image.Image.save
     images = []
 
     def fill_the_disk(self, *args):
@@ -219,7 +219,7 @@ def test_a_failure_while_writing_leaves_nothing(small, tmp_path, monkeypatch):
         save(self, *args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(preparation.Image.Image, "save", fill_the_disk)
+        patch.setattr(archives.Image.Image, "save", fill_the_disk)
         with pytest.raises(data.DatasetError, match="No space left on device"):
             data.prepare("cifar10", tmp_path / "tfds")
     assert nothing_is_there(tmp_path / "tfds")

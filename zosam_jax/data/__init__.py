@@ -92,12 +92,19 @@ def prepare(
 ) -> None:
     """Makes a data set ready for `load`, without TensorFlow.
 
+    A download that was interrupted is continued by the next call. Encoded images are
+    kept as they are.
+
     Args:
-      name: One of `names()`. `digits` needs no preparation.
+      name: One of `names()`, `folder:PATH` or `text:PATH`. What needs no preparation is
+        checked. `imagenet2012` must be downloaded by hand; of other sets of TFDS the
+        error says the command that prepares them with TensorFlow.
       data_dir: The TFDS data directory. Default: `TFDS_DATA_DIR`, else
         `~/tensorflow_datasets`.
       archive: A local copy of the data set's archive (the file that the download would
-        fetch), for a machine without network. Default: it is downloaded.
+        fetch), or the folder of it, or of them where there are several. Default: they
+        are downloaded, or those in DATA_DIR/downloads/manual are read. For
+        `folder:PATH` any tar or zip, which is unpacked there.
       on_progress: Called with a line of text at every tenth of the download and of
         the writing, and at the end with what is ready and where. Default: silent.
 
@@ -107,10 +114,18 @@ def prepare(
         written. Nothing is left where `load` would find it.
     """
     progress = on_progress or (lambda _: None)
-    if name in ("digits", "pydoc"):
-        progress(f"{name} needs no preparation: it comes with what is installed.")
+    kind, _, path = name.partition(":")
+    if name in ("digits", "pydoc") or kind == "text":
+        found = load(name)
+        progress(
+            f"{name} needs no preparation: {found.num_train:,} training and "
+            f"{found.num_test:,} test examples are read from where they are."
+        )
         return
     from zosam_jax.data import preparation, tfds_sets
 
+    if kind == "folder":
+        preparation.folder(path, archive, progress)
+        return
     tfds_sets.check_name(name, data_dir, (*_NAMES, *_FORMS))
-    preparation.cifar(name, data_dir, archive, progress)
+    preparation.tfds_set(name, data_dir, archive, progress)

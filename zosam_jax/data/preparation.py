@@ -1,94 +1,93 @@
-"""Writes CIFAR as an ordinary TFDS data set, without TensorFlow.
+"""Writes image sets as ordinary TFDS data sets, without TensorFlow.
 
-TFDS's own builder of the set supplies its name, version, features, address and
-checksum. Only the reading is replaced: TFDS reads the archive and encodes its images
-with TensorFlow, this does so with the standard library and Pillow. The keys of the
-examples are TFDS's own, and so is the order that follows from them.
+TFDS's own builder of a set supplies its name, version, features, addresses and
+checksums. Only the reading is replaced: TFDS reads the archives with TensorFlow, this
+does so with the standard library. The keys of the examples are TFDS's own, and so is
+the order that follows from them.
 """
 
-import hashlib
-import http.client
-import io
-import itertools
+import dataclasses
 import os
 import pathlib
+import re
+import shlex
 import shutil
 import tarfile
-import urllib.error
-import urllib.request
-from collections.abc import Callable, Iterable, Iterator
+import zlib
+from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import tensorflow_datasets as tfds
-from PIL import Image
 
-from zosam_jax.data import tfds_sets as reader
+from zosam_jax.data import archives, download, folders, tfds_sets
+from zosam_jax.data.download import Progress
 from zosam_jax.data.sources import DatasetError
 
-Progress = Callable[[str], None]
-
-_BLOCK = 1 << 20
-_NETWORK_ERRORS = (
-    urllib.error.URLError,
-    http.client.HTTPException,
-    ConnectionError,
-    TimeoutError,
-)
-_SHAPE = (3, 32, 32)
-_PIXELS = 3 * 32 * 32
-_REPORTS = 10
+# A file that takes more than a few seconds to check, in bytes.
+_LONG = 1 << 30
+_TAR_ERRORS = (tarfile.TarError, shutil.ReadError, EOFError, zlib.error)
 
 
-def cifar(
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """How a set is prepared.
+
+    Attributes:
+      urls: The addresses of its archives, from TFDS's builder.
+      layout: What is in them; see `archives`.
+      manual: Where to get archives that cannot be downloaded; None where they can.
+    """
+
+    urls: Callable[[Any], tuple[str, ...]]
+    layout: Callable[[Any, archives.Paths, Progress], archives.Splits]
+    manual: str | None = None
+
+
+_CIFAR = Recipe(archives.cifar_urls, archives.cifar)
+_RECIPES = {
+    "cifar10": _CIFAR,
+    "cifar100": _CIFAR,
+    "imagenette": Recipe(archives.imagenette_urls, archives.imagenette),
+    "oxford_iiit_pet": Recipe(archives.pet_urls, archives.pets),
+    "imagenet2012": Recipe(
+        archives.imagenet_urls,
+        archives.imagenet,
+        "It needs an account: register at https://image-net.org/download-images and "
+        "download the training and the validation images of ILSVRC2012 (138 GiB and 6 "
+        "GiB; the disk should have room for them three times).",
+    ),
+}
+
+
+def tfds_set(
     name: str,
     data_dir: str | os.PathLike[str] | None,
     archive: str | os.PathLike[str] | None,
     progress: Progress,
 ) -> None:
-    """Prepares `cifar10` or `cifar100`; see `zosam_jax.data.prepare`.
+    """Prepares a set of TFDS; see `zosam_jax.data.prepare`.
 
     A set that is there already and complete is left alone; an incomplete one is
-    replaced, once the archive is at hand.
+    replaced, once the archives are at hand.
     """
-    builder = reader.builder(name, data_dir)
-    reader.is_there(builder, name)
+    builder = tfds_sets.builder(name, data_dir)
+    tfds_sets.is_there(builder, name)
     try:
-        found = reader.find(name, data_dir)
+        found = tfds_sets.find(name, data_dir)
     except DatasetError:
-        root = reader.root(data_dir)
+        root = tfds_sets.root(data_dir)
         try:
             _write(name, root, archive, progress)
-        except OSError as error:
+        except (OSError, *_TAR_ERRORS) as error:
             raise DatasetError(
                 f"{name} could not be prepared in {root}: {error}"
             ) from error
-        builder = reader.builder(name, data_dir)
-        found = reader.find(name, data_dir)
+        builder = tfds_sets.builder(name, data_dir)
+        found = tfds_sets.find(name, data_dir)
     progress(
         f"{name} is ready in {builder.data_path}: {len(found.train):,} training "
         f"and {len(found.test):,} test images."
     )
-
-
-def _every_tenth(progress: Progress, line: str, total: int) -> Callable[[int], None]:
-    """Returns a function of the amount done that reports `line` at every tenth.
-
-    Args:
-      progress: What takes the lines.
-      line: A format of `done` and `total`.
-      total: The amount at the end.
-    """
-    reported = 0
-
-    def report(done: int) -> None:
-        nonlocal reported
-        tenths = _REPORTS * done // total
-        if tenths > reported:
-            reported = tenths
-            progress(line.format(done=done, total=total))
-
-    return report
 
 
 def _write(
@@ -97,141 +96,180 @@ def _write(
     archive: str | os.PathLike[str] | None,
     progress: Progress,
 ) -> None:
-    """Writes a data set from its archive, which is downloaded where it is not given.
+    """Writes a data set from its archives, which are downloaded where not given.
 
     TFDS writes into a directory of another name, which it renames at the end.
     """
-    official: Any = tfds.builder_cls(name)
-    url = reader.builder(name, root)._cifar_info.url
-    wanted = official.url_infos[url]
-    if archive is None:
-        path = _download(name, url, wanted, root / "downloads", progress)
+    plain = re.split("[/:]", name, maxsplit=1)[0]
+    builder = tfds_sets.builder(name, root)
+    if plain not in _RECIPES:
+        raise DatasetError(_by_tfds(name, root, builder.data_path))
+    recipe = _RECIPES[plain]
+    folder = root / "downloads" / plain
+    # Where nothing is prepared: TFDS's own code, whatever is damaged in `root`.
+    official = tfds_sets.builder(name, folder)
+    known = official.url_infos or {}
+    infos = {url: known[url] for url in recipe.urls(official)}
+    if archive is None and recipe.manual is None:
+        paths = {url: folder / _file(url, info) for url, info in infos.items()}
+        for url, path in paths.items():
+            _download(name, root, url, infos[url], path, progress)
     else:
-        path = pathlib.Path(archive).expanduser()
-        if not path.is_file():
-            raise DatasetError(f"archive={path} is not a file. Get it from {url}.")
-        _verify(path, wanted)
-    damaged = reader.builder(name, root).data_path
-    if damaged.exists():
-        shutil.rmtree(damaged)
-    builder = official(data_dir=os.fspath(root), file_format=reader.FORMAT)
+        paths = _local(name, root, archive, infos, recipe.manual, progress)
+    if builder.data_path.exists():
+        shutil.rmtree(builder.data_path)
+    builder = tfds_sets.builder(name, root, file_format=tfds_sets.FORMAT)
     # On the instance, not in a subclass: the set keeps the official builder's name and
     # module, and TFDS's registry of builders stays as it was.
-    builder._split_generators = lambda _: _splits(builder, path, progress)
+    builder._split_generators = lambda _: recipe.layout(builder, paths, progress)
     builder._log_download_bytes = builder._log_download_done = lambda: None
     tfds.disable_progress_bar()
     builder.download_and_prepare(
         download_config=tfds.download.DownloadConfig(try_download_gcs=False)
     )
-    if archive is None:
-        path.unlink()
+    if archive is None and recipe.manual is None:
+        for path in paths.values():
+            path.unlink()
+
+
+def _by_tfds(name: str, root: pathlib.Path, place: os.PathLike[str]) -> str:
+    """Returns what to do about a set that only TFDS itself can prepare."""
+    program = (
+        "import tensorflow_datasets as tfds; "
+        f"tfds.builder({name!r}, data_dir={os.fspath(root)!r}, "
+        f"file_format={tfds_sets.FORMAT!r}).download_and_prepare()"
+    )
+    return (
+        f"{name} is not in {os.fspath(place)}, and only TFDS itself can prepare it, "
+        "with TensorFlow. Run `pip install 'zosam-jax[tf]'`, then "
+        f"`{shlex.join(['python', '-c', program])}`. Training needs no TensorFlow."
+    )
+
+
+def _file(url: str, info: Any) -> str:
+    return info.filename or url.rpartition("/")[2]
 
 
 def _download(
-    name: str, url: str, wanted: Any, folder: pathlib.Path, progress: Progress
-) -> pathlib.Path:
-    """Returns the archive in `folder`, downloaded unless it is there already.
-
-    The file has its name only once it is complete and its checksum is right.
-    """
-    path = folder / wanted.filename
-    if path.exists() and _sha256(path) == wanted.checksum:
-        return path
-    folder.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    line = f"{wanted.filename}: {{done:,}} of {{total:,}} bytes"
-    report = _every_tenth(progress, line, int(wanted.size))
+    name: str,
+    root: pathlib.Path,
+    url: str,
+    wanted: Any,
+    path: pathlib.Path,
+    progress: Progress,
+) -> None:
     try:
-        with urllib.request.urlopen(url, timeout=60) as source, part.open("wb") as sink:
-            while block := source.read(_BLOCK):
-                sink.write(block)
-                report(sink.tell())
-        _verify(part, wanted)
-        part.replace(path)
-    except _NETWORK_ERRORS as error:
+        download.fetch(url, wanted, path, progress)
+    except download.Failed as error:
+        run = tfds_sets.command(name, root)
         raise DatasetError(
-            f"{url} could not be downloaded: {error}. On a machine without network, "
-            f"bring the file from another one and run "
-            f"`{reader.command(name, folder.parent)} --archive FILE`."
+            f"{error} Run `{run}` again to go on. On a machine without network, bring "
+            f"the file {path.name} from another one, and add --archive with the file, "
+            "or with the folder of all files where there are several."
         ) from error
-    finally:
-        part.unlink(missing_ok=True)
-    return path
 
 
-def _sha256(path: pathlib.Path) -> str:
-    """Returns the SHA-256 of a file in hexadecimal digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _local(
+    name: str,
+    root: pathlib.Path,
+    archive: str | os.PathLike[str] | None,
+    infos: dict[str, Any],
+    manual: str | None,
+    progress: Progress,
+) -> archives.Paths:
+    """Returns the archives on this machine, verified.
 
-
-def _verify(path: pathlib.Path, wanted: Any) -> None:
-    """Raises `DatasetError` unless a file has the SHA-256 that TFDS knows."""
-    found = _sha256(path)
-    if found != wanted.checksum:
-        raise DatasetError(
-            f"{path} is not {wanted.filename}, or not all of it: it has "
-            f"{path.stat().st_size:,} bytes and the SHA-256 {found}, not "
-            f"{int(wanted.size):,} bytes and {wanted.checksum}. Fetch it again."
-        )
-
-
-def _splits(
-    builder: Any, archive: pathlib.Path, progress: Progress
-) -> dict[str, Iterator[tuple[int, dict[str, Any]]]]:
-    """Returns the examples of both splits, and sets the names of the classes."""
-    layout = builder._cifar_info
-    files = {}
-    with tarfile.open(archive) as tar:
-        for member in tar:
-            if (file := tar.extractfile(member)) is not None:
-                files[member.name.removeprefix(layout.prefix)] = file.read()
-    for key, file in zip(layout.label_keys, layout.label_files, strict=True):
-        builder.info.features[key].names = [
-            n for n in files[file].decode().splitlines() if n
-        ]
-    keys = layout.label_keys
-    batches = {
-        split: [_records(files[file], len(keys)) for file in names]
-        for split, names in (("train", layout.train_files), ("test", layout.test_files))
-    }
-    total = sum(len(rows) for split in batches.values() for rows in split)
-    report = _every_tenth(progress, "written: {done:,} of {total:,} images", total)
-    written = itertools.count(1)
-
-    def tick() -> None:
-        report(next(written))
-
-    return {
-        split: _examples(f"{split}_", itertools.chain.from_iterable(rows), keys, tick)
-        for split, rows in batches.items()
-    }
-
-
-def _records(data: bytes, num_labels: int) -> np.ndarray:
-    """Returns a CIFAR file as uint8 `[N, num_labels + 3072]`.
-
-    A record is its labels, one byte each, and the red, green and blue planes of
-    32 x 32 pixels, row by row.
+    Args:
+      name: The set's name.
+      root: The TFDS data directory.
+      archive: The archive, or the folder of the archives. None: TFDS's own folder for
+        manual downloads.
+      infos: What TFDS knows of each archive, by its address.
+      manual: Where to get them, if they cannot be downloaded.
+      progress: What takes lines of text.
     """
-    return np.frombuffer(data, np.uint8).reshape(-1, num_labels + _PIXELS)
+    given = pathlib.Path(archive or root / "downloads" / "manual").expanduser()
+    names = [_file(url, info) for url, info in infos.items()]
+    if given.is_dir() or len(names) > 1 or archive is None:
+        paths = dict(zip(infos, [given / file for file in names], strict=True))
+    else:
+        paths = dict.fromkeys(infos, given)
+    missing = [path for path in paths.values() if not path.is_file()]
+    if missing and manual:
+        raise DatasetError(
+            f"{name} cannot be downloaded by a program. {manual} Put "
+            f"{' and '.join(names)} into {given}, or name their folder with --archive, "
+            f"and run `{tfds_sets.command(name, root)}` again. Not there: "
+            f"{', '.join(path.name for path in missing)}."
+        )
+    if missing:
+        raise DatasetError(
+            f"archive={archive}: {missing[0]} is not a file. Get it from "
+            f"{' and '.join(infos)}."
+        )
+    for url, path in paths.items():
+        wanted, size = infos[url], path.stat().st_size
+        line = f"{path.name}: {{done:,}} of {{total:,}} bytes checked"
+        large = size > 1 << 30
+        report = download.every_tenth(
+            progress if large else _silent, line, max(size, 1)
+        )
+        download.verify(path, _file(url, wanted), wanted, report)
+    return paths
 
 
-def _examples(
-    prefix: str,
-    records: Iterable[np.ndarray],
-    label_keys: list[str],
-    tick: Callable[[], None],
-) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yields each record's key and features, its image as PNG; `tick` after each."""
-    for index, record in enumerate(records):
-        labels, pixels = record[: len(label_keys)], record[len(label_keys) :]
-        png = io.BytesIO()
-        Image.fromarray(
-            np.ascontiguousarray(pixels.reshape(_SHAPE).transpose(1, 2, 0))
-        ).save(png, "PNG")
-        png.seek(0)
-        example = {"id": f"{prefix}{index:05d}", "image": png}
-        example |= {k: int(v) for k, v in zip(label_keys, labels, strict=True)}
-        yield index, example
-        tick()
+def _silent(line: str) -> None:
+    del line
+
+
+def folder(
+    path: str, archive: str | os.PathLike[str] | None, progress: Progress
+) -> None:
+    """Checks a folder of images, unpacked from an archive where one is given.
+
+    Args:
+      path: The folder. With an archive it must not exist yet, or be empty.
+      archive: A tar or zip of the folder's content, perhaps in one folder.
+      progress: What takes lines of text.
+
+    Raises:
+      DatasetError: The archive cannot be unpacked, or the folder is not such as
+        `folders.find` reads.
+    """
+    root = pathlib.Path(path).expanduser()
+    if archive is not None:
+        if root.exists() and (not root.is_dir() or any(root.iterdir())):
+            raise DatasetError(f"{root} is there already; {archive} was not unpacked.")
+        progress(f"unpacking {archive} into {root}")
+        try:
+            _unpack(pathlib.Path(archive).expanduser(), root)
+        except (OSError, ValueError, *_TAR_ERRORS) as error:
+            raise DatasetError(
+                f"{archive} could not be unpacked into {root}: {error}."
+            ) from error
+    found = folders.find(path)
+    progress(
+        f"{found.name} is ready: {len(found.train):,} training and "
+        f"{len(found.test):,} test images of {len(found.class_names)} classes."
+    )
+
+
+def _unpack(archive: pathlib.Path, root: pathlib.Path) -> None:
+    """Unpacks into a folder of another name, and renames it at the end."""
+    part = root.with_name(f"{root.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    try:
+        part.mkdir(parents=True)
+        if tarfile.is_tarfile(archive):
+            shutil.unpack_archive(archive, part, filter="data")
+        else:
+            shutil.unpack_archive(archive, part)
+        inner, content = part, list(part.iterdir())
+        # A folder around all, which is not itself the only class.
+        if len(content) == 1 and any(f.is_dir() for f in content[0].iterdir()):
+            inner = content[0]
+        if root.exists():
+            root.rmdir()
+        inner.rename(root)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
