@@ -155,7 +155,9 @@ def test_a_report_that_cannot_be_written_is_an_error(tmp_path, capsys):
 
 def test_data_list(capsys):
     assert cli.main(["data", "list"]) == 0
-    assert capsys.readouterr().out.split() == ["digits", "cifar10", "cifar100"]
+    names = ["digits", "cifar10", "cifar100", "imagenette", "oxford_iiit_pet"]
+    names += ["imagenet2012", "pydoc"]
+    assert capsys.readouterr().out.split() == names
 
 
 def test_digits_need_no_preparation(capsys):
