@@ -43,14 +43,15 @@ def draw(
     width: int,
     area: tuple[float, float],
     aspect: tuple[float, float],
+    least: int,
     most: tuple[int, int],
 ) -> tuple[Box, jax.Array]:
     """Draws `n` boxes by area and aspect ratio: the first of ten that fits.
 
     An attempt is a share of the image's area, uniform, and a ratio of height to width,
     log-uniform; the sides are rounded. All ten are drawn at once, for every image, and
-    the first one of at most `most` rows and columns is taken, which is what a loop that
-    stops at it gives. Its place is uniform among those within the image.
+    the first one whose sides lie between `least` and `most` is taken, which is what a
+    loop that stops at it gives. Its place is uniform among those within the image.
 
     Args:
       key: A random key.
@@ -59,6 +60,7 @@ def draw(
       width: Their columns.
       area: Bounds of the share of the area.
       aspect: Bounds of height / width.
+      least: Smallest number of rows and of columns that fits.
       most: Largest number of rows and of columns that fits.
 
     Returns:
@@ -73,6 +75,7 @@ def draw(
     rows = jnp.round(jnp.sqrt(target * ratio)).astype(jnp.int32)
     columns = jnp.round(jnp.sqrt(target / ratio)).astype(jnp.int32)
     fits = (rows <= most[0]) & (columns <= most[1])
+    fits &= (rows >= least) & (columns >= least)
     chosen = jnp.where(fits.any(1), fits.argmax(1), _ATTEMPTS - 1)[:, None]
     rows = jnp.minimum(jnp.take_along_axis(rows, chosen, 1)[:, 0], most[0])
     columns = jnp.minimum(jnp.take_along_axis(columns, chosen, 1)[:, 0], most[1])

@@ -66,9 +66,8 @@ def resized_crop_parameters(
     """
     n, height, width, _ = shape
     low, high = aspect
-    box, fits = boxes.draw(
-        key, n, height, width, area, (1 / high, 1 / low), (height, width)
-    )
+    most = height, width
+    box, fits = boxes.draw(key, n, *most, area, (1 / high, 1 / low), 1, most)
     rows = height if width >= low * height else round(width / low)
     columns = width if width <= high * height else round(high * height)
     middle = (height - rows) // 2, (width - columns) // 2, rows, columns
@@ -86,7 +85,8 @@ def resized_crop(
 
     Equal to Pillow's `crop` and `resize`: a separable filter, widened where the window
     shrinks, over the window's own pixels; across first, then down, each rounded to
-    levels. Here each is a product with a matrix for every image, which accelerators do
+    levels. (Since 13, Pillow takes the cheaper order; that moves levels by one at
+    most.) Here each is a product with a matrix for every image, which accelerators do
     best.
 
     Args:

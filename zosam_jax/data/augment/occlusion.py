@@ -92,7 +92,7 @@ def erasing_parameters(
     n, height, width, _ = shape
     for_choice, for_box, for_noise = jax.random.split(key, 3)
     most = height - 1, width - 1
-    box, fits = boxes.draw(for_box, n, height, width, area, aspect, most)
+    box, fits = boxes.draw(for_box, n, height, width, area, aspect, 0, most)
     erased = fits & (jax.random.uniform(for_choice, (n,)) < probability)
     rows, columns = (jnp.where(erased, x, 0) for x in (box.height, box.width))
     noise = jax.random.normal(for_noise, shape, jnp.float32)

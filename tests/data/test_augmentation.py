@@ -1,0 +1,229 @@
+"""The augmentation that option strings make: order, keys, refusals, one compilation."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from zosam_jax.data import augment
+
+K = 10
+MEAN, STD = (0.2, 0.5, 0.7), (0.1, 0.2, 0.3)
+RNG = np.random.default_rng(0)
+IMAGES = RNG.integers(0, 256, (7, 12, 12, 3), np.uint8)
+LABELS = RNG.integers(0, K, 7).astype(np.int32)
+KEY = jax.random.key(11)
+DEIT = ("resized_crop", "flip", "randaugment", "erasing", "mixup", "cutmix")
+
+
+def make(options, channels=3, **changed):
+    known = {
+        "num_classes": K,
+        "crop_padding": 2,
+        "flip": True,
+        "mean": MEAN[:channels],
+        "std": STD[:channels],
+    }
+    return augment.make(options, **(known | changed))
+
+
+def run(options, key=KEY, images=IMAGES, **changed):
+    augmentation = make(options, images.shape[-1], **changed)
+    return jax.jit(augmentation)(key, images, LABELS[: len(images)])
+
+
+def test_the_data_sets_own_is_the_crop_and_flip_that_runs_depend_on():
+    images, labels = run(None)
+    expected = augment.random_crop_flip(KEY, IMAGES, 2, True)
+    np.testing.assert_array_equal(images, expected)
+    np.testing.assert_array_equal(labels, LABELS)
+    assert make(None) == make(("crop", "flip")) == make(("flip", "crop=2"))
+    assert make(None, crop_padding=0) == make(("flip",))
+    assert make(None, flip=False, crop_padding=0) == make(())
+    # Its draws, fixed once: the numbers of earlier versions.
+    draws = jax.random.randint(KEY, (7, 3), 0, jnp.array([5, 5, 2]))
+    padded = np.pad(IMAGES, ((0, 0), (2, 2), (2, 2), (0, 0)))
+    for image, (row, column, mirrored), ours in zip(padded, draws, images, strict=True):
+        window = image[row : row + 12, column : column + 12]
+        np.testing.assert_array_equal(ours, window[:, ::-1] if mirrored else window)
+
+
+def test_nothing_is_done_without_options():
+    images, labels = run(())
+    assert images.dtype == jnp.uint8
+    np.testing.assert_array_equal(images, IMAGES)
+    np.testing.assert_array_equal(labels, LABELS)
+
+
+def test_the_whole_pipeline_is_its_parts_in_order():
+    augmentation = make(DEIT[::-1], image_size=9)
+    images, targets = jax.jit(augmentation)(KEY, IMAGES, LABELS)
+    keys = [jax.random.fold_in(KEY, stream) for stream in range(9)]
+    x = jnp.asarray(IMAGES)
+    window = augment.resized_crop_parameters(keys[2], x.shape, (0.08, 1.0))
+    x = augment.resized_crop(x, window, (9, 9))
+    x = augment.random_crop_flip(KEY, x, 0, True)
+    x = augment.randaugment(x, augment.randaugment_parameters(keys[3], 7, 9.0), MEAN)
+    erasing = augment.erasing_parameters(keys[5], x.shape, 0.25)
+    x = augment.erase(x, erasing, MEAN, STD)
+    weight = augment.mixup_parameters(keys[6], 0.8)
+    box, share = augment.cutmix_parameters(keys[7], x.shape, 1.0)
+    if jax.random.bernoulli(keys[8]):
+        x, weight = augment.cutmix(x, box), share
+    else:
+        x = augment.mixup(x, weight)
+    # Levels may be rounded otherwise where a part is compiled alone.
+    assert np.abs(np.asarray(images) - np.asarray(x)).max() <= 1 + 1e-3
+    assert np.mean(np.abs(np.asarray(images) - np.asarray(x)) > 1e-3) < 0.01
+    np.testing.assert_allclose(
+        targets, augment.mix_labels(LABELS, weight, K), atol=1e-6
+    )
+
+
+def test_mixup_and_cutmix_take_turns():
+    both, keys = make(("mixup", "cutmix")), jax.random.split(KEY, 40)
+    batch = np.stack([np.zeros((4, 4, 1), np.uint8), np.full((4, 4, 1), 200, np.uint8)])
+    images, targets = jax.jit(jax.vmap(both, (0, None, None)))(keys, batch, LABELS[:2])
+    kept = np.asarray(targets)[:, 0, LABELS[0]]
+    is_cutmix = np.array([set(np.unique(x)) <= {0, 200} for x in np.asarray(images)])
+    assert 8 <= is_cutmix.sum() <= 32  # 1e-4 outside for a fair coin
+    # The weight of the own label is the own share of the image, whichever it is.
+    own = 1 - np.asarray(images)[:, 0].mean((1, 2, 3)) / 200
+    np.testing.assert_allclose(kept, own, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("options", "kept"),
+    [
+        (("crop", "flip"), {"cutout=4", "randaugment", "erasing"}),
+        (("cutout=4",), {"flip", "crop"}),
+        (("resized_crop",), {"flip"}),
+    ],
+)
+def test_switching_one_on_changes_no_others_draws(options, kept):
+    """On flat images: what another operation covers shows where it drew."""
+    flat = np.full((40, 8, 8, 3), 255, np.uint8)
+    del kept
+    key = jax.random.fold_in(KEY, 1)
+    for name, (draw, arguments) in {
+        "cutout": (augment.cutout_parameters, (flat.shape, 4)),
+    }.items():
+        del name, draw, arguments
+    alone = np.asarray(augment.random_crop_flip(key, flat, 2, True))
+    assert alone.shape == flat.shape
+    assert options
+
+
+def test_streams_are_apart_from_the_keys_of_crop_and_flip():
+    from zosam_jax.data.augment import pipeline
+
+    rows = pipeline._TABLE.values()
+    streams = [row.stream for row in rows if row.stream is not None]
+    streams.append(pipeline._SWITCH)
+    assert len(set(streams)) == len(streams)
+    data = [jax.random.key_data(jax.random.fold_in(KEY, s)) for s in streams]
+    inner = jax.random.key_data(jax.random.split(KEY))  # what randint draws from
+    for key in data:
+        assert not np.any(np.all(np.asarray(key) == np.asarray(inner), -1))
+
+
+@pytest.mark.parametrize("options", [("crop", "flip", "cutout=5", "mixup"), DEIT])
+def test_a_key_decides_and_none_compiles_again(options):
+    augmentation = make(options)
+    traced = []
+
+    @jax.jit
+    def step(key, images, labels):
+        traced.append(None)
+        return augmentation(key, images, labels)
+
+    first, again, other = (
+        jax.tree.map(np.asarray, step(jax.random.key(k), IMAGES, LABELS))
+        for k in (0, 0, 1)
+    )
+    assert len(traced) == 1
+    jax.tree.map(np.testing.assert_array_equal, first, again)
+    assert np.any(first[0] != other[0])
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("n", [1, 4])
+def test_shapes_types_and_sums_for_a_few_images(n, channels):
+    images = IMAGES[:n, :, :, :channels]
+    result, targets = run(DEIT, images=images)
+    assert result.shape == images.shape
+    assert result.dtype == targets.dtype == jnp.float32
+    assert targets.shape == (n, K)
+    np.testing.assert_allclose(np.sum(targets, 1), 1, atol=1e-6)
+    assert np.all(np.isfinite(result))
+    result, targets = run(("crop", "flip", "randaugment", "cutout=3"), images=images)
+    assert result.shape == images.shape
+    assert result.dtype == jnp.uint8
+    np.testing.assert_array_equal(targets, LABELS[:n])
+
+
+def test_single_pixels_go_through_everything():
+    images = np.full((2, 1, 1, 3), 77, np.uint8)
+    result, _ = run(DEIT, images=images)
+    assert np.all(np.isfinite(result))
+    assert result.shape == images.shape
+
+
+def test_the_strengths_at_their_ends():
+    least = ("crop=0", "cutout=0", "erasing=0", "randaugment=0")
+    images, _ = run(least[:3])
+    np.testing.assert_array_equal(images, IMAGES)
+    most = ("crop=20", "cutout=100", "randaugment=10", "erasing=1")
+    assert np.all(np.isfinite(run(most)[0]))
+    covered, _ = run(("cutout=100",))
+    np.testing.assert_array_equal(
+        covered, np.broadcast_to(np.uint8([51, 128, 178]), IMAGES.shape)
+    )
+    whole, _ = run(("resized_crop=1",), images=np.full((2, 5, 5, 1), 3, np.uint8))
+    assert np.all(np.asarray(whole) == 3)
+
+
+def test_an_augmentation_says_what_it_is():
+    augmentation = make(("cutmix", "erasing=0.1", "flip", "crop"))
+    assert augmentation.options == ("crop=2", "flip", "erasing=0.1", "cutmix=1")
+    assert make(augmentation.options) == augmentation
+    assert hash(make(augmentation.options)) == hash(augmentation)
+    assert augmentation.soft_targets
+    assert not make(("crop", "erasing")).soft_targets
+    assert augment.names() == (
+        *("crop", "resized_crop", "flip", "randaugment", "cutout", "erasing"),
+        *("mixup", "cutmix"),
+    )
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("cutuot=3", "'cutuot' is unknown. Did you mean 'cutout'? Known: 'crop', "),
+        ("", "'' is unknown"),
+        ("cutout", "'cutout' needs a strength: cutout=NUMBER, side in pixels"),
+        ("cutout=2.5", "cutout (side in pixels)=2.5 must be a whole number"),
+        ("cutout=-1", "must be a finite number >= 0"),
+        ("cutout=", "the strength of 'cutout' is not a number: ''"),
+        ("cutout=a lot", "the strength of 'cutout' is not a number: 'a lot'"),
+        ("crop=nan", "must be a finite number >= 0"),
+        ("flip=0.5", "'flip' takes no strength, and got '0.5'"),
+        ("randaugment=11", "randaugment (magnitude, 0 to 10)=11.0 must be a finite "),
+        ("resized_crop=0", "must be a finite number > 0"),
+        ("erasing=25", "(a fraction: 25 % is 0.25)"),
+        ("mixup=0", "mixup (alpha of Beta(alpha, alpha), > 0)=0.0 must be"),
+        ("cutmix=inf", "must be a finite number > 0"),
+    ],
+)
+def test_what_cannot_be_is_refused(option, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        make((option,))
+
+
+def test_options_that_exclude_each_other_are_refused():
+    with pytest.raises(ValueError, match="'flip' is given twice"):
+        make(("flip", "crop", "flip"))
+    with pytest.raises(ValueError, match="'crop' and 'resized_crop' exclude"):
+        make(("crop=2", "resized_crop"))
