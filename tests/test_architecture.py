@@ -21,7 +21,7 @@ MODULES = {
 # A module imports only from layers above its own, or from its own package.
 LAYERS = [
     ["_check", "_types"],
-    ["tree", "_threshold"],
+    ["tree", "_threshold", "calibration"],
     ["selection"],
     ["estimators", "models", "data"],
     ["sparsity.scores", "sparsity.budgets", "sparsity._packing"],
@@ -41,7 +41,7 @@ LAYERS = [
     ["sparsity"],
     ["__init__"],
     ["train"],
-    ["report"],
+    ["report", "evaluation_report"],
     ["cli"],
     ["__main__"],
 ]
@@ -51,8 +51,8 @@ HEAVY = {
     "sklearn": ("data",),
     "grain": ("data",),
     "orbax": ("train",),
-    "matplotlib": ("report", "sparsity._picture"),
-    "rich": ("train", "report", "cli"),
+    "matplotlib": ("report", "evaluation_report", "sparsity._picture"),
+    "rich": ("train", "report", "evaluation_report", "cli"),
     "tyro": ("cli",),
     "tensorboardX": ("train",),
 }

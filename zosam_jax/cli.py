@@ -73,6 +73,40 @@ class Report:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class Evaluate:
+    """Evaluate a finished run: clean and corrupted accuracy, and calibration.
+
+    Leaves evaluation.json and evaluation.png in the run's folder. The same command goes
+    on where it was interrupted.
+    """
+
+    run: Positional[Path]
+    """Folder of a finished run."""
+    corruptions: tuple[str, ...] = ("all",)
+    """Names, as fog jpeg_compression; common: the 15 of the published measure; all: \
+those and speckle_noise, gaussian_blur, spatter, saturate."""
+    severities: tuple[int, ...] = (1, 2, 3, 4, 5)
+    """Severities, from 1 to 5."""
+    source: str = "generated"
+    """generated: corrupted here, by the definitions of CIFAR-10-C (ImageNet-C from \
+128 pixels on). published: those sets themselves, from --data-dir or --published-dir."""
+    images: int | None = None
+    """Test images of each set to use. None: all."""
+    seed: int = 0
+    """Seed of the generated corruptions."""
+    data_dir: str | None = None
+    """TFDS directory. None: that of the run."""
+    published_dir: Path | None = None
+    """Folder of the released .npy files of CIFAR-10-C or CIFAR-100-C."""
+    frost_dir: Path | None = None
+    """Folder of photographs of frost. None: generated frost is a drawn stand-in."""
+    out: Path | None = None
+    """Folder of evaluation.json and evaluation.png. None: that of the run."""
+    overwrite: bool = False
+    """Evaluate again what was evaluated before."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Prepare:
     """Make a data set ready for training, as TFDS keeps it."""
 
@@ -144,6 +178,7 @@ def _parse(arguments: list[str]) -> Any:
         ]
         | Annotated[Recipes, subcommand("recipes")]
         | Annotated[Report, subcommand("report")]
+        | Annotated[Evaluate, subcommand("evaluate")]
         | Annotated[Data, subcommand("data")]
     ]
     return tyro.cli(
@@ -237,6 +272,31 @@ def _report(command: Report, arguments: Sequence[str]) -> int:
     return 0
 
 
+def _evaluate(command: Evaluate, arguments: Sequence[str]) -> int:
+    from rich.console import Console
+
+    from zosam_jax import evaluation_report
+    from zosam_jax.train import evaluation
+
+    options = _values(Evaluate, command)
+    show = evaluation_report.display()
+    try:
+        figures = evaluation.evaluate(
+            options.pop("run"),
+            **options,
+            on_progress=show,
+            command=["python", "-m", "zosam_jax", *arguments],
+        )
+    finally:
+        show.close()
+    Console().print(evaluation_report.terminal_table(figures))
+    folder = Path(command.out or command.run).expanduser().resolve()
+    evaluation_report.plot(figures, folder / "evaluation.png")
+    for name in ("evaluation.json", "evaluation.png"):
+        _say(str(folder / name))
+    return 0
+
+
 def _data(command: Data, arguments: Sequence[str]) -> int:
     del arguments
     from zosam_jax import data
@@ -266,5 +326,6 @@ _COMMANDS: dict[type, Callable[[Any, Sequence[str]], int]] = {
     Lottery: _lottery,
     Recipes: _recipes,
     Report: _report,
+    Evaluate: _evaluate,
     Data: _data,
 }

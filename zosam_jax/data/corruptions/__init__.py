@@ -26,24 +26,17 @@ from zosam_jax.data.corruptions import _pixels, _space, _weather
 from zosam_jax.data.corruptions._tables import TABLES
 from zosam_jax.data.sources import DatasetError
 
-COMMON = (
-    "gaussian_noise",
-    "shot_noise",
-    "impulse_noise",
-    "defocus_blur",
-    "glass_blur",
-    "motion_blur",
-    "zoom_blur",
-    "snow",
-    "frost",
-    "fog",
-    "brightness",
-    "contrast",
-    "elastic_transform",
-    "pixelate",
-    "jpeg_compression",
+GROUPS = {
+    "noise": ("gaussian_noise", "shot_noise", "impulse_noise"),
+    "blur": ("defocus_blur", "glass_blur", "motion_blur", "zoom_blur"),
+    "weather": ("snow", "frost", "fog", "brightness"),
+    "digital": ("contrast", "elastic_transform", "pixelate", "jpeg_compression"),
+    "extra": ("speckle_noise", "gaussian_blur", "spatter", "saturate"),
+}
+EXTRA = GROUPS["extra"]
+COMMON = tuple(
+    name for group, names in GROUPS.items() for name in names if group != "extra"
 )
-EXTRA = ("speckle_noise", "gaussian_blur", "spatter", "saturate")
 # In place of frost, where there are no photographs of it.
 STANDIN = "frost_standin"
 NAMES = (*COMMON, *EXTRA, STANDIN)

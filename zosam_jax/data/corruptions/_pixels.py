@@ -7,6 +7,7 @@ image, which alone draws for it; `c` is a row of the tables.
 
 import io
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -14,7 +15,7 @@ from PIL import Image
 Rngs = Sequence[np.random.Generator]
 
 
-def draw(rngs: Rngs, one: Callable[[np.random.Generator], np.ndarray]) -> np.ndarray:
+def draw(rngs: Rngs, one: Callable[[np.random.Generator], Any]) -> np.ndarray:
     """Returns the draws for all images, stacked."""
     return np.stack([one(rng) for rng in rngs])
 

@@ -39,7 +39,7 @@ def zoom_matrix(size: int, factor: float) -> np.ndarray:
     """
     part = int(np.ceil(size / factor))
     first = (size - part) // 2
-    zoomed = ndimage.zoom(np.eye(part), (factor, 1), order=1)
+    zoomed = np.asarray(ndimage.zoom(np.eye(part), (factor, 1), order=1))
     cut = (len(zoomed) - size) // 2
     matrix = np.zeros((size, size))
     matrix[:, first : first + part] = zoomed[cut : cut + size]
@@ -78,7 +78,7 @@ def gaussian_blur(x: np.ndarray, rngs: Rngs, c: float) -> np.ndarray:
 
 @functools.lru_cache(maxsize=16)
 def disk(radius: float, sigma: float) -> np.ndarray:
-    """Returns the kernel of a lens out of focus, of sum 1 (or 2 % off).
+    """Returns the kernel of a lens out of focus, of sum 1 (1 % more for the largest).
 
     The pixels whose centres lie within `radius`, smoothed by a Gaussian of deviation
     `sigma` of 3 x 3 taps, or 5 x 5 where the radius is above 8. The grid ends at the

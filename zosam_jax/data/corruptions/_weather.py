@@ -45,14 +45,15 @@ def snow(x: np.ndarray, rngs: Rngs, c: tuple[float, ...]) -> np.ndarray:
     return share * x + (1 - share) * pale + flakes + flakes[:, ::-1, ::-1]
 
 
-def plasma(rngs: Rngs, height: int, width: int, decay: float) -> np.ndarray:
+def plasma(rngs: Rngs, shape: tuple[int, ...], decay: float) -> np.ndarray:
     """Returns clouds by the diamond-square algorithm, `[N, H, W]` from 0 to 1.
 
     A torus of the next power of two, of which the upper left corner is returned. At
     every halving of the step, the new points are the means of their four neighbours
     plus uniform noise, whose amplitude falls by `decay^2`.
     """
-    size = 1 << (max(height, width) - 1).bit_length()
+    height, width = shape
+    size = 1 << (max(shape) - 1).bit_length()
     noise = draw(rngs, lambda rng: rng.uniform(-1, 1, size * size - 1))
     field = np.zeros((len(noise), size, size))
     used, step, amplitude = 0, size, 100.0
@@ -85,7 +86,7 @@ def fog(x: np.ndarray, rngs: Rngs, c: tuple[float, float]) -> np.ndarray:
     """Returns `(x + c0 p) m / (m + c0)`: p from `plasma`, m the image's largest."""
     strength, decay = c
     top = x.max((1, 2, 3), keepdims=True)
-    clouds = plasma(rngs, *x.shape[1:3], decay)[..., None]
+    clouds = plasma(rngs, x.shape[1:3], decay)[..., None]
     return (x + strength * clouds) * top / (top + strength)
 
 
@@ -119,7 +120,7 @@ def frost(
     height, width = x.shape[1:3]
 
     def part(rng: np.random.Generator) -> np.ndarray:
-        picture = pictures[rng.integers(len(pictures))]
+        picture = pictures[int(rng.integers(len(pictures)))]
         i = rng.integers(picture.shape[0] - height + 1)
         j = rng.integers(picture.shape[1] - width + 1)
         return picture[i : i + height, j : j + width]
@@ -142,7 +143,7 @@ def frost_standin(x: np.ndarray, rngs: Rngs, c: tuple[float, float]) -> np.ndarr
     is not that under the published corruption.
     """
     grey = draw(rngs, lambda rng: rng.uniform(*_FROST_GREY))
-    clouds = plasma(rngs, *x.shape[1:3], 1.75)
+    clouds = plasma(rngs, x.shape[1:3], 1.75)
     lines = 1 - np.abs(2 * clouds - 1)
     lines -= lines.mean((1, 2), keepdims=True)
     deviation = lines.std((1, 2), keepdims=True)
@@ -187,7 +188,7 @@ def _water(drops: np.ndarray) -> np.ndarray:
     edges = _edges(drops.astype(float), 50, 150)
     distance = np.full(drops.shape, 20.0)
     if edges.any():
-        distance = np.minimum(ndimage.distance_transform_edt(~edges), 20)
+        distance = np.minimum(np.asarray(ndimage.distance_transform_edt(~edges)), 20)
     levels = np.floor(ndimage.uniform_filter(distance, 3, mode="mirror") + 1e-9)
     levels = _equalized(levels.astype(int))
     emboss = np.array([[-2, -1, 0], [-1, 1, 1], [0, 1, 2]])

@@ -1,0 +1,232 @@
+"""The published corrupted sets: CIFAR-10-C, CIFAR-100-C, ImageNet-C.
+
+They are read where they are, never downloaded: from the folder of `.npy` files in which
+the CIFAR sets are released, or from a TFDS data directory that holds them in the
+`array_record` format.
+"""
+
+import io
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from zosam_jax import _check
+from zosam_jax.data.corruptions import COMMON, EXTRA, SEVERITIES
+from zosam_jax.data.sources import DatasetError
+
+
+class Released(NamedTuple):
+    """Where the corrupted test set of a data set is to be had.
+
+    Attributes:
+      name: The name of the set.
+      builder: Its name in TFDS; None where TFDS has none.
+      split: Its split there.
+      renamed: TFDS's names of corruptions, where they are others.
+      url: Where its files are.
+    """
+
+    name: str
+    builder: str | None
+    split: str
+    renamed: dict[str, str]
+    url: str
+
+
+RELEASED = {
+    "cifar10": Released(
+        "CIFAR-10-C",
+        "cifar10_corrupted",
+        "test",
+        {"glass_blur": "frosted_glass_blur", "elastic_transform": "elastic"},
+        "https://zenodo.org/records/2535967",
+    ),
+    "cifar100": Released(
+        "CIFAR-100-C", None, "test", {}, "https://zenodo.org/records/3555552"
+    ),
+    "imagenet2012": Released(
+        "ImageNet-C",
+        "imagenet2012_corrupted",
+        "validation",
+        {},
+        "https://zenodo.org/records/2235448",
+    ),
+}
+
+# Errors of the top-1 class of AlexNet on ImageNet-C, means over the severities
+# (arXiv:1903.12261, table 1, with the digits of the authors' own evaluation).
+ALEXNET_ERRORS = {
+    "gaussian_noise": 0.886428,
+    "shot_noise": 0.894468,
+    "impulse_noise": 0.922640,
+    "defocus_blur": 0.819880,
+    "glass_blur": 0.826268,
+    "motion_blur": 0.785948,
+    "zoom_blur": 0.798360,
+    "snow": 0.866816,
+    "frost": 0.826572,
+    "fog": 0.819324,
+    "brightness": 0.564592,
+    "contrast": 0.853204,
+    "elastic_transform": 0.646056,
+    "pixelate": 0.717840,
+    "jpeg_compression": 0.606500,
+}
+
+
+class CorruptedSet(NamedTuple):
+    """A published test set under one corruption of one severity.
+
+    Attributes:
+      size: Number of images.
+      read: Of a first index and one behind the last: images, uint8 `[N, H, W, C]`, and
+        labels, int32 `[N]`.
+    """
+
+    size: int
+    read: Callable[[int, int], tuple[np.ndarray, np.ndarray]]
+
+
+def load(
+    dataset: str,
+    name: str,
+    severity: int,
+    *,
+    data_dir: str | os.PathLike[str] | None = None,
+    folder: str | os.PathLike[str] | None = None,
+) -> CorruptedSet:
+    """Returns a published test set under a corruption; images are read when asked for.
+
+    Args:
+      dataset: "cifar10", "cifar100" or "imagenet2012".
+      name: One of the 15 common corruptions or the 4 extra ones.
+      severity: 1 to 5.
+      data_dir: TFDS data directory. Default: `TFDS_DATA_DIR`, else
+        `~/tensorflow_datasets`.
+      folder: Folder with the released files NAME.npy and labels.npy of a CIFAR set; it
+        is read instead of `data_dir`.
+
+    Raises:
+      ValueError: An argument is unknown.
+      DatasetError: The set is not published, or missing, incomplete or damaged.
+    """
+    _check.one_of("corruption", name, (*COMMON, *EXTRA))
+    _check.one_of("severity", severity, SEVERITIES)
+    if dataset not in RELEASED:
+        raise DatasetError(
+            f"no corrupted set of {dataset} is published (there are those of "
+            f"{', '.join(RELEASED)}). Corruptions of it can be generated."
+        )
+    released = RELEASED[dataset]
+    if folder is not None:
+        return _from_files(released, Path(folder).expanduser(), name, severity)
+    if released.builder is None:
+        raise DatasetError(
+            f"TFDS has no {released.name}. Unpack the archive from {released.url} and "
+            "name the folder of its .npy files with --published-dir."
+        )
+    return _from_tfds(released, data_dir, name, severity)
+
+
+def _from_files(
+    released: Released, folder: Path, name: str, severity: int
+) -> CorruptedSet:
+    """Reads the released layout: five severities, one after the other, in a file."""
+    hint = f"It is in the archive from {released.url}."
+    arrays = []
+    for file in (f"{name}.npy", "labels.npy"):
+        try:
+            arrays.append(np.load(folder / file, mmap_mode="r"))
+        except FileNotFoundError as error:
+            raise DatasetError(
+                f"{released.name}: {folder} has no {file}. {hint}"
+            ) from error
+        except (OSError, ValueError) as error:
+            raise DatasetError(
+                f"{released.name}: {folder / file} cannot be read: {error}. {hint}"
+            ) from error
+    images, labels = arrays
+    count, rest = divmod(len(images), len(SEVERITIES))
+    is_whole = images.ndim == 4 and images.dtype == np.uint8 and count and not rest
+    if not is_whole or labels.shape != (len(images),):
+        raise DatasetError(
+            f"{released.name}: {folder / name}.npy and labels.npy hold "
+            f"{images.dtype} {images.shape} and {labels.shape}, not five times as many "
+            f"images as the test set, uint8, and their labels. {hint}"
+        )
+    first = (severity - 1) * count
+
+    def read(start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+        part = slice(first + start, first + min(stop, count))
+        return np.array(images[part]), labels[part].astype(np.int32)
+
+    return CorruptedSet(count, read)
+
+
+def _from_tfds(
+    released: Released,
+    data_dir: str | os.PathLike[str] | None,
+    name: str,
+    severity: int,
+) -> CorruptedSet:
+    import tensorflow_datasets as tfds
+    from google.protobuf.message import DecodeError
+    from tensorflow_datasets.core import constants
+
+    place = Path(data_dir or constants.DATA_DIR).expanduser()
+    full = f"{released.builder}/{released.renamed.get(name, name)}_{severity}"
+    builder: Any = tfds.builder(full, data_dir=os.fspath(place), try_gcs=False)
+    folder = builder.data_path
+    prepare = (
+        'python -c "import tensorflow_datasets as tfds; tfds.builder('
+        f"'{full}', data_dir='{place}', file_format='array_record')"
+        '.download_and_prepare()"'
+    )
+    advice = (
+        f"Where TensorFlow is installed, `{prepare}` puts it there. "
+        f"(The files are at {released.url}; those of a CIFAR set are read from "
+        "--published-dir without TensorFlow.)"
+    )
+    if not (folder / "dataset_info.json").exists():
+        raise DatasetError(f"{full} is not in {folder}. {advice}")
+    formats = {f.value for f in builder.info.available_file_formats()}
+    if "array_record" not in formats:
+        raise DatasetError(
+            f"{folder} holds {full} as {', '.join(sorted(formats))}, which cannot be "
+            f"read without TensorFlow; array_record is needed. {advice}"
+        )
+    errors = (OSError, RuntimeError, ValueError, LookupError, DecodeError)
+    damaged = f"{full} in {folder} is incomplete or damaged"
+    try:
+        examples = builder.as_data_source(
+            split=released.split,
+            decoders={"image": tfds.decode.SkipDecoding()},
+            file_format="array_record",
+        )
+        count = len(examples)
+        wanted = builder.info.splits[released.split].num_examples
+    except errors as error:
+        raise DatasetError(f"{damaged} ({error}). {advice}") from error
+    if count != wanted:
+        raise DatasetError(f"{damaged}: {count} of {wanted} images. {advice}")
+
+    def read(start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+        try:
+            rows = examples.__getitems__(list(range(start, min(stop, count))))
+            images = np.stack([_decoded(row["image"]) for row in rows])
+        except errors as error:
+            raise DatasetError(f"{damaged} ({error}). {advice}") from error
+        return images, np.array([row["label"] for row in rows], np.int32)
+
+    return CorruptedSet(count, read)
+
+
+def _decoded(data: bytes) -> np.ndarray:
+    """Returns an encoded picture as uint8 `[H, W, 3]`."""
+    from PIL import Image
+
+    with Image.open(io.BytesIO(data)) as image:
+        return np.asarray(image.convert("RGB"))
