@@ -178,8 +178,8 @@ def _parse(arguments: list[str]) -> Any:
         ]
         | Annotated[Recipes, subcommand("recipes")]
         | Annotated[Report, subcommand("report")]
-        | Annotated[Evaluate, subcommand("evaluate")]
         | Annotated[Data, subcommand("data")]
+        | Annotated[Evaluate, subcommand("evaluate")]
     ]
     return tyro.cli(
         commands,

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
 from matplotlib.gridspec import GridSpec
 from matplotlib.ticker import PercentFormatter
@@ -301,23 +302,27 @@ def _curves(axes: Axes, figures: Mapping[str, Any]) -> None:
 def _reliability(axes: Axes, figures: Mapping[str, Any]) -> None:
     """Draws accuracy over confidence, and how many predictions are how confident."""
     axes.plot([0, 1], [0, 1], color="0.5", linestyle="--", linewidth=1)
-    for name, color in (("clean", "#4c72b0"), ("corrupted", "#c44e52")):
+    for name, color, label in (
+        ("clean", "#4c72b0", "clean"),
+        ("corrupted", "#c44e52", "all corrupted together"),
+    ):
         diagram = figures["reliability"][name]
         share = np.array(diagram["share"])
         some = share > 0
-        confidence = np.array(diagram["confidence"], float)[some]
-        accuracy = np.array(diagram["accuracy"], float)[some]
-        label = f"{name}, ECE {diagram['ece']:.3f}"
-        axes.plot(confidence, accuracy, color=color, linewidth=1.2, label=label)
-        axes.scatter(
-            confidence, accuracy, color=color, s=4 + 160 * share[some], alpha=0.6
-        )
-    axes.set_xlim(0, 1.02)
-    axes.set_ylim(0, 1.02)
+        x, y = (np.array(diagram[k], float)[some] for k in ("confidence", "accuracy"))
+        axes.plot(x, y, color=color, linewidth=1, alpha=0.4)
+        sizes = 6 + 260 * share[some]
+        label = f"{label}: ECE {diagram['ece']:.3f}"
+        axes.scatter(x, y, sizes, color=color, alpha=0.7, linewidths=0, label=label)
+    axes.set_xlim(0, 1.03)
+    axes.set_ylim(-0.03, 1.05)
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     axes.set_xlabel("confidence", fontsize=9)
     axes.set_ylabel("accuracy", fontsize=9)
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8, loc="upper left")
+    legend = axes.legend(fontsize=8, loc="lower right")
+    for handle in legend.legend_handles:
+        if isinstance(handle, PathCollection):
+            handle.set_sizes([40])
     axes.set_title("reliability (area: share of the predictions)", fontsize=10)
