@@ -61,6 +61,10 @@ class Dataset:
         """Height, width and channels of an image; of text its length, `(T,)`."""
         return self.train_images.shape[1:]
 
+    def test(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+        """Returns some of the test images and their labels, from `start` to `stop`."""
+        return self.test_images[start:stop], self.test_labels[start:stop]
+
 
 def channel_statistics(
     images: np.ndarray,

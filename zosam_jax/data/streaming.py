@@ -88,6 +88,19 @@ class Streamed:
         del row
         return images.center_crop(image, self.image_shape[0], self.resize)
 
+    def test(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+        """Returns some of the test images, as `evaluation_batches` has them.
+
+        Args:
+          start: The first.
+          stop: The one behind the last.
+
+        Returns:
+          uint8 `[stop - start, H, W, C]` and int32 `[stop - start]`.
+        """
+        rows = range(start, stop)
+        return _read(self, self.found.test, rows, len(rows), self.middle)
+
     def batches(
         self,
         seed: int,

@@ -23,7 +23,7 @@ class CorruptedTests:
 
     def __init__(
         self,
-        dataset: data.Dataset,
+        dataset: data.Dataset | data.Streamed,
         *,
         source: str,
         images: int | None,
@@ -47,18 +47,19 @@ class CorruptedTests:
           RunError: It is not one of images.
         """
         self.data = dataset
-        shape = self.data.test_images.shape
-        if len(shape) != 4 or self.data.test_images.dtype != np.uint8:
+        if dataset.kind != "image":
             raise RunError(
                 f"{self.data.name} is no set of images; corruptions are of images."
             )
         self.source, self.seed = source, seed
-        self.count = min(images or shape[0], shape[0])
-        self.shape = tuple(int(size) for size in shape[1:])
+        self.count = min(images or dataset.num_test, dataset.num_test)
+        self.shape = tuple(int(size) for size in dataset.image_shape)
         self.data_dir, self.published_dir = data_dir, published_dir
         self.frost_dir = frost_dir
-        pixels = np.ascontiguousarray(dataset.test_images[: self.count])
-        self._crc32 = zlib.crc32(pixels.data)
+        # Of a set on disk, a few images tell it from another.
+        whole = isinstance(dataset, data.Dataset)
+        pixels = dataset.test(0, self.count if whole else min(self.count, 16))[0]
+        self._crc32 = zlib.crc32(np.ascontiguousarray(pixels).data)
 
     def choose(self, wanted: Sequence[str]) -> tuple[list[str], dict[str, str]]:
         """Returns the corruptions, in the published order, and why others are not."""
@@ -120,7 +121,7 @@ class CorruptedTests:
         Raises:
           zosam_jax.data.DatasetError: The set is missing; before the first batch.
         """
-        read = self._clean
+        read = self.data.test
         if name != CLEAN and self.source == "published":
             stored = published.load(
                 self.data.name,
@@ -147,10 +148,6 @@ class CorruptedTests:
                 return np.pad(made, pad), np.pad(labels, (0, short), constant_values=-1)
 
             yield batch
-
-    def _clean(self, start: int, stop: int) -> Batch:
-        part = slice(start, stop)
-        return self.data.test_images[part], self.data.test_labels[part]
 
     def _made(
         self,

@@ -81,7 +81,7 @@ def evaluate(
     frost_dir: str | os.PathLike[str] | None = None,
     out: str | os.PathLike[str] | None = None,
     overwrite: bool = False,
-    dataset: data.Dataset | None = None,
+    dataset: data.Dataset | data.Streamed | None = None,
     model: Any = None,
     on_progress: Callable[[Progress], None] | None = None,
     command: Sequence[str] | None = None,
@@ -153,7 +153,7 @@ def evaluate(
             tests, [line for line in lines if line is not None]
         ),
         "left_out": left_out,
-        "test_images": len(task.dataset.test_labels),
+        "test_images": task.dataset.num_test,
         "training_test_accuracy": run_.summary["test_accuracy"],
         **same,
         "commit": folder.commit(),
