@@ -21,9 +21,13 @@ from zosam_jax import _check
 from zosam_jax._types import Units
 from zosam_jax.models import _table
 from zosam_jax.models import layers as layers
+from zosam_jax.models import mlp as mlp
 from zosam_jax.models import resnet as resnet
 from zosam_jax.models import tinylm as tinylm
+from zosam_jax.models import transformer as transformer
+from zosam_jax.models import vgg as vgg
 from zosam_jax.models import vit as vit
+from zosam_jax.models import wide_resnet as wide_resnet
 
 
 def names() -> tuple[str, ...]:

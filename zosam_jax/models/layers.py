@@ -56,16 +56,29 @@ def batch_norm(
 
 
 def pooled_logits(
-    x: jax.Array, num_classes: int, dropout: float, train: bool
+    module: nn.Module, x: jax.Array, num_classes: int, dropout: float, train: bool
 ) -> jax.Array:
     """Maps features `[N, H, W, C]` to logits: mean over positions, dropout, `head`.
 
-    Call it in a module's compact method. The head computes in float32; its kernel
+    Call it in the module's compact method. The head computes in float32; its kernel
     starts at N(0, 0.01^2).
     """
     x = jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
-    x = nn.Dropout(dropout, deterministic=not train)(x)
+    x = dropped(module, x, dropout, train)
     return nn.Dense(num_classes, kernel_init=HEAD_INIT, name="head")(x)
+
+
+def dropped(module: nn.Module, x: jax.Array, rate: float, train: bool) -> jax.Array:
+    """Returns x after dropout, by a draw from the module's "dropout" key.
+
+    A feature is 0 with probability `rate`, else multiplied by `1 / (1 - rate)`. No key
+    is asked for where nothing is dropped. It is a function, and no module, so that it
+    does not stand among the intermediate outputs.
+    """
+    if not train or not rate:
+        return x
+    kept = jax.random.bernoulli(module.make_rng("dropout"), 1 - rate, x.shape)
+    return jnp.where(kept, x / (1 - rate), 0)
 
 
 def depth_factors(

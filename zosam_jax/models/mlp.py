@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from zosam_jax._types import Units
+from zosam_jax.models import layers
 
 DENSE: tuple[str, ...] = ()
 """No kernel is dense by default. The head is small: lottery tickets prune it at half
@@ -60,7 +61,6 @@ class MLP(nn.Module):
             layer = nn.Dense(
                 size, kernel_init=KERNEL_INIT, dtype=self.dtype, name=f"hidden{i}"
             )
-            x = nn.relu(layer(x))
-            x = nn.Dropout(self.dropout, deterministic=not train)(x)
+            x = layers.dropped(self, nn.relu(layer(x)), self.dropout, train)
         x = jnp.asarray(x, jnp.float32)
         return nn.Dense(self.num_classes, kernel_init=KERNEL_INIT, name="head")(x)

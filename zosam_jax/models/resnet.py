@@ -198,4 +198,4 @@ class ResNet(nn.Module):
                     name=f"stage{stage}_block{i}",
                 )
                 x = block(x, train, next(factors))
-        return layers.pooled_logits(x, self.num_classes, self.dropout, train)
+        return layers.pooled_logits(self, x, self.num_classes, self.dropout, train)

@@ -76,7 +76,7 @@ class TinyLM(nn.Module):
         x = jnp.take(embedding, tokens, axis=0, mode="fill").astype(self.dtype)
         if self.positions == "learned":
             x = x + self._position(tokens.shape[1]).astype(self.dtype)
-        x = nn.Dropout(self.dropout, deterministic=not train)(x)
+        x = layers.dropped(self, x, self.dropout, train)
         factors = layers.block_factors(
             self, self.stochastic_depth, train, self.depth, 2, tokens
         )

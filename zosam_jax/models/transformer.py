@@ -124,7 +124,10 @@ class Block(nn.Module):
           factors: `[2, N]`, of both branches; see `layers.depth_factors`.
         """
         features = x.shape[-1]
-        drop = nn.Dropout(self.dropout, deterministic=not train)
+
+        def drop(y: jax.Array) -> jax.Array:
+            return layers.dropped(self, y, self.dropout, train)
+
         y = nn.LayerNorm(dtype=self.dtype, name="norm1")(x)
         attention = Attention(
             self.heads,

@@ -86,4 +86,4 @@ class VGG(nn.Module):
                 x = layers.conv(channels, 3, 1, self.dtype, f"conv{number}")(x)
                 x = layers.batch_norm(train, self.dtype, f"norm{number}")(x)
                 x = nn.relu(x)
-        return layers.pooled_logits(x, self.num_classes, self.dropout, train)
+        return layers.pooled_logits(self, x, self.num_classes, self.dropout, train)

@@ -131,7 +131,7 @@ class ViT(nn.Module):
             "position_embedding", nn.initializers.normal(0.02), x.shape[1:]
         )
         x = x + position.astype(self.dtype)
-        x = nn.Dropout(self.dropout, deterministic=not train)(x)
+        x = layers.dropped(self, x, self.dropout, train)
         factors = layers.block_factors(
             self, self.stochastic_depth, train, self.depth, 2, images
         )
@@ -206,7 +206,7 @@ class DeiT(nn.Module):
         x = jnp.concatenate([tokens, x], axis=1)
         position = self.param("position_embedding", NORMAL_INIT, x.shape[1:])
         x = x + position.astype(self.dtype)
-        x = nn.Dropout(self.dropout, deterministic=not train)(x)
+        x = layers.dropped(self, x, self.dropout, train)
         factors = layers.block_factors(
             self, self.stochastic_depth, train, self.depth, 2, images
         )

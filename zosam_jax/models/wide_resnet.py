@@ -50,7 +50,7 @@ class WideBlock(nn.Module):
         a = nn.relu(layers.batch_norm(train, self.dtype, "norm1")(x))
         y = layers.conv(self.channels, 3, self.stride, self.dtype, "conv1")(a)
         y = nn.relu(layers.batch_norm(train, self.dtype, "norm2")(y))
-        y = nn.Dropout(self.dropout, deterministic=not train)(y)
+        y = layers.dropped(self, y, self.dropout, train)
         y = layers.conv(self.channels, 3, 1, self.dtype, "conv2")(y)
         if self.stride != 1 or x.shape[-1] != self.channels:
             x = layers.conv(self.channels, 1, self.stride, self.dtype, "shortcut")(a)
@@ -111,4 +111,4 @@ class WideResNet(nn.Module):
                 block = WideBlock(channels, stride, self.dtype, self.dropout, name=name)
                 x = block(x, train, next(factors))
         x = nn.relu(layers.batch_norm(train, self.dtype, "norm")(x))
-        return layers.pooled_logits(x, self.num_classes, 0.0, train)
+        return layers.pooled_logits(self, x, self.num_classes, 0.0, train)

@@ -1,0 +1,216 @@
+"""What holds for every model of the table: options, types, masks, units, outputs."""
+
+import fnmatch
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import small_models
+from flax import traverse_util
+
+import zosam_jax as zs
+from zosam_jax import models
+from zosam_jax.sparsity.budgets import sparse_leaves
+
+FAMILIES = list(small_models.FAMILIES)
+
+
+def flat(tree):
+    return traverse_util.flatten_dict(dict(tree), sep="/")
+
+
+def every(name):
+    """A row's model at its own size, as shapes."""
+    side = 224 if name.startswith("deit") else 32
+    model = models.create(name, num_classes=10, image_size=side)
+    shape = (1, side, side, 3) if name != "tinylm" else (1, 16)
+    dtype = jnp.float32 if name != "tinylm" else jnp.int32
+    return small_models.shapes(model, jax.ShapeDtypeStruct(shape, dtype))["params"]
+
+
+@pytest.mark.parametrize("name", models.names())
+def test_kernels_are_sparse_by_default_and_all_else_is_dense(name):
+    params = every(name)
+    sparse = set(sparse_leaves(params, models.dense_paths(name)))
+    assert sparse == {path for path in flat(params) if path.endswith("/kernel")}
+
+
+@pytest.mark.parametrize(
+    ("family", "name"), [("tied", "tinylm"), ("deit", "deit-tiny")]
+)
+def test_dense_paths_fit_with_options_too(family, name):
+    model = small_models.make(family)
+    params = small_models.shapes(model, small_models.inputs(family))["params"]
+    sparse = sparse_leaves(params, models.dense_paths(name))
+    assert set(sparse) == {path for path in flat(params) if path.endswith("/kernel")}
+
+
+@pytest.mark.parametrize("name", models.names())
+def test_units_are_those_of_the_model(name):
+    params = every(name)
+    groups = models.unit_groups(name)
+    masks = jax.eval_shape(zs.sparsity.units(0.5, 100, groups).init, params).masks
+    sparse = {path for path, mask in flat(masks).items() if mask.shape}
+    patterns = [row.outgoing for row in groups.values()]
+    assert sparse == {
+        path for path in flat(params) if any(fnmatch.fnmatch(path, p) for p in patterns)
+    }
+
+
+@pytest.mark.parametrize("family", [f for f in FAMILIES if f != "tied"])
+def test_a_pruned_unit_has_no_effect_whatever_makes_it(family):
+    model, x = small_models.make(family), small_models.inputs(family)
+    variables, groups = small_models.drawn(model, x), small_models.groups(family)
+    method = zs.sparsity.units(0.5, 100, groups)
+    params = variables["params"]
+    masks = jax.jit(method.init, compiler_options=small_models.QUICK)(params).masks
+    pruned = zs.sparsity.apply_masks(params, masks)
+    # Every weight that makes a pruned unit is another one; a weight that makes two
+    # units' product (a kernel between) keeps its live columns.
+    leaves, kept = flat(jax.tree.map(np.array, pruned)), flat(masks)
+    for row in groups.values():
+        outgoing = [p for p in leaves if fnmatch.fnmatch(p, row.outgoing)]
+        for path in outgoing:
+            live = np.asarray(kept[path])
+            axes = tuple(i for i in range(live.ndim) if i != live.ndim - 2)
+            live = live.any(axes)
+            assert 0 < live.sum() < live.size
+            star = path[: len(path) - len(row.outgoing) + 1]
+            for incoming in row.incoming:
+                leaf = leaves[incoming.replace("*", star)]
+                rows = np.repeat(live, leaf.shape[-1] // live.size)
+                changed = np.where(rows, leaf, leaf + 0.7)
+                # What is pruned there for another unit stays pruned.
+                mask = np.asarray(kept[incoming.replace("*", star)])
+                leaves[incoming.replace("*", star)] = np.where(mask, changed, leaf)
+    other = traverse_util.unflatten_dict(leaves, sep="/")
+    apply = jax.jit(functools.partial(model.apply, train=False))
+    before = apply({**variables, "params": pruned}, x)
+    after = apply({**variables, "params": other}, x)
+    np.testing.assert_allclose(after, before, rtol=1e-5, atol=1e-5)
+    dense = apply(variables, x)
+    assert np.abs(np.asarray(dense) - before).max() > 1e-3
+
+
+@pytest.mark.parametrize("family", [f for f in FAMILIES if f not in ("basic", "vit")])
+def test_gradients_reach_every_parameter(family):
+    model, x = small_models.make(family), small_models.inputs(family)
+    variables = small_models.drawn(model, x)
+    rest = {k: v for k, v in variables.items() if k != "params"}
+
+    def loss(params):
+        # The batch's own statistics would take some gradients back to zero.
+        return jnp.sum(jnp.sin(model.apply({"params": params, **rest}, x, train=False)))
+
+    gradient = jax.jit(jax.grad(loss), compiler_options=small_models.QUICK)
+    for path, slope in flat(gradient(variables["params"])).items():
+        # A key's bias moves all scores of a query alike, and the softmax none.
+        if not path.endswith("key/bias"):
+            assert np.all(np.isfinite(slope)), path
+            assert np.abs(slope).max() > 1e-3, path
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_types(family):
+    model, x = (
+        small_models.make(family, dtype=jnp.bfloat16),
+        small_models.inputs(family),
+    )
+    variables = small_models.shapes(model, x)
+    float32 = jnp.dtype("float32")
+    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {float32}
+    for train in (False, True):
+        apply = functools.partial(model.apply, train=train, mutable=["batch_stats"])
+        out, state = jax.eval_shape(apply, variables, x)
+        assert {leaf.dtype for leaf in jax.tree.leaves((out, state))} == {float32}
+    found = jax.eval_shape(functools.partial(models.intermediates, model), variables, x)
+    wide = {path for path, value in found.items() if value.dtype == float32}
+    assert {"output"} <= wide <= {"output", "head", "distillation_head"}
+    assert {v.dtype.name for k, v in found.items() if k not in wide} == {"bfloat16"}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_intermediates_are_named_as_the_layers_are(family):
+    model, x = small_models.make(family), small_models.inputs(family)
+    variables = small_models.shapes(model, x)
+    found = jax.eval_shape(functools.partial(models.intermediates, model), variables, x)
+    layers = {path.rpartition("/")[0] for path in flat(variables["params"])}
+    assert layers - {""} <= set(found)
+    inner = {path.rpartition("/")[0] for path in layers} - {""}
+    assert set(found) == (layers | inner | {"output"}) - {""}
+
+
+def test_values_of_intermediates():
+    model, x = small_models.make("mlp"), small_models.inputs("mlp")
+    variables = small_models.drawn(model, x)
+    found = models.intermediates(model, variables, x)
+    p = variables["params"]
+    hidden = (
+        np.asarray(x).reshape(4, -1) @ p["hidden1"]["kernel"] + p["hidden1"]["bias"]
+    )
+    np.testing.assert_allclose(found["hidden1"], hidden, rtol=1e-5, atol=1e-5)
+    expected = model.apply(variables, x, train=False)
+    np.testing.assert_array_equal(found["output"], expected)
+    assert list(found) == ["hidden1", "hidden2", "head", "output"]
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "message"),
+    [
+        (
+            "resnet32",
+            {"dropuot": 0.1},
+            "resnet32: option='dropuot' is unknown. Did you",
+        ),
+        ("resnet32", {"stem": "cifar"}, "resnet32: option='stem' is unknown"),
+        ("resnet18", {"stem": "cifer"}, "resnet18: stem='cifer' is unknown. Did you"),
+        ("resnet50", {"zero_init_residual": 1}, "zero_init_residual=1 must be True or"),
+        ("deit-tiny", {"distillation": "yes"}, "distillation='yes' must be True or"),
+        ("vit", {"dropout": 1.0}, "vit: dropout=1.0 must be"),
+        ("vit", {"stochastic_depth": -0.1}, "stochastic_depth=-0.1 must be"),
+        ("vit", {"patch": 5}, "32 is not a whole number of patches of 5"),
+        ("deit-tiny", {"image_size": 28}, "28 is not a whole number of patches of 16"),
+        ("tinylm", {"depth": 0}, "tinylm: depth=0 must be an integer >= 1"),
+        ("tinylm", {"positions": "sine"}, "tinylm: positions='sine' is unknown"),
+        ("mlp", {"hidden": 300}, r"hidden=300 must be a tuple of sizes"),
+        ("mlp", {"hidden": (300, 0)}, "mlp: hidden=0 must be an integer"),
+        ("vgg19", {"image_size": 8}, "image_size=8 is too small for VGG"),
+    ],
+)
+def test_wrong_options_are_named(name, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        models.create(name, **{"num_classes": 10, **arguments})
+
+
+def test_options_are_told():
+    for name in models.names():
+        assert set(models.options(name)) <= set(
+            models.unit_groups.__kwdefaults__
+        ) | set(models._table.OPTIONS)
+        for option in models.options(name):
+            assert f"`{option}`" in models.create.__doc__
+    with pytest.raises(ValueError, match="Did you mean 'vgg19'"):
+        models.options("vgg")
+
+
+def test_inputs_that_do_not_fit_are_refused():
+    model = models.create("tinylm", num_classes=9)
+    variables = small_models.shapes(model, jnp.zeros((1, 8), jnp.int32))
+    apply = functools.partial(model.apply, train=False)
+    with pytest.raises(ValueError, match="9 positions are more than the 8"):
+        jax.eval_shape(apply, variables, jnp.zeros((1, 9), jnp.int32))
+    with pytest.raises(ValueError, match=r"token ids; got float32 \(1, 8\)"):
+        jax.eval_shape(apply, variables, jnp.zeros((1, 8)))
+    vgg = models.create("vgg19", num_classes=9)
+    with pytest.raises(ValueError, match="image_size=8 is too small"):
+        small_models.shapes(vgg, jnp.zeros((1, 8, 8, 3)))
+
+
+def test_a_token_out_of_range_is_not_another_token():
+    model = models.create("tinylm", num_classes=5, depth=1, width=0.25)
+    tokens = jnp.asarray([[0, 1, 5]])
+    variables = small_models.drawn(model, tokens)
+    out = np.asarray(model.apply(variables, tokens, train=False))
+    assert np.all(np.isnan(out[0, 2]))
