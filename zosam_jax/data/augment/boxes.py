@@ -68,7 +68,10 @@ def draw(
       attempt, cut down to `most`.
     """
     for_shape, for_place = jax.random.split(key)
-    draws = jax.random.uniform(for_shape, (2, n, _ATTEMPTS))
+    # The numbers of a draw of three axes, which XLA:CPU takes ten times as long to
+    # compile.
+    draws = jax.random.uniform(for_shape, (2 * n * _ATTEMPTS,))
+    draws = draws.reshape(2, n, _ATTEMPTS)
     target = height * width * (area[0] + (area[1] - area[0]) * draws[0])
     low, high = (math.log(bound) for bound in aspect)
     ratio = jnp.exp(low + (high - low) * draws[1])

@@ -1,5 +1,6 @@
 """Cutout and random erasing: a rectangle of every image is covered."""
 
+import math
 from typing import NamedTuple
 
 import jax
@@ -95,8 +96,9 @@ def erasing_parameters(
     box, fits = boxes.draw(for_box, n, height, width, area, aspect, 0, most)
     erased = fits & (jax.random.uniform(for_choice, (n,)) < probability)
     rows, columns = (jnp.where(erased, x, 0) for x in (box.height, box.width))
-    noise = jax.random.normal(for_noise, shape, jnp.float32)
-    return Erasing(Box(box.top, box.left, rows, columns), noise)
+    # Flat, for the compilation: as in `boxes.draw`.
+    noise = jax.random.normal(for_noise, (math.prod(shape),), jnp.float32)
+    return Erasing(Box(box.top, box.left, rows, columns), noise.reshape(shape))
 
 
 def erase(
