@@ -1,8 +1,11 @@
 """The order, the parts and the ends of streamed sets."""
 
+import dataclasses
 import io
 import itertools
 import math
+import os
+import sys
 
 import numpy as np
 import pytest
@@ -10,7 +13,7 @@ import small_sets
 from PIL import Image
 
 from zosam_jax import data
-from zosam_jax.data import images, streaming
+from zosam_jax.data import folders, images, streaming
 
 COUNT, BATCH, SIDE = 23, 4, 8
 STEPS = COUNT // BATCH
@@ -160,12 +163,13 @@ def test_test_images_are_pillows_pixels(textured):
 
 
 def test_training_images_are_parts_of_pillows_pixels(textured):
-    """The published rule, on the same draws."""
-    ((x, _),) = take(textured, 1, 7, 9)
-    order = streaming._order(7, 0, 9)
-    for shown, row in zip(x, order, strict=True):
+    """The published rule, on the draws of the seed, the epoch and the image."""
+    epochs = take(textured, 2, 7, 9)
+    rows = [(epoch, row) for epoch in (0, 1) for row in streaming._order(7, epoch, 9)]
+    views = np.concatenate([x for x, _ in epochs])
+    for shown, (epoch, row) in zip(views, rows, strict=True):
         image = opened(textured.found.train, row)
-        raw = streaming._bits(7, streaming._CROP, 0, int(row)).random_raw(40)
+        raw = streaming._bits(7, streaming._CROP, epoch, int(row)).random_raw(40)
         w, h = image.size
         for draws in (raw / 2.0**64).reshape(10, 4):
             a, r, u, v = draws
@@ -241,8 +245,25 @@ def test_a_broken_image_stops_the_processes(tmp_path):
         take(found, 4, 0, 2, workers=1)
 
 
+class Deadly(folders.Files):
+    """Files whose reader ends."""
+
+    def read(self, rows):
+        os._exit(3)
+
+
+def test_a_process_that_ends_is_reported(solid):
+    pytest.importorskip("grain")
+    train = Deadly(solid.found.train.paths, solid.found.train.labels)
+    found = dataclasses.replace(
+        solid, found=dataclasses.replace(solid.found, train=train)
+    )
+    with pytest.raises(data.DatasetError, match=r"reads images ended .*code 3.*memory"):
+        take(found, 1, 0, 2, workers=1)
+
+
 def test_without_grain_there_are_no_processes(solid, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "grain", None)
+    monkeypatch.setitem(sys.modules, "grain", None)
     with pytest.raises(data.DatasetError, match=r"pip install 'zosam-jax\[grain\]'"):
         take(solid, 1, 0, 2, workers=1)
     assert len(take(solid, 1, 0, 2)) == 1

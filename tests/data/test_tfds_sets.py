@@ -130,6 +130,34 @@ def records_at(tmp_path):
     return place
 
 
+def test_records_are_read_in_processes(tmp_path):
+    pytest.importorskip("grain")
+    splits = {"train": colours(9), "validation": colours(1)}
+    small_sets.prepare("imagenette", tmp_path, splits)
+    found = data.load("imagenette", tmp_path, image_size=8)
+    batches = found.batches(0, 4, 1), found.batches(0, 4, 1, workers=1)
+    for _ in range(3):
+        for wanted, shown in zip(*[next(b) for b in batches], strict=True):
+            np.testing.assert_array_equal(wanted, shown)
+    for each in batches:
+        each.close()
+
+
+def test_a_set_that_only_the_directory_knows(tmp_path):
+    """As a builder of one's own leaves it."""
+    train, wanted = digits(3)
+    place = small_sets.prepare(
+        "svhn_cropped", tmp_path, {"train": train, "test": train}
+    )
+    place.parent.rename(tmp_path / "my_digits")
+    for path in (tmp_path / "my_digits" / "3.1.0").iterdir():
+        path.rename(path.with_name(path.name.replace("svhn_cropped", "my_digits")))
+    info = tmp_path / "my_digits" / "3.1.0" / "dataset_info.json"
+    info.write_text(info.read_text().replace("svhn_cropped", "my_digits"))
+    found = data.load("my_digits", tmp_path)
+    assert as_sorted(found.train_images, found.train_labels) == wanted
+
+
 def test_what_is_not_decoded_does_not_matter(tmp_path):
     """Masks and boxes of the pets are neither decoded nor missed."""
     import tensorflow_datasets as tfds
