@@ -32,7 +32,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if start:
             end = len(content) - 1
             self.send_header("Content-Range", f"bytes {start}-{end}/{len(content)}")
-        self.send_header("Content-Length", str(len(content) - start))
+        if server.says_length:
+            self.send_header("Content-Length", str(len(content) - start))
         self.end_headers()
         cut = server.cuts.pop(0) if server.cuts else len(content)
         self.wfile.write(content[start : start + cut])
@@ -46,7 +47,7 @@ def server(monkeypatch):
     monkeypatch.setattr(download, "_PAUSE", 0.0)
     monkeypatch.setattr(download, "_BLOCK", 1 << 14)
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        server.content, server.ranges = CONTENT, True
+        server.content, server.ranges, server.says_length = CONTENT, True, True
         server.asked, server.cuts = [], []
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
@@ -62,7 +63,9 @@ def fetch(server, path, progress=lambda line: None, content=CONTENT):
     download.fetch(url, wanted, path, progress)
 
 
-def test_a_lost_connection_is_taken_up_where_it_ended(server, tmp_path):
+@pytest.mark.parametrize("says_length", [True, False])
+def test_a_lost_connection_is_taken_up_where_it_ended(server, tmp_path, says_length):
+    server.says_length = says_length
     server.cuts = [100_000, 50_000]
     lines = []
     fetch(server, tmp_path / "x", lines.append)

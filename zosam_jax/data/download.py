@@ -101,7 +101,7 @@ def _fill(url: str, size: int, sink: BinaryIO, report: Callable[[int], None]) ->
     while sink.tell() != size:
         before = sink.tell()
         try:
-            _append(url, sink, report)
+            _append(url, size, sink, report)
             return
         except (urllib.error.URLError, _Interrupted) as error:
             kept = sink.tell()
@@ -113,8 +113,10 @@ def _fill(url: str, size: int, sink: BinaryIO, report: Callable[[int], None]) ->
             time.sleep(_PAUSE)
 
 
-def _append(url: str, sink: BinaryIO, report: Callable[[int], None]) -> None:
+def _append(url: str, size: int, sink: BinaryIO, report: Callable[[int], None]) -> None:
     """Appends to a file the rest of what is at an address, in one request.
+
+    The answer says how long it is; else it should have the rest of `size` bytes.
 
     Raises:
       urllib.error.URLError: There is no answer.
@@ -130,7 +132,7 @@ def _append(url: str, sink: BinaryIO, report: Callable[[int], None]) -> None:
         if error.code != _RANGE_NOT_SATISFIABLE or not start:
             raise
         _empty(sink)  # what is there is longer than the file
-        return _append(url, sink, report)
+        return _append(url, size, sink, report)
     except (http.client.HTTPException, ConnectionError, TimeoutError) as error:
         raise _Interrupted(error) from error
     with source:
@@ -141,13 +143,13 @@ def _append(url: str, sink: BinaryIO, report: Callable[[int], None]) -> None:
         ):
             _empty(sink)
         length = source.headers.get("Content-Length")
-        left = None if length is None else int(length)
+        left = size - sink.tell() if length is None else int(length)
         while block := _read(source):
             sink.write(block)
             report(sink.tell())
-            left = None if left is None else left - len(block)
+            left -= len(block)
         sink.flush()
-        if left:
+        if left > 0:
             raise _Interrupted(f"the connection ended {left:,} bytes early")
     return None
 
