@@ -75,3 +75,19 @@ def test_mask_leaves_dense_leaves_and_needs_no_masks():
     np.testing.assert_array_equal(masked["a"], [0, 0, 2])
     assert masked["b"] is params["b"]
     assert tree.mask(params, None) is params
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
+def test_either_is_where_bit_by_bit_and_has_its_derivative(dtype):
+    odd = [0.0, -0.0, 1.5, -2.0, np.inf, -np.inf, np.nan, -np.nan, 1e-40]
+    x, y = (a.reshape(-1) for a in np.meshgrid(odd, odd))
+    x, y = jnp.asarray(x, dtype), jnp.asarray(y, dtype)
+    mask = jnp.arange(x.size) % 3 == 0
+    bits = f"uint{8 * x.dtype.itemsize}"
+    np.testing.assert_array_equal(
+        np.asarray(tree.either(mask, x, y)).view(bits),
+        np.asarray(jnp.where(mask, x, y)).view(bits),
+    )
+    slopes = jax.grad(lambda x, y: jnp.sum(tree.either(mask, x, y)), (0, 1))(x, y)
+    np.testing.assert_array_equal(slopes[0], mask)
+    np.testing.assert_array_equal(slopes[1], ~mask)

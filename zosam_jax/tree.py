@@ -70,6 +70,27 @@ def mask(tree: Any, masks: Any | None) -> Any:
     )
 
 
+@jax.custom_jvp
+def either(mask: jax.Array, x: jax.Array, y: jax.Array) -> jax.Array:
+    """`jnp.where(mask, x, y)` of equal floats, bit by bit.
+
+    XLA:CPU turns a select between what it has yet to compute into a branch an entry,
+    which is no vector code: an optimizer's update took twice as long.
+    """
+    if x.dtype != y.dtype or not jnp.issubdtype(x.dtype, jnp.floating):
+        return jnp.where(mask, x, y)
+    bits = jnp.dtype(f"uint{8 * x.dtype.itemsize}")
+    a, b = (jax.lax.bitcast_convert_type(v, bits) for v in (x, y))
+    ones = jnp.zeros((), bits) - mask.astype(bits)
+    return jax.lax.bitcast_convert_type((a & ones) | (b & ~ones), x.dtype)
+
+
+@either.defjvp
+def _either_jvp(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
+    mask, x, y = primals
+    return either(mask, x, y), jnp.where(mask, *tangents[1:])
+
+
 def check_masks(masks: Any, params: Any) -> None:
     """Raises `ValueError`, naming the leaf, unless the masks fit the parameters."""
     given, wanted = jax.tree.structure(masks), jax.tree.structure(params)

@@ -181,11 +181,20 @@ def from_leaves(params: Any, leaves: dict[int, jax.Array]) -> Any:
     )
 
 
+def restricted(grads: Any, masks: Any) -> Any:
+    """The gradient with exact zeros where a mask is False."""
+
+    def leaf(m: jax.Array, g: jax.Array) -> jax.Array:
+        return g if tree.is_dense(m) else tree.either(m, g, jnp.zeros_like(g))
+
+    return jax.tree.map(leaf, masks, grads)
+
+
 def landing(updates: Any, params: Any, masks: Any) -> Any:
     """Updates after which `params + updates` is exactly 0 where a mask is False."""
 
     def leaf(m: jax.Array, u: jax.Array, p: jax.Array) -> jax.Array:
-        return u if tree.is_dense(m) else jnp.where(m, u, -p)
+        return u if tree.is_dense(m) else tree.either(m, u, -p)
 
     return jax.tree.map(leaf, masks, updates, params)
 

@@ -10,7 +10,7 @@ import optax
 
 from zosam_jax import _check, tree
 from zosam_jax._types import Decoupled
-from zosam_jax.sparsity._masks import landing, reset_moments, sparsity_of
+from zosam_jax.sparsity._masks import landing, reset_moments, restricted, sparsity_of
 from zosam_jax.sparsity._method import SparseMethod, Topology
 from zosam_jax.sparsity._packing import pack, unpack
 from zosam_jax.transformation import EstimatorState
@@ -171,7 +171,7 @@ def sparsify(
             state = rewired(_main(grads), state, params)
         masks = unpack(state.masks)
         if decay is None:
-            given = _by_part(lambda part: tree.mask(part, masks), grads)
+            given = _by_part(lambda part: restricted(part, masks), grads)
         else:
             given = _with_decay(grads, params, masks, decay)
         updates, moments = inner.update(
