@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import shutil
 from types import SimpleNamespace
@@ -264,6 +265,11 @@ def test_what_cannot_be_evaluated_is_said(run, options, part):
 
 
 def test_missing_data_is_said(run):
+    data = tiny_run.dataset()
+    for images in (data.test_images[:0], data.test_images[..., 0]):
+        other = dataclasses.replace(data, test_images=images)
+        with pytest.raises(RunError, match="quadrants has no test images"):
+            evaluate(run, dataset=other, model=tiny_run.Net())
     with pytest.raises(DatasetError, match="needs photographs"):
         tiny(run, corruptions=("frost",))
     with pytest.raises(DatasetError, match="no corrupted set of quadrants"):

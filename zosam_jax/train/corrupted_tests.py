@@ -3,6 +3,7 @@
 import os
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -44,18 +45,18 @@ class CorruptedTests:
           frost_dir: Photographs for generated frost.
 
         Raises:
-          RunError: It is not one of images.
+          RunError: It has no test images.
         """
         self.data = dataset
-        if dataset.kind != "image":
+        if dataset.kind != "image" or not dataset.num_test:
             raise RunError(
-                f"{self.data.name} is no set of images; corruptions are of images."
+                f"{self.data.name} has no test images; corruptions are of images."
             )
         self.source, self.seed = source, seed
         self.count = min(images or dataset.num_test, dataset.num_test)
         self.shape = tuple(int(size) for size in dataset.image_shape)
         self.data_dir, self.published_dir = data_dir, published_dir
-        self.frost_dir = frost_dir
+        self.frost_dir = None if frost_dir is None else Path(frost_dir).resolve()
         # Of a set on disk, a few images tell it from another.
         whole = isinstance(dataset, data.Dataset)
         pixels = dataset.test(0, self.count if whole else min(self.count, 16))[0]
