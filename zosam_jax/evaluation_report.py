@@ -94,9 +94,10 @@ class Display:
         if self._bar is not None:
             self._bar.stop()
         if self._reused:
+            sets = "set was" if self._reused == 1 else "sets were"
             self._console.print(
-                f"{self._reused} test sets were evaluated before (--overwrite does "
-                "them again)",
+                f"{self._reused} test {sets} evaluated before (--overwrite does it "
+                "again)",
                 markup=False,
                 highlight=False,
             )
