@@ -26,6 +26,26 @@ def plan(
     Raises:
       RunError: They do not fit together.
     """
+    try:
+        task = make_task(config, dataset, model)
+        if config.teacher is not None:
+            teacher = _teacher(config, task.dataset)
+            task = dataclasses.replace(task, teacher=teacher)
+        return Programs(task)
+    except ValueError as error:
+        raise RunError(str(error)) from error
+
+
+def make_task(
+    config: TrainConfig,
+    dataset: data.Dataset | data.Streamed | None = None,
+    model: Any = None,
+) -> Task:
+    """Returns what a run computes with, but its teacher; unlike `plan`, traces nothing.
+
+    Raises:
+      RunError: The configuration, its data, model and devices do not fit together.
+    """
     if config.tensorboard:
         metrics.check_tensorboard()
     mesh = jax.make_mesh(
@@ -50,8 +70,7 @@ def plan(
                 f"{type(model).__name__} has none."
             )
         _check_heads(config, model)
-        teacher = None if config.teacher is None else _teacher(config, chosen)
-        return Programs(Task(config, chosen, model, mesh, validation, teacher))
+        return Task(config, chosen, model, mesh, validation)
     except ValueError as error:
         raise RunError(str(error)) from error
 
@@ -109,7 +128,7 @@ def _hold_out(config: TrainConfig, dataset: Any) -> tuple[Any, Any]:
 
 def _teacher(config: TrainConfig, dataset: Any) -> tuple[Any, Any]:
     """Returns the teacher's network and its variables."""
-    # Its run is planned by this module.
+    # It makes the task of that run by this module.
     from zosam_jax.train import trained
 
     assert config.teacher is not None

@@ -5,12 +5,14 @@ import dataclasses
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
+
 from zosam_jax import data
 from zosam_jax.train import checkpoint, folder, methods
 from zosam_jax.train import step as steps
 from zosam_jax.train.config import TrainConfig
 from zosam_jax.train.errors import RunError
-from zosam_jax.train.plan import plan
+from zosam_jax.train.plan import make_task
 from zosam_jax.train.task import Task
 
 
@@ -71,11 +73,16 @@ def load(
             f"{run} is not finished: it has no summary.json. The command that began it "
             "goes on with it."
         )
-    programs = plan(config, dataset, model)
-    state = _last_state(run, programs.abstract, summary["steps"])
+    task = make_task(config, dataset, model)
+    batch = (
+        jax.ShapeDtypeStruct((config.batch_size, *x.shape), x.dtype)
+        for x in task.example
+    )
+    template = jax.eval_shape(lambda *data: steps.init(task, *data), *batch)
+    state = _last_state(run, template, summary["steps"])
     params, model_state = steps.trained(state)
     params = methods.live_params(config, params, state.opt_state)
-    return Trained(run, programs.task, params, model_state, summary)
+    return Trained(run, task, params, model_state, summary)
 
 
 def _config(run: Path, data_dir: str | None) -> TrainConfig:
