@@ -266,8 +266,9 @@ def test_what_cannot_be_evaluated_is_said(run, options, part):
 
 def test_missing_data_is_said(run):
     data = tiny_run.dataset()
-    for images in (data.test_images[:0], data.test_images[..., 0]):
-        other = dataclasses.replace(data, test_images=images)
+    none = {"test_images": data.test_images[:0], "test_labels": data.test_labels[:0]}
+    for fields in (none, {"kind": "text"}):
+        other = dataclasses.replace(data, **fields)
         with pytest.raises(RunError, match="quadrants has no test images"):
             evaluate(run, dataset=other, model=tiny_run.Net())
     with pytest.raises(DatasetError, match="needs photographs"):
