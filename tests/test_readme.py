@@ -1,5 +1,6 @@
 """The README says what is true: its code runs, its commands and files exist."""
 
+import dataclasses
 import inspect
 import json
 import re
@@ -11,6 +12,8 @@ import pytest
 
 import zosam_jax as zs
 from benchmarks import tables
+from zosam_jax.train import PRESETS
+from zosam_jax.train.config import differences
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -65,7 +68,8 @@ def test_the_commands_exist():
             if trains and "--help" not in words:
                 assert cli.main([*words[1:], "--print-config"]) == 0
             elif words[:1] == ["zosam"]:
-                assert words[1] in ("train", "report", "data")
+                known = ("train", "report", "data", "recipes", "evaluate")
+                assert words[1] in known
 
 
 RESULTS = ROOT / "benchmarks" / "results"
@@ -142,6 +146,33 @@ def test_the_figures_of_the_changes_are_the_measured_ones():
     selection = reads["selection", "25"]["select"]
     assert f"selection is {selection:.0f} reads at 25 M" in text
     assert f"masks, {reads['RigL', '25']['change']:.0f}. The goal" in text
+
+
+@pytest.mark.parametrize("name", list(PRESETS))
+def test_the_evidence_of_a_recipe_is_a_run_of_it(name):
+    recipe = PRESETS[name]
+    if recipe.evidence == "not run":
+        return
+    folder = ROOT / recipe.evidence
+    stored = json.loads((folder / "config.json").read_text())["config"]
+    config = json.loads(json.dumps(dataclasses.asdict(recipe.config)))
+    # Fields come and go, and None stands for what was written out before.
+    shared = {k for k in config if k in stored and config[k] is not None}
+    old, new = ({k: x[k] for k in shared} for x in (stored, config))
+    assert differences(old, new) == {}
+    summary = json.loads((folder / "summary.json").read_text())
+    assert f"{summary['test_accuracy']:.2%}".replace("%", " %") in README
+    assert f"({recipe.evidence})" in README
+
+
+def test_the_figures_of_the_corruptions_are_the_measured_ones():
+    path = "benchmarks/results/imagenet-resnet50-quick/evaluation.json"
+    found = json.loads((ROOT / path).read_text())
+    clean, corrupted = found["clean"]["accuracy"], found["mean_corrupted_accuracy"]
+    text = " ".join(README.split())
+    assert f"on {found['images']:,} images falls" in text
+    assert f"from {clean:.1%} to {corrupted:.1%}".replace("%", " %") in text
+    assert f"({path})" in README
 
 
 @pytest.mark.parametrize("run", ["digits", "digits-jax0.12", "cifar10-quick"])

@@ -111,11 +111,14 @@ class Prepare:
     """Make a data set ready for training, as TFDS keeps it."""
 
     name: Positional[str]
-    """Data set: cifar10 or cifar100. digits needs no preparation."""
+    """Data set: cifar10, cifar100, imagenette, oxford_iiit_pet, imagenet2012 (from \
+archives that you fetch), folder:PATH (from --archive), or another of TFDS, for which \
+it says what to run."""
     data_dir: str | None = None
     """TFDS directory. None: TFDS_DATA_DIR or ~/tensorflow_datasets."""
     archive: Path | None = None
-    """A copy of the set's archive, for machines without a network."""
+    """A copy of the set's archive, or the folder of them, for machines without a \
+network."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

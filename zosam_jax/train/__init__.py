@@ -9,9 +9,9 @@ loaded on first use, for they bring in Flax, Orbax and TFDS.
 
 from typing import TYPE_CHECKING, Any
 
-from zosam_jax.train.config import LotteryConfig as LotteryConfig
 from zosam_jax.train.config import TrainConfig as TrainConfig
 from zosam_jax.train.errors import RunError as RunError
+from zosam_jax.train.lottery_config import LotteryConfig as LotteryConfig
 from zosam_jax.train.presets import PRESETS as PRESETS
 from zosam_jax.train.presets import Preset as Preset
 from zosam_jax.train.presets import preset as preset

@@ -45,7 +45,8 @@ def batches(task: Task, split: str) -> Iterator[tuple[np.ndarray, np.ndarray, in
     size = batch_size(task)
     data = task.dataset
     if isinstance(data, Streamed):
-        yield from data.evaluation_batches(size, workers=task.config.workers)
+        # Threads: processes would start anew for every evaluation.
+        yield from data.evaluation_batches(size)
         return
     images, labels = data.test_images, data.test_labels
     if split == "validation":

@@ -147,7 +147,7 @@ def evaluate(
         _evaluate(task, network, tests, keys, records, tell)
         lines = [records.found(key) for key in keys]
     figures = {
-        "run": str(run_.folder),
+        "run": run_.folder.name,
         "step": run_.summary["steps"],
         **evaluation_figures.figures(
             tests, [line for line in lines if line is not None]

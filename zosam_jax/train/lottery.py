@@ -24,7 +24,8 @@ import numpy as np
 import zosam_jax as zs
 from zosam_jax import data, tree
 from zosam_jax.train import checkpoint, folder, loop, metrics, tickets
-from zosam_jax.train.config import LotteryConfig, TrainConfig
+from zosam_jax.train.config import TrainConfig
+from zosam_jax.train.lottery_config import LotteryConfig
 from zosam_jax.train.plan import plan
 from zosam_jax.train.programs import Programs
 from zosam_jax.train.progress import Display, Silent

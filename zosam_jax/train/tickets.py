@@ -13,8 +13,8 @@ import optax
 import zosam_jax as zs
 from zosam_jax.sparsity._masks import reset_moments
 from zosam_jax.train import checkpoint
-from zosam_jax.train.config import LotteryConfig
 from zosam_jax.train.errors import RunError
+from zosam_jax.train.lottery_config import LotteryConfig
 from zosam_jax.train.programs import Programs
 from zosam_jax.train.step import TrainState
 
