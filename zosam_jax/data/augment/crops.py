@@ -15,7 +15,7 @@ def random_crop_flip(
 
     An image is padded with `padding` zeros on each side and a window of its own size is
     cut out at one of the `(2 padding + 1)^2` positions, uniformly; then it is mirrored
-    left to right with probability 1/2. One gather for the whole batch.
+    left to right with probability 1/2.
 
     Args:
       key: A random key. One draw of `[N, 3]` integers depends on it.
@@ -37,7 +37,12 @@ def random_crop_flip(
     if padding:
         pad = ((0, 0), (padding, padding), (padding, padding), (0, 0))
         images = jnp.pad(images, pad)
-    return images[jnp.arange(n)[:, None, None], rows[:, :, None], columns[:, None, :]]
+
+    def window(image: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Array:
+        return image.at[rows[:, None], columns].get(mode="promise_in_bounds")
+
+    # Mapped, it stays where the images are; one index of the batch would gather them.
+    return jax.vmap(window)(images, rows, jnp.broadcast_to(columns, (n, width)))
 
 
 def resized_crop_parameters(
@@ -51,9 +56,8 @@ def resized_crop_parameters(
     An attempt is a share of the area, uniform, and a ratio width / height, log-uniform;
     the sides are rounded, and the place is uniform within the image. The first of ten
     attempts that fits into the image counts; without one, it is the largest window in
-    the middle whose ratio lies within `aspect`. Unlike a loop on the host, all ten
-    attempts are drawn. A side that rounds to 0 is 1 here and no attempt there, which
-    matters to images of a few pixels alone.
+    the middle whose ratio lies within `aspect`. Unlike there, all ten attempts are
+    drawn, whichever counts.
 
     Args:
       key: A random key.
