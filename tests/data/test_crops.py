@@ -148,7 +148,7 @@ def test_evaluation_crop_of_the_same_size_changes_nothing():
 
 def test_a_single_pixel_is_cropped():
     image = np.full((2, 1, 1, 1), 9, np.uint8)
-    box = augment.resized_crop_parameters(jax.random.key(0), image.shape)
+    box = parameters(jax.random.key(0), image.shape, (0.08, 1.0), (3 / 4, 4 / 3))
     np.testing.assert_array_equal(np.array(box).T, [[0, 0, 1, 1]] * 2)
     assert np.all(np.asarray(resized_crop(image, box, (3, 2), "bicubic")) == 9)
     assert augment.evaluation_crop(image, 1).shape == (2, 1, 1, 1)

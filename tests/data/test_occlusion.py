@@ -15,6 +15,9 @@ MEAN, STD = (0.2, 0.5, 0.9), (0.1, 0.2, 0.3)
 IMAGES = np.random.default_rng(0).integers(0, 256, SHAPE, np.uint8)
 
 
+erasing_parameters = jax.jit(augment.erasing_parameters, static_argnums=(1, 2, 3, 4))
+
+
 def covered(box, height, width):
     """Which pixels a box covers, in NumPy: [N, height, width]."""
     result = []
@@ -56,7 +59,7 @@ def test_cutout_has_a_side_of_its_size_and_any_pixel_as_its_centre():
 
 
 def test_erasing_fills_the_box_with_the_noise_of_normalised_images():
-    drawn = augment.erasing_parameters(jax.random.key(3), SHAPE, 0.8)
+    drawn = erasing_parameters(jax.random.key(3), SHAPE, 0.8)
     result = augment.erase(IMAGES, drawn, MEAN, STD)
     assert result.dtype == jnp.float32
     mask = covered(drawn.box, 9, 12)[..., None]
@@ -70,7 +73,7 @@ def test_erasing_fills_the_box_with_the_noise_of_normalised_images():
 
 
 def test_erasing_without_a_deviation_is_the_mean_in_levels():
-    drawn = augment.erasing_parameters(jax.random.key(3), SHAPE, 1.0)
+    drawn = erasing_parameters(jax.random.key(3), SHAPE, 1.0)
     result = augment.erase(IMAGES, drawn, MEAN)
     assert result.dtype == jnp.uint8
     mask = covered(drawn.box, 9, 12)[..., None]
@@ -78,15 +81,15 @@ def test_erasing_without_a_deviation_is_the_mean_in_levels():
     np.testing.assert_array_equal(result, expected)
 
 
-@functools.partial(jax.jit, static_argnums=1, static_argnames=("area", "aspect"))
-def erasing_boxes(key, shape, **options):
+@functools.partial(jax.jit, static_argnums=(1, 2, 3, 4))
+def erasing_boxes(key, shape, probability, area=(0.02, 1 / 3), aspect=(0.3, 1 / 0.3)):
     """The boxes alone: compiled, the noise is left out."""
-    return augment.erasing_parameters(key, shape, **options).box
+    return augment.erasing_parameters(key, shape, probability, area, aspect).box
 
 
 def test_erased_boxes_have_the_areas_ratios_and_places_of_the_paper():
     n, side = 4000, 1000
-    box = erasing_boxes(jax.random.key(5), (n, side, side, 1))
+    box = erasing_boxes(jax.random.key(5), (n, side, side, 1), 0.25)
     top, left, rows, columns = (np.asarray(x) for x in box)
     erased = rows > 0
     assert stats.binomtest(int(erased.sum()), n, 0.25).pvalue > 0.01
@@ -107,13 +110,12 @@ def test_erased_boxes_have_the_areas_ratios_and_places_of_the_paper():
 
 
 def test_a_box_that_does_not_fit_is_drawn_again_and_then_given_up():
-    always = {"area": (0.999, 1.0), "aspect": (0.999, 1.001), "probability": 1.0}
-    box = erasing_boxes(jax.random.key(0), (50, 8, 8, 1), **always)
+    key = jax.random.key(0)
+    box = erasing_boxes(key, (50, 8, 8, 1), 1.0, (0.999, 1.0), (0.999, 1.001))
     assert not np.any(box.height)
     assert not np.any(box.width)
     # 1 of 3 fits: a single attempt would leave most images alone.
-    often = {"area": (0.25, 0.25), "aspect": (1 / 12, 12.0), "probability": 1.0}
-    box = erasing_boxes(jax.random.key(0), (200, 8, 8, 1), **often)
+    box = erasing_boxes(key, (200, 8, 8, 1), 1.0, (0.25, 0.25), (1 / 12, 12.0))
     assert np.mean(np.asarray(box.height) > 0) > 0.98
     assert np.max(box.height) < 8
     assert np.max(box.width) < 8
@@ -121,13 +123,13 @@ def test_a_box_that_does_not_fit_is_drawn_again_and_then_given_up():
 
 @pytest.mark.parametrize("probability", [0.0, 1.0])
 def test_erasing_probability_at_its_ends(probability):
-    drawn = augment.erasing_parameters(jax.random.key(0), (200, 16, 16, 1), probability)
-    assert np.all((np.asarray(drawn.box.height) > 0) == bool(probability))
+    box = erasing_boxes(jax.random.key(0), (200, 16, 16, 1), probability)
+    assert np.all((np.asarray(box.height) > 0) == bool(probability))
 
 
 def test_a_single_pixel_can_be_cut_out_and_is_never_erased():
     image = np.full((1, 1, 1, 1), 9, np.uint8)
     box = augment.cutout_parameters(jax.random.key(0), image.shape, 1)
     assert augment.cutout(image, box).item() == 0
-    drawn = augment.erasing_parameters(jax.random.key(0), image.shape, 1.0)
+    drawn = erasing_parameters(jax.random.key(0), image.shape, 1.0)
     assert augment.erase(image, drawn, (0.5,), (0.5,)).item() == 9
