@@ -1,7 +1,6 @@
 """Corruptions that move light: blurs and the elastic transform.
 
-The signatures are those of `_pixels`. A filter along an axis is a matrix: that of what
-SciPy makes of the identity, so that borders are SciPy's and a batch is one product.
+The signatures are those of `_pixels`.
 """
 
 import functools
@@ -13,61 +12,29 @@ from scipy import ndimage
 from zosam_jax.data.corruptions._pixels import Rngs, draw
 
 
-@functools.lru_cache(maxsize=64)
-def gaussian_matrix(
-    size: int, sigma: float, mode: str = "nearest", truncate: float = 4.0
-) -> np.ndarray:
-    """Returns the matrix of a Gaussian filter, `[size, size]`.
-
-    Args:
-      size: Pixels along the axis.
-      sigma: Standard deviation in pixels; 0 is the identity.
-      mode: SciPy's name of the border's continuation.
-      truncate: Radius of the kernel in standard deviations.
-    """
-    return ndimage.gaussian_filter(
-        np.eye(size), (sigma, 0), mode=mode, truncate=truncate
-    )
-
-
-@functools.lru_cache(maxsize=128)
-def zoom_matrix(size: int, factor: float) -> np.ndarray:
-    """Returns the matrix that enlarges the middle of an axis, `[size, size]`.
-
-    The middle `ceil(size / factor)` pixels are interpolated linearly, corner to corner,
-    to `factor` times as many, of which the middle `size` stay.
-    """
-    part = int(np.ceil(size / factor))
-    first = (size - part) // 2
-    zoomed = np.asarray(ndimage.zoom(np.eye(part), (factor, 1), order=1))
-    cut = (len(zoomed) - size) // 2
-    matrix = np.zeros((size, size))
-    matrix[:, first : first + part] = zoomed[cut : cut + size]
-    return matrix
-
-
-def along_both(x: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-    """Returns x `[N, H, W, C]` with a matrix applied along H and one along W."""
-    planes = np.ascontiguousarray(x.transpose(0, 3, 1, 2))
-    return (rows @ planes @ columns.T).transpose(0, 2, 3, 1)
-
-
-def smooth(
-    x: np.ndarray, sigma: float, mode: str = "nearest", truncate: float = 4.0
-) -> np.ndarray:
-    """Returns x `[N, H, W, C]` after a Gaussian filter; see `gaussian_matrix`."""
-    height, width = x.shape[1:3]
-    return along_both(
-        x,
-        gaussian_matrix(height, sigma, mode, truncate),
-        gaussian_matrix(width, sigma, mode, truncate),
-    )
+def smooth(x: np.ndarray, sigma: float) -> np.ndarray:
+    """Returns x `[N, H, W, C]` after a Gaussian filter, with its edges continued."""
+    return ndimage.gaussian_filter(x, (0, sigma, sigma, 0), mode="nearest")
 
 
 def zoom(x: np.ndarray, factor: float) -> np.ndarray:
-    """Returns the middle of x `[N, H, W, C]`, enlarged; see `zoom_matrix`."""
-    height, width = x.shape[1:3]
-    return along_both(x, zoom_matrix(height, factor), zoom_matrix(width, factor))
+    """Returns the middle of x `[N, H, W, C]`, enlarged.
+
+    Along each axis, the middle `ceil(size / factor)` pixels are interpolated linearly,
+    corner to corner, to `factor` times as many, of which the middle `size` stay.
+    """
+    for axis in (1, 2):
+        size = x.shape[axis]
+        part = int(np.ceil(size / factor))
+        length = round(part * factor)
+        place = np.arange(size) + (length - size) // 2
+        place = place * (part - 1) / max(length - 1, 1)
+        left = np.minimum(place.astype(int), max(part - 2, 0))
+        share = np.expand_dims(place - left, tuple(range(1, 4 - axis)))
+        left += (size - part) // 2
+        right = np.minimum(left + 1, size - 1)
+        x = (1 - share) * np.take(x, left, axis) + share * np.take(x, right, axis)
+    return x
 
 
 def gaussian_blur(x: np.ndarray, rngs: Rngs, c: float) -> np.ndarray:
@@ -247,9 +214,20 @@ def elastic_transform(
     y, x_ = np.moveaxis(grid @ inverse, -1, 0).reshape(2, n, height, width)
     moved = _sample(x, y, x_, _mirror)
 
-    planes = fields.transpose(0, 2, 3, 1)
-    field = smooth(planes, sigma, "reflect", 3.0) * alpha
-    return _sample(moved, down + field[..., 1], right + field[..., 0], _reflect)
+    # The smoothing may reach beyond the image, where a matrix is the quicker filter.
+    fields = _filter(height, sigma) @ fields @ _filter(width, sigma).T * alpha
+    return _sample(moved, down + fields[:, 1], right + fields[:, 0], _reflect)
+
+
+@functools.lru_cache(maxsize=16)
+def _filter(size: int, sigma: float) -> np.ndarray:
+    """Returns the matrix of a Gaussian filter, mirrored at the edges: of the identity.
+
+    Its kernel ends at three standard deviations.
+    """
+    return ndimage.gaussian_filter(
+        np.eye(size), (sigma, 0), mode="reflect", truncate=3.0
+    )
 
 
 def _mirror(i: np.ndarray, size: int) -> np.ndarray:
