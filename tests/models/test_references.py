@@ -110,8 +110,10 @@ def test_mlp():
 
 
 def test_blocks_start_as_their_shortcuts_on_demand():
-    model = small_models.make("bottleneck", zero_init_residual=True)
-    params, _ = models.initialize(model, jax.random.key(0), (24, 24, 3))
+    model = models.resnet.ResNet(
+        1, 3, channels=(4,), bottleneck=True, zero_init_residual=True
+    )
+    params, _ = models.initialize(model, jax.random.key(0), (4, 4, 3))
     flat = traverse_util.flatten_dict(params, sep="/")
     zero = {
         path for path, leaf in flat.items() if path.endswith("scale") and not leaf.any()
@@ -120,10 +122,10 @@ def test_blocks_start_as_their_shortcuts_on_demand():
 
 
 def test_language_models_start_as_gpt2_does():
-    model = models.create("tinylm", num_classes=50, depth=2, width=0.5)
+    model = models.create("tinylm", num_classes=50, depth=2, width=0.25)
     params, state = models.initialize(model, jax.random.key(0), (16,))
     assert state == {}
-    assert params["position_embedding"].shape == (16, 64)
+    assert params["position_embedding"].shape == (16, 32)
     for path, leaf in traverse_util.flatten_dict(params, sep="/").items():
         if leaf.ndim == 2:
             last = path.endswith(("out/kernel", "mlp2/kernel"))

@@ -62,36 +62,37 @@ def test_units_are_those_of_the_model(name):
 @pytest.mark.parametrize("family", [f for f in FAMILIES if f != "tied"])
 def test_a_pruned_unit_has_no_effect_whatever_makes_it(family):
     model, x = small_models.make(family), small_models.inputs(family)
-    variables, groups = small_models.drawn(model, x), small_models.groups(family)
-    method = zs.sparsity.units(0.5, 100, groups)
-    params = variables["params"]
-    masks = jax.jit(method.init, compiler_options=small_models.QUICK)(params).masks
-    pruned = zs.sparsity.apply_masks(params, masks)
-    # Every weight that makes a pruned unit is another one; a weight that makes two
-    # units' product (a kernel between) keeps its live columns.
-    leaves, kept = flat(jax.tree.map(np.array, pruned)), flat(masks)
-    for row in groups.values():
-        outgoing = [p for p in leaves if fnmatch.fnmatch(p, row.outgoing)]
-        for path in outgoing:
-            live = np.asarray(kept[path])
-            axes = tuple(i for i in range(live.ndim) if i != live.ndim - 2)
-            live = live.any(axes)
-            assert 0 < live.sum() < live.size
-            star = path[: len(path) - len(row.outgoing) + 1]
-            for incoming in row.incoming:
-                leaf = leaves[incoming.replace("*", star)]
-                rows = np.repeat(live, leaf.shape[-1] // live.size)
-                changed = np.where(rows, leaf, leaf + 0.7)
-                # What is pruned there for another unit stays pruned.
-                mask = np.asarray(kept[incoming.replace("*", star)])
-                leaves[incoming.replace("*", star)] = np.where(mask, changed, leaf)
-    other = traverse_util.unflatten_dict(leaves, sep="/")
-    apply = jax.jit(functools.partial(model.apply, train=False))
-    before = apply({**variables, "params": pruned}, x)
-    after = apply({**variables, "params": other}, x)
-    np.testing.assert_allclose(after, before, rtol=1e-5, atol=1e-5)
-    dense = apply(variables, x)
-    assert np.abs(np.asarray(dense) - before).max() > 1e-3
+    variables = small_models.drawn(model, x)
+    before = flat(jax.tree.map(np.copy, variables["params"]))
+    after = {path: np.copy(leaf) for path, leaf in before.items()}
+    pruned = []
+    for row in small_models.groups(family).values():
+        for path in fnmatch.filter(before, row.outgoing):
+            number = row.units or before[path].shape[-2]
+            gone = np.arange(number) % 2 == 1
+            star = path.removesuffix(row.outgoing.removeprefix("*"))
+            for made in (incoming.replace("*", star) for incoming in row.incoming):
+                columns = np.repeat(gone, before[made].shape[-1] // number)
+                after[made] += 0.7 * columns
+            pruned.append((path, np.repeat(gone, before[path].shape[-2] // number)))
+    assert pruned
+    # Last, as a kernel between two layers of units is changed and pruned.
+    for path, rows in pruned:
+        for leaves in (before, after):
+            leaves[path][..., rows, :] = 0
+    run = jax.jit(
+        functools.partial(model.apply, train=False), compiler_options=small_models.QUICK
+    )
+    dense, found, expected = (
+        np.asarray(run({**variables, "params": params}, x))
+        for params in (
+            variables["params"],
+            traverse_util.unflatten_dict(after, sep="/"),
+            traverse_util.unflatten_dict(before, sep="/"),
+        )
+    )
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+    assert np.abs(dense - expected).max() > 1e-3
 
 
 @pytest.mark.parametrize("family", [f for f in FAMILIES if f not in ("basic", "vit")])
@@ -212,5 +213,7 @@ def test_a_token_out_of_range_is_not_another_token():
     model = models.create("tinylm", num_classes=5, depth=1, width=0.25)
     tokens = jnp.asarray([[0, 1, 5]])
     variables = small_models.drawn(model, tokens)
-    out = np.asarray(model.apply(variables, tokens, train=False))
+    out = np.asarray(
+        jax.jit(functools.partial(model.apply, train=False))(variables, tokens)
+    )
     assert np.all(np.isnan(out[0, 2]))
