@@ -3,6 +3,7 @@ import json
 import shutil
 from types import SimpleNamespace
 
+import jax
 import numpy as np
 import pytest
 import tiny_run
@@ -110,6 +111,17 @@ def test_the_record_is_complete_and_says_what_the_images_are(run):
     lines = (run / "evaluation.jsonl").read_text().splitlines()
     assert len(lines) == 7
     assert fields <= set(json.loads(lines[-1])["key"])
+
+
+def test_a_last_batch_that_is_filled_up_changes_nothing(run, monkeypatch):
+    whole = tiny(run, images=21)
+    monkeypatch.setattr(evaluation, "eval_batch_size", lambda task: 8)
+    parts = tiny(run, images=21, overwrite=True)
+    for name in ("clean", "corruptions", "reliability"):
+        for a, b in zip(
+            jax.tree.leaves(whole[name]), jax.tree.leaves(parts[name]), strict=True
+        ):
+            assert a == pytest.approx(b, abs=1e-6)
 
 
 class Interrupted(Exception):
