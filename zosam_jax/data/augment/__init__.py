@@ -51,7 +51,7 @@ def normalize(
     """Returns `(images / 255 - mean) / std`, computed in float32.
 
     Args:
-      images: uint8 `[..., C]`.
+      images: uint8 `[..., C]`, or float32 of the same scale.
       mean: Mean of each channel of `images / 255`.
       std: Standard deviation of each channel of `images / 255`.
       dtype: Type of the result.
