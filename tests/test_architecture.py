@@ -25,7 +25,7 @@ LAYERS = [
     ["selection"],
     ["estimators", "models", "data"],
     ["sparsity.scores", "sparsity.budgets", "sparsity._packing"],
-    ["sparsity._flops", "sparsity._table"],
+    ["sparsity._flops", "sparsity._flow", "sparsity._table"],
     ["sparsity._picture"],
     ["sparsity._findings"],
     ["sparsity._groups"],

@@ -2,6 +2,7 @@
 
 import itertools
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -188,7 +189,7 @@ def test_synflow_is_conserved_through_every_unit_and_layer():
     product = np.ones((1, 5))
     for t in theta:
         product = product @ np.asarray(t, np.float64)
-    np.testing.assert_allclose(value, product.sum(), rtol=1e-6)
+    np.testing.assert_allclose(value, np.log2(product.sum()), rtol=1e-6)
     shares = [np.asarray(s, np.float64) for s in shares]
     for layer in shares:  # In units of R.
         np.testing.assert_allclose(layer.sum(), 1, rtol=1e-6)
@@ -288,13 +289,76 @@ def test_the_scale_of_synflows_input_cancels():
     )
 
 
-@pytest.mark.parametrize("scale", [1e38, 3e37, 1e-40, -1.0, np.nan])
-def test_synflow_refuses_a_flow_that_is_no_normal_number(scale):
+@pytest.mark.parametrize("gain", [1e12, 1e-14])
+def test_synflow_ranks_flows_that_float32_cannot_hold(gain):
+    """R is 1e114 and 1e-119 here, and the masks are traced, as in the trainer."""
+    params, _, flow = relu_net([6] + [10] * 8 + [4])
+    params = jax.tree.map(lambda w: w * gain, params)
+    method = zs.sparsity.static(0.9, "synflow", value_fn=flow, rounds=5)
+    masks = jax.jit(lambda p: method.init(p).masks)(params)
+    for i, expected in enumerate(replica_synflow(params, 0.9, 5)):
+        np.testing.assert_array_equal(masks[f"{i}"]["kernel"], expected)
+
+
+def test_the_flow_through_a_residual_network_is_that_of_float32():
+    rng = np.random.default_rng(0)
+    shapes = {"a": (3, 3, 2, 4), "b": (3, 3, 4, 4), "c": (4, 3), "scale": (4,)}
+    theta = {
+        k: jnp.asarray(abs(rng.normal(size=s)), jnp.float32) for k, s in shapes.items()
+    }
+
+    def conv(x, w):
+        return jax.lax.conv_general_dilated(
+            x, w, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+
+    def flow(t):
+        x = nn.max_pool(conv(jnp.ones((1, 8, 8, 2)), t["a"]), (2, 2), (2, 2))
+        # Normalised in evaluation mode, and a shortcut of fewer channels.
+        y = (nn.relu(conv(x, t["b"])) - 0.5) * jax.lax.rsqrt(2.0 + 1e-5) * t["scale"]
+        x = jnp.pad(x[..., :2], ((0, 0), (0, 0), (0, 0), (1, 1))) + jnp.where(
+            y > 0, y, 0.1 * y
+        )
+        return jnp.sum(nn.avg_pool(x, (4, 4)).reshape(1, -1) @ t["c"] + 0.25)
+
+    leaves, treedef = jax.tree.flatten(theta)
+    value = lambda leaves: flow(treedef.unflatten(leaves))  # noqa: E731
+    plain, slopes = jax.jit(jax.value_and_grad(value))(leaves)
+    found, shares = jax.jit(lambda t: initialization.shares_of_flow(value, t))(leaves)
+    np.testing.assert_allclose(2.0**found, plain, rtol=1e-5)
+    # Powers of two round nothing; R is divided by at another place.
+    for share, slope, t in zip(shares, slopes, leaves, strict=True):
+        np.testing.assert_allclose(share, t * slope / plain, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("function", "name"),
+    [
+        (jax.nn.gelu, "tanh"),
+        (jax.nn.softmax, "exp"),
+        (jax.nn.relu6, "min"),
+        (lambda x: x / jnp.sum(x), "div"),
+        (lambda x: x * jax.lax.rsqrt(jnp.mean(x * x)), "rsqrt"),
+    ],
+)
+def test_synflow_refuses_a_network_without_a_flow(function, name):
+    params = {"one": jnp.ones((3, 4)), "two": jnp.ones((4, 2))}
+    method = zs.sparsity.static(
+        0.5,
+        "synflow",
+        value_fn=lambda p: jnp.sum(function(jnp.ones((1, 3)) @ p["one"]) @ p["two"]),
+    )
+    with pytest.raises(ValueError, match=f"applies `{name}` to activations"):
+        method.init(params)
+
+
+@pytest.mark.parametrize("scale", [0.0, -1.0, np.nan])
+def test_synflow_refuses_a_flow_that_is_not_positive(scale):
     params, _, flow = relu_net([6, 8, 4])
     method = zs.sparsity.static(
         0.5, "synflow", value_fn=lambda p: flow(p, 1.0) * scale, rounds=3
     )
-    with pytest.raises(ValueError, match=r"round 1 of 3.*Scale the input"):
+    with pytest.raises(ValueError, match=r"no positive number in round 1 of 3"):
         masks_of(method, params)
 
 

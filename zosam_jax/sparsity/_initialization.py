@@ -23,6 +23,7 @@ from zosam_jax._types import ValueFn
 from zosam_jax.estimators import scalar_loss
 from zosam_jax.selection import select
 from zosam_jax.sparsity import scores
+from zosam_jax.sparsity._flow import mantissa_and_exponent
 from zosam_jax.sparsity._groups import Pattern
 from zosam_jax.sparsity._masks import (
     from_leaves,
@@ -102,7 +103,7 @@ def synflow(params: Any, request: Request) -> Any:
         masks, flows = carry
         live = [jnp.where(m, t, 0) for m, t in zip(masks, theta, strict=True)]
         flow, ranked = shares_of_flow(value, live)
-        return keep(ranked, masks, k), flows.at[k].set(flow.astype(flows.dtype))
+        return keep(ranked, masks, k), flows.at[k].set(flow)
 
     start = [jnp.ones(t.shape, bool) for t in theta], jnp.zeros(request.rounds)
     masks, flows = jax.lax.fori_loop(0, request.rounds, prune, start)
@@ -113,10 +114,13 @@ def synflow(params: Any, request: Request) -> Any:
 def shares_of_flow(
     value: Callable[[list[jax.Array]], jax.Array], theta: list[jax.Array]
 ) -> tuple[jax.Array, list[jax.Array]]:
-    """R, and theta * dR/dtheta / R: the ranking of the scores, free of overflow."""
-    flow, pull_back = jax.vjp(value, theta)
+    """log2(R), and theta * dR/dtheta / R: the ranking of the scores; see `_flow`."""
+    flow, pull_back, exponent = jax.vjp(
+        lambda t: mantissa_and_exponent(value, t), theta, has_aux=True
+    )
     (slopes,) = pull_back(1 / flow)
-    return flow, [t * s for t, s in zip(theta, slopes, strict=True)]
+    shares = [t * s for t, s in zip(theta, slopes, strict=True)]
+    return jnp.log2(flow) + exponent, shares
 
 
 def _schedule(
@@ -148,22 +152,17 @@ def _falling(size: int, last: int, rounds: int) -> jax.Array:
 
 
 def _check_flows(flows: jax.Array) -> None:
-    """Raises `ValueError` unless every round's R and 1/R are normal numbers."""
+    """Raises `ValueError` unless every round's R is positive; given is log2(R)."""
     if _check.is_traced(flows):
         return
-    known = np.asarray(flows)
-    tiny = float(jnp.finfo(jnp.float32).tiny)
-    usable = (known >= tiny) & (known <= 1 / tiny)
+    usable = np.isfinite(np.asarray(flows))
     if usable.all():
         return
-    first = int(np.argmin(usable))
     raise ValueError(
-        f"SynFlow's value_fn gave {known[first]:g} in round {first + 1} of "
-        f"{len(known)}; it must lie between {tiny:.1e} and {1 / tiny:.1e}. It is to be "
-        "the sum of the outputs for an input of ones; at absolute parameters a ReLU "
-        "network's is positive and grows with the input. Scale the input, down where "
-        "it overflows, up where it vanishes: "
-        "value_fn=lambda p: jnp.sum(model.apply(p, 1e-20 * ones))."
+        f"SynFlow's value_fn gave no positive number in round {np.argmin(usable) + 1} "
+        f"of {len(usable)}. It is to be the sum of the outputs for an input of ones, "
+        "value_fn=lambda p: jnp.sum(model.apply(p, ones)): at absolute parameters a "
+        "ReLU network's is positive, if they are finite."
     )
 
 

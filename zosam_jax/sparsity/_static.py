@@ -82,8 +82,9 @@ def static(
       parameters. `rounds` times it is scored anew and pruned, to the density
       :math:`d^{k / rounds}` after round k. No data: `value_fn` is
       `lambda p: jnp.sum(model.apply(p, ones))`, for one image of ones, with the running
-      statistics of any BatchNorm (eval mode). R must be a normal float32 number; where
-      a deep network overflows, take `1e-20 * ones`.
+      statistics of any BatchNorm (eval mode). Of layers, not of R, float32 holds the
+      numbers: R may be 1e200. The network's functions must be positively homogeneous
+      (ReLU, pooling), or no flow is conserved.
 
     Args:
       sparsity: Fraction of pruned weights over the sparse leaves together, in [0, 1).
@@ -112,12 +113,13 @@ def static(
 
     Returns:
       A method for `sparsify`. Its `init` may be traced; scores that are not finite,
-      and an R out of range, are then not noticed.
+      and an R that is not positive, are then not noticed.
 
     Raises:
       ValueError: An argument is out of range; a criterion without the `value_fn` that
         it needs; at init, masks that do not fit the parameters, a budget that cannot be
-        met, scores that are not finite, or an R out of range.
+        met, scores that are not finite, an R that is not positive, or a network without
+        a flow (softmax, GELU, LayerNorm).
     """
     if masks is not None:
         return SparseMethod(lambda params: Topology(_fitting(masks, params)))

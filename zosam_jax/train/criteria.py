@@ -10,10 +10,6 @@ from zosam_jax.train.objective import cross_entropy
 
 # Of the logits, in GraSP's public code: a softer softmax, so a Hessian of more weight.
 _TEMPERATURE = 200.0
-# SynFlow's |w| multiply activations layer by layer, by 1e53 in 44 layers of width 2. In
-# evaluation mode a ResNet's sum is linear in its input, and a ranking by shares of it
-# does not know the scale: so the input is one for which it is 1, or the least here.
-_LEAST = 1e-35
 
 
 def value_fn(
@@ -29,7 +25,7 @@ def value_fn(
     Args:
       name: "loss": the mean cross-entropy of the batch, in training mode (SNIP).
         "cooled loss": the same with the logits divided by 200 (GraSP). "flow": the sum
-        of the logits of one image of equal values, in evaluation mode (SynFlow).
+        of the logits of one image of ones, in evaluation mode (SynFlow).
       model: A Linen module, called with `(images, train=...)`.
       model_state: Its other collections.
       inputs: The batch, as the network takes it.
@@ -38,14 +34,9 @@ def value_fn(
     """
 
     def flow(params: Any) -> jax.Array:
-        def total(scale: Any) -> jax.Array:
-            image = jnp.broadcast_to(scale, inputs[:1].shape).astype(inputs.dtype)
-            variables = {"params": params, **model_state}
-            logits = model.apply(variables, image, train=False)
-            return jnp.sum(logits.astype(jnp.float32))
-
-        scale = jnp.clip(_LEAST / total(_LEAST), _LEAST, 1.0)
-        return total(jax.lax.stop_gradient(scale))
+        variables = {"params": params, **model_state}
+        logits = model.apply(variables, jnp.ones_like(inputs[:1]), train=False)
+        return jnp.sum(logits.astype(jnp.float32))
 
     def loss(params: Any) -> jax.Array:
         outputs, _ = model.apply(
