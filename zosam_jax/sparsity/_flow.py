@@ -94,9 +94,9 @@ def _equation(eqn: Any, inputs: list[Any]) -> list[Any]:
             return _run(*body, inputs)
         name = body[0].eqns[0].primitive.name  # With a derivative of its own.
     if name in _PRODUCTS or (name == "mul" and all(kinds)):
-        one, two = map(_normal, inputs)
-        (product,) = _bind(eqn, [one.mantissa, two.mantissa])
-        return [_normal(_Scaled(product, one.exponent + two.exponent))]
+        (product,) = _bind(eqn, [_mantissa(x) for x in inputs])
+        exponents = [x.exponent for x in inputs if isinstance(x, _Scaled)]
+        return [_normal(_Scaled(product, sum(exponents, start=jnp.int32(0))))]
     if not any(kinds):
         return _bind(eqn, inputs)
     if name in ("mul", "div") and not (name == "div" and kinds[1]):
@@ -140,15 +140,17 @@ def _normal(x: Any) -> _Scaled:
     value, exponent = x if isinstance(x, _Scaled) else (jnp.asarray(x), jnp.int32(0))
     top = jax.lax.stop_gradient(jnp.max(jnp.abs(value), initial=0))
     usable = (top > 0) & jnp.isfinite(top)
-    power = jnp.frexp(jnp.where(usable, top, 1).astype(jnp.float32))[1]
-    power = jnp.where(usable, power, 0)
+    bits = jax.lax.bitcast_convert_type(top.astype(jnp.float32), jnp.int32)
+    power = jnp.where(usable, (bits >> 23) - 126, 0)
     exponent = jnp.where(usable, exponent + power, _NOTHING)
     return _Scaled(_times_power(value, -power), exponent)
 
 
 def _aligned(inputs: Sequence[Any]) -> tuple[list[Any], jax.Array]:
     """Mantissas with one exponent, which is the largest; integers are as they are."""
-    parts = [_normal(x) if _is_float(_mantissa(x)) else x for x in inputs]
+    parts = [
+        _normal(x) if not isinstance(x, _Scaled) and _is_float(x) else x for x in inputs
+    ]
     exponents = [x.exponent for x in parts if isinstance(x, _Scaled)]
     largest = jnp.max(jnp.stack(exponents))
     return [
