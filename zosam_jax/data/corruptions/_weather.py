@@ -128,27 +128,28 @@ def frost(
     return c[0] * x + c[1] * _like(draw(rngs, part), x)
 
 
-# Of the photographs of the released code: the range of their means, their mean colour
-# less its grey, and the deviation within a part of 32 x 32 at a fifth of the size.
-_FROST_GREY = (0.41, 0.82)
+# Of parts of the released code's photographs: the range of their means, that of the
+# deviation of their grey, and their mean colour less its grey.
+_FROST_GREY = (0.38, 0.88)
+_FROST_DEVIATION = (0.05, 0.125)
 _FROST_TINT = np.array([-0.07, 0.01, 0.06])
-_FROST_DEVIATION = 0.07
 
 
 def frost_standin(x: np.ndarray, rngs: Rngs, c: tuple[float, float]) -> np.ndarray:
     """Returns `c0 x + c1 f`, with f drawn instead of cut out of a photograph.
 
-    f has the colour, brightness and contrast of the published photographs, and bright
-    lines where two clouds of `plasma` meet; it is not frost, and the accuracy under it
-    is not that under the published corruption.
+    f is a texture as coarse and as fine as parts of the published photographs are, with
+    details of all sizes alike (`plasma` that does not decay), of their range of
+    brightness, contrast and tint. It is not frost: it has no crystals, and the accuracy
+    under it is not that under the published corruption.
     """
     grey = draw(rngs, lambda rng: rng.uniform(*_FROST_GREY))
-    clouds = plasma(rngs, x.shape[1:3], 1.75)
-    lines = 1 - np.abs(2 * clouds - 1)
-    lines -= lines.mean((1, 2), keepdims=True)
-    deviation = lines.std((1, 2), keepdims=True)
-    lines *= _FROST_DEVIATION / np.where(deviation > 0, deviation, 1)
-    layer = (lines + grey[:, None, None])[..., None] + _FROST_TINT
+    contrast = draw(rngs, lambda rng: rng.uniform(*_FROST_DEVIATION))
+    tint = draw(rngs, lambda rng: rng.uniform(0, 2))[:, None] * _FROST_TINT
+    texture = plasma(rngs, x.shape[1:3], 1.0)
+    texture -= texture.mean((1, 2), keepdims=True)
+    texture *= (contrast / texture.std((1, 2)))[:, None, None]
+    layer = (texture + grey[:, None, None])[..., None] + tint[:, None, None]
     return c[0] * x + c[1] * _like(np.clip(layer, 0, 1), x)
 
 
