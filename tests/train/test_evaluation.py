@@ -115,7 +115,7 @@ def test_the_record_is_complete_and_says_what_the_images_are(run):
 
 def test_a_last_batch_that_is_filled_up_changes_nothing(run, monkeypatch):
     whole = tiny(run, images=21)
-    monkeypatch.setattr(evaluation, "eval_batch_size", lambda task: 8)
+    monkeypatch.setattr(evaluation.accuracy, "batch_size", lambda task: 8)
     parts = tiny(run, images=21, overwrite=True)
     for name in ("clean", "corruptions", "reliability"):
         for a, b in zip(
