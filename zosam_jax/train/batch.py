@@ -71,17 +71,13 @@ def prepare(
     if data.kind == "text":
         return Batch(images, _smooth(task, labels))
     key = task.key(AUGMENT, step)
-    targets = labels
-    if config.augment is None:
-        images = augment.random_crop_flip(key, images, data.crop_padding, data.flip)
-    else:
-        images, targets = transform(config, data)(key, images, labels)
+    images, targets = transform(config, data)(key, images, labels)
     inputs = task.split(normalized(task, images))
     return Batch(inputs, _smooth(task, targets), _taught(task, inputs, teacher))
 
 
 def transform(config: TrainConfig, dataset: Any) -> augment.Augmentation:
-    """Returns the augmentation that a configuration names.
+    """Returns the augmentation that a configuration names, or the set's own.
 
     Raises:
       ValueError: A name is unknown, or a strength out of range.

@@ -22,6 +22,7 @@ from zosam_jax.train.config import TrainConfig, differences
 from zosam_jax.train.errors import RunError
 
 _FILES = ("config.json", "metrics.jsonl", "summary.json", "curves.png")
+_FILES += ("evaluation.json", "evaluation.jsonl", "evaluation.png")
 _FOLDERS = ("checkpoints", "damaged", "tensorboard")
 _MACHINE = ("commit", "cpus", "backend", "device", "devices")
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")

@@ -59,8 +59,7 @@ def make_task(
             _check.one_of("model", config.model, models.names())
         chosen, validation = _hold_out(config, dataset or _load(config))
         _check_batch(config, chosen.num_train, mesh.size)
-        if config.augment is not None:
-            transform(config, chosen)
+        _check_augment(config, chosen)
         if model is None:
             model = create_model(config, chosen)
         other = config.probe_dtype not in ("same", config.dtype)
@@ -139,6 +138,17 @@ def _teacher(config: TrainConfig, dataset: Any) -> tuple[Any, Any]:
             f"not on {config.dataset}."
         )
     return found.task.model, found.variables
+
+
+def _check_augment(config: TrainConfig, dataset: Any) -> None:
+    """Raises unless the augmentation can be made, and is one of images."""
+    if dataset.kind == "image":
+        transform(config, dataset)
+    elif config.augment:
+        raise ValueError(
+            f"augment={' '.join(config.augment)} is for images; {config.dataset} is "
+            "text. Leave it out."
+        )
 
 
 def _check_heads(config: TrainConfig, model: Any) -> None:
