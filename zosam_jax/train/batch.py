@@ -16,8 +16,8 @@ class Batch(NamedTuple):
     Attributes:
       inputs: Normalised images `[N, H, W, C]`, or tokens `[N, T]`.
       targets: Classes, int32 `[N]` (`[N, T]` for tokens), or their probabilities,
-        float32 `[N, K]`.
-      taught: The teacher's classes, int32 `[N]`, or None.
+        float32 `[N, K]` (`[N, T, K]`).
+      taught: The teacher's classes, int32 `[N]` (`[N, T]`), or None.
     """
 
     inputs: jax.Array
@@ -69,7 +69,7 @@ def prepare(
     """
     config, data = task.config, task.dataset
     if data.kind == "text":
-        return Batch(images, _smooth(task, labels))
+        return Batch(images, _smooth(task, labels), _taught(task, images, teacher))
     key = task.key(AUGMENT, step)
     images, targets = transform(config, data)(key, images, labels)
     inputs = task.split(normalized(task, images))
@@ -109,7 +109,7 @@ def _smooth(task: Task, targets: jax.Array) -> jax.Array:
 
 
 def _taught(task: Task, inputs: jax.Array, teacher: Any) -> jax.Array | None:
-    """The classes that the teacher sees in the very images that the network sees."""
+    """The classes that the teacher sees in the very inputs that the network sees."""
     if task.teacher is None or teacher is None:
         return None
     logits = task.teacher[0].apply(teacher, inputs, train=False)

@@ -146,8 +146,8 @@ def _check_augment(config: TrainConfig, dataset: Any) -> None:
         transform(config, dataset)
     elif config.augment:
         raise ValueError(
-            f"augment={' '.join(config.augment)} is for images; {config.dataset} is "
-            "text. Leave it out."
+            f"augment={list(config.augment)}: {config.dataset} is text, and these are "
+            "operations on images. Leave it out."
         )
 
 

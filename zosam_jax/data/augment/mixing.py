@@ -132,8 +132,11 @@ def mix_labels(targets: jax.Array, weight: jax.Array, num_classes: int) -> jax.A
 
 
 def one_hot(targets: jax.Array, num_classes: int) -> jax.Array:
-    """Returns int labels `[N]` as float32 `[N, K]`; soft ones stay as they are."""
-    if targets.ndim == 2:
+    """Returns int labels `[N]`, or `[N, T]`, as float32 with a last axis of K.
+
+    Soft labels, of a floating type, stay as they are.
+    """
+    if jnp.issubdtype(targets.dtype, jnp.floating):
         return targets.astype(jnp.float32)
     return jax.nn.one_hot(targets, num_classes, dtype=jnp.float32)
 
@@ -144,11 +147,11 @@ def smooth_labels(targets: jax.Array, smoothing: float, num_classes: int) -> jax
     It is linear: smoothing before mixing, as DeiT does it, gives the same.
 
     Args:
-      targets: int `[N]`, or soft labels `[N, K]`.
+      targets: int `[N]`, or `[N, T]` of text; or soft labels `[N, K]`.
       smoothing: e, in [0, 1]; 0.1 in the paper.
       num_classes: K.
 
     Returns:
-      float32 `[N, K]`; a row sums to 1 where it did.
+      float32 `[N, K]` (`[N, T, K]`); a row sums to 1 where it did.
     """
     return (1 - smoothing) * one_hot(targets, num_classes) + smoothing / num_classes

@@ -1,0 +1,82 @@
+"""What recipes ask for, on tokens `[N, T]` in place of images."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny_run
+
+from zosam_jax.data import text
+from zosam_jax.train import batch as batches
+from zosam_jax.train import objective, plan, run, trained
+from zosam_jax.train.errors import RunError
+
+LENGTH = 16
+FIELDS = {"method": "dense", "gradient": "backprop", "dataset": "letters", "epochs": 1}
+
+
+class Bytes(nn.Module):
+    """The next token from this one alone."""
+
+    @nn.compact
+    def __call__(self, x, train):
+        del train
+        return nn.Dense(256, name="head")(nn.Embed(256, 8, name="embedding")(x))
+
+
+def letters():
+    return text.sequences("letters", b"abcdefgh" * 400, length=LENGTH)
+
+
+def programs(**fields):
+    config = tiny_run.config("unused", **{**FIELDS, **fields})
+    return plan.plan(config, letters(), Bytes())
+
+
+def loss_of(task, teacher=None):
+    """The loss of the first batch, and log-probabilities and labels by hand."""
+    data = task.dataset
+    raw = jnp.asarray(data.train_images[:16]), jnp.asarray(data.train_labels[:16])
+    batch = batches.prepare(task, jnp.int32(0), *raw, teacher)
+    params = Bytes().init(jax.random.key(0), raw[0], train=False)["params"]
+    loss, (_, correct) = objective.value_fn(task, {}, jnp.int32(0), batch)(params)
+    logits = Bytes().apply({"params": params}, raw[0], train=True)
+    log_p = np.asarray(jax.nn.log_softmax(logits), np.float64)
+    return float(loss), float(correct), log_p, np.asarray(raw[1])
+
+
+def picked(log_p, labels):
+    return np.take_along_axis(log_p, labels[..., None], -1)[..., 0]
+
+
+def test_labels_of_tokens_are_smoothed():
+    """(1 - e) CE(next token) + e mean over the tokens of CE, mean over N and T."""
+    loss, correct, log_p, labels = loss_of(programs(label_smoothing=0.2).task)
+    expected = -(0.8 * picked(log_p, labels) + 0.2 * log_p.mean(-1)).mean()
+    assert loss == pytest.approx(expected, rel=1e-5)
+    hits = (log_p.argmax(-1) == labels).sum()
+    assert correct == pytest.approx(hits / LENGTH, rel=1e-6)
+
+
+def test_a_teachers_tokens_are_half_of_the_loss(tmp_path, monkeypatch):
+    path = str(tmp_path / "teacher")
+    run(tiny_run.config(path, **FIELDS), dataset=letters(), model=Bytes())
+    load = trained.load
+    monkeypatch.setattr(
+        trained, "load", lambda path, **rest: load(path, **{**rest, "model": Bytes()})
+    )
+    task = programs(teacher=path).task
+    net, variables = task.teacher
+    loss, _, log_p, labels = loss_of(task, variables)
+    logits = net.apply(variables, task.dataset.train_images[:16], train=False)
+    taught = np.argmax(logits, -1)
+    assert (taught != labels).any()
+    expected = -(picked(log_p, labels) + picked(log_p, taught)).mean() / 2
+    assert loss == pytest.approx(expected, rel=1e-5)
+
+
+def test_images_operations_on_text_are_refused():
+    with pytest.raises(RunError, match="letters is text"):
+        programs(augment=("mixup=0.8",))
+    programs(augment=())
