@@ -125,6 +125,20 @@ def test_schedules_count_the_steps_of_the_optimizer(tmp_path):
     np.testing.assert_allclose(rates[1], [cosine(t, 6) for t in (1, 3, 5)], rtol=1e-5)
 
 
+@pytest.mark.parametrize("method", ["dense", "random"])
+def test_the_radius_of_all_batches_of_a_step_is_that_of_its_rate(method):
+    """rho_t = rho lr_t / lr_max where rho_min = 0 (gsam), t a step of 2 batches."""
+    fields = {"gradient": "gsam", "rho": 0.1, "gradient_options": ("rho_min=0",)}
+    fields |= {"schedule": "cosine", "accumulate_steps": 2, "epochs": 1}
+    task = task_of(method=method, **fields)
+    state, advance = tiny_run.begin(task), tiny_run.advance(task)
+    for step in (0, 0, 1, 1):
+        state = advance(state)
+        expected = 0.1 * (1 + np.cos(np.pi * step / 2)) / 2
+        found = float(zs.estimate(state.opt_state).info.perturbation_norm)
+        assert found == pytest.approx(expected, rel=1e-5)
+
+
 def test_milestones_and_the_end_of_the_cosine():
     config = tiny_run.config("x", schedule="step", milestones=(0.3, 0.7, 0.9))
     rate = optimizer.learning_rate(config, 100)

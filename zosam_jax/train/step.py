@@ -122,7 +122,11 @@ def train_step(
     like = jax.eval_shape(value_fn, state.params)[1]
     tx = task.optimizer(like, value_fn)
     updates, opt_state = tx.update(
-        None, state.opt_state, state.params, value_fn=value_fn, ascent_value_fn=probe
+        *(None, state.opt_state, state.params),
+        value_fn=value_fn,
+        ascent_value_fn=probe,
+        # Of a dense run; `sparsify` counts its own.
+        optimizer_step=state.step // task.config.accumulate_steps,
     )
     estimate = zs.estimate(opt_state)
     model_state, correct = estimate.aux
