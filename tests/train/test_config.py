@@ -96,6 +96,17 @@ def test_presets():
     assert recipe == ("resnet32", 2.0, 160, 64, "cosine")
     assert (mest.learning_rate, mest.momentum, mest.weight_decay) == (0.1, 0.9, 5e-4)
     assert (mest.method, mest.sparsity, mest.gradient) == ("rigl", 0.9, "zosam")
+    rigl = preset("imagenet-resnet50").config
+    # Whole batches of 4096 in 1,281,167 images. arXiv:1911.11134, appendix; decay and
+    # the blocks' start as in the authors' resnet_model.py.
+    epoch = 1_281_167 // rigl.batch_size
+    rate = tables.learning_rate(rigl, epoch * rigl.epochs)
+    for drop, (last, power) in enumerate([(30, 0), (70, 1), (90, 2)], start=1):
+        found = [float(rate(last * epoch + i)) for i in (-1, 0)]
+        assert found == pytest.approx([1.6 * 0.1**power, 1.6 * 0.1**drop], rel=1e-5)
+    assert float(rate(5 * epoch)) == pytest.approx(1.6)
+    assert rigl.decay == "kernels"
+    assert rigl.model_options == ("zero_init_residual=True",)
     assert all(p.claim and p.cost and p.evidence for p in PRESETS.values())
     with pytest.raises(ValueError, match="Did you mean 'digits'"):
         preset("digit")
