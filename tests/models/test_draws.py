@@ -29,6 +29,14 @@ def test_factors_have_the_stated_rates_and_expectation_one():
     assert np.abs(np.corrcoef(dropped) - np.eye(8)).max() < 5 / np.sqrt(examples)
 
 
+def test_the_front_of_a_batch_drops_what_the_batch_drops_there():
+    whole, front = (
+        np.asarray(layers.depth_factors(jax.random.key(0), 0.5, 4, 2, n))
+        for n in (16, 5)
+    )
+    np.testing.assert_array_equal(front, whole[..., :5])
+
+
 def test_a_single_block_is_never_dropped():
     assert np.all(layers.depth_factors(jax.random.key(0), 0.9, 1, 2, 50) == 1)
 

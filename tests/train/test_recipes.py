@@ -299,6 +299,18 @@ def test_all_passes_of_a_step_draw_one_dropout():
     assert losses(3, key=jax.random.key(1)) != losses(3)
 
 
+def test_each_part_of_a_batch_draws_its_own_dropout():
+    task = task_of(Dropping(), gradient="esam")
+    batch = jax.tree.map(lambda x: jnp.repeat(x[:1], 16, 0), tiny_run.batch(task, 0))
+    loss = objective.value_fn(task, {}, jnp.int32(0), batch)
+    params = tiny_run.begin(task).params
+    whole, front, rest = (
+        loss(params, examples=x)[0] for x in (None, jnp.arange(8), jnp.arange(8, 16))
+    )
+    np.testing.assert_array_equal(whole[:8], front)
+    assert (front != rest).all()
+
+
 def test_sam_with_fresh_keys_draws_another_dropout_for_each_pass():
     found = []
     for options in ((), ("fresh_keys=True",)):

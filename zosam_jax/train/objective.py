@@ -68,7 +68,8 @@ def value_fn(
 
     The loss is the mean, or one for each example where the gradient wants those. aux is
     the new model state and the number of examples that are right. All passes of a step
-    draw the same dropout, but where the gradient gives each a key.
+    draw the same dropout for an example, but where the gradient gives each pass a key,
+    or picks examples from here and there (esam); each part of a batch has its own.
 
     Args:
       task: The task.
@@ -87,7 +88,10 @@ def value_fn(
     def value(
         params: Any, examples: jax.Array | None = None, key: jax.Array | None = None
     ) -> Any:
-        part = batch
+        part, draws = batch, shared
+        if by_example:
+            first = 0 if examples is None else examples[0]
+            draws = jax.random.fold_in(shared, first)
         if examples is not None:
             part = jax.tree.map(lambda x: x[examples], part)
         if probe and config.probe_fraction < 1:
@@ -95,7 +99,7 @@ def value_fn(
             part = jax.tree.map(lambda x: x[:count], part)
         if len(part.inputs) % task.mesh.size == 0:
             part = task.split(part)
-        draws = shared if key is None else key
+        draws = draws if key is None else key
         losses, aux = _losses(task, params, model_state, part, draws, dtype)
         return (losses if by_example else jnp.mean(losses)), aux
 
