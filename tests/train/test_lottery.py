@@ -289,3 +289,24 @@ def test_other_rounds_are_another_search(whole, tmp_path):
     assert [r["weights_live"] for r in result.rounds] == [104, 42]
     assert (path / "notes.txt").exists()
     assert [p.name for p in (path / "round-02").iterdir()] == ["notes.txt"]
+
+
+@pytest.mark.parametrize("rewind", ["weights", "learning-rate"])
+def test_the_moving_average_is_rewound_with_the_weights(tmp_path, monkeypatch, rewind):
+    """On the new mask: that of the epoch, or, begun anew, the weights themselves."""
+    starts = spy(monkeypatch)
+    result = search(tmp_path / "a", ema=0.9, rewind=rewind, rounds=1)
+    assert result.status == "finished"
+    start = starts[1]
+    expected = start.params, start.model_state
+    if rewind == "weights":
+        like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), start)
+        expected = state_at(tmp_path / "a" / "rewind", 4, like).average
+    masks = leaf_masks(start)
+    for m, old, new in zip(
+        masks,
+        *(jax.tree.leaves(average[0]) for average in (expected, start.average)),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(new, np.where(m, old, np.float32(0)))
+    tiny_run.assert_same(start.average[1], expected[1])

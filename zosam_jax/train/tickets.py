@@ -38,21 +38,27 @@ def ticket(
       fresh: That of the first round before its first step.
       sparsity: Of the new mask, which is drawn from the weights of `trained`.
       rewind: "weights": parameters, batch statistics and the optimizer's state are
-        those of `early`, the moments of pruned weights fresh. "learning-rate":
-        parameters and batch statistics are those of `trained`, all moments (and what
-        corrects their bias) fresh. Step, schedules and order of the data are those of
+        those of `early`, and so is the moving average, where there is one; the moments
+        of pruned weights are fresh. "learning-rate": parameters and batch statistics
+        are those of `trained`, where the average begins; all moments (and what corrects
+        their bias) are fresh. Step, schedules and order of the data are those of
         `early` in both.
       per_layer: See `zosam_jax.sparsity.prune_ticket`.
     """
     old = zs.sparsity.masks(trained.opt_state)
     masks = _prune(trained.params, old, sparsity=sparsity, per_layer=per_layer)
     source = early if rewind == "weights" else trained
+    params = zs.sparsity.apply_masks(source.params, masks)
+    average = (params, source.model_state) if early.average else ()
+    if early.average and rewind == "weights":
+        average = (zs.sparsity.apply_masks(early.average[0], masks), early.average[1])
     start = TrainState(
         step=early.step,
-        params=zs.sparsity.apply_masks(source.params, masks),
+        params=params,
         model_state=source.model_state,
         opt_state=_with_masks(early.opt_state, fresh.opt_state, masks, rewind),
         totals=early.totals,
+        average=average,
     )
     return checkpoint.snapshot(start)
 
