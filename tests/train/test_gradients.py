@@ -35,6 +35,14 @@ from zosam_jax.train import RunError, TrainConfig, gradients, objective, optimiz
         ({"gradient": "zeroth_order"}, "Use method='set'"),
         ({"gradient_options": ("descent=zeroth_order",)}, "Use method='set'"),
         ({"gradient": "gsam", "probe_fraction": 0.5}, "not gradient='gsam'"),
+        (
+            {
+                "gradient": "wsam",
+                "gradient_options": ("decouple=True",),
+                "accumulate_steps": 2,
+            },
+            "has two parts. Say decouple=False",
+        ),
         ({"gradient": "esam", "probe_dtype": "bfloat16"}, "gamma=1"),
         ({"aux_from": "ascent", "probe_fraction": 0.5}, "aux_from='descent'"),
     ],

@@ -125,6 +125,11 @@ def test_schedules_count_the_steps_of_the_optimizer(tmp_path):
     np.testing.assert_allclose(rates[1], [cosine(t, 6) for t in (1, 3, 5)], rtol=1e-5)
 
 
+def test_a_run_that_would_not_make_a_step_is_refused():
+    with pytest.raises(RunError, match=r"accumulate_steps=13 .* 12 batches"):
+        task_of(accumulate_steps=13)
+
+
 @pytest.mark.parametrize("method", ["dense", "random"])
 def test_the_radius_of_all_batches_of_a_step_is_that_of_its_rate(method):
     """rho_t = rho lr_t / lr_max where rho_min = 0 (gsam), t a step of 2 batches."""

@@ -133,6 +133,12 @@ def check(config: "TrainConfig") -> None:
             f"gradient={config.gradient!r} with "
             f"gradient_options={list(config.gradient_options)}: {error}"
         ) from error
+    if values.get("decouple") and config.accumulate_steps > 1:
+        raise ValueError(
+            f"accumulate_steps={config.accumulate_steps} averages one gradient, and "
+            f"that of gradient={config.gradient!r} with decouple=True has two parts. "
+            "Say decouple=False."
+        )
     if config.probes:
         _check_probes(config, values)
 

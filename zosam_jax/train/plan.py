@@ -69,7 +69,13 @@ def make_task(
                 f"{type(model).__name__} has none."
             )
         _check_heads(config, model)
-        return Task(config, chosen, model, mesh, validation)
+        task = Task(config, chosen, model, mesh, validation)
+        if not task.optimizer_steps:
+            raise ValueError(
+                f"accumulate_steps={config.accumulate_steps} is more than the "
+                f"{task.total_steps} batches of the run, which would not make a step."
+            )
+        return task
     except ValueError as error:
         raise RunError(str(error)) from error
 
