@@ -147,9 +147,14 @@ def _teacher(config: TrainConfig, dataset: Any) -> tuple[Any, Any]:
 
 
 def _check_augment(config: TrainConfig, dataset: Any) -> None:
-    """Raises unless the augmentation can be made, and is one of images."""
+    """Raises unless the augmentation can be made, and is one of these examples."""
     if dataset.kind == "image":
-        transform(config, dataset)
+        names = [name for name, _ in transform(config, dataset).operations]
+        if "resized_crop" in names and isinstance(dataset, data.Streamed):
+            raise ValueError(
+                f"augment: the images of {config.dataset} are random resized crops "
+                "already. Leave resized_crop out."
+            )
     elif config.augment:
         raise ValueError(
             f"augment={list(config.augment)}: {config.dataset} is text, and these are "

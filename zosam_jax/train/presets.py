@@ -180,7 +180,8 @@ PRESETS = {
         "images to 1e-5, decay 0.05 of kernels, 5 epochs of warm-up, Mixup 0.8 or "
         "CutMix 1, RandAugment 9, erasing 0.25, label smoothing 0.1, stochastic depth "
         "0.1, average of 0.99996, 600 epochs. SViTE changes every 20,000 steps at "
-        "batch 512; here every 10,000 at 1,024. Without repeated augmentation.",
+        "batch 512; here every 10,000 at 1,024. Without repeated augmentation; images "
+        "are resized bilinearly, DeiT's bicubically.",
         cost="750,600 steps of 1,024 images; for several accelerators.",
         evidence="not run",
     ),
