@@ -76,8 +76,8 @@ class Report:
 class Evaluate:
     """Evaluate a finished run: clean and corrupted accuracy, and calibration.
 
-    Leaves evaluation.json and evaluation.png in the run's folder. The same command goes
-    on where it was interrupted.
+    Leaves evaluation.json and evaluation.png in the run's folder, of the last command;
+    evaluation.jsonl keeps every test set, so that none is evaluated twice.
     """
 
     run: Positional[Path]
@@ -198,13 +198,21 @@ def _values(kind: type, record: Any) -> dict[str, Any]:
     return {f.name: getattr(record, f.name) for f in dataclasses.fields(kind)}
 
 
+def _placed(fields: dict[str, Any]) -> dict[str, Any]:
+    """Returns fields whose data are found from another working directory too."""
+    kind, _, path = fields["dataset"].partition(":")
+    if kind not in ("folder", "text") or not path:
+        return fields
+    return fields | {"dataset": f"{kind}:{Path(path).expanduser().resolve()}"}
+
+
 def _print(config: TrainConfig) -> int:
     sys.stdout.write(json.dumps(dataclasses.asdict(config), indent=2) + "\n")
     return 0
 
 
 def _train(command: Train, arguments: Sequence[str]) -> int:
-    config = TrainConfig(**_values(TrainConfig, command))
+    config = TrainConfig(**_placed(_values(TrainConfig, command)))
     if command.print_config:
         return _print(config)
     from zosam_jax.train import progress, run
@@ -223,7 +231,7 @@ def _train(command: Train, arguments: Sequence[str]) -> int:
 
 
 def _lottery(command: Lottery, arguments: Sequence[str]) -> int:
-    config = LotteryConfig(**_values(LotteryConfig, command))
+    config = LotteryConfig(**_placed(_values(LotteryConfig, command)))
     if command.print_config:
         return _print(config)
     from zosam_jax.train import progress, run_lottery

@@ -136,7 +136,7 @@ def summary(figures: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
         ),
         (
             "difference",
-            f"{figures['difference']:.2%}",
+            f"{-figures['difference']:+.2%}",
             f"{figures['mean_corrupted_loss'] - clean['loss']:+.4f}",
             f"{figures['mean_corrupted_ece'] - clean['ece']:+.4f}",
         ),

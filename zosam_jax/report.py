@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 from rich import box
 from rich.table import Table
 
@@ -198,7 +198,7 @@ def plot(runs: Sequence[Run], path: Path) -> None:
             marker = "o" if len(epochs) < 3 else None
             axis.plot(epochs, values, label=run.name, marker=marker, linewidth=1.4)
         if name == "accuracy":
-            axis.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+            axis.yaxis.set_major_formatter(PercentFormatter(1.0))
         elif _spans_decades(
             [value for line in axis.lines for value in line.get_ydata()]
         ):
@@ -207,6 +207,7 @@ def plot(runs: Sequence[Run], path: Path) -> None:
         axis.grid(alpha=0.3)
     for axis in axes[1]:
         axis.set_xlabel("epoch")
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     handles, labels = axes.flat[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", fontsize=8)
     temporary = path.with_name(f".{path.name}")

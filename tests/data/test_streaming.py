@@ -264,7 +264,7 @@ def test_a_process_that_ends_is_reported(solid):
 
 def test_without_grain_there_are_no_processes(solid, monkeypatch):
     monkeypatch.setitem(sys.modules, "grain", None)
-    with pytest.raises(data.DatasetError, match=r"pip install 'zosam-jax\[grain\]'"):
+    with pytest.raises(data.DatasetError, match=r"pip install 'grain>=0\.2\.18'"):
         take(solid, 1, 0, 2, workers=1)
     assert len(take(solid, 1, 0, 2)) == 1
 

@@ -225,3 +225,19 @@ def test_a_full_disk_is_seen_before_the_start(tmp_path, monkeypatch):
     with pytest.raises(RunError, match=r"3\.0 MiB left; the run needs about 4\.0 MiB"):
         folder.check_space(c, 3 * 2**20)
     folder.check_space(c, 2 * 2**20)
+
+
+def test_a_folder_of_data_is_one_folder_of_runs():
+    assert TrainConfig(dataset="folder:/a/b/pets").folder.parent.name == "runs"
+    assert TrainConfig(dataset="folder:/a/b/pets").folder.name.startswith("folder-pets")
+    named = TrainConfig(dataset="imagenette/320px-v2").folder
+    assert named.name.startswith("imagenette-320px-v2-resnet20")
+
+
+def test_what_presets_and_flags_say_together():
+    with pytest.raises(ValueError, match=r"warmup_epochs=1 must be less than epochs=1"):
+        TrainConfig(warmup_epochs=1, epochs=1)
+    with pytest.raises(ValueError, match="--update-interval None"):
+        TrainConfig(method="synflow", update_interval=25)
+    with pytest.raises(ValueError, match="of this very run"):
+        TrainConfig(teacher="runs/a", out="runs/../runs/a")

@@ -347,7 +347,7 @@ def test_the_command_shows_a_table_and_leaves_a_picture(
     table = [line.split() for line in out.splitlines()]
     cells = ["fog", *(f"{x:.1%}" for x in fog), f"{np.mean(fog):.1%}"]
     assert cells in [row[:4] for row in table]
-    assert f"{figures['difference']:.2%}" in out
+    assert f"{-figures['difference']:+.2%}" in out
     assert "mean of 2 x 2 corrupted" in out
     assert "drawn stand-in" in out
     assert "fog 3 " in out

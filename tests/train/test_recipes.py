@@ -1,5 +1,7 @@
 """What recipes ask for beside the gradient and the masks, each by hand."""
 
+import dataclasses
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -356,3 +358,27 @@ def test_a_text_is_trained_on_token_by_token(tmp_path):
     losses = -np.take_along_axis(log_p, data.test_labels[..., None], -1)
     assert result.summary["test_loss"] == pytest.approx(losses.mean(), rel=1e-5)
     assert 0 < result.summary["train_accuracy"] <= 1
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"dataset": "pydoc"}, "pydoc is text, and model='resnet20' is for images"),
+        ({"model": "tinylm"}, "digits are images, and model='tinylm' is for text"),
+        ({"image_size": 32}, "image_size=32: the images of digits are used as they"),
+        ({"validation": 0.99}, r"leaves \d+ training images, fewer than batch_size=64"),
+        ({"augment": ("crop=9",)}, "crop=9 is more than the 8 pixels"),
+    ],
+)
+def test_what_does_not_fit_the_data_is_said_before_anything_is_compiled(
+    fields, message
+):
+    config = tiny_run.config("x", dataset="digits", batch_size=64, model="resnet20")
+    with pytest.raises(RunError, match=message):
+        plan.plan(dataclasses.replace(config, **fields))
+
+
+def test_a_teacher_of_other_data_is_named(teacher):
+    config = tiny_run.config("x", dataset="digits", teacher=str(teacher))
+    with pytest.raises(RunError, match="was trained on quadrants, not on digits"):
+        plan.plan(config, model=tiny_run.Net())

@@ -301,7 +301,7 @@ def _in_processes(
         from absl import flags
     except ModuleNotFoundError as error:
         raise DatasetError(
-            f"workers={workers} needs Grain: pip install 'zosam-jax[grain]'. "
+            f"workers={workers} needs Grain: pip install 'grain>=0.2.18'. "
             "workers=0 does not."
         ) from error
     if not flags.FLAGS.is_parsed():  # Grain reads its own, which a program may not have

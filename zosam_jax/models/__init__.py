@@ -112,6 +112,19 @@ def create(
     )
 
 
+def kind(name: str) -> str:
+    """Returns what a model takes: "image" or "text".
+
+    >>> kind("tinylm")
+    'text'
+
+    Raises:
+      ValueError: `name` is not one of `names()`.
+    """
+    _check.one_of("model", name, _table.ROWS)
+    return "text" if name == "tinylm" else "image"
+
+
 def dense_paths(name: str) -> tuple[str, ...]:
     """Returns glob patterns of the parameters that stay dense by default.
 

@@ -236,7 +236,17 @@ CPUs, where convolutions in a compiled loop are slow, else scan."""
         for name in ("drop_fraction", "stop_fraction"):
             if getattr(self, name) is not None:
                 _check.number(name, getattr(self, name), least=0, most=1)
-        _check.number("warmup_epochs", self.warmup_epochs, least=0, below=self.epochs)
+        _check.number("warmup_epochs", self.warmup_epochs, least=0)
+        if self.warmup_epochs >= self.epochs:
+            raise ValueError(
+                f"warmup_epochs={self.warmup_epochs:g} must be less than epochs="
+                f"{self.epochs}. (A preset may have set either.)"
+            )
+        if self.teacher and Path(self.teacher).expanduser().resolve() == self.folder:
+            raise ValueError(
+                f"teacher={self.teacher!r} is the folder of this very run. Choose "
+                "another --out."
+            )
         if (self.method == "ticket") != bool(self.ticket):
             raise ValueError(
                 f"method={self.method!r} does not go with ticket={self.ticket!r}: "
@@ -268,7 +278,9 @@ CPUs, where convolutions in a compiled loop are slow, else scan."""
     @property
     def folder(self) -> Path:
         """The absolute folder of the run."""
-        name = f"{self.dataset}-{self.model}-{self._sparse_name}-{self.gradient}"
+        kind, _, path = self.dataset.partition(":")
+        dataset = f"{kind}-{Path(path).name}" if path else kind.replace("/", "-")
+        name = f"{dataset}-{self.model}-{self._sparse_name}-{self.gradient}"
         path = Path(self.out or Path("runs", f"{name}-s{self.seed}"))
         return path.expanduser().resolve()
 

@@ -3,8 +3,9 @@
     figures = evaluate("runs/mine", corruptions=("common",), images=1000)
     figures["mean_corrupted_accuracy"]
 
-`evaluation.json` in the run's folder holds the figures; `evaluation.jsonl` has a line
-for every test set that was evaluated, and the same command goes on from there.
+`evaluation.json` in the run's folder holds the figures of the last call;
+`evaluation.jsonl` keeps a line for every test set that was ever evaluated, and a call
+takes from there what it has.
 """
 
 import collections

@@ -369,6 +369,11 @@ class _Session:
             f"sparsity {found['sparsity']:.2%} in {duration(found['seconds'])} and "
             f"{found['compile_seconds']:.0f} s of compilation"
         )
+        if "selected_epoch" in found:
+            self.show.message(
+                f"the held-out images choose epoch {found['selected_epoch']}: test "
+                f"accuracy {found['selected_test_accuracy']:.2%}"
+            )
         return found
 
     @property

@@ -231,7 +231,10 @@ def check(config: "TrainConfig", *, dense_gradient: bool) -> None:
     for argument, field in _FIELDS.items():
         given = getattr(config, field)
         if argument not in takes and given not in _UNSAID.get(field, (given,)):
-            raise ValueError(f"{field}={given!r}: method={config.method!r} has none.")
+            raise ValueError(
+                f"{field}={given!r}: method={config.method!r} has none. Where a preset "
+                f"set it, say --{field.replace('_', '-')} None."
+            )
     try:
         method = make(config, _LONG, value_fn=float)
     except (TypeError, ValueError) as error:

@@ -1,6 +1,7 @@
 """What is checked before anything is compiled or written."""
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -8,12 +9,20 @@ import numpy as np
 from jax.sharding import AxisType
 
 from zosam_jax import _check, data, models
-from zosam_jax.train import metrics, option_strings
+from zosam_jax.train import folder, metrics, option_strings
 from zosam_jax.train.batch import transform
 from zosam_jax.train.config import TrainConfig
 from zosam_jax.train.errors import RunError
 from zosam_jax.train.programs import Programs
 from zosam_jax.train.task import Task
+
+# What to say of a data set of a kind that the model does not take.
+_MISFIT = {
+    "text": "{0.dataset} is text, and model={0.model!r} is for images. Say --model "
+    "tinylm, or start from --preset tinylm.",
+    "image": "{0.dataset} are images, and model={0.model!r} is for text. Say --model "
+    "resnet20, or --dataset pydoc.",
+}
 
 
 def plan(
@@ -58,6 +67,8 @@ def make_task(
         if model is None:
             _check.one_of("model", config.model, models.names())
         chosen, validation = _hold_out(config, dataset or _load(config))
+        if model is None and models.kind(config.model) != chosen.kind:
+            raise ValueError(_MISFIT[chosen.kind].format(config))
         _check_batch(config, chosen.num_train, mesh.size)
         _check_augment(config, chosen)
         if model is None:
@@ -98,7 +109,14 @@ def create_model(config: TrainConfig, dataset: data.Dataset | data.Streamed) -> 
 
 
 def _load(config: TrainConfig) -> data.Dataset | data.Streamed:
-    return data.load(config.dataset, config.data_dir, image_size=config.image_size)
+    size = config.image_size
+    found = data.load(config.dataset, config.data_dir, image_size=size)
+    if size is not None and isinstance(found, data.Dataset):
+        raise ValueError(
+            f"image_size={size}: the images of {config.dataset} are used as they are. "
+            "Leave it out."
+        )
+    return found
 
 
 def _hold_out(config: TrainConfig, dataset: Any) -> tuple[Any, Any]:
@@ -124,6 +142,12 @@ def _hold_out(config: TrainConfig, dataset: Any) -> tuple[Any, Any]:
         raise ValueError(
             f"validation={config.validation:g} holds out no image of any class."
         )
+    left = int((~held).sum())
+    if left < config.batch_size:
+        raise ValueError(
+            f"validation={config.validation:g} leaves {left} training images, fewer "
+            f"than batch_size={config.batch_size}."
+        )
     images = dataset.train_images
     rest = dataclasses.replace(
         dataset, train_images=images[~held], train_labels=labels[~held]
@@ -137,20 +161,27 @@ def _teacher(config: TrainConfig, dataset: Any) -> tuple[Any, Any]:
     from zosam_jax.train import trained
 
     assert config.teacher is not None
-    found = trained.load(config.teacher, dataset=dataset)
-    if found.task.config.dataset != config.dataset:
+    stored = folder.read_config(Path(config.teacher).expanduser())["config"]
+    if stored["dataset"] != config.dataset:
         raise ValueError(
-            f"teacher={config.teacher!r} was trained on {found.task.config.dataset}, "
-            f"not on {config.dataset}."
+            f"teacher={config.teacher!r} was trained on {stored['dataset']}, not on "
+            f"{config.dataset}."
         )
+    found = trained.load(config.teacher, dataset=dataset)
     return found.task.model, found.variables
 
 
 def _check_augment(config: TrainConfig, dataset: Any) -> None:
     """Raises unless the augmentation can be made, and is one of these examples."""
     if dataset.kind == "image":
-        names = [name for name, _ in transform(config, dataset).operations]
-        if "resized_crop" in names and isinstance(dataset, data.Streamed):
+        operations = dict(transform(config, dataset).operations)
+        side = min(dataset.image_shape[:2])
+        if operations.get("crop", 0) > side:
+            raise ValueError(
+                f"augment: crop={operations['crop']:g} is more than the {side} pixels "
+                "of an image, of which nothing may be left."
+            )
+        if "resized_crop" in operations and isinstance(dataset, data.Streamed):
             raise ValueError(
                 f"augment: the images of {config.dataset} are random resized crops "
                 "already. Leave resized_crop out."
