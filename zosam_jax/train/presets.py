@@ -208,7 +208,7 @@ PRESETS = {
             augment=("crop=4", *(_DEIT.augment or ())),
         ),
         claim="The same with a small ViT on CIFAR-10, for 2 epochs.",
-        cost="780 steps: 11 minutes on a CPU core.",
+        cost="780 steps: 9 minutes on a CPU core.",
         evidence="benchmarks/results/imagenet-deit-quick",
     ),
     "tinylm": Preset(
