@@ -157,7 +157,9 @@ def test_data_list(capsys):
     assert cli.main(["data", "list"]) == 0
     names = ["digits", "cifar10", "cifar100", "imagenette", "oxford_iiit_pet"]
     names += ["imagenet2012", "pydoc"]
-    assert capsys.readouterr().out.split() == names
+    *listed, others = capsys.readouterr().out.splitlines()
+    assert listed == names
+    assert "folder:PATH" in others
 
 
 def test_digits_need_no_preparation(capsys):

@@ -314,6 +314,10 @@ def _data(command: Data, arguments: Sequence[str]) -> int:
 
     if isinstance(command.action, List):
         sys.stdout.write("\n".join(data.names()) + "\n")
+        sys.stdout.write(
+            "and any other image classification set of TFDS, folder:PATH and "
+            "text:PATH\n"
+        )
         return 0
     action = command.action
     try:

@@ -175,6 +175,8 @@ class _Session:
                 "not as in the session before, so the last digits may differ: "
                 + ", ".join(changes)
             )
+        if not programs.is_compiled:
+            show.message("compiling")
         programs.compile()
         state = programs.init() if given is None else programs.place(given)
         self.step = self.first_step = self.saved_step = step

@@ -30,6 +30,7 @@ class Programs:
       task: The task.
       abstract: Shapes and shardings of the state.
       scans: Whether `advance` runs many steps in one compiled loop.
+      is_compiled: Whether `compile` was called.
       compile_seconds: Seconds of tracing and compilation, by program.
     """
 
@@ -41,7 +42,7 @@ class Programs:
         """
         self.task = task
         self.compile_seconds: dict[str, float] = {}
-        self._is_compiled = False
+        self.is_compiled = False
         loop = task.config.loop
         is_cpu = task.mesh.devices.flat[0].platform == "cpu"
         scans = not is_cpu if loop == "auto" else loop == "scan"
@@ -106,7 +107,7 @@ class Programs:
 
         A second call does nothing.
         """
-        if self._is_compiled:
+        if self.is_compiled:
             return
         task, place = self.task, self.task.replicated()
         self._teacher = jax.device_put(self._teacher, place)
@@ -131,7 +132,7 @@ class Programs:
             *self._batch(accuracy.batch_size(task)),
             *self._abstract((np.int32(0), accuracy.no_totals())),
         )
-        self._is_compiled = True
+        self.is_compiled = True
 
     def again(self, config: TrainConfig) -> "Programs":
         """Returns the same programs, not compiled again, for another run.
@@ -142,7 +143,7 @@ class Programs:
         """
         other = copy.copy(self)
         other.task = dataclasses.replace(self.task, config=config)
-        other.compile_seconds = {} if self._is_compiled else dict(self.compile_seconds)
+        other.compile_seconds = {} if self.is_compiled else dict(self.compile_seconds)
         return other
 
     def _first(self, images: jax.Array, labels: jax.Array) -> TrainState:
