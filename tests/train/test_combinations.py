@@ -63,7 +63,7 @@ def test_every_method_with_all_that_a_recipe_asks_for(method):
 
 def test_a_step_of_all_at_once_is_finite_and_on_its_mask():
     """Two batches, one step of the optimizer, an average that is zero off the mask."""
-    task = task_of(accumulate_steps=2)
+    task = task_of(accumulate_steps=2, augment=("flip", "mixup=0.8"))
     state, advance = tiny_run.begin(task), tiny_run.advance(task)
     before = jax.device_get(state.params)
     for _ in range(4):
