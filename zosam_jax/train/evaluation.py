@@ -24,11 +24,9 @@ from typing import Any, NamedTuple, TextIO
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from zosam_jax import _check, calibration, data
-from zosam_jax.data import augment
 from zosam_jax.data import corruptions as corruptions_
 from zosam_jax.train import (
     accuracy,
@@ -38,8 +36,10 @@ from zosam_jax.train import (
     metrics,
     trained,
 )
+from zosam_jax.train.batch import normalized
 from zosam_jax.train.corrupted_tests import CLEAN, SOURCES, Batch, CorruptedTests
 from zosam_jax.train.errors import RunError
+from zosam_jax.train.objective import cross_entropy
 from zosam_jax.train.task import Task
 
 _RECORD, _LINES = "evaluation.json", "evaluation.jsonl"
@@ -244,14 +244,11 @@ def _step(
 ) -> _Sums:
     """Returns the sums with a batch added; images of label -1 do not count."""
     params, model_state = variables
-    dataset = task.dataset
-    batch = augment.normalize(images, dataset.mean, dataset.std, task.dtype)
+    batch = normalized(task, images)
     logits = task.model.apply({"params": params, **model_state}, batch, train=False)
     logits = logits.astype(jnp.float32)
     counts = labels >= 0
-    losses = optax.softmax_cross_entropy_with_integer_labels(
-        logits, jnp.maximum(labels, 0)
-    )
+    losses = cross_entropy(logits, jnp.maximum(labels, 0))
     added = _Sums(
         jnp.sum(jnp.where(counts, losses, 0.0)),
         calibration.bins(logits, labels, counts),
