@@ -379,7 +379,8 @@ def show(rows: list[dict[str, Any]], targets: dict[str, float], title: str) -> N
 def main() -> None:
     """Measures, prints, writes."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--model", default="resnet32", choices=models.names())
+    of_images = [name for name in models.names() if models.kind(name) == "image"]
+    parser.add_argument("--model", default="resnet32", choices=of_images)
     parser.add_argument("--width", type=float, default=1.0)
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=20)
