@@ -322,7 +322,7 @@ def _reliability(axes: Axes, figures: Mapping[str, Any]) -> None:
     axes.set_xlabel("confidence", fontsize=9)
     axes.set_ylabel("accuracy", fontsize=9)
     axes.grid(alpha=0.3)
-    legend = axes.legend(fontsize=8, loc="lower right")
+    legend = axes.legend(fontsize=8, loc="upper left")
     for handle in legend.legend_handles:
         if isinstance(handle, PathCollection):
             handle.set_sizes([40])
