@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 
-from zosam_jax.train import folder
+from zosam_jax.runs import folder
 
 
 def environment() -> dict[str, Any]:

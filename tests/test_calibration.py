@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from zosam_jax import calibration
+from zosam_jax.evaluate import calibration
 
 
 def plain_error(probabilities, labels, num_bins):

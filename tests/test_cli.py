@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from zosam_jax import cli
+from zosam_jax.cli import main as cli
 
 
 def command(*arguments, cwd=None, devices=1):
@@ -138,7 +138,7 @@ def test_lottery_flags_give_the_printed_configuration(capsys):
 
 
 def test_an_interrupted_lottery_has_the_status_of_its_signal(monkeypatch):
-    from zosam_jax.train import lottery
+    from zosam_jax.lottery import rounds as lottery
 
     result = lottery.LotteryResult(Path("search"), "interrupted", [], 2)
     monkeypatch.setattr(lottery, "run_lottery", lambda config, **rest: result)

@@ -12,8 +12,8 @@ import pytest
 
 import zosam_jax as zs
 from benchmarks import tables
+from zosam_jax.runs.config import differences
 from zosam_jax.train import PRESETS
-from zosam_jax.train.config import differences
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -59,7 +59,7 @@ def test_links_lead_somewhere(link):
 
 
 def test_the_commands_exist():
-    from zosam_jax import cli
+    from zosam_jax.cli import main as cli
 
     for block in blocks("sh"):
         for line in block.splitlines():

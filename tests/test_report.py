@@ -3,7 +3,7 @@ import json
 
 import pytest
 
-from zosam_jax import report
+from zosam_jax.cli import report
 from zosam_jax.train import RunError, TrainConfig
 
 

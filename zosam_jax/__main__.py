@@ -2,6 +2,6 @@
 
 import sys
 
-from zosam_jax.cli import main
+from zosam_jax.cli.main import main
 
 sys.exit(main())

@@ -6,8 +6,32 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-ValueFn = Callable[[Any], Any]
-"""`params -> loss`, or `params -> (loss, aux)` where `has_aux=True` is said."""
+PyTree = Any
+"""A pytree of arrays: a dict, a Flax state, an Equinox module, a list, one array."""
+
+Params = PyTree
+"""The parameters of a network: a pytree of floating point arrays."""
+
+Grads = PyTree
+"""A pytree in the structure and shapes of the parameters."""
+
+Masks = PyTree
+"""A mask tree: a boolean array for a sparse leaf, a scalar `True` for a dense one."""
+
+Aux = PyTree
+"""What `value_fn` returns beside the loss; None without `has_aux`."""
+
+Memory = PyTree
+"""What a method carries from one step to the next; () for nothing."""
+
+OptState = PyTree
+"""The state of an Optax transformation."""
+
+Key = jax.Array
+"""One PRNG key, as `jax.random.key(0)`."""
+
+ValueFn = Callable[..., Any]
+"""`params -> loss`, or `params -> (loss, aux)` with `has_aux=True`."""
 
 Scalar = float | jax.Array
 """A number, or a scalar array: traced ones are let through."""

@@ -14,8 +14,8 @@ import sparse_replicas as replicas
 from hypothesis import example, given, settings
 
 import zosam_jax as zs
-from zosam_jax.sparsity._dsr import share_out
-from zosam_jax.sparsity._prune_and_grow import Census, Memory, _share_of_negative
+from zosam_jax.sparsity.methods.dsr import share_out
+from zosam_jax.sparsity.prune_and_grow import Census, Memory, _share_of_negative
 
 STEPS = 10_000
 SHAPES = {"a": (6, 7), "b": (3, 2, 6), "bias": (5,), "one": (1, 1)}

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import assume, given, settings
 
 import zosam_jax as zs
-from zosam_jax.sparsity._prune_and_grow import Memory
+from zosam_jax.sparsity.prune_and_grow import Memory
 
 
 def test_the_schedule_starts_after_an_interval_and_stops():

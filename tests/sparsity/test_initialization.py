@@ -11,7 +11,7 @@ import pytest
 from problems import mlp
 
 import zosam_jax as zs
-from zosam_jax.sparsity import _initialization as initialization
+from zosam_jax.sparsity.methods import criteria as initialization
 
 KERNELS = ("hidden", "out")
 

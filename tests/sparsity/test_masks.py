@@ -5,7 +5,7 @@ import optax
 import pytest
 
 import zosam_jax as zs
-from zosam_jax.sparsity import _masks as module
+from zosam_jax.sparsity import mask_trees as module
 
 PARAMS = {"kernel": jnp.arange(1.0, 7).reshape(2, 3), "bias": jnp.ones(3)}
 KERNEL = jnp.array([[True, False, True], [False, True, False]])

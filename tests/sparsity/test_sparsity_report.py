@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 import zosam_jax as zs
 from zosam_jax import models
 from zosam_jax.models.convolution import conv_general_dilated
-from zosam_jax.sparsity._flops import products
+from zosam_jax.sparsity.reports.flops import products
 
 
 def zeros(**shapes):

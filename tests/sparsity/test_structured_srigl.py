@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from structured import best, cosine, mask_of, normal, train, train_in_numpy
 
 import zosam_jax as zs
-from zosam_jax.sparsity._prune_and_grow import Memory
+from zosam_jax.sparsity.prune_and_grow import Memory
 
 # Leaves of one shape are chosen together.
 SHAPES = {"a": (9, 12), "b": (3, 2, 4, 5), "c": (9, 12), "last": (12, 5), "bias": (12,)}

@@ -5,15 +5,8 @@ import re
 import numpy as np
 import pytest
 
-from zosam_jax.train import (
-    PRESETS,
-    RunError,
-    TrainConfig,
-    config,
-    folder,
-    methods,
-    preset,
-)
+from zosam_jax.runs import config, folder
+from zosam_jax.train import PRESETS, RunError, TrainConfig, methods, preset
 from zosam_jax.train import optimizer as tables
 
 

@@ -8,11 +8,14 @@ import numpy as np
 import pytest
 import tiny_run
 
-from zosam_jax import cli, evaluation_report
+from zosam_jax.cli import evaluation_report
+from zosam_jax.cli import main as cli
 from zosam_jax.data import DatasetError, corruptions
 from zosam_jax.data.corruptions import published
-from zosam_jax.train import RunError, evaluation, evaluation_figures, methods, trained
-from zosam_jax.train.evaluation import evaluate
+from zosam_jax.evaluate import figures as evaluation_figures
+from zosam_jax.evaluate import run as evaluation
+from zosam_jax.evaluate.run import evaluate
+from zosam_jax.train import RunError, methods, trained
 
 FIELDS = {"method": "ste", "gradient": "backprop", "epochs": 2}
 SEVERITIES = (1, 4)

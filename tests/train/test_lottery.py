@@ -12,8 +12,10 @@ import tiny_run
 from tiny_lottery import Recorder, leaf_masks, search, spy, state_at
 from tiny_lottery import template as make_template
 
-from zosam_jax import report
-from zosam_jax.train import RunError, folder, metrics, tickets
+from zosam_jax.cli import report
+from zosam_jax.lottery import tickets
+from zosam_jax.runs import folder, metrics
+from zosam_jax.train import RunError
 
 # 3 x 3 x 1 x 8 and 8 x 4 weights are prunable; 60 % of 104 is 62.4.
 PRUNABLE, LIVE = 104, [104, 66, 42]

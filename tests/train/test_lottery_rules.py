@@ -14,7 +14,8 @@ import tiny_run
 from tiny_lottery import Recorder, config, leaf_masks, search, spy, state_at
 from tiny_lottery import template as make_template
 
-from zosam_jax.train import TrainConfig, optimizer, tickets
+from zosam_jax.lottery import tickets
+from zosam_jax.train import TrainConfig, optimizer
 
 
 @pytest.mark.parametrize("name", sorted(optimizer.OPTIMIZERS))

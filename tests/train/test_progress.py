@@ -2,7 +2,7 @@ import io
 
 from rich.console import Console
 
-from zosam_jax.train import progress
+from zosam_jax.runs import progress
 
 STATUS = progress.Status(
     step=30,

@@ -8,7 +8,8 @@ import numpy as np
 import optax
 import pytest
 
-from zosam_jax.train import RunError, checkpoint, metrics
+from zosam_jax.runs import metrics
+from zosam_jax.train import RunError, checkpoint
 from zosam_jax.train.checkpoint import Checkpoints
 
 

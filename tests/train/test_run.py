@@ -12,10 +12,11 @@ import pytest
 import tiny_run
 
 import zosam_jax as zs
-from zosam_jax.train import RunError, checkpoint, folder, loop, metrics, optimizer, run
+from zosam_jax.runs import folder, metrics
+from zosam_jax.runs.progress import Silent
+from zosam_jax.train import RunError, checkpoint, loop, optimizer, run
 from zosam_jax.train import step as steps
 from zosam_jax.train.checkpoint import Checkpoints
-from zosam_jax.train.progress import Silent
 
 
 class Recorder(Silent):

@@ -8,9 +8,9 @@ import pytest
 import tiny_run
 
 from zosam_jax.data import text
+from zosam_jax.runs.errors import RunError
 from zosam_jax.train import batch as batches
 from zosam_jax.train import objective, plan, run, trained
-from zosam_jax.train.errors import RunError
 
 LENGTH = 16
 FIELDS = {"method": "dense", "gradient": "backprop", "dataset": "letters", "epochs": 1}

@@ -7,9 +7,9 @@ import numpy as np
 import tiny_run
 
 import zosam_jax as zs
+from zosam_jax.runs.progress import Silent
 from zosam_jax.train import LotteryConfig, loop, plan, run_lottery
 from zosam_jax.train.checkpoint import Checkpoints
-from zosam_jax.train.progress import Silent
 
 
 class Recorder(Silent):

@@ -20,11 +20,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from zosam_jax.data import Dataset
+from zosam_jax.runs.progress import Silent
 from zosam_jax.train import RunError, TrainConfig, plan, run
 from zosam_jax.train import batch as batches
 from zosam_jax.train import step as steps
 from zosam_jax.train.checkpoint import Checkpoints
-from zosam_jax.train.progress import Silent
 
 STATIC = ("random", "magnitude", "snip", "grasp", "synflow", "ticket")
 

@@ -19,10 +19,10 @@ from jax.typing import DTypeLike
 
 from zosam_jax import _check
 from zosam_jax._types import Units
-from zosam_jax.models import _table
 from zosam_jax.models import layers as layers
 from zosam_jax.models import mlp as mlp
 from zosam_jax.models import resnet as resnet
+from zosam_jax.models import table
 from zosam_jax.models import tinylm as tinylm
 from zosam_jax.models import transformer as transformer
 from zosam_jax.models import vgg as vgg
@@ -36,7 +36,7 @@ def names() -> tuple[str, ...]:
     >>> names()[:5]
     ('resnet20', 'resnet32', 'resnet44', 'resnet56', 'vgg19')
     """
-    return tuple(_table.ROWS)
+    return tuple(table.ROWS)
 
 
 def options(name: str) -> tuple[str, ...]:
@@ -48,8 +48,8 @@ def options(name: str) -> tuple[str, ...]:
     Raises:
       ValueError: `name` is not one of `names()`.
     """
-    _check.one_of("model", name, _table.ROWS)
-    return _table.ROWS[name].options
+    _check.one_of("model", name, table.ROWS)
+    return table.ROWS[name].options
 
 
 def create(
@@ -99,7 +99,7 @@ def create(
     Raises:
       ValueError: An argument is unknown or out of range; the message names it.
     """
-    row, fields = _table.checked(name, options)
+    row, fields = table.checked(name, options)
     _check.whole("num_classes", num_classes)
     _check.number("width", width, least=1 / 16)
     _check.whole("image_size", image_size)
@@ -121,7 +121,7 @@ def kind(name: str) -> str:
     Raises:
       ValueError: `name` is not one of `names()`.
     """
-    _check.one_of("model", name, _table.ROWS)
+    _check.one_of("model", name, table.ROWS)
     return "text" if name == "tinylm" else "image"
 
 
@@ -143,7 +143,7 @@ def dense_paths(name: str) -> tuple[str, ...]:
     Raises:
       ValueError: `name` is not one of `names()`.
     """
-    return _table.checked(name, {})[0].dense
+    return table.checked(name, {})[0].dense
 
 
 def unit_groups(name: str, *, width: float = 1.0, **options: Any) -> dict[str, Units]:
@@ -166,7 +166,7 @@ def unit_groups(name: str, *, width: float = 1.0, **options: Any) -> dict[str, U
     Raises:
       ValueError: An argument is unknown or out of range; the message names it.
     """
-    row, fields = _table.checked(name, options)
+    row, fields = table.checked(name, options)
     _check.number("width", width, least=1 / 16)
     return row.units(width=width, **fields)
 

@@ -5,9 +5,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from zosam_jax._streams import AUGMENT, ORDER
 from zosam_jax.data import augment
-from zosam_jax.train.config import TrainConfig
-from zosam_jax.train.task import AUGMENT, ORDER, Task
+from zosam_jax.runs.config import TrainConfig
+from zosam_jax.train.task import Task
 
 
 class Batch(NamedTuple):

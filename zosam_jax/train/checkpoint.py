@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
-from zosam_jax.train.errors import RunError
+from zosam_jax.runs.errors import RunError
 
 
 def snapshot(state: Any) -> Any:

@@ -13,7 +13,7 @@ from zosam_jax import _check
 from zosam_jax.train import option_strings
 
 if TYPE_CHECKING:
-    from zosam_jax.train.config import TrainConfig
+    from zosam_jax.runs.config import TrainConfig
 
 NAMES = (
     *("backprop", "zeroth_order"),

@@ -13,14 +13,15 @@ from typing import Any, NamedTuple
 import jax
 
 from zosam_jax import data
-from zosam_jax.train import checkpoint, folder, gradients, methods, metrics, optimizer
-from zosam_jax.train import summary as summaries
-from zosam_jax.train.config import TrainConfig
-from zosam_jax.train.errors import RunError
+from zosam_jax.runs import folder, metrics
+from zosam_jax.runs import summary as summaries
+from zosam_jax.runs.config import TrainConfig
+from zosam_jax.runs.errors import RunError
+from zosam_jax.runs.progress import Display, Silent, Status, duration
+from zosam_jax.train import checkpoint, gradients, methods, optimizer
 from zosam_jax.train.interruption import interruptions
 from zosam_jax.train.plan import plan
 from zosam_jax.train.programs import Programs
-from zosam_jax.train.progress import Display, Silent, Status, duration
 from zosam_jax.train.step import Totals, TrainState, count_weights
 
 # Steps (or blocks of them) that are dispatched before the host looks at the oldest.

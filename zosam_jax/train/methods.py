@@ -17,7 +17,7 @@ from zosam_jax import _check
 from zosam_jax.train import option_strings
 
 if TYPE_CHECKING:
-    from zosam_jax.train.config import TrainConfig
+    from zosam_jax.runs.config import TrainConfig
 
 
 class Row(NamedTuple):

@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from zosam_jax._streams import DROPOUT
 from zosam_jax.train import gradients
 from zosam_jax.train.batch import Batch
-from zosam_jax.train.task import DROPOUT, Task
+from zosam_jax.train.task import Task
 
 # Of the teacher's classes in the loss (DeiT, arXiv:2012.12877, equation 3).
 _TAUGHT = 0.5

@@ -8,8 +8,8 @@ import jax
 import optax
 
 import zosam_jax as zs
+from zosam_jax.runs.config import TrainConfig
 from zosam_jax.train import gradients, methods
-from zosam_jax.train.config import TrainConfig
 
 Schedule = Callable[[Any], Any]
 

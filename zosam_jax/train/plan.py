@@ -9,10 +9,11 @@ import numpy as np
 from jax.sharding import AxisType
 
 from zosam_jax import _check, data, models
-from zosam_jax.train import folder, metrics, option_strings
+from zosam_jax.runs import folder, metrics
+from zosam_jax.runs.config import TrainConfig
+from zosam_jax.runs.errors import RunError
+from zosam_jax.train import option_strings
 from zosam_jax.train.batch import transform
-from zosam_jax.train.config import TrainConfig
-from zosam_jax.train.errors import RunError
 from zosam_jax.train.programs import Programs
 from zosam_jax.train.task import Task
 

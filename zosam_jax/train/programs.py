@@ -12,10 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from zosam_jax.data import Streamed
+from zosam_jax.runs.config import TrainConfig
 from zosam_jax.train import accuracy, methods
 from zosam_jax.train import step as steps
 from zosam_jax.train.batch import epoch_order, gather
-from zosam_jax.train.config import TrainConfig
 from zosam_jax.train.step import Totals, TrainState
 from zosam_jax.train.task import Task
 

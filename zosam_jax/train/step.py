@@ -9,9 +9,10 @@ import optax
 
 import zosam_jax as zs
 from zosam_jax import models
+from zosam_jax._streams import DROPOUT, INIT
 from zosam_jax.train import criteria, methods, objective
 from zosam_jax.train.batch import prepare
-from zosam_jax.train.task import DROPOUT, INIT, Task
+from zosam_jax.train.task import Task
 
 
 class Totals(NamedTuple):

@@ -10,12 +10,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from zosam_jax import models
 from zosam_jax.data import Dataset, Streamed
+from zosam_jax.runs.config import TrainConfig
 from zosam_jax.train import optimizer
-from zosam_jax.train.config import TrainConfig
-
-# Streams of random numbers apart from that of the gradient, whose key is
-# fold_in(key(seed), step): no step reaches these numbers.
-INIT, ORDER, AUGMENT, DROPOUT = (np.uint32(0xFFFFFFF0 + i) for i in range(4))
 
 
 @dataclasses.dataclass(frozen=True)

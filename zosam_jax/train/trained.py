@@ -8,10 +8,11 @@ from typing import Any, NamedTuple
 import jax
 
 from zosam_jax import data
-from zosam_jax.train import checkpoint, folder, methods
+from zosam_jax.runs import folder
+from zosam_jax.runs.config import TrainConfig
+from zosam_jax.runs.errors import RunError
+from zosam_jax.train import checkpoint, methods
 from zosam_jax.train import step as steps
-from zosam_jax.train.config import TrainConfig
-from zosam_jax.train.errors import RunError
 from zosam_jax.train.plan import make_task
 from zosam_jax.train.task import Task
 

@@ -1,0 +1,128 @@
+"""Gradient estimation in a small subspace that training already holds."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
+
+from zosam_jax import tree
+from zosam_jax._types import Estimate, Info, Scalar, ValueFn
+from zosam_jax.estimators.losses import scalar_loss
+from zosam_jax.estimators.random_directions import draw, live
+
+
+def guided(
+    value_fn: ValueFn,
+    params: Any,
+    key: jax.Array,
+    guides: jax.Array,
+    slopes: jax.Array,
+    count: int | jax.Array,
+    *,
+    delta: Scalar = 1e-3,
+    num_directions: int = 1,
+    exploration: Scalar = 0.05,
+    masks: Any | None = None,
+    has_aux: bool = False,
+) -> tuple[Estimate, jax.Array]:
+    r"""The gradient's projection on a subspace, by finite differences in turn.
+
+    .. math::
+      \hat g = \sum_{j=1}^{k} c_j q_j, \qquad
+      c_j = \frac{L(w + h q_j) - L(w - h q_j)}{2 h}, \quad h = \delta \sqrt d
+
+    :math:`q_1 \dots q_k` are the guides made orthonormal on the mask, in the order
+    given, each mixed with a random unit vector orthogonal to all of them,
+    :math:`\sqrt{1 - a}\,q + \sqrt{a}\,r`, with the exploration a. Guided evolution
+    strategies (arXiv:1806.10230) search with that mixture; here the subspace is so
+    small that it is measured axis by axis. A call measures `num_directions` of the c,
+    in turn, and takes the others as they were measured last: they change slowly, so
+    that k axes cost no more passes than one.
+
+    Args:
+      value_fn: `params -> loss`, or `params -> (loss, aux)` with `has_aux`.
+      params: Pytree of floating point arrays, w.
+      key: One PRNG key, for r.
+      guides: float32 `[k, size]`: k trees like the parameters, each as one vector, as
+        `jax.flatten_util.ravel_pytree` lays it out. One that is zero on the mask, or
+        within 0.003 of the span of those before it, is replaced by r.
+      slopes: The c of the last call, float32 `[k]`; zeros before the first.
+      count: Calls so far: says whose turn it is.
+      delta: Step of the finite difference per coordinate, so that the probes lie as far
+        from w as those of `rge`, `delta * sqrt(d)`.
+      num_directions: m <= k: the slopes measured in this call; 0 measures none.
+      exploration: a in [0, 1].
+      masks: Mask tree.
+      has_aux: Whether `value_fn` returns `(loss, aux)`.
+
+    Returns:
+      `(estimate, slopes)`: `grad` float32, zero off the mask; `value` and `aux` as
+      those of `rge`; the slopes to give to the next call, 0 along a replaced guide.
+    """
+    loss = scalar_loss(value_fn, has_aux)
+    wide = jax.tree.map(lambda x: x.astype(jnp.float32), params)
+    unravel = ravel_pytree(wide)[1]
+    basis, known = orthonormal(guides, key, exploration, wide, masks)
+    step = delta * jnp.sqrt(live(params, masks))
+    value, aux = jnp.zeros((), jnp.float32), None
+    for turn in range(num_directions):
+        j = (count * num_directions + turn) % len(guides)
+        q = unravel(basis[j])
+        up, seen = loss(tree.add_scaled(params, step, q))
+        down, _ = loss(tree.add_scaled(params, -step, q))
+        slopes = slopes.at[j].set(((up - down) / (2 * step)).astype(slopes.dtype))
+        value = value + (up + down) / (2 * num_directions)
+        aux = seen if turn == 0 else aux
+    grad = unravel(jnp.tensordot(slopes, basis, 1, precision="highest"))
+    # A slope along an axis drawn at random says nothing of the axis that comes next.
+    slopes = jnp.where(known, slopes, 0)
+    info = Info.zeros()._replace(
+        forward_evaluations=jnp.asarray(2.0 * num_directions, jnp.float32)
+    )
+    return Estimate(value, grad, aux, info), slopes
+
+
+def orthonormal(
+    guides: jax.Array,
+    key: jax.Array,
+    exploration: Scalar,
+    params: Any,
+    masks: Any | None,
+) -> tuple[jax.Array, jax.Array]:
+    """The guides orthonormal on the mask and explored, and which were not replaced."""
+    k = len(guides)
+    random = [draw(key, j, params, masks, "gaussian") for j in range(k)]
+    vectors = [*guides, *(ravel_pytree(u)[0] for u in random)]
+    support = jnp.ones_like(guides[0])
+    if masks is not None:
+        ones = jax.tree.map(lambda x: jnp.ones(x.shape, jnp.float32), params)
+        support = ravel_pytree(tree.mask(ones, masks))[0]
+    axes: list[jax.Array] = []
+    new: list[jax.Array] = []
+    for vector in vectors:
+        rest = _unit(support * vector, 0.0)[0]
+        for axis in axes:
+            rest = rest - _dot(axis, rest) * axis
+        # Of a vector that others span, rounding leaves some 1e-7: no direction.
+        rest, is_new = _unit(rest, 3e-3)
+        axes.append(rest)
+        new.append(is_new)
+    basis = []
+    for j in range(k):
+        share = jnp.where(new[j], exploration, 1.0)
+        # Without a random axis (there are too few weights), the guide alone.
+        share = jnp.where(new[k + j], share, 0.0)
+        basis.append(jnp.sqrt(1 - share) * axes[j] + jnp.sqrt(share) * axes[k + j])
+    return jnp.stack(basis), jnp.stack(new[:k])
+
+
+def _unit(x: jax.Array, least: float) -> tuple[jax.Array, jax.Array]:
+    """X at length 1, and True; zeros and False if it is not longer than `least`."""
+    length = jnp.sqrt(_dot(x, x))
+    usable = length > least
+    return x * jnp.where(usable, 1 / jnp.where(usable, length, 1), 0), usable
+
+
+def _dot(x: jax.Array, y: jax.Array) -> jax.Array:
+    return jnp.dot(x, y, precision=jax.lax.Precision.HIGHEST)

@@ -1,0 +1,251 @@
+"""Random gradient estimation: differences of the loss along random directions."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from zosam_jax import _check, tree
+from zosam_jax._types import Estimate, Info, ValueFn
+from zosam_jax.estimators.losses import Loss, scalar_loss
+
+Distribution = Callable[[jax.Array, Any], Any]
+"""`(key, tree) -> direction`, of entries with mean 0 and variance 1, float32."""
+
+DISTRIBUTIONS: dict[str, Distribution] = {
+    "gaussian": tree.normal_like,
+    "sphere": tree.normal_like,
+    "rademacher": tree.rademacher_like,
+}
+
+
+def rge(
+    value_fn: ValueFn,
+    params: Any,
+    key: jax.Array,
+    *,
+    delta: jax.typing.ArrayLike | None = 1e-3,
+    num_directions: int = 1,
+    distribution: str = "gaussian",
+    two_sided: bool = True,
+    chunk_size: int | None = None,
+    masks: Any | None = None,
+    has_aux: bool = False,
+) -> tuple[Estimate, Any]:
+    r"""Random gradient estimation: forward passes only, no backward pass.
+
+    .. math::
+      \hat g = \frac{1}{m} \sum_{i=1}^m c_i u_i, \qquad
+      c_i = \frac{L(w + \delta u_i) - L(w - \delta u_i)}{2 \delta}
+      \quad\text{(one-sided: } \tfrac{L(w + \delta u_i) - L(w)}{\delta} \text{)}
+
+    with :math:`u_i \sim N(0, I)` on the support of the masks (Nesterov and Spokoiny,
+    2017; ZO-SAM, arXiv:2603.13115, its estimator of the perturbation). The mean over
+    :math:`u` is the gradient up to :math:`O(\delta^2)` (one-sided :math:`O(\delta)`);
+    its cosine to the gradient is about :math:`\sqrt{m / (m + d)}` over :math:`d` live
+    coordinates. Direction `i` is drawn from `fold_in(key, i)`, so that a larger
+    `num_directions` adds to the directions of a smaller one. Differences are taken in
+    float32; a loss in bfloat16 has lost them already.
+
+    Args:
+      value_fn: `params -> loss`, or `params -> (loss, aux)` with `has_aux`.
+      params: Pytree of floating point arrays, w.
+      key: One PRNG key.
+      delta: The step of the finite difference, per unit of u: the probes lie about
+        `delta * sqrt(d)` away from w. None: the limit 0, the exact directional
+        derivative by `jax.jvp`, at the price of three forward passes a direction.
+      num_directions: m. May be traced, where `chunk_size` is None.
+      distribution: Of u: "gaussian"; "sphere", uniform on |u|^2 = d over the d live
+        coordinates; "rademacher", entries of +-1.
+      two_sided: Central differences, 2m evaluations; else forward differences, m + 1.
+      chunk_size: None evaluates one probe after another. `k` evaluates the probes of
+        `k` directions in one `jax.vmap`, chunk after chunk; k divides m.
+      masks: Mask tree: u is zero off the mask.
+      has_aux: Whether `value_fn` returns `(loss, aux)`.
+
+    Returns:
+      `(estimate, dense)`. `estimate.grad` is g, float32, zero off the mask;
+      `estimate.value` is the mean of the two-sided probes, which is
+      L(w) + O(delta^2), or L(w) itself when one-sided or exact; `estimate.aux` is of
+      the first probe at w + delta u, or of w. `dense` is the same mean of `c_i u_i`
+      with every u_i before it was restricted to the mask.
+    """
+    loss = scalar_loss(value_fn, has_aux)
+    slope, evaluations = _slope(loss, params, delta, two_sided, chunk_size is not None)
+
+    def probe(i: jax.typing.ArrayLike) -> tuple[Any, jax.Array, Any]:
+        dense = draw(key, i, params, masks, distribution)
+        c, value, aux = slope(tree.mask(dense, masks))
+        return jax.tree.map(lambda x: c.astype(x.dtype) * x, dense), value, aux
+
+    total, value, aux = _sum_over_directions(probe, num_directions, chunk_size)
+    mean = jax.tree.map(lambda x: x / num_directions, total)
+    info = Info.zeros()._replace(
+        forward_evaluations=jnp.asarray(evaluations(num_directions), jnp.float32)
+    )
+    grad = tree.mask(mean, masks)
+    return Estimate(value / num_directions, grad, aux, info), mean
+
+
+def slopes(
+    value_fn: ValueFn,
+    params: Any,
+    key: jax.Array,
+    *,
+    delta: jax.typing.ArrayLike | None = 1e-3,
+    num_directions: int = 1,
+    distribution: str = "gaussian",
+    two_sided: bool = True,
+    masks: Any | None = None,
+    has_aux: bool = False,
+) -> tuple[jax.Array, Estimate]:
+    """The coefficients `c_i` of `rge`, to be used again in later steps.
+
+    Arguments are those of `rge`.
+
+    Returns:
+      `(c, estimate)`: float32 `[m]`, and an `Estimate` without a gradient.
+    """
+    loss = scalar_loss(value_fn, has_aux)
+    slope, evaluations = _slope(loss, params, delta, two_sided, False)
+    found = []
+    for i in range(num_directions):
+        u = tree.mask(draw(key, i, params, masks, distribution), masks)
+        found.append(slope(u))
+    c, values, auxes = zip(*found, strict=True)
+    info = Info.zeros()._replace(
+        forward_evaluations=jnp.asarray(evaluations(num_directions), jnp.float32)
+    )
+    value = jnp.mean(jnp.stack(values))
+    return jnp.stack(c), Estimate(value, None, auxes[0], info)
+
+
+def combine(
+    key: jax.Array,
+    coefficients: jax.Array,
+    params: Any,
+    masks: Any | None = None,
+    distribution: str = "gaussian",
+) -> Any:
+    """`mean_i c_i u_i`, drawn anew from the key of `slopes`: the `dense` of `rge`."""
+    m = len(coefficients)
+    total = jax.tree.map(lambda x: jnp.zeros(jnp.shape(x), jnp.float32), params)
+    for i in range(m):
+        u = draw(key, i, params, masks, distribution)
+        total = tree.add_scaled(total, coefficients[i] / m, u)
+    return total
+
+
+def draw(
+    key: jax.Array,
+    i: jax.typing.ArrayLike,
+    params: Any,
+    masks: Any | None,
+    distribution: str,
+) -> Any:
+    """Direction i before it is restricted to the mask."""
+    u = DISTRIBUTIONS[distribution](jax.random.fold_in(key, i), params)
+    if distribution != "sphere":
+        return u
+    length = tree.norm(tree.mask(u, masks))
+    scale = jnp.sqrt(live(params, masks)) / jnp.where(length > 0, length, 1)
+    return jax.tree.map(lambda x: scale * x, u)
+
+
+def live(params: Any, masks: Any | None) -> jax.Array:
+    """d, the number of coordinates on the mask, float32 scalar."""
+    if masks is None:
+        return jnp.asarray(tree.size(params), jnp.float32)
+    counts = [
+        jnp.float32(x.size)
+        if tree.is_dense(m) and x.ndim
+        else jnp.sum(m, dtype=jnp.float32)
+        for m, x in zip(jax.tree.leaves(masks), jax.tree.leaves(params), strict=True)
+    ]
+    return jnp.sum(jnp.stack(counts))
+
+
+def _slope(
+    loss: Loss,
+    params: Any,
+    delta: Any,
+    two_sided: bool,
+    vmapped: bool,
+) -> tuple[Callable[[Any], tuple[jax.Array, jax.Array, Any]], Callable[[Any], Any]]:
+    """`u -> (c, loss, aux)`, and the evaluations that m directions cost."""
+    if delta is None:
+
+        def exact(u: Any) -> tuple[jax.Array, jax.Array, Any]:
+            tangent = jax.tree.map(lambda x, w: x.astype(w.dtype), u, params)
+            value, c, aux = jax.jvp(loss, (params,), (tangent,), has_aux=True)
+            return c, value, aux
+
+        return exact, lambda m: 3 * m
+
+    def at(sign: Any, u: Any) -> tuple[jax.Array, Any]:
+        return loss(tree.add_scaled(params, sign * delta, u))
+
+    if not two_sided:
+        clean, clean_aux = loss(params)
+
+        def one_sided(u: Any) -> tuple[jax.Array, jax.Array, Any]:
+            return (at(1.0, u)[0] - clean) / delta, clean, clean_aux
+
+        return one_sided, lambda m: m + 1
+
+    def central(u: Any) -> tuple[jax.Array, jax.Array, Any]:
+        if vmapped:
+            losses, auxes = jax.vmap(at, (0, None))(jnp.asarray([1.0, -1.0]), u)
+            up, down, aux = losses[0], losses[1], jax.tree.map(lambda x: x[0], auxes)
+        else:
+            (up, aux), (down, _) = at(1.0, u), at(-1.0, u)
+        return (up - down) / (2 * delta), (up + down) / 2, aux
+
+    return central, lambda m: 2 * m
+
+
+def _sum_over_directions(
+    probe: Callable[[Any], tuple[Any, jax.Array, Any]],
+    num_directions: int,
+    chunk_size: int | None,
+) -> tuple[Any, jax.Array, Any]:
+    """Sums the first two results of `probe(i)` over i < m; the third is of i = 0."""
+    check_chunks(num_directions, chunk_size)
+    chunks = num_directions if chunk_size is None else num_directions // chunk_size
+
+    def chunk(j: Any) -> tuple[Any, jax.Array, Any]:
+        if chunk_size is None:
+            return probe(j)
+        each = jax.vmap(probe)(j * chunk_size + jnp.arange(chunk_size))
+        scaled, values, auxes = each
+        total = jax.tree.map(lambda x: jnp.sum(x, axis=0), scaled)
+        return total, jnp.sum(values), jax.tree.map(lambda x: x[0], auxes)
+
+    total, value, aux = chunk(0)
+    if not (isinstance(chunks, int) and chunks == 1):
+
+        def add(j: jax.Array, carry: tuple[Any, jax.Array]) -> tuple[Any, jax.Array]:
+            more, more_value, _ = chunk(j)
+            return jax.tree.map(jnp.add, carry, (more, more_value))
+
+        total, value = jax.lax.fori_loop(1, chunks, add, (total, value))
+    return total, value, aux
+
+
+def check_chunks(num_directions: Any, chunk_size: int | None) -> None:
+    """Raises `ValueError` unless the directions can be evaluated in such chunks."""
+    _check.whole("num_directions", num_directions)
+    if chunk_size is None:
+        return
+    if _check.is_traced(chunk_size) or isinstance(num_directions, jax.Array):
+        raise ValueError(
+            "chunk_size and num_directions must be known before tracing. Inside "
+            "optax.inject_hyperparams, name them in "
+            'static_args=("num_directions", "chunk_size").'
+        )
+    _check.whole("chunk_size", chunk_size)
+    if num_directions % chunk_size:
+        raise ValueError(
+            f"chunk_size={chunk_size} must divide num_directions={num_directions}."
+        )

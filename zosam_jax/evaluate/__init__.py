@@ -1,0 +1,1 @@
+"""A trained network on clean and corrupted test images, and its calibration."""

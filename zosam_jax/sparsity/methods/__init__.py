@@ -1,0 +1,1 @@
+"""The sparse-training methods, a file for each algorithm."""

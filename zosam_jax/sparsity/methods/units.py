@@ -1,0 +1,333 @@
+r"""Units pruned whole: attention heads, hidden units of an MLP, channels.
+
+A pruned unit has zeros for its outgoing weights :math:`W^{out}_u`, the rows of the next
+layer that read it. So it adds exactly nothing to the network's output. Its incoming
+weights are left alone. If they were zero too, the gradient of the outgoing ones,
+
+.. math:: \partial L / \partial W^{out}_u = a_u^T \delta,
+
+would vanish with the activation :math:`a_u`, and that of the incoming ones with
+:math:`W^{out}_u`: a saddle from which nothing grows. With the incoming weights there,
+it says what a pruned unit would be worth, and one that comes back works from the next
+step on.
+"""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from zosam_jax import _check, tree
+from zosam_jax._types import Units
+from zosam_jax.selection import select
+from zosam_jax.sparsity import schedules
+from zosam_jax.sparsity.mask_trees import from_leaves
+from zosam_jax.sparsity.method import SparseMethod, Topology
+from zosam_jax.sparsity.patterns import axis_of
+from zosam_jax.sparsity.prune_and_grow import Memory
+
+
+class _Leaf(NamedTuple):
+    """A leaf, its place in flattening order, and its axis that the units lie along."""
+
+    path: str
+    place: int
+    axis: int
+
+
+class _Layer(NamedTuple):
+    """The units that one outgoing kernel reads."""
+
+    group: str
+    drop: str
+    units: int
+    outgoing: _Leaf
+    incoming: tuple[_Leaf, ...]
+
+
+def units(
+    sparsity: float | Mapping[str, float],
+    total_steps: int,
+    groups: Mapping[str, Units],
+    *,
+    interval: int | None = None,
+    drop_fraction: float | Callable[[jax.Array], jax.Array] | None = None,
+    stop_fraction: float = 0.8,
+    seed: jax.typing.ArrayLike = 0,
+) -> SparseMethod:
+    r"""Heads, hidden units and channels, pruned and regrown whole (S2ViTE).
+
+    From arXiv:2106.04533. A layer of U units keeps U less :math:`s U`, rounded, and at
+    least one. At a change it drops the :math:`\lceil \alpha_t n \rceil` of its n live
+    units that score lowest, and as many grow, of those not kept, with the largest
+    :math:`\|\partial L / \partial W^{out}_u\|_1`. The drop score, by `Units.drop`:
+
+    * "taylor": :math:`|\sum W^{out}_u \odot \partial L / \partial W^{out}_u| =
+      |\partial L / \partial c_u|`, for a factor :math:`c_u = 1` on the unit's output:
+      to first order, the change of the loss without it (the paper's score of a head,
+      of the batch's loss instead of averaged over its examples);
+    * "magnitude": :math:`\|W^{in}_u\|_1 + \|W^{out}_u\|_1`, over kernels, not biases
+      (the paper's score of a hidden unit).
+
+    Only the outgoing weights are masked: the sparse leaves are the `outgoing` kernels,
+    and all others are dense. The incoming weights of a pruned unit have no gradient;
+    they stay as they are, but for weight decay and what momentum carries on. What of
+    them a smaller network does without says `removable`.
+
+    It prunes units alone: `sparsify` takes one method, and unstructured sparsity of the
+    same layers is another.
+
+    Args:
+      sparsity: Fraction of pruned units of every layer, in [0, 1); or one for each name
+        in `groups`, as `{"heads": 0.3, "mlp": 0.5}`.
+      total_steps: Optimizer steps of the whole training.
+      groups: Kinds of units by name. For the library's models,
+        `zosam_jax.models.unit_groups(name)`. A unit has one outgoing kernel; where two
+        layers read it, it cannot be pruned so.
+      interval: Steps between changes of topology, `total_steps // 75` by default.
+      drop_fraction: As in `dynamic`. By default it falls from 0.5 to 0.005 by a cosine
+        over the whole training, as in `svite`.
+      stop_fraction: As in `dynamic`.
+      seed: The units live at first are random, from `key(seed)`.
+
+    Returns:
+      A method for `sparsify`.
+
+    Raises:
+      ValueError: An argument is out of range; at init, a group that matches no leaf, or
+        leaves that its units do not divide.
+
+    Example:
+      >>> import jax.numpy as jnp, optax, zosam_jax as zs
+      >>> params = {"in": jnp.ones((3, 8)), "out": jnp.ones((8, 2))}
+      >>> hidden = zs.sparsity.Units(outgoing="out", incoming=("in",))
+      >>> method = zs.sparsity.units(0.5, 1000, {"hidden": hidden})
+      >>> masks = zs.sparsity.masks(zs.sparsify(optax.sgd(0.1), method).init(params))
+      >>> zs.sparsity.removable(params, masks, {"hidden": hidden})
+      {'in': 12, 'out': 8}
+    """
+    _check.whole("total_steps", total_steps)
+    _check_groups(groups)
+    fractions = _fractions(sparsity, groups)
+    if interval is None:
+        interval = max(1, total_steps // 75)
+    if drop_fraction is None:
+        drop_fraction = schedules.cosine(0.5, total_steps, 0.005)
+    fires, fraction = schedules.dropping(
+        total_steps, interval, drop_fraction, stop_fraction
+    )
+
+    def init(params: Any) -> Topology:
+        layers = _layers(params, groups)
+        counts = [
+            max(1, layer.units - round(fractions[layer.group] * layer.units))
+            for layer in layers
+        ]
+        drawn = jax.random.uniform(
+            jax.random.key(seed), (sum(layer.units for layer in layers),)
+        )
+        bounds = np.cumsum([layer.units for layer in layers])[:-1].tolist()
+        ranked = jnp.split(drawn, bounds)
+        chosen = select(ranked, [jnp.ones(x.shape, bool) for x in ranked], counts)
+        masks = _spread(layers, chosen, params)
+        live = jnp.stack([jnp.sum(m, dtype=jnp.int32) for m in masks.values()])
+        # A copy: a donated state may not hold an array twice.
+        return Topology(from_leaves(params, masks), Memory(live, live + 0))
+
+    def change(topology: Topology, params: Any, grads: Any, step: Any) -> Topology:
+        layers = _layers(params, groups)
+        leaves, slopes = jax.tree.leaves(params), jax.tree.leaves(grads)
+        masks = jax.tree.leaves(topology.masks)
+        live = [
+            _by_unit(masks[layer.outgoing.place], layer.outgoing, layer.units) > 0
+            for layer in layers
+        ]
+        number = jnp.stack([jnp.sum(x, dtype=jnp.int32) for x in live])
+        # Rounded up: a layer of three heads would never change.
+        dropped = jnp.ceil(fraction(step) * number).astype(jnp.int32)
+        dropped = jnp.minimum(dropped, number)
+        ranked = [_importance(layer, leaves, slopes) for layer in layers]
+        kept = select(ranked, live, list(number - dropped))
+        pulls = [
+            _norms(slopes[layer.outgoing.place], layer.outgoing, layer.units)
+            for layer in layers
+        ]
+        grown = select(pulls, [~k for k in kept], list(dropped))
+        new = [k | g for k, g in zip(kept, grown, strict=True)]
+        spread = _spread(layers, new, params)
+        return Topology(from_leaves(params, spread), topology.memory)
+
+    return SparseMethod(init, fires, change, dense_gradient_every=interval)
+
+
+def removable(params: Any, masks: Any, groups: Mapping[str, Units]) -> dict[str, int]:
+    """How many parameters a network without the pruned units does without, by leaf.
+
+    A pruned unit takes its outgoing weights along, which are zero, and its incoming
+    ones, biases too, which have no effect. To leave them out changes no output.
+
+    Args:
+      params: Pytree of arrays; only its structure and shapes are read.
+      masks: Mask tree of `units`, concrete: it is read on the host.
+      groups: As in `units`.
+
+    Returns:
+      `{path: parameters}` of the leaves that shrink, in flattening order.
+
+    Raises:
+      ValueError: The masks or groups do not fit the parameters.
+    """
+    tree.check_masks(masks, params)
+    _check_groups(groups)
+    held = jax.tree.leaves(masks)
+    shapes = [jnp.shape(x) for x in jax.tree.leaves(params)]
+    kept: dict[_Leaf, np.ndarray] = {}
+    for layer in _layers(params, groups):
+        mask = held[layer.outgoing.place]
+        if tree.is_dense(mask):
+            continue
+        live = np.asarray(_by_unit(mask, layer.outgoing, layer.units)) > 0
+        for leaf in (layer.outgoing, *layer.incoming):
+            size = shapes[leaf.place][leaf.axis]
+            rows = np.repeat(live, size // layer.units)
+            kept[leaf] = kept.get(leaf, True) & rows
+    smaller = {leaf.place: list(shapes[leaf.place]) for leaf in kept}
+    for leaf, rows in kept.items():
+        smaller[leaf.place][leaf.axis] = int(rows.sum())
+    paths = tree.paths(params)
+    removed = {
+        paths[i]: int(np.prod(shapes[i])) - int(np.prod(smaller[i]))
+        for i in sorted(smaller)
+    }
+    return {path: number for path, number in removed.items() if number}
+
+
+def _importance(
+    layer: _Layer, leaves: Sequence[jax.Array], slopes: Sequence[jax.Array]
+) -> jax.Array:
+    """The drop score of every unit, float32 `[units]`."""
+    w, g = (x[layer.outgoing.place].astype(jnp.float32) for x in (leaves, slopes))
+    if layer.drop == "taylor":
+        return jnp.abs(_by_unit(w * g, layer.outgoing, layer.units))
+    total = _norms(w, layer.outgoing, layer.units)
+    for leaf in layer.incoming:
+        if leaves[leaf.place].ndim >= 2:
+            total += _norms(leaves[leaf.place], leaf, layer.units)
+    return total
+
+
+def _norms(x: jax.Array, leaf: _Leaf, number: int) -> jax.Array:
+    return _by_unit(jnp.abs(x.astype(jnp.float32)), leaf, number)
+
+
+def _by_unit(x: jax.Array, leaf: _Leaf, number: int) -> jax.Array:
+    """The sum over the entries of each unit, float32 `[number]`."""
+    x = x.reshape(*x.shape[: leaf.axis], number, -1, *x.shape[leaf.axis + 1 :])
+    others = tuple(i for i in range(x.ndim) if i != leaf.axis)
+    return jnp.sum(x, others, dtype=jnp.float32)
+
+
+def _spread(
+    layers: Sequence[_Layer], chosen: Sequence[jax.Array], params: Any
+) -> dict[int, jax.Array]:
+    """Masks of the outgoing kernels from those of their units, by flattened index."""
+    leaves = jax.tree.leaves(params)
+    masks = {}
+    for layer, live in zip(layers, chosen, strict=True):
+        shape, axis = leaves[layer.outgoing.place].shape, layer.outgoing.axis
+        rows = jnp.repeat(live, shape[axis] // layer.units)
+        rows = rows.reshape(-1, *(1 for _ in shape[axis + 1 :]))
+        masks[layer.outgoing.place] = jnp.broadcast_to(rows, shape)
+    return masks
+
+
+def _layers(params: Any, groups: Mapping[str, Units]) -> list[_Layer]:
+    """The layers of units of a network, in the flattening order of their kernels.
+
+    Raises:
+      ValueError: A pattern matches no leaf, or leaves do not fit their units.
+    """
+    paths = tree.paths(params)
+    shapes = [jnp.shape(x) for x in jax.tree.leaves(params)]
+
+    def leaf(path: str, axis: int, number: int, name: str) -> _Leaf:
+        if path not in paths:
+            _check.one_of(f"{name}: incoming", path, paths)
+        place = paths.index(path)
+        shape = shapes[place]
+        along = axis_of(axis, path, shape)
+        if not shape[along] or shape[along] % number:
+            raise ValueError(
+                f"{name}: {number} units do not divide axis {along} of {path}, of "
+                f"shape {shape}."
+            )
+        return _Leaf(path, place, along)
+
+    layers: dict[int, _Layer] = {}
+    for name, row in groups.items():
+        pattern = "(.*)".join(map(re.escape, row.outgoing.split("*")))
+        matches = [m for p in paths if (m := re.fullmatch(pattern, p))]
+        if not matches:
+            _check.one_of(f"{name}: outgoing", row.outgoing, paths)
+        for match in matches:
+            path = match.group()
+            shape = shapes[paths.index(path)]
+            if len(shape) < 2:
+                raise ValueError(f"{name}: {path} of shape {shape} is no kernel.")
+            number = row.units or shape[axis_of(row.outgoing_axis, path, shape)]
+            outgoing = leaf(path, row.outgoing_axis, number, name)
+            if outgoing.place in layers:
+                raise ValueError(
+                    f"{name} and {layers[outgoing.place].group} both prune the units "
+                    f"that {path} reads."
+                )
+            incoming = tuple(
+                leaf(_filled(p, match.groups()), row.incoming_axis, number, name)
+                for p in row.incoming
+            )
+            layers[outgoing.place] = _Layer(name, row.drop, number, outgoing, incoming)
+    return [layers[index] for index in sorted(layers)]
+
+
+def _filled(pattern: str, texts: Sequence[str]) -> str:
+    """The pattern with the texts for its stars, in order."""
+    for text in texts:
+        pattern = pattern.replace("*", text, 1)
+    return pattern
+
+
+def _fractions(
+    sparsity: float | Mapping[str, float], groups: Mapping[str, Units]
+) -> dict[str, float]:
+    """The sparsity of every group."""
+    if not isinstance(sparsity, Mapping):
+        _check.number("sparsity", sparsity, least=0, below=1)
+        return dict.fromkeys(groups, sparsity)
+    if set(sparsity) != set(groups):
+        raise ValueError(
+            f"sparsity={sparsity!r} must have a number for each of the groups "
+            f"{', '.join(groups)}."
+        )
+    for name, fraction in sparsity.items():
+        _check.number(f"sparsity[{name!r}]", fraction, least=0, below=1)
+    return dict(sparsity)
+
+
+def _check_groups(groups: Any) -> None:
+    if not isinstance(groups, Mapping) or not groups:
+        raise ValueError(
+            'groups must map names to zs.sparsity.Units, as {"mlp": '
+            'Units("*/mlp2/kernel", incoming=("*/mlp1/kernel",))}; got '
+            f"{type(groups).__name__}."
+        )
+    for name, row in groups.items():
+        if not isinstance(row, Units):
+            raise ValueError(
+                f"groups: {name!r} must be a zs.sparsity.Units; got {row!r}."
+            )
+        _check.one_of(f"{name}: drop", row.drop, ("magnitude", "taylor"))
+        if row.units is not None:
+            _check.whole(f"{name}: units", row.units)

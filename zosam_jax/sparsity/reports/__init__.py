@@ -1,0 +1,1 @@
+"""What a mask amounts to: weights, FLOPs, layers that collapse."""

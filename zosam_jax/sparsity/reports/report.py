@@ -1,0 +1,240 @@
+"""What a mask tree amounts to: densities, FLOPs, exploration, layers about to fail."""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from zosam_jax import _check, tree
+from zosam_jax._types import Units
+from zosam_jax.sparsity.mask_trees import filled
+from zosam_jax.sparsity.method import SparseMethod
+from zosam_jax.sparsity.methods.units import removable
+from zosam_jax.sparsity.reports.findings import LeafReport, SparsityReport
+from zosam_jax.sparsity.reports.flops import KernelAxes, Products, products
+
+
+def report(
+    params: Any,
+    masks: Any,
+    *,
+    forward: Callable[[Any], Any] | None = None,
+    examples: int = 1,
+    method: SparseMethod | None = None,
+    dense_gradient_every: int | None = None,
+    mean_pruned: float | None = None,
+    passes: tuple[float, float] = (0, 1),
+    explored: Any | None = None,
+    groups: Mapping[str, Units] | None = None,
+) -> SparsityReport:
+    r"""What a mask tree amounts to: densities, FLOPs, exploration, collapsed layers.
+
+    FLOPs are counted as in RigL (arXiv:1911.11134, appendix): two for each
+    multiply-add of the products of `forward` (dense layers, convolutions, attention;
+    biases, norms and activations are left out), times the density of the leaf that the
+    product is with. With :math:`f_D` and :math:`f_S` for the forward pass of the dense
+    and the sparse network, and a backward pass twice its forward pass, a step that
+    makes F forward passes and B with a backward pass costs
+
+    .. math:: (F + 3B)\, f_S + \begin{cases}
+        0 & \text{no gradient of pruned weights} \\
+        (f_D - f_S) / (\Delta T + 1) & \text{every } \Delta T \text{ steps} \\
+        f_D - f_S & \text{in every step}
+        \end{cases}
+
+    on average: :math:`3 f_S` for static masks, SET, DSR and MEST, RigL's
+    :math:`(3 f_S \Delta T + 2 f_S + f_D) / (\Delta T + 1)` (the paper counts its update
+    steps on top of the :math:`\Delta T` between them), :math:`2 f_S + f_D` for STE.
+    Where the sparsity changes (`gmp`, `mest(soft=True)`), :math:`f_S` is that of each
+    layer's mean density, worked out from its final one, so give the masks of the end:
+    those of a denser stage give too much. What a method computes once, before the
+    training, is not in it.
+
+    Args:
+      params: Pytree of arrays, or of `jax.ShapeDtypeStruct`; shapes alone are read.
+      masks: Mask tree in the structure of `params`, as from `zs.sparsity.masks(state)`.
+      forward: `params -> anything`, the forward pass on `examples` examples, as
+        `lambda p: model.apply(p, x)`. It is traced, never run. A product is a leaf's
+        where one operand is the leaf, be it reshaped, transposed, sliced, cast, masked
+        or scaled; else it counts in full, as no leaf's. The body of a `scan` counts as
+        often as it runs, that of a `while` once, of a `cond` the dearest branch.
+        None: no FLOPs.
+      examples: By which FLOPs are divided. 1: FLOPs are of a call of `forward`.
+      method: Where the next two come from if they are not given.
+      dense_gradient_every: Steps between gradients of all weights; None: never.
+      mean_pruned: Mean over the training of pruned / finally pruned weights. Default 1.
+      passes: `(F, B)` of a step of the gradient estimator: backpropagation (0, 1),
+        SAM (0, 2), ZO-SAM (2, 1). The dense part is added once.
+        (`info` of an estimate counts them.)
+      explored: Boolean tree like `masks`, the union of all masks so far.
+      groups: As in `units`. What leads to a pruned unit alone, weights and biases, has
+        no effect, and counts as pruned, masked or not (`removable`). None: only what
+        is masked counts.
+
+    Returns:
+      A `SparsityReport`: `print` it, `.as_dict()` it, `.plot("sparsity.png")` it.
+      Its warnings name sparse leaves without live weights, leaves with fewer of them
+      than outputs, and leaves half of whose inputs or outputs, or more, are dead: no
+      live weight leads on from them, or to them. The table counts these. Which axes
+      are inputs and outputs is read off the products of `forward`; for a leaf in none
+      the last axis is the outputs and the one before the inputs, as in Flax and Haiku.
+
+    Raises:
+      ValueError: Masks do not fit the parameters, `explored` lacks a live weight, or a
+        number is out of range.
+      TypeError: `method` is none.
+
+    Example:
+      >>> import jax.numpy as jnp, zosam_jax as zs
+      >>> params = {"kernel": jnp.ones((4, 2)), "bias": jnp.zeros(2)}
+      >>> masks = {"kernel": jnp.arange(8).reshape(4, 2) % 4 == 0, "bias": True}
+      >>> x = jnp.ones((1, 4))
+      >>> found = zs.sparsity.report(
+      ...     params, masks, forward=lambda p: x @ p["kernel"] + p["bias"]
+      ... )
+      >>> found.sparsity, found.sparsity_all, found.inference_sparse
+      (0.75, 0.6, 4.0)
+      >>> print(found.rows[1].outputs, found.rows[1].inputs)  # units, dead units
+      (2, 1) (4, 2)
+    """
+    if method is not None and not isinstance(method, SparseMethod):
+        raise TypeError(
+            "method must come from zs.sparsity, as zs.sparsity.rigl(sparsity=0.9, ...) "
+            f"does; got {type(method).__name__}."
+        )
+    if dense_gradient_every is None:
+        dense_gradient_every = getattr(method, "dense_gradient_every", None)
+    pruned = getattr(method, "mean_pruned", 1.0) if mean_pruned is None else mean_pruned
+    if dense_gradient_every is not None:
+        _check.whole("dense_gradient_every", dense_gradient_every)
+    _check.number("mean_pruned", pruned, least=0)
+    _check.whole("examples", examples)
+    for name, count in zip(("passes[0]", "passes[1]"), passes, strict=True):
+        _check.number(name, count, least=0)
+    masks = filled(masks, params)
+    tree.check_masks(masks, params)
+    if explored is not None:
+        explored = filled(explored, params)
+        tree.check_masks(explored, params)
+
+    counted = None if forward is None else products(forward, params)
+    leaves = jax.tree.leaves(params)
+    seen = [None] * len(leaves) if explored is None else jax.tree.leaves(explored)
+    idle = {} if groups is None else removable(params, masks, groups)
+    rows = tuple(
+        _row(
+            index,
+            path,
+            tuple(jnp.shape(x)),
+            mask,
+            union,
+            counted,
+            examples,
+            idle.get(path, 0),
+        )
+        for index, (path, x, mask, union) in enumerate(
+            zip(tree.paths(params), leaves, jax.tree.leaves(masks), seen, strict=True)
+        )
+    )
+    warnings = [f"{row.path}: {row.warning}" for row in rows if row.warning]
+    if counted is not None:
+        warnings += [
+            f"{row.path}: sparse, but no product of `forward` is with it; its FLOPs "
+            "count as 0"
+            for row in rows
+            if row.sparse and not row.flops_dense
+        ]
+        warnings += counted.notes
+    return SparsityReport(
+        rows=rows,
+        flops_other=None if counted is None else 2 * counted.other / examples,
+        passes=(passes[0], passes[1]),
+        dense_gradient_every=dense_gradient_every,
+        mean_pruned=float(pruned),
+        warnings=tuple(warnings),
+    )
+
+
+def _row(
+    index: int,
+    path: str,
+    shape: tuple[int, ...],
+    mask: Any,
+    union: Any | None,
+    counted: Products | None,
+    examples: int,
+    idle: int,
+) -> LeafReport:
+    weights = math.prod(shape)
+    flops, place, units = None, None, None
+    if counted is not None:
+        flops = 2 * counted.macs[index] / examples
+        place = counted.order.index(index) if index in counted.order else None
+        units = counted.units.get(index)
+    if tree.is_dense(mask):
+        live = weights - idle
+        return LeafReport(
+            path,
+            shape,
+            weights,
+            live,
+            False,
+            None,
+            flops,
+            _part(flops, live, weights),
+            place,
+        )
+    mask, ever_live = _fetched(mask), None
+    live = min(_count(mask), weights - idle)
+    if union is not None:
+        seen = _fetched(union)
+        if _count(mask & ~seen):
+            raise ValueError(
+                f"explored: {path} lacks live weights. Give the union of all masks, "
+                "the present one too."
+            )
+        ever_live = weights if tree.is_dense(seen) else _count(seen)
+    units = units or _usual_units(len(shape))
+    return LeafReport(
+        path,
+        shape,
+        weights,
+        live,
+        True,
+        ever_live,
+        flops,
+        _part(flops, live, weights),
+        place,
+        None if units is None else _unreached(mask, (*units.inputs, *units.window)),
+        None if units is None else _unreached(mask, (*units.outputs, *units.window)),
+    )
+
+
+def _part(flops: float | None, live: int, weights: int) -> float | None:
+    return None if flops is None else flops * live / weights if weights else 0.0
+
+
+def _usual_units(axes: int) -> KernelAxes | None:
+    if axes < 2:
+        return None
+    return KernelAxes((axes - 2,), (axes - 1,), tuple(range(axes - 2)))
+
+
+def _fetched(mask: Any) -> Any:
+    """The mask on the host, where reductions compile nothing, if it can be there."""
+    addressable = getattr(mask, "is_fully_addressable", True)
+    return np.asarray(mask) if addressable else mask
+
+
+def _count(flags: Any) -> int:
+    # The counts of rows fit int32; those of a whole leaf may not.
+    return int(np.asarray(flags.sum(axis=-1, dtype=np.int32), np.int64).sum())
+
+
+def _unreached(mask: Any, axes: tuple[int, ...]) -> tuple[int, int]:
+    """The units that are left when `axes` are summed over, and those without any."""
+    reached = mask.any(axis=axes)
+    return reached.size, int((~reached).sum())

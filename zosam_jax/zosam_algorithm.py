@@ -1,0 +1,142 @@
+r"""ZO-SAM (arXiv:2603.13115): sharpness-aware gradients with one backward pass.
+
+SAM (arXiv:2010.01412) takes the gradient not at :math:`w` but at the highest point
+within :math:`\rho` of it, and spends a backward pass on finding the way up. ZO-SAM
+finds it with forward passes alone:
+
+.. math::
+  \hat g &= \frac{1}{m} \sum_{i=1}^m
+            \frac{L(w + \delta u_i) - L(w - \delta u_i)}{2 \delta} \, u_i,
+            \qquad u_i \sim N(0, I) \\
+  \epsilon &= \rho \, \hat g / |\hat g| \\
+  g &= \nabla L(w + \epsilon)
+
+Two facts to know before tuning it. With m = 1 the estimate is a number times u, so
+:math:`\epsilon = \pm \rho \, u / |u|`: the probes decide a sign, delta and the scale
+of the loss cancel. And its cosine to the gradient is about
+:math:`\sqrt{2 / (\pi d)}` over d live weights, 0.004 for ResNet-32 at 90 % sparsity:
+the perturbation is a random direction that points uphill.
+
+`zosam` is the same in an Optax chain, with directions that know more.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from zosam_jax import _check, tree
+from zosam_jax._types import Estimate, ValueFn
+from zosam_jax.estimators import check_chunks, rge, scalar_loss
+from zosam_jax.gradients import zosam as zosam
+
+
+def zosam_gradient(
+    value_fn: ValueFn,
+    params: Any,
+    key: jax.Array,
+    rho: jax.typing.ArrayLike = 0.05,
+    delta: jax.typing.ArrayLike = 1e-3,
+    num_directions: int = 1,
+    masks: Any | None = None,
+    has_aux: bool = False,
+    *,
+    two_sided: bool = True,
+    chunk_size: int | None = None,
+    aux_from: str = "descent",
+    norm_over: str = "mask",
+) -> Estimate:
+    """ZO-SAM's gradient as a pure function: no state, no optimizer.
+
+    Args:
+      value_fn: `params -> loss`, or `params -> (loss, aux)` with `has_aux`. All passes
+        of a step call this one function: one batch, one dropout key.
+      params: Pytree of floating point arrays, w; zero where the masks are False.
+      key: One PRNG key: draws the directions, and nothing else.
+      rho: Radius of the perturbation, >= 0. 0 gives the plain gradient.
+      delta: Step of the finite difference, > 0. Immaterial at m = 1, but for the sign.
+      num_directions: m, the directions that are averaged.
+      masks: Mask tree. Directions lie on it: a pruned weight is 0 in every pass.
+      has_aux: Whether `value_fn` returns `(loss, aux)`.
+      two_sided: Central differences, 2m forward passes; else forward ones, m + 1.
+      chunk_size: None: one probe after another. k: the probes of k directions in one
+        `jax.vmap`. On a CPU a vmapped convolution costs several sequential ones.
+      aux_from: Which pass supplies aux: "descent", at w + eps, or "ascent", the first
+        probe at w + delta u (one-sided: at w). Descent lies rho from w, a probe about
+        `delta * sqrt(d)`, which is usually further.
+      norm_over: "mask": the norm of g over live weights, so that |eps| = rho. "all":
+        over every weight, as if g had been dense: |eps| < rho.
+
+    Returns:
+      `Estimate`: `value` is the mean of the two-sided probes, L(w) + O(delta^2), or
+      L(w) itself when one-sided; `grad` is the gradient at w + eps with respect to all
+      weights, pruned ones too (RigL grows by it). A zero or non-finite direction gives
+      the plain gradient and L(w), and `info.unperturbed` is 1.
+
+      In bfloat16, w + eps rounds to w where eps is below 1/256 of a weight, and much
+      of a small perturbation is lost: `info.perturbation_norm` is what remains. Keep
+      the parameters in float32, and compute in bfloat16 inside `value_fn`.
+
+    Raises:
+      ValueError: An argument is out of range, the masks do not fit the parameters, or
+        the loss is not a scalar.
+      TypeError: `value_fn` does not return what `has_aux` says; `key` is no PRNG key.
+    """
+    _check_arguments(rho, delta, num_directions, chunk_size, aux_from, norm_over)
+    if masks is not None:
+        tree.check_masks(masks, params)
+    if isinstance(key, int):
+        raise TypeError(f"key={key!r} must be a PRNG key, such as jax.random.key(0).")
+
+    # g: the zeroth-order estimate of the gradient, from forward passes only.
+    ascent, dense = rge(
+        value_fn,
+        params,
+        key,
+        delta=delta,
+        num_directions=num_directions,
+        two_sided=two_sided,
+        chunk_size=chunk_size,
+        masks=masks,
+        has_aux=has_aux,
+    )
+    # eps = rho * g / |g|
+    unit, norm = tree.normalize(ascent.grad)
+    usable = jnp.isfinite(norm) & (norm > 0)
+    radius = rho if norm_over == "mask" else rho * norm / tree.norm(dense)
+    radius = jnp.where(usable, radius, 0.0)
+    perturbed = tree.add_scaled(params, radius, unit)
+    # The gradient at w + eps: the only backward pass.
+    loss = scalar_loss(value_fn, has_aux)
+    (value, aux), grad = jax.value_and_grad(loss, has_aux=True)(perturbed)
+
+    epsilon = tree.subtract(perturbed, params)
+    info = ascent.info._replace(
+        perturbation_norm=tree.norm(epsilon),
+        direction_norm=norm,
+        cosine=tree.cosine(epsilon, tree.mask(grad, masks)),
+        descent_value=value,
+        unperturbed=1 - usable.astype(jnp.int32),
+        backward_evaluations=jnp.asarray(1, jnp.float32),
+    )
+    return Estimate(
+        value=jnp.where(usable, ascent.value, value),
+        grad=grad,
+        aux=aux if aux_from == "descent" else ascent.aux,
+        info=info,
+    )
+
+
+def _check_arguments(
+    rho: Any,
+    delta: Any,
+    num_directions: Any,
+    chunk_size: Any,
+    aux_from: str,
+    norm_over: str,
+) -> None:
+    _check.number("rho", rho, least=0)
+    _check.number("delta", delta, above=0)
+    check_chunks(num_directions, chunk_size)
+    _check.one_of("aux_from", aux_from, ("descent", "ascent"))
+    _check.one_of("norm_over", norm_over, ("mask", "all"))
