@@ -99,6 +99,24 @@ class Estimate(NamedTuple):
     memory: Any = ()
 
 
+class EstimatorState(NamedTuple):
+    """The state of a gradient estimator in an Optax chain.
+
+    Attributes:
+      step: Number of estimates made; with the seed it determines the key. int32.
+      value: The loss of the last estimate, float32.
+      aux: What `value_fn` returned beside the loss.
+      info: See `Info`.
+      memory: What the method carries from one step to the next; () for nothing.
+    """
+
+    step: jax.Array
+    value: jax.Array
+    aux: Aux
+    info: Info
+    memory: Memory
+
+
 class Decoupled(NamedTuple):
     """WSAM's gradient in two parts, for `decoupled`.
 

@@ -8,14 +8,14 @@ estimate, and keeps in its state what came with it (the loss, aux, info).
 import inspect
 import sys
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from zosam_jax import _check, estimators
-from zosam_jax._types import Estimate, Info, ValueFn
+from zosam_jax._types import Estimate, EstimatorState, Info, ValueFn
 
 Estimator = Callable[..., Estimate]
 """`(value_fn, params, *, key, step, masks, memory, ascent_value_fn) -> Estimate`.
@@ -40,24 +40,6 @@ class GradientEstimator(optax.GradientTransformationExtraArgs):
     gradient: Estimator
     by_example: bool
     dense: bool
-
-
-class EstimatorState(NamedTuple):
-    """State of every gradient estimator in an Optax chain.
-
-    Attributes:
-      step: Estimates made so far; with the seed, it gives the key. int32.
-      value: The loss of the last estimate, float32.
-      aux: What `value_fn` returned beside it.
-      info: See `Info`.
-      memory: What the method carries from one step to the next, or ().
-    """
-
-    step: jax.Array
-    value: jax.Array
-    aux: Any
-    info: Info
-    memory: Any
 
 
 def as_transformation(

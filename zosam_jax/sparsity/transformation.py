@@ -9,8 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from zosam_jax import _check, tree
-from zosam_jax._types import Decoupled
-from zosam_jax.gradients.transformation import EstimatorState
+from zosam_jax._types import Decoupled, EstimatorState
 from zosam_jax.sparsity.mask_trees import (
     landing,
     reset_moments,
