@@ -1,1 +1,1 @@
-"""Measurements: every number that is quoted comes from one of these."""
+"""Benchmarks, and the results that the documentation quotes."""

@@ -1,4 +1,4 @@
-"""The header of every result file, and the log that a long benchmark resumes by."""
+"""The header of every result file, and the log of a benchmark that resumes."""
 
 import datetime
 import json
@@ -14,7 +14,7 @@ from zosam_jax.runs import folder
 
 
 def environment() -> dict[str, Any]:
-    """The machine, the versions, the commit and the command of this process."""
+    """Returns machine, versions, commit and command of this process."""
     return {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "command": " ".join(["python", "-m", _module(), *sys.argv[1:]]),
@@ -28,21 +28,21 @@ def environment() -> dict[str, Any]:
 
 
 class Log:
-    """The measurements until now, a line each; several processes append to one file.
+    """A file with one JSON line per measurement, which several processes may append to.
 
     Attributes:
-      path: The file, of JSON lines.
-      settings: What all of them have in common.
+      path: The file.
+      settings: Settings that all lines must share.
     """
 
     def __init__(self, path: Path, settings: dict[str, Any]):
         self.path, self.settings = path, settings
 
     def rows(self) -> list[dict[str, Any]]:
-        """The whole lines. One that a stopped process left half written is no line.
+        """Returns the complete lines; a stopped process may leave half a line.
 
         Raises:
-          SystemExit: One is of other settings.
+          SystemExit: A line has other settings.
         """
         rows = []
         for line in self.path.read_text().splitlines() if self.path.exists() else ():
@@ -53,13 +53,13 @@ class Log:
             if row["settings"] != self.settings:
                 raise SystemExit(
                     f"{self.path} holds measurements of other settings: "
-                    f"{row['settings']}, not {self.settings}. Say --log elsewhere."
+                    f"{row['settings']}, not {self.settings}. Pass another --log."
                 )
             rows.append(row)
         return rows
 
     def append(self, row: dict[str, Any]) -> None:
-        """Adds a line, in one write."""
+        """Appends a line, in one write."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         line = json.dumps({**row, "settings": self.settings}) + "\n"
         before = self.path.read_bytes() if self.path.exists() else b""
@@ -70,7 +70,7 @@ class Log:
 
 
 def write(path: Path, results: dict[str, Any]) -> None:
-    """Writes the results with their header."""
+    """Writes the results below the header."""
     path.parent.mkdir(parents=True, exist_ok=True)
     content = {"environment": environment(), **results}
     path.write_text(json.dumps(content, indent=1) + "\n")

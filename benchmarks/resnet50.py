@@ -1,4 +1,4 @@
-"""ResNet-50 (arXiv:1512.03385), to have the time of its training step."""
+"""A training step of ResNet-50 (arXiv:1512.03385), to compare times with."""
 
 import functools
 from typing import Any
@@ -14,7 +14,7 @@ MODEL = models.create("resnet50", num_classes=1000, image_size=SIDE)
 
 
 def variables(batch: int = 1) -> Any:
-    """Shapes of its parameters, 25,557,032 of them, and of its statistics."""
+    """Returns the shapes of its 25,557,032 parameters and of its batch statistics."""
     images = jax.ShapeDtypeStruct((batch, SIDE, SIDE, 3), jnp.float32)
     init = functools.partial(MODEL.init, train=False)
     return jax.eval_shape(init, jax.random.key(0), images)
@@ -22,7 +22,14 @@ def variables(batch: int = 1) -> Any:
 
 @functools.partial(jax.jit, donate_argnums=(0, 1))
 def train_step(variables: Any, momentum: Any, images: Any, labels: Any) -> Any:
-    """`(variables, momentum, loss)` after a step of SGD with momentum."""
+    """Returns `(variables, momentum, loss)` after a step of SGD with momentum.
+
+    Args:
+      variables: Parameters and batch statistics.
+      momentum: State of the optimizer.
+      images: Images, [batch, 224, 224, 3].
+      labels: Classes, [batch].
+    """
     tx = optax.sgd(0.1, momentum=0.9)
     params, rest = variables["params"], variables["batch_stats"]
 
