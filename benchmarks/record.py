@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 
-from zosam_jax.runs import folder
+from zosam_jax.runs import environment as software
 
 
 def environment() -> dict[str, Any]:
@@ -18,8 +18,8 @@ def environment() -> dict[str, Any]:
     return {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "command": " ".join(["python", "-m", _module(), *sys.argv[1:]]),
-        "commit": folder.commit(),
-        "versions": folder.versions(),
+        "commit": software.commit(),
+        "versions": software.versions(),
         "platform": platform.platform(),
         "cpus": os.cpu_count(),
         "device": jax.devices()[0].device_kind,

@@ -68,7 +68,7 @@ def test_the_commands_exist():
             if trains and "--help" not in words:
                 assert cli.main([*words[1:], "--print-config"]) == 0
             elif words[:1] == ["zosam"]:
-                known = ("train", "report", "data", "recipes", "evaluate")
+                known = ("train", "report", "data", "presets", "evaluate")
                 assert words[1] in known
 
 

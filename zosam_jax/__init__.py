@@ -8,6 +8,7 @@ from zosam_jax import sparsity as sparsity
 from zosam_jax import tree as tree
 from zosam_jax._types import Estimate as Estimate
 from zosam_jax._types import Info as Info
+from zosam_jax._version import __version__ as __version__
 from zosam_jax.gradients import Decoupled as Decoupled
 from zosam_jax.gradients import aesam as aesam
 from zosam_jax.gradients import aesam_gradient as aesam_gradient
@@ -56,5 +57,3 @@ from zosam_jax.sparsity import SparsifyState as SparsifyState
 from zosam_jax.sparsity import sparsify as sparsify
 from zosam_jax.zosam_algorithm import zosam as zosam
 from zosam_jax.zosam_algorithm import zosam_gradient as zosam_gradient
-
-__version__ = "0.1.0"

@@ -5,8 +5,8 @@ import re
 import numpy as np
 import pytest
 
-from zosam_jax.runs import config, folder
-from zosam_jax.train import PRESETS, RunError, TrainConfig, methods, preset
+from zosam_jax.runs import config
+from zosam_jax.train import PRESETS, TrainConfig, methods, preset
 from zosam_jax.train import optimizer as tables
 
 
@@ -135,89 +135,6 @@ def test_learning_rates():
     assert values == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01])
     c = dataclasses.replace(c, schedule="constant")
     assert float(tables.learning_rate(c, 100)(99)) == 1
-
-
-def test_a_foreign_folder_is_left_alone(tmp_path):
-    (tmp_path / "thesis.tex").write_text("years of work")
-    for overwrite in (False, True):
-        c = TrainConfig(out=str(tmp_path), overwrite=overwrite)
-        with pytest.raises(RunError, match="holds no run"):
-            folder.check(c)
-    assert (tmp_path / "thesis.tex").exists()
-    with pytest.raises(RunError, match="is a file"):
-        folder.check(TrainConfig(out=str(tmp_path / "thesis.tex")))
-
-
-def test_a_run_of_another_configuration_is_refused(tmp_path):
-    c = TrainConfig(out=str(tmp_path))
-    folder.write_config(tmp_path, c, ["python", "-m", "zosam_jax", "train"], 0)
-    folder.check(c)
-    other = dataclasses.replace(c, rho=0.1, seed=1)
-    with pytest.raises(RunError, match="another configuration") as error:
-        folder.check(other)
-    text = str(error.value)
-    assert "rho: None -> 0.1" in text
-    assert "seed: 0 -> 1" in text
-    assert "--out" in text
-    assert "--overwrite" in text
-    assert "another version" not in text
-    folder.check(dataclasses.replace(other, overwrite=True))
-    session = folder.read_config(tmp_path)["sessions"][0]
-    assert session["command"][-1] == "train"
-    assert {"python", "jax", "zosam-jax"} <= set(session["versions"])
-
-
-def test_a_run_that_has_other_fields_is_of_another_version(tmp_path):
-    c = TrainConfig(out=str(tmp_path))
-    folder.write_config(tmp_path, c, None, 0)
-    path = tmp_path / "config.json"
-    content = json.loads(path.read_text())
-    del content["config"]["batch_size"]
-    path.write_text(json.dumps(content))
-    with pytest.raises(RunError, match=r"by another version of zosam_jax .*batch_size"):
-        folder.check(c)
-
-
-def test_a_session_on_other_software_is_told(tmp_path, monkeypatch):
-    c = TrainConfig(out=str(tmp_path))
-    assert folder.write_config(tmp_path, c, None, 0) == []
-    assert folder.write_config(tmp_path, c, None, 4) == []
-    now = folder.versions()
-    monkeypatch.setattr(folder, "versions", lambda: now | {"jax": "9.9"})
-    changes = folder.write_config(tmp_path, c, None, 8)
-    assert changes == [f"jax {now['jax']} -> 9.9"]
-    steps = [s["step"] for s in folder.read_config(tmp_path)["sessions"]]
-    assert steps == [0, 4, 8]
-
-
-def test_overwriting_deletes_the_run_and_nothing_else(tmp_path):
-    c = TrainConfig(out=str(tmp_path))
-    folder.write_config(tmp_path, c, None, 0)
-    (tmp_path / "metrics.jsonl").write_text("{}\n")
-    (tmp_path / "checkpoints" / "4").mkdir(parents=True)
-    (tmp_path / "notes.txt").write_text("mine")
-    with folder.claim(dataclasses.replace(c, overwrite=True)):
-        pass
-    assert {p.name for p in tmp_path.iterdir()} == {"notes.txt", ".lock"}
-
-
-def test_two_processes_cannot_train_in_one_folder(tmp_path):
-    c = TrainConfig(out=str(tmp_path))
-    with (
-        folder.claim(c),
-        pytest.raises(RunError, match="another process"),
-        folder.claim(c),
-    ):
-        pass
-
-
-def test_a_full_disk_is_seen_before_the_start(tmp_path, monkeypatch):
-    usage = folder.shutil.disk_usage(tmp_path)._replace(free=3 * 2**20)
-    monkeypatch.setattr(folder.shutil, "disk_usage", lambda path: usage)
-    c = TrainConfig(out=str(tmp_path / "new" / "run"))
-    with pytest.raises(RunError, match=r"3\.0 MiB left; the run needs about 4\.0 MiB"):
-        folder.check_space(c, 3 * 2**20)
-    folder.check_space(c, 2 * 2**20)
 
 
 def test_a_folder_of_data_is_one_folder_of_runs():

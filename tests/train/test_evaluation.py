@@ -8,13 +8,12 @@ import numpy as np
 import pytest
 import tiny_run
 
-from zosam_jax.cli import evaluation_report
+from zosam_jax.cli import evaluation_report, pictures
 from zosam_jax.cli import main as cli
 from zosam_jax.data import DatasetError, corruptions
 from zosam_jax.data.corruptions import published
+from zosam_jax.evaluate import evaluate, scoring
 from zosam_jax.evaluate import figures as evaluation_figures
-from zosam_jax.evaluate import run as evaluation
-from zosam_jax.evaluate.run import evaluate
 from zosam_jax.train import RunError, methods, trained
 
 FIELDS = {"method": "ste", "gradient": "backprop", "epochs": 2}
@@ -118,7 +117,7 @@ def test_the_record_is_complete_and_says_what_the_images_are(run):
 
 def test_a_last_batch_that_is_filled_up_changes_nothing(run, monkeypatch):
     whole = tiny(run, images=21)
-    monkeypatch.setattr(evaluation.accuracy, "batch_size", lambda task: 8)
+    monkeypatch.setattr(scoring.accuracy, "batch_size", lambda task: 8)
     parts = tiny(run, images=21, overwrite=True)
     for name in ("clean", "corruptions", "reliability"):
         for a, b in zip(
@@ -133,8 +132,8 @@ class Interrupted(Exception):
 
 def test_an_interrupted_evaluation_goes_on(run, monkeypatch):
     traced = []
-    step = evaluation._step
-    monkeypatch.setattr(evaluation, "_step", lambda *a: traced.append(1) or step(*a))
+    step = scoring._step
+    monkeypatch.setattr(scoring, "_step", lambda *a: traced.append(1) or step(*a))
     seen = []
 
     def stop_at_the_fourth(progress):
@@ -372,7 +371,7 @@ def test_the_command_says_what_is_wrong_in_one_line(tmp_path, capsys):
 def test_the_picture_takes_any_choice(run, tmp_path, severities):
     wanted = ("all",) if len(severities) > 1 else ("jpeg_compression",)
     figures = tiny(run, corruptions=wanted, severities=severities, images=5)
-    evaluation_report.plot(figures, tmp_path / "picture.svg")
+    pictures.evaluation(figures, tmp_path / "picture.svg")
     text = (tmp_path / "picture.svg").read_text()
     assert "jpeg compression" in text or "<!-- jpeg compression -->" in text
     assert not list(tmp_path.glob(".picture*"))

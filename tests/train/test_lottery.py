@@ -12,9 +12,9 @@ import tiny_run
 from tiny_lottery import Recorder, leaf_masks, search, spy, state_at
 from tiny_lottery import template as make_template
 
-from zosam_jax.cli import report
 from zosam_jax.lottery import tickets
 from zosam_jax.runs import folder, metrics
+from zosam_jax.runs.record import read_all
 from zosam_jax.train import RunError
 
 # 3 x 3 x 1 x 8 and 8 x 4 weights are prunable; 60 % of 104 is 62.4.
@@ -153,11 +153,11 @@ def test_the_record_of_a_search(whole):
 def test_report_reads_the_rounds(whole, tmp_path):
     path = whole[0].folder
     rounds = sorted(path.glob("round-*"))
-    rows = report.rows(report.read_all(rounds))
-    assert [row[0] for row in rows] == ["round-00", "round-01", "round-02"]
-    assert report.read_all([path]) == report.read_all(rounds)
+    names = [run.name for run in read_all(rounds)]
+    assert names == ["round-00", "round-01", "round-02"]
+    assert read_all([path]) == read_all(rounds)
     shutil.copytree(rounds[0], tmp_path / "other")
-    mixed = report.read_all([path, tmp_path / "other"])
+    mixed = read_all([path, tmp_path / "other"])
     assert [run.name for run in mixed][2:] == ["search/round-02", "other"]
 
 

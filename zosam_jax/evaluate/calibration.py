@@ -1,10 +1,10 @@
-"""Calibration of a classifier: whether its confidences are its accuracies.
+"""Calibration of a classifier: how well its confidences predict its accuracy.
 
     bins = calibration.bins(logits, labels)             # sums over 15 bins
     calibration.error(bins)                             # the ECE
 
-All are pure functions of arrays. `Bins` are sums: those of two batches
-together are `jax.tree.map(jnp.add, a, b)`.
+All functions are pure functions of arrays. `Bins` are sums, so the bins of two batches
+add up: `jax.tree.map(jnp.add, a, b)`.
 """
 
 from typing import NamedTuple
@@ -17,14 +17,14 @@ NUM_BINS = 15
 
 
 class Bins(NamedTuple):
-    """Sums over the predictions whose confidence lies in each bin.
+    """Sums over the predictions in each bin of confidence.
 
-    The bins are of equal width: bin b of B is `(b / B, (b + 1) / B]`.
+    The bins have equal widths: bin b of B is `(b / B, (b + 1) / B]`.
 
     Attributes:
-      predictions: How many there are. float32 `[B]`.
+      predictions: Number of predictions. float32 `[B]`.
       confidence: Sum of their confidences. float32 `[B]`.
-      correct: How many of them are right. float32 `[B]`.
+      correct: Number of correct predictions. float32 `[B]`.
     """
 
     predictions: jax.Array | np.ndarray
@@ -40,18 +40,26 @@ def bins(
 ) -> Bins:
     """Returns the sums over bins of confidence (Guo et al. 2017, arXiv:1706.04599).
 
-    The confidence of a prediction is the softmax of its class, the largest one.
+    The confidence of a prediction is its softmax probability, the largest of all
+    classes.
 
     Args:
-      logits: `[N, K]`, any floating type; float32 in the computation.
+      logits: `[N, K]`, of any floating type. The computation is in float32.
       labels: True classes, integers `[N]`.
-      weights: How often each counts, `[N]`; 0 leaves one out. Default: 1.
-      num_bins: B >= 1.
+      weights: Weight of each prediction in the sums, `[N]`. Default: 1.
+      num_bins: Number of bins B, at least 1.
+
+    >>> import numpy as np
+    >>> logits = np.log(np.array([[0.9, 0.1], [0.2, 0.8]]))
+    >>> found = bins(logits, np.array([0, 0]), num_bins=2)
+    >>> found.predictions.tolist(), found.correct.tolist()
+    ([0.0, 2.0], [0.0, 1.0])
     """
-    logits = logits.astype(jnp.float32)
+    logits = jnp.asarray(logits, jnp.float32)
     confidence = jnp.exp(logits.max(-1) - jax.nn.logsumexp(logits, -1))
     index = jnp.ceil(confidence * num_bins).astype(jnp.int32) - 1
     weights = jnp.ones(labels.shape) if weights is None else weights
+    # A bin's sum is over the predictions whose row of `ones` has a 1 in its column.
     ones = jax.nn.one_hot(jnp.clip(index, 0, num_bins - 1), num_bins)
     ones = ones * weights.astype(jnp.float32)[:, None]
     correct = (logits.argmax(-1) == labels).astype(jnp.float32)
@@ -63,28 +71,26 @@ def bins(
 
 
 def error(bins: Bins) -> float:
-    """Returns the expected calibration error, from 0 to 1; 0 where nothing is counted.
+    """Returns the expected calibration error (ECE), from 0 to 1.
 
-    `sum_b n_b / N |accuracy_b - confidence_b|`, with the means over bin b.
+    The ECE is `sum_b n_b / N |accuracy_b - confidence_b|`, where accuracy and
+    confidence are the means over bin b. It is 0 if there are no predictions.
 
-    Args:
-      bins: Sums, as `bins` gives them.
+    >>> error(Bins(np.array([2.0]), np.array([1.7]), np.array([1.0])))
+    0.35
     """
     count, confidence, correct = (np.asarray(x, np.float64) for x in bins)
     return float(np.abs(correct - confidence).sum() / max(count.sum(), 1))
 
 
 def reliability(bins: Bins) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns what a reliability diagram shows, by bin.
-
-    Args:
-      bins: Sums, as `bins` gives them.
+    """Returns the data of a reliability diagram.
 
     Returns:
-      The share of the predictions, and the means of their confidence and accuracy (NaN
-      where a bin is empty). float64 `[B]` each.
+      Three float64 arrays `[B]`: the fraction of all predictions, the mean confidence
+      and the accuracy of each bin. The last two are NaN for an empty bin.
     """
     count, confidence, correct = (np.asarray(x, np.float64) for x in bins)
-    some = np.where(count > 0, count, np.nan)
+    nonzero = np.where(count > 0, count, np.nan)
     share = count / max(count.sum(), 1)
-    return share, confidence / some, correct / some
+    return share, confidence / nonzero, correct / nonzero

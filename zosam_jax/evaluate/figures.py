@@ -1,79 +1,93 @@
-"""The figures of an evaluation, from what was found on each test set."""
+"""The figures of an evaluation, computed from the results on each image set."""
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
 from zosam_jax.data import corruptions
 from zosam_jax.data.corruptions import published
 from zosam_jax.evaluate import calibration
-from zosam_jax.evaluate.test_sets import CorruptedTests
+from zosam_jax.evaluate.image_sets import ImageSets
+from zosam_jax.runs.files import JSON
 
 FIGURES = ("accuracy", "loss", "ece")
 
 
-def figures(tests: CorruptedTests, lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def figures(sets: ImageSets, results: Sequence[JSON]) -> JSON:
     """Returns the figures of an evaluation.
 
     Args:
-      tests: Its test sets.
-      lines: What was found on each: on the clean images first, then by corruption and,
-        within one, by severity.
+      sets: The image sets.
+      results: The result on each set: first on the clean images, then by corruption
+        and, for each corruption, by severity.
+
+    Returns:
+      The part of `evaluation.json` that follows from the results. Accuracies and ECEs
+      are from 0 to 1, losses in nats.
     """
-    clean, *corrupted = lines
-    by_name: dict[str, list[dict[str, Any]]] = {}
-    for line in corrupted:
-        by_name.setdefault(line["key"]["corruption"], []).append(line)
+    clean, *corrupted = results
+    by_name: dict[str, list[JSON]] = {}
+    for result in corrupted:
+        by_name.setdefault(result["key"]["corruption"], []).append(result)
     rows = {
-        name: {figure: [line[figure] for line in group] for figure in FIGURES}
+        name: {figure: [result[figure] for result in group] for figure in FIGURES}
         for name, group in by_name.items()
     }
-    accuracy = _mean([line["accuracy"] for line in corrupted])
-    result: dict[str, Any] = {
-        "dataset": tests.data.name,
-        "image_shape": list(tests.shape),
-        "images": tests.count,
-        "corrupted_images": tests.description(list(rows)),
-        "source": tests.source,
-        "seed": tests.seed,
-        "severities": [
-            line["key"]["severity"] for line in next(iter(by_name.values()))
-        ],
+    severities = [r["key"]["severity"] for r in next(iter(by_name.values()))]
+    accuracy = _mean([result["accuracy"] for result in corrupted])
+    return {
+        "dataset": sets.data.name,
+        "image_shape": list(sets.shape),
+        "images": sets.count,
+        "corrupted_images": sets.description(list(rows)),
+        "source": sets.source,
+        "seed": sets.seed,
+        "severities": severities,
         "clean": {name: clean[name] for name in FIGURES},
         "mean_corrupted_accuracy": accuracy,
-        "mean_corrupted_loss": _mean([line["loss"] for line in corrupted]),
-        "mean_corrupted_ece": _mean([line["ece"] for line in corrupted]),
+        "mean_corrupted_loss": _mean([result["loss"] for result in corrupted]),
+        "mean_corrupted_ece": _mean([result["ece"] for result in corrupted]),
         "difference": clean["accuracy"] - accuracy,
+        **_common(rows),
+        **_relative(sets, rows, severities),
+        "corruptions": rows,
+        "reliability": {
+            "clean": _reliability([clean]),
+            "corrupted": _reliability(corrupted),
+        },
     }
-    extra = corruptions.EXTRA
-    common = {name: row for name, row in rows.items() if name not in extra}
-    if len(rows) > len(common) == len(corruptions.COMMON):
-        mean = _mean([_mean(row["accuracy"]) for row in common.values()])
-        result["mean_common_accuracy"] = mean
-    errors = _corruption_errors(tests, rows, result["severities"])
-    if errors:
-        result["corruption_errors"] = errors
-        result["mce"] = _mean(list(errors.values()))
-    result["corruptions"] = rows
-    result["reliability"] = {
-        "clean": _reliability([clean]),
-        "corrupted": _reliability(corrupted),
-    }
-    return result
+
+
+def _common(rows: Mapping[str, JSON]) -> JSON:
+    """Returns the mean accuracy over the 15 common corruptions, if others were used."""
+    common = [row for name, row in rows.items() if name not in corruptions.EXTRA]
+    if not len(rows) > len(common) == len(corruptions.COMMON):
+        return {}
+    return {"mean_common_accuracy": _mean([_mean(row["accuracy"]) for row in common])}
+
+
+def _relative(
+    sets: ImageSets, rows: Mapping[str, JSON], severities: Sequence[int]
+) -> JSON:
+    """Returns the corruption errors relative to AlexNet and their mean, if known."""
+    errors = _corruption_errors(sets, rows, severities)
+    if errors is None:
+        return {}
+    return {"corruption_errors": errors, "mce": _mean(list(errors.values()))}
 
 
 def _corruption_errors(
-    tests: CorruptedTests, rows: Mapping[str, Any], severities: Sequence[int]
+    sets: ImageSets, rows: Mapping[str, JSON], severities: Sequence[int]
 ) -> dict[str, float] | None:
-    """Returns the errors relative to AlexNet's, where those are known: on ImageNet-C.
+    """Returns the corruption errors relative to AlexNet's, on the whole of ImageNet-C.
 
-    The sum over the severities of the error, over that of AlexNet's
-    (arXiv:1903.12261); their mean over the 15 corruptions is the mCE.
+    A corruption error is the sum of the errors over the five severities, divided by
+    AlexNet's sum (arXiv:1903.12261). The mean over the 15 corruptions is the mCE.
+    AlexNet's errors are known for ImageNet-C only; for other sets, this returns None.
     """
     reference = published.ALEXNET_ERRORS
-    is_imagenet = tests.data.name == "imagenet2012" and tests.source == "published"
+    is_imagenet = sets.data.name == "imagenet2012" and sets.source == "published"
     is_whole = set(reference) <= set(rows) and len(severities) == 5
     if not (is_imagenet and is_whole):
         return None
@@ -84,11 +98,11 @@ def _mean(values: Sequence[float]) -> float:
     return math.fsum(values) / len(values)
 
 
-def _reliability(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Returns the reliability diagram of all predictions of some lines together."""
+def _reliability(results: Sequence[JSON]) -> JSON:
+    """Returns one reliability diagram of the predictions on several image sets."""
     bins = calibration.Bins(
         *(
-            np.sum([line["bins"][name] for line in lines], 0)
+            np.sum([result["bins"][name] for result in results], 0)
             for name in calibration.Bins._fields
         )
     )

@@ -25,7 +25,7 @@ import zosam_jax as zs
 from zosam_jax import data, tree
 from zosam_jax.lottery import tickets
 from zosam_jax.lottery.config import LotteryConfig
-from zosam_jax.runs import folder, metrics
+from zosam_jax.runs import files, folder
 from zosam_jax.runs.config import TrainConfig
 from zosam_jax.runs.progress import Display, Silent
 from zosam_jax.train import checkpoint, loop
@@ -33,7 +33,7 @@ from zosam_jax.train.plan import plan
 from zosam_jax.train.programs import Programs
 from zosam_jax.train.step import TrainState
 
-RECORD = "lottery.json"
+RECORD = folder.LOTTERY_RECORD
 
 
 class LotteryResult(NamedTuple):
@@ -241,7 +241,7 @@ def _write(
                 for count in tickets.changes(path, last)
             ],
         }
-    metrics.write_json(path / RECORD, content)
+    files.write_json(path / RECORD, content)
 
 
 def _table(records: Sequence[dict[str, Any]]) -> list[str]:

@@ -1,1 +1,1 @@
-"""The record of a run: its configuration, its folder and what is written there."""
+"""The record of a run: its configuration, its folder and the files in it."""

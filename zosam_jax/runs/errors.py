@@ -2,7 +2,7 @@
 
 
 class RunError(RuntimeError):
-    """A run cannot start or go on; the message says why and what would work.
+    """A run cannot start or continue; the message says why and what would work.
 
-    The command line prints the message and exits with status 2, without a traceback.
+    The command line prints the message without a traceback and exits with status 2.
     """

@@ -1,42 +1,38 @@
-"""The folder of a run: who may write it, and what its configuration is."""
+"""The folder of a run: its checks, its lock and its `config.json`."""
 
 import contextlib
 import dataclasses
 import datetime
 import fcntl
-import importlib.metadata
-import json
-import os
-import platform
 import shutil
-import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
-
-from zosam_jax import __version__
-from zosam_jax.runs import metrics
+from zosam_jax.runs import environment, files, summary
 from zosam_jax.runs.config import TrainConfig, differences
 from zosam_jax.runs.errors import RunError
+from zosam_jax.runs.files import JSON
+
+LOTTERY_RECORD = "lottery.json"
+"""The file that marks a folder of lottery rounds; each round is a run folder in it."""
 
 _FILES = ("config.json", "metrics.jsonl", "summary.json", "curves.png")
 _FILES += ("evaluation.json", "evaluation.jsonl", "evaluation.png")
 _FOLDERS = ("checkpoints", "damaged", "tensorboard")
-_MACHINE = ("commit", "cpus", "backend", "device", "devices")
-_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+# What may change between two sessions of a run without changing its configuration.
+_ENVIRONMENT = ("commit", "cpus", "backend", "device", "devices")
 
 
 def check(config: TrainConfig, record: str = "config.json") -> None:
-    """Raises `RunError` unless a run of `config` may start or go on in its folder.
+    """Raises `RunError` unless a run of `config` may start or resume in its folder.
 
-    Nothing is written. A missing or empty folder is free; one that holds a run must
-    hold one of the same configuration, or `overwrite` be set.
+    Nothing is written. A missing or empty folder is free. A folder that holds a run
+    must hold one of the same configuration, unless `config.overwrite` is set.
 
     Args:
       config: The configuration.
-      record: The file that holds the configuration of a run of this kind.
+      record: Name of the file that holds the configuration of this kind of run.
     """
     folder = config.folder
     if not folder.exists():
@@ -66,12 +62,11 @@ def check(config: TrainConfig, record: str = "config.json") -> None:
 
 
 def check_space(config: TrainConfig, needed: int) -> None:
-    """Raises `RunError` unless the disk of the run's folder has room.
+    """Raises `RunError` unless the disk of the run's folder has enough free space.
 
     Args:
       config: The configuration.
-      needed: Bytes of what will be written, as far as it is known; 1 MiB is added for
-        the rest.
+      needed: Size of the checkpoints in bytes. 1 MiB is added for the other files.
     """
     needed += 2**20
     place = config.folder
@@ -86,64 +81,51 @@ def check_space(config: TrainConfig, needed: int) -> None:
         )
 
 
-def read_config(folder: Path, record: str = "config.json") -> dict[str, Any]:
-    """Returns the contents of a run's `config.json`, or other record.
+def read_config(folder: Path, record: str = "config.json") -> JSON:
+    """Returns the contents of a run's `config.json`.
+
+    Args:
+      folder: The run's folder.
+      record: Name of another file to read instead, as in `check`.
+
+    Returns:
+      An object whose "config" is the configuration and whose "sessions", if present,
+      are those that `write_config` describes.
 
     Raises:
-      RunError: There is none, or it is no configuration.
+      RunError: The file is missing or damaged.
     """
     path = folder / record
     try:
-        content = json.loads(path.read_text())
+        content = files.read_json(path)
     except OSError as error:
         raise RunError(
             f"{folder} is not the folder of a run: it has no {record}."
         ) from error
-    except ValueError as error:
-        raise RunError(f"{path} is not valid JSON: {error}.") from error
     if not isinstance(content, dict) or not isinstance(content.get("config"), dict):
         raise RunError(f"{path} has no configuration in it.")
     return content
 
 
-def values(fields: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Returns the fields of a stored configuration as `TrainConfig` takes them.
+def read_summary(config: TrainConfig) -> JSON | None:
+    """Returns the `summary.json` of a configuration's run.
 
-    Args:
-      fields: The value of "config" in what `read_config` returns.
-      folder: Where the run is now.
-    """
-    kept = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
-    return kept | {"out": str(folder), "overwrite": False}
-
-
-def read_summary(config: TrainConfig) -> dict[str, Any] | None:
-    """Returns the contents of a finished run's `summary.json`; None of an unfinished.
+    Returns None if the run is unfinished, or if `config.overwrite` is set.
 
     Raises:
-      RunError: It is damaged.
+      RunError: The file is damaged.
     """
-    path = config.folder / "summary.json"
-    if config.overwrite or not path.exists():
-        return None
-    try:
-        return json.loads(path.read_text())
-    except ValueError as error:
-        raise RunError(
-            f"{path} is not valid JSON: {error}. Delete it; the same command writes it "
-            "again from the last checkpoint."
-        ) from error
+    return None if config.overwrite else summary.read(config.folder)
 
 
 @contextlib.contextmanager
 def claim(config: TrainConfig) -> Iterator[Path]:
-    """Makes the folder, holds it against other processes, and yields it.
+    """Creates the run's folder, locks it against other processes, and yields it.
 
-    With `overwrite`, a run that is there is deleted first: its own files and nothing
-    else.
+    With `config.overwrite`, an existing run is deleted first: only its own files.
 
     Raises:
-      RunError: Another process is training in it.
+      RunError: Another process is training in the folder.
     """
     folder = config.folder
     folder.mkdir(parents=True, exist_ok=True)
@@ -161,7 +143,7 @@ def claim(config: TrainConfig) -> Iterator[Path]:
 
 
 def clear(folder: Path) -> None:
-    """Deletes a run: its own files and nothing else."""
+    """Deletes the files of a run; other files in its folder stay."""
     for name in _FOLDERS:
         if (folder / name).exists():
             shutil.rmtree(folder / name)
@@ -170,74 +152,46 @@ def clear(folder: Path) -> None:
 
 
 def write_config(
-    folder: Path, config: TrainConfig, command: Sequence[str] | None, step: int
+    folder: Path,
+    config: TrainConfig,
+    command: Sequence[str] | None,
+    step: int,
+    devices: Mapping[str, Any],
 ) -> list[str]:
-    """Writes `config.json`: the configuration, and each session that worked on the run.
+    """Writes `config.json`: the configuration and every session that trained the run.
 
     Args:
       folder: The run's folder.
       config: The configuration.
-      command: The command line of this session, if there is one.
-      step: Step at which this session starts.
+      command: The command line of this session, if it has one.
+      step: The step at which this session starts.
+      devices: The devices of this session: "backend", "device" (their kind) and
+        "devices" (their number).
 
     Returns:
-      What is not as it was in the session before, such as "jax 0.10.2 -> 0.12.0"; the
-      numbers of the run may then differ in rounding from those of one session.
+      What changed since the session before, as "jax 0.10.2 -> 0.12.0". The figures of
+      such a run may differ by rounding from those of a run in one session.
     """
     path = folder / "config.json"
     sessions = read_config(folder).get("sessions", []) if path.exists() else []
-    device = jax.local_devices()[0]
     sessions.append(
         {
             "started": datetime.datetime.now(datetime.UTC).isoformat("T", "seconds"),
             "step": step,
             "command": list(command) if command else None,
-            "versions": versions(),
-            "commit": commit(),
-            "platform": platform.platform(),
-            "cpus": os.cpu_count(),
-            "backend": jax.default_backend(),
-            "device": device.device_kind,
-            "devices": jax.local_device_count(),
+            "versions": environment.versions(),
+            "commit": environment.commit(),
+            **environment.machine(),
+            **devices,
         }
     )
     content = {"config": dataclasses.asdict(config), "sessions": sessions}
-    metrics.write_json(path, content)
+    files.write_json(path, content)
     if len(sessions) == 1:
         return []
     old, new = (
-        {**session["versions"], **{name: session[name] for name in _MACHINE}}
+        {**session["versions"], **{name: session.get(name) for name in _ENVIRONMENT}}
         for session in sessions[-2:]
     )
     changed = (name for name in new if old.get(name) != new[name])
     return [f"{name} {old.get(name)} -> {new[name]}" for name in changed]
-
-
-def versions() -> dict[str, str]:
-    """Returns the versions of Python, of this package and of those it computes with."""
-    ours = {"python": platform.python_version(), "zosam-jax": __version__}
-    return ours | {name: importlib.metadata.version(name) for name in _PACKAGES}
-
-
-def commit() -> str | None:
-    """Returns the Git commit of this package's source, "-dirty" added; else None."""
-    source = Path(__file__)
-
-    def git(*arguments: str) -> str | None:
-        try:
-            result = subprocess.run(
-                ["git", "-C", str(source.parent), *arguments],
-                capture_output=True,
-                text=True,
-                timeout=10,
-                check=False,
-            )
-        except (OSError, subprocess.TimeoutExpired):
-            return None
-        return result.stdout.strip() if result.returncode == 0 else None
-
-    # Inside another project's repository, its commit says nothing about this package.
-    if git("ls-files", "--error-unmatch", source.name) is None:
-        return None
-    head, changes = git("rev-parse", "HEAD"), git("status", "--porcelain", "-uno")
-    return f"{head}-dirty" if head and changes else head

@@ -1,93 +1,63 @@
-"""The record of a run as lines of JSON, and as TensorBoard scalars on request."""
+"""The metrics of a run: lines of `metrics.jsonl`, and optional TensorBoard scalars."""
 
-import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from zosam_jax.runs import files
 from zosam_jax.runs.errors import RunError
+from zosam_jax.runs.files import JSON
+
+if TYPE_CHECKING:
+    from tensorboardX import SummaryWriter
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Writes a file of JSON so that it is complete or absent, whenever it is cut off.
-
-    Args:
-      path: The file; its folder exists.
-      content: What `json` can write; NaN and infinities are refused.
-    """
-    text = json.dumps(content, indent=2, allow_nan=False) + "\n"
-    _replace(path, text)
-
-
-def read(path: Path) -> list[dict[str, Any]]:
-    """Returns the records of a metrics file; [] where there is none.
-
-    A last line that was cut off is left out.
+def read(path: Path) -> list[JSON]:
+    """Returns the records of a `metrics.jsonl`, or [] if there is no such file.
 
     Raises:
-      RunError: Another line is not an object of JSON.
+      RunError: A line is damaged. An incomplete last line is skipped instead.
     """
-    if not path.exists():
-        return []
-    lines = path.read_text().split("\n")
-    records = []
-    for number, line in enumerate(lines[:-1], start=1):
-        try:
-            record = json.loads(line)
-        except ValueError:
-            record = None
-        if not isinstance(record, dict):
-            raise RunError(f"line {number} of {path} is not an object of JSON.")
-        records.append(record)
-    return records
+    return files.read_lines(path)
 
 
-def cut(path: Path, step: int) -> list[dict[str, Any]]:
-    """Removes the records after a step from a metrics file, and returns the others.
+def cut(path: Path, step: int) -> list[JSON]:
+    """Deletes the records of later steps from a `metrics.jsonl`; returns the others.
 
     Args:
-      path: The file; it need not exist.
+      path: The file. It is created if it does not exist.
       step: The last step to keep.
     """
     kept = [record for record in read(path) if record["step"] <= step]
-    _replace(path, "".join(_line(record) for record in kept))
+    files.write_lines(path, kept)
     return kept
-
-
-def _line(record: Mapping[str, Any]) -> str:
-    return json.dumps(record, allow_nan=False) + "\n"
-
-
-def _replace(path: Path, text: str) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
 
 
 class MetricsLog:
     """Appends records to `metrics.jsonl`, each as one complete line."""
 
     def __init__(self, folder: Path, *, tensorboard: bool = False, step: int = 0):
-        """Opens the record of a run.
+        """Opens the files.
 
         Args:
           folder: The run's folder.
-          tensorboard: Whether to write scalars to `folder/tensorboard` as well.
-          step: Step at which the run starts or goes on; TensorBoard forgets later ones.
+          tensorboard: Also write scalars to `folder/tensorboard`.
+          step: The step at which the run starts or resumes. TensorBoard drops the
+            scalars of later steps.
 
         Raises:
-          RunError: `tensorboard` without tensorboardX.
+          RunError: `tensorboard` is set and tensorboardX is not installed.
         """
         self._file = (folder / "metrics.jsonl").open("a")
         self._board = _board(folder / "tensorboard", step) if tensorboard else None
 
     def write(self, record: Mapping[str, Any]) -> None:
-        """Writes one record: `step`, `split` and any numbers."""
-        self._file.write(_line(record))
+        """Writes a record.
+
+        Args:
+          record: `step`, `split` ("train", "validation" or "test") and any numbers.
+        """
+        self._file.write(files.line(record))
         self._file.flush()
         if self._board is not None:
             for name, value in record.items():
@@ -96,14 +66,14 @@ class MetricsLog:
                     self._board.add_scalar(tag, value, record["step"])
 
     def close(self) -> None:
-        """Writes what is left and closes the files."""
+        """Flushes and closes the files."""
         self._file.close()
         if self._board is not None:
             self._board.close()
 
 
 def check_tensorboard() -> None:
-    """Raises `RunError` unless tensorboardX can be imported."""
+    """Raises `RunError` if tensorboardX cannot be imported."""
     try:
         import tensorboardX  # noqa: F401
     except ImportError as error:
@@ -113,7 +83,7 @@ def check_tensorboard() -> None:
         ) from error
 
 
-def _board(folder: Path, step: int) -> Any:
+def _board(folder: Path, step: int) -> "SummaryWriter":
     check_tensorboard()
     from tensorboardX import SummaryWriter
 

@@ -1,32 +1,51 @@
-"""The final figures of a run, from the lines of its metrics."""
+"""The summary of a finished run, `summary.json`: its final figures."""
 
 import statistics
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from zosam_jax.runs import files
+from zosam_jax.runs.files import JSON
 
-def of(
-    records: Sequence[dict[str, Any]],
+
+def read(folder: Path) -> JSON | None:
+    """Returns the contents of a run's `summary.json`; None if the run is unfinished.
+
+    Raises:
+      RunError: The file is damaged.
+    """
+    path = folder / "summary.json"
+    if not path.exists():
+        return None
+    return files.read_json(
+        path,
+        "Delete it; the same command writes it again from the last checkpoint.",
+    )
+
+
+def summarize(
+    records: Sequence[JSON],
     *,
     step: int,
     steps_per_epoch: int,
     status: str,
     counts: Mapping[str, Any],
     compile_seconds: Mapping[str, float],
-) -> dict[str, Any]:
+) -> JSON:
     """Returns the contents of `summary.json`.
 
-    Its test accuracy is that after the last step. Where images were held out, there is
-    also the first epoch at which they were classified best, and the test accuracy then:
-    no test image has a part in that choice.
+    The test accuracy is the one after the last step. If the run held out validation
+    images, the summary also has the first epoch of the best validation accuracy and the
+    test accuracy of that epoch. Test images have no influence on this choice.
 
     Args:
       records: The lines of `metrics.jsonl`.
-      step: Steps done.
-      steps_per_epoch: Steps of an epoch.
+      step: Number of training steps done.
+      steps_per_epoch: Steps of one epoch.
       status: "finished" or "stopped".
-      counts: Of weights; see `zosam_jax.train.step.count_weights`.
-      compile_seconds: By program.
+      counts: Numbers of parameters and the sparsity, to copy into the summary.
+      compile_seconds: Compilation time in seconds, by program.
     """
     last = {r["split"]: r for r in records if r["step"] == step}
     speeds = [r["images_per_second"] for r in records if r["split"] == "train"]
@@ -47,7 +66,8 @@ def of(
     }
 
 
-def _selected(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def _selected(records: Sequence[JSON]) -> JSON:
+    """Returns the figures of the epoch that the validation images select, if any."""
     held = [r for r in records if r["split"] == "validation"]
     if not held:
         return {}

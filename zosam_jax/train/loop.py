@@ -13,8 +13,7 @@ from typing import Any, NamedTuple
 import jax
 
 from zosam_jax import data
-from zosam_jax.runs import folder, metrics
-from zosam_jax.runs import summary as summaries
+from zosam_jax.runs import files, folder, metrics, summary
 from zosam_jax.runs.config import TrainConfig
 from zosam_jax.runs.errors import RunError
 from zosam_jax.runs.progress import Display, Silent, Status, duration
@@ -155,8 +154,8 @@ class _Session:
                 "same command goes on from here."
             )
             return Result(self.path, "interrupted", None, number)
-        summary = self._summarize(state)
-        return Result(self.path, summary["status"], summary, number)
+        figures = self._summarize(state)
+        return Result(self.path, figures["status"], figures, number)
 
     def _start(self, command: Sequence[str] | None) -> TrainState:
         """Compiles, and returns the state to start from: restored, or new."""
@@ -164,7 +163,12 @@ class _Session:
         restored = self.checkpoints.restore(programs.abstract, show.message)
         given = self.begin if restored is None else restored
         step = 0 if given is None else int(given.step)
-        changes = folder.write_config(self.path, self.config, command, step)
+        devices = {
+            "backend": jax.default_backend(),
+            "device": jax.local_devices()[0].device_kind,
+            "devices": jax.local_device_count(),
+        }
+        changes = folder.write_config(self.path, self.config, command, step, devices)
         show.message(self._headline())
         advice = methods.advice(self.config, programs.task.optimizer_steps)
         if advice:
@@ -358,7 +362,7 @@ class _Session:
 
     def _summarize(self, state: TrainState) -> dict[str, Any]:
         """Writes `summary.json` and returns its contents."""
-        found = summaries.of(
+        found = summary.summarize(
             metrics.read(self.path / "metrics.jsonl"),
             step=self.step,
             steps_per_epoch=self.programs.task.steps_per_epoch,
@@ -366,7 +370,7 @@ class _Session:
             counts=count_weights(state, self.config.method),
             compile_seconds=self.programs.compile_seconds,
         )
-        metrics.write_json(self.path / "summary.json", found)
+        files.write_json(self.path / "summary.json", found)
         self.show.message(
             f"{found['status']}: test accuracy {found['test_accuracy']:.2%} at "
             f"sparsity {found['sparsity']:.2%} in {duration(found['seconds'])} and "

@@ -1,10 +1,13 @@
-"""The test sets of an evaluation: clean, corrupted here, or corrupted and published."""
+"""The image sets of an evaluation: clean, generated corruptions, published corruptions.
+
+Generated sets are made here from the test images. Published ones, such as CIFAR-10-C,
+are read from disk.
+"""
 
 import os
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -12,15 +15,25 @@ from zosam_jax import data
 from zosam_jax.data import corruptions
 from zosam_jax.data.corruptions import published
 from zosam_jax.runs.errors import RunError
+from zosam_jax.runs.files import JSON
 
 CLEAN = "clean"
 SOURCES = ("generated", "published")
 
 Batch = tuple[np.ndarray, np.ndarray]
+"""Images, uint8 `[N, H, W, C]`, and labels, int32 `[N]`."""
 
 
-class CorruptedTests:
-    """The test sets: which there are, what they are called, their batches."""
+class ImageSets:
+    """The clean image set and the corrupted ones: names, identities and batches.
+
+    Attributes:
+      data: The data set whose test images are used.
+      source: "generated" or "published".
+      seed: Seed of the generated corruptions.
+      count: Number of images in each set.
+      shape: Height, width and channels of the images.
+    """
 
     def __init__(
         self,
@@ -33,19 +46,19 @@ class CorruptedTests:
         published_dir: str | os.PathLike[str] | None,
         frost_dir: str | os.PathLike[str] | None,
     ):
-        """Checks that the data set is one of images.
+        """Describes the sets; no corrupted image is made or read yet.
 
         Args:
-          dataset: Its test images are the clean ones.
+          dataset: Its test images are the clean set.
           source: One of `SOURCES`.
-          images: How many of each set to use; None: all.
-          seed: Of what is random in generated corruptions.
+          images: Number of images of each set to use, from its start. None: all.
+          seed: Seed of the generated corruptions.
           data_dir: TFDS directory of the published sets.
-          published_dir: Folder of released files instead.
-          frost_dir: Photographs for generated frost.
+          published_dir: Folder of released .npy files to read instead.
+          frost_dir: Folder of photographs for generated `frost`.
 
         Raises:
-          RunError: It has no test images.
+          RunError: The data set has no test images.
         """
         self.data = dataset
         if dataset.kind != "image" or not dataset.num_test:
@@ -57,13 +70,25 @@ class CorruptedTests:
         self.shape = tuple(int(size) for size in dataset.image_shape)
         self.data_dir, self.published_dir = data_dir, published_dir
         self.frost_dir = None if frost_dir is None else Path(frost_dir).resolve()
-        # Of a set on disk, a few images tell it from another.
+        # A streamed set is identified by its first images, so that not all of them have
+        # to be decoded.
         whole = isinstance(dataset, data.Dataset)
         pixels = dataset.test(0, self.count if whole else min(self.count, 16))[0]
         self._crc32 = zlib.crc32(np.ascontiguousarray(pixels).data)
 
     def choose(self, wanted: Sequence[str]) -> tuple[list[str], dict[str, str]]:
-        """Returns the corruptions, in the published order, and why others are not."""
+        """Returns the corruptions to evaluate, and those left out with the reason.
+
+        Args:
+          wanted: Names of corruptions, "common" or "all".
+
+        Returns:
+          The names in the published order, and `{name: reason}`.
+
+        Raises:
+          RunError: A corruption given by name, or every corruption, is impossible for
+            these images.
+        """
         generated = self.source == "generated"
         common = list(corruptions.COMMON)
         if generated and self.frost_dir is None:
@@ -85,8 +110,13 @@ class CorruptedTests:
             raise RunError(f"no corruption is left: {next(iter(refused.values()))}")
         return names, refused
 
-    def key(self, name: str, severity: int) -> dict[str, Any]:
-        """Returns all that a test set depends on."""
+    def key(self, name: str, severity: int) -> JSON:
+        """Returns everything that determines the images of a set.
+
+        Args:
+          name: A corruption, or `CLEAN`.
+          severity: 1 to 5; 0 for `CLEAN`.
+        """
         key = {
             "dataset": self.data.name,
             "images": self.count,
@@ -110,64 +140,71 @@ class CorruptedTests:
     def batches(
         self, name: str, severity: int, size: int
     ) -> Iterator[Callable[[], Batch]]:
-        """Yields functions that return the images and labels of a batch.
+        """Yields functions that each return one batch, so that threads can call them.
 
-        The last batch is filled up with images of label -1.
+        The last batch is padded with images of label -1.
 
         Args:
           name: A corruption, or `CLEAN`.
-          severity: 1 to 5.
-          size: Images of a batch.
+          severity: 1 to 5; not used for `CLEAN`.
+          size: Number of images in a batch.
 
         Raises:
-          zosam_jax.data.DatasetError: The set is missing; before the first batch.
+          zosam_jax.data.DatasetError: The set is missing. Raised before the first
+            batch.
         """
         read = self.data.test
         if name != CLEAN and self.source == "published":
-            stored = published.load(
-                self.data.name,
-                name,
-                severity,
-                data_dir=self.data_dir,
-                folder=self.published_dir,
-            )
-            if stored.size < self.count:
-                raise data.DatasetError(
-                    f"{name} of severity {severity} has {stored.size} images, fewer "
-                    f"than the {self.count} asked for."
-                )
-            read = stored.read
-        make = name if self.source == "generated" and name != CLEAN else None
+            read = self._published(name, severity)
+        corruption = name if self.source == "generated" and name != CLEAN else None
         for start in range(0, self.count, size):
             stop = min(start + size, self.count)
 
             def batch(start: int = start, stop: int = stop) -> Batch:
-                made, labels = self._made(read, make, severity, start, stop)
-                short = size - len(made)
+                images, labels = self._read(read, corruption, severity, start, stop)
+                short = size - len(images)
                 pad = ((0, short), (0, 0), (0, 0), (0, 0))
                 labels = labels.astype(np.int32)
-                return np.pad(made, pad), np.pad(labels, (0, short), constant_values=-1)
+                labels = np.pad(labels, (0, short), constant_values=-1)
+                return np.pad(images, pad), labels
 
             yield batch
 
-    def _made(
+    def _published(self, name: str, severity: int) -> Callable[[int, int], Batch]:
+        """Returns the function that reads images of a published set."""
+        stored = published.load(
+            self.data.name,
+            name,
+            severity,
+            data_dir=self.data_dir,
+            folder=self.published_dir,
+        )
+        if stored.size < self.count:
+            raise data.DatasetError(
+                f"{name} of severity {severity} has {stored.size} images, fewer than "
+                f"the {self.count} asked for."
+            )
+        return stored.read
+
+    def _read(
         self,
         read: Callable[[int, int], Batch],
-        name: str | None,
+        corruption: str | None,
         severity: int,
         start: int,
         stop: int,
     ) -> Batch:
+        """Reads the images from `start` to `stop` and corrupts them, if asked to."""
         images, labels = read(start, stop)
         if images.shape[1:] != self.shape:
             raise data.DatasetError(
                 f"the corrupted images are {images.shape[1:]}, those of the run "
                 f"{self.shape}."
             )
-        if name is not None:
+        if corruption is not None:
             images = corruptions.corrupt(
                 images,
-                name,
+                corruption,
                 severity,
                 seed=self.seed,
                 indices=range(start, stop),
@@ -176,7 +213,11 @@ class CorruptedTests:
         return images, labels
 
     def description(self, names: Sequence[str]) -> str:
-        """Returns what the corrupted images are, as a result should call them."""
+        """Returns what a publication should call the corrupted images.
+
+        Args:
+          names: The corruptions in use.
+        """
         height, width, _ = self.shape
         if self.source == "published":
             return f"{published.RELEASED[self.data.name].name}, as published"

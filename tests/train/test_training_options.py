@@ -1,4 +1,4 @@
-"""What recipes ask for beside the gradient and the masks, each by hand."""
+"""Options of training other than the gradient and the masks, each checked by hand."""
 
 import dataclasses
 

@@ -3,8 +3,10 @@ import json
 
 import pytest
 
-from zosam_jax.cli import report
-from zosam_jax.train import RunError, TrainConfig
+from zosam_jax.cli import comparison
+from zosam_jax.runs import record
+from zosam_jax.runs.config import TrainConfig
+from zosam_jax.runs.errors import RunError
 
 
 def make_run(path, epochs=3, finished=True, **fields):
@@ -37,8 +39,8 @@ def test_a_finished_and_an_unfinished_run_side_by_side(tmp_path):
         make_run(tmp_path / "two", rho=0.1, epochs=2, finished=False),
         make_run(tmp_path / "new", rho=0.2, epochs=0, finished=False),
     ]
-    runs = report.read_all(folders)
-    rows = [dict(zip(report.HEADER, row, strict=True)) for row in report.rows(runs)]
+    runs = record.read_all(folders)
+    rows = [{c.header: c.cell(run) for c in comparison.COLUMNS} for run in runs]
     assert rows[0] == {
         "run": "one",
         "status": "finished",
@@ -54,16 +56,16 @@ def test_a_finished_and_an_unfinished_run_side_by_side(tmp_path):
     assert (rows[1]["status"], rows[1]["epoch"]) == ("unfinished", "2/3")
     assert rows[1]["test accuracy"] == "40.00%"
     assert (rows[2]["epoch"], rows[2]["test accuracy"]) == ("0/3", "-")
-    assert report.config_differences(runs) == {"rho": [0.05, 0.1, 0.2]}
+    assert comparison.config_differences(runs) == {"rho": [0.05, 0.1, 0.2]}
     assert runs[0].curve("test", "loss") == ([1, 2, 3], [1.5, 0.75, 0.5])
 
 
 def test_the_page_holds_all_it_needs(tmp_path):
     a = make_run(tmp_path / "a" / "<run>", rho=0.05)
     b = make_run(tmp_path / "b" / "<run>", rho=0.1)
-    runs = report.read_all([a, b])
+    runs = record.read_all([a, b])
     assert [run.name for run in runs] == [str(a), str(b)]
-    picture, page = report.write(runs, tmp_path / "out" / "here")
+    picture, page = comparison.write(runs, tmp_path / "out" / "here")
     assert picture.read_bytes().startswith(b"\x89PNG")
     text = page.read_text()
     assert "data:image/png;base64," in text
@@ -75,15 +77,15 @@ def test_the_page_holds_all_it_needs(tmp_path):
 
 def test_what_is_no_run_is_an_error_that_names_it(tmp_path):
     with pytest.raises(RunError, match="not the folder of a run"):
-        report.read(tmp_path / "nowhere")
+        record.read(tmp_path / "nowhere")
     path = make_run(tmp_path / "run")
     (path / "summary.json").write_text("{")
     with pytest.raises(RunError, match=r"summary\.json is not valid JSON"):
-        report.read(path)
+        record.read(path)
     (path / "config.json").write_text("{}")
     with pytest.raises(RunError, match="no configuration"):
-        report.read(path)
+        record.read(path)
     with pytest.raises(RunError, match=r"holds several runs. Name them"):
-        report.read(tmp_path)
+        record.read(tmp_path)
     with pytest.raises(RunError, match="at least one"):
-        report.read_all([])
+        record.read_all([])

@@ -1,0 +1,13 @@
+import json
+
+import pytest
+
+from zosam_jax.runs import files
+
+
+def test_json_is_written_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "summary.json"
+    files.write_json(path, {"loss": 1.0})
+    with pytest.raises(ValueError, match="JSON"):
+        files.write_json(path, {"loss": float("nan")})
+    assert json.loads(path.read_text()) == {"loss": 1.0}

@@ -1,0 +1,190 @@
+"""The comparison of runs: a table, curves, and an HTML page that contains both."""
+
+import base64
+import html
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rich import box
+from rich.table import Table
+
+from zosam_jax.cli import pictures
+from zosam_jax.runs.config import HOUSEKEEPING
+from zosam_jax.runs.progress import duration
+from zosam_jax.runs.record import RunRecord
+
+
+class Column(NamedTuple):
+    """A column of the table of runs.
+
+    Attributes:
+      header: The header.
+      cell: Returns the text of a run's cell; "-" for an unknown figure.
+      is_text: Whether the cells are text, aligned left; numbers are aligned right.
+      is_essential: Whether to show the column on a narrow terminal too.
+    """
+
+    header: str
+    cell: Callable[[RunRecord], str]
+    is_text: bool = False
+    is_essential: bool = True
+
+
+def _number(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)
+
+
+def _last(split: str, figure: str, form: str) -> Callable[[RunRecord], str]:
+    """Returns the function that shows the last value of a figure of a split."""
+    return lambda run: _number(run.last(split).get(figure), form)
+
+
+def _summary(run: RunRecord, figure: str, default: Any = None) -> Any:
+    """Returns a figure of a finished run's summary."""
+    return (run.summary or {}).get(figure, default)
+
+
+def _epoch(run: RunRecord) -> str:
+    return f"{run.last('test').get('epoch', 0)}/{run.config.get('epochs', '?')}"
+
+
+def _sparsity(run: RunRecord) -> str:
+    return _number(_summary(run, "sparsity", run.last("test").get("sparsity")), ".2%")
+
+
+def _live(run: RunRecord) -> str:
+    return _number(_summary(run, "parameters_live"), ",d")
+
+
+def _speed(run: RunRecord) -> str:
+    speed = run.last("train").get("images_per_second")
+    return _number(_summary(run, "images_per_second", speed), ",.0f")
+
+
+def _time(run: RunRecord) -> str:
+    seconds = run.last("test").get("seconds")
+    return "-" if seconds is None else duration(seconds)
+
+
+COLUMNS = (
+    Column("run", lambda run: run.name, is_text=True),
+    Column("status", lambda run: _summary(run, "status", "unfinished"), is_text=True),
+    Column("epoch", _epoch),
+    Column("test accuracy", _last("test", "accuracy", ".2%")),
+    Column("test loss", _last("test", "loss", ".4f"), is_essential=False),
+    Column("train loss", _last("train", "loss", ".4f"), is_essential=False),
+    Column("sparsity", _sparsity),
+    Column("live parameters", _live),
+    Column("images/s", _speed, is_essential=False),
+    Column("time", _time, is_essential=False),
+)
+
+
+def terminal_table(runs: Sequence[RunRecord], width: int) -> Table:
+    """Returns the table of runs for a terminal.
+
+    Args:
+      runs: The runs.
+      width: Width of the terminal in characters. Below 120, only the essential columns
+        are shown; the HTML page has all of them.
+    """
+    table = Table(box=box.SIMPLE_HEAD)
+    columns = [column for column in COLUMNS if width >= 120 or column.is_essential]
+    for column in columns:
+        table.add_column(
+            column.header,
+            justify="left" if column.is_text else "right",
+            no_wrap=column.header != "run",
+            overflow="fold",
+        )
+    for run in runs:
+        table.add_row(*(column.cell(run) for column in columns))
+    return table
+
+
+def config_differences(runs: Sequence[RunRecord]) -> dict[str, list[Any]]:
+    """Returns the configuration fields that differ between runs, with their values.
+
+    Fields that do not change the numbers, such as `out`, are left out.
+    """
+    names = {name: None for run in runs for name in run.config}
+    values = {name: [run.config.get(name) for run in runs] for name in names}
+    return {
+        name: row
+        for name, row in values.items()
+        if name not in HOUSEKEEPING and any(value != row[0] for value in row)
+    }
+
+
+def write(runs: Sequence[RunRecord], folder: Path) -> list[Path]:
+    """Writes `curves.png` and `report.html`, and returns their paths.
+
+    Args:
+      runs: The runs.
+      folder: The folder to write to. It is created if it does not exist.
+    """
+    folder = Path(folder).expanduser().resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    picture, page = folder / "curves.png", folder / "report.html"
+    pictures.curves(runs, picture)
+    page.write_text(_page(runs, picture.read_bytes()), encoding="utf-8")
+    return [picture, page]
+
+
+_STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 70rem;
+       padding: 0 1rem; color: #1b1f24; }
+table { border-collapse: collapse; margin: 1rem 0; }
+th, td { border-bottom: 1px solid #d0d7de; padding: .3rem .7rem; text-align: left; }
+th { background: #f6f8fa; }
+.number { text-align: right; font-variant-numeric: tabular-nums; }
+img { max-width: 100%; }
+pre { background: #f6f8fa; padding: .8rem; overflow-x: auto; }
+"""
+
+
+def _page(runs: Sequence[RunRecord], picture: bytes) -> str:
+    """Returns the HTML page, which needs no other file."""
+    data = base64.b64encode(picture).decode()
+    changed = config_differences(runs)
+    parts = [
+        "<!doctype html><html lang='en'><head><meta charset='utf-8'>",
+        f"<title>{len(runs)} runs</title><style>{_STYLE}</style></head><body>",
+        "<h1>Runs compared</h1>",
+        _html_table(
+            [column.header for column in COLUMNS],
+            [[column.cell(run) for column in COLUMNS] for run in runs],
+            numbers=[not column.is_text for column in COLUMNS],
+        ),
+        f"<img alt='curves of accuracy and loss' src='data:image/png;base64,{data}'>",
+    ]
+    if changed:
+        names = [run.name for run in runs]
+        body = [(field, *map(str, values)) for field, values in changed.items()]
+        parts += ["<h2>Differences</h2>", _html_table(("field", *names), body)]
+    for run in runs:
+        config = html.escape(json.dumps(run.config, indent=2))
+        parts.append(
+            f"<details><summary>configuration of {html.escape(run.name)}</summary>"
+            f"<pre>{config}</pre></details>"
+        )
+    return "\n".join([*parts, "</body></html>\n"])
+
+
+def _html_table(
+    header: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    numbers: Sequence[bool] | None = None,
+) -> str:
+    """Returns a table; `numbers` says which columns are numbers, aligned right."""
+    numbers = numbers or [False] * len(header)
+
+    def row(cells: Sequence[str], tag: str) -> str:
+        starts = [f"<{tag} class='number'>" if n else f"<{tag}>" for n in numbers]
+        pairs = zip(starts, cells, strict=True)
+        return "".join(f"{start}{html.escape(text)}</{tag}>" for start, text in pairs)
+
+    lines = [row(header, "th"), *(row(cells, "td") for cells in rows)]
+    return f"<table>{''.join(f'<tr>{line}</tr>' for line in lines)}</table>"

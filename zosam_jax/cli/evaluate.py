@@ -1,0 +1,71 @@
+"""`zosam evaluate`."""
+
+import dataclasses
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import Positional, arg
+
+from zosam_jax.data.corruptions import COMMON, EXTRA, SEVERITIES, STANDIN
+
+_CORRUPTIONS = (
+    f"Corruptions by name: {', '.join(COMMON)} (common); {', '.join(EXTRA)} (extra); "
+    f"{STANDIN}. common: the 15 of the published benchmark. all: common and extra."
+)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Evaluate:
+    """Evaluate a finished run: accuracy on clean and corrupted images, calibration.
+
+    Writes evaluation.json and evaluation.png to the run's folder. evaluation.jsonl
+    keeps the result on every image set, so that none is evaluated twice.
+    """
+
+    run: Positional[Path]
+    """Folder of a finished run."""
+    corruptions: Annotated[tuple[str, ...], arg(help=_CORRUPTIONS)] = ("all",)
+    severities: tuple[int, ...] = SEVERITIES
+    """Severities, from 1 to 5."""
+    source: str = "generated"
+    """generated: corrupt the test images here, by the definitions of CIFAR-10-C \
+(ImageNet-C from 128 pixels on). published: read the published sets from --data-dir or \
+--published-dir."""
+    images: int | None = None
+    """Number of test images of each set. None: all."""
+    seed: int = 0
+    """Seed of the generated corruptions."""
+    data_dir: str | None = None
+    """TFDS directory. None: that of the run."""
+    published_dir: Path | None = None
+    """Folder of the released .npy files of CIFAR-10-C or CIFAR-100-C."""
+    frost_dir: Path | None = None
+    """Folder of photographs of frost. None: generated frost is a drawn stand-in."""
+    out: Path | None = None
+    """Folder for evaluation.json and evaluation.png. None: that of the run."""
+    overwrite: bool = False
+    """Evaluate all image sets again."""
+
+    def execute(self, line: Sequence[str]) -> int:
+        """Evaluates, prints the tables, draws the picture; returns the exit status."""
+        from rich.console import Console
+
+        from zosam_jax.cli import evaluation_report, pictures
+        from zosam_jax.evaluate import evaluate
+
+        options = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        show = evaluation_report.EvaluationDisplay(Console(file=sys.stdout))
+        try:
+            figures = evaluate(
+                options.pop("run"), **options, on_progress=show, command=line
+            )
+        finally:
+            show.close()
+        Console().print(evaluation_report.terminal_table(figures))
+        folder = Path(self.out or self.run).expanduser().resolve()
+        pictures.evaluation(figures, folder / "evaluation.png")
+        for name in ("evaluation.json", "evaluation.png"):
+            sys.stdout.write(f"{folder / name}\n")
+        return 0

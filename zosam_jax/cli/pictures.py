@@ -1,0 +1,195 @@
+"""The pictures: the curves of runs, and an evaluation."""
+
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.collections import PathCollection
+from matplotlib.figure import Figure
+from matplotlib.gridspec import GridSpec
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+from zosam_jax.cli.evaluation_report import group, title
+from zosam_jax.data.corruptions import GROUPS
+from zosam_jax.runs.files import JSON
+from zosam_jax.runs.record import RunRecord
+
+_PANELS = (
+    ("test accuracy", "test", "accuracy"),
+    ("test loss", "test", "loss"),
+    ("training accuracy", "train", "accuracy"),
+    ("training loss", "train", "loss"),
+)
+
+
+def curves(runs: Sequence[RunRecord], path: Path) -> None:
+    """Writes a picture of accuracy and loss over epochs.
+
+    Args:
+      runs: The runs. One without metrics appears in the legend only.
+      path: File to write, with a suffix that Matplotlib knows. Its folder must exist.
+    """
+    figure = Figure(figsize=(9, 6), layout="constrained")
+    axes = figure.subplots(2, 2, sharex=True)
+    for axis, (heading, split, name) in zip(axes.flat, _PANELS, strict=True):
+        for run in runs:
+            epochs, values = run.curve(split, name)
+            # A line of one or two points is hard to see.
+            marker = "o" if len(epochs) < 3 else None
+            axis.plot(epochs, values, label=run.name, marker=marker, linewidth=1.4)
+        if name == "accuracy":
+            axis.yaxis.set_major_formatter(PercentFormatter(1.0))
+        elif _spans_decades(
+            [value for line in axis.lines for value in line.get_ydata()]
+        ):
+            axis.set_yscale("log")
+        axis.set_title(heading, fontsize=10)
+        axis.grid(alpha=0.3)
+    for axis in axes[1]:
+        axis.set_xlabel("epoch")
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    handles, labels = axes.flat[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", fontsize=8)
+    _save(figure, path)
+
+
+def _spans_decades(values: Sequence[float]) -> bool:
+    """Whether a logarithmic axis is better; within a decade it has too few ticks."""
+    return bool(values) and min(values) > 0 and max(values) > 10 * min(values)
+
+
+def _save(figure: Figure, path: Path) -> None:
+    """Writes a figure to a file that is either complete or unchanged."""
+    temporary = path.with_name(f".{path.name}")
+    figure.savefig(temporary, dpi=120, format=path.suffix.removeprefix("."))
+    temporary.replace(path)
+
+
+_COLORS = {
+    "noise": "#c44e52",
+    "blur": "#4c72b0",
+    "weather": "#55a868",
+    "digital": "#8172b3",
+    "extra": "#8c8c8c",
+}
+
+
+def evaluation(figures: JSON, path: Path) -> None:
+    """Writes a picture of an evaluation.
+
+    It shows the accuracy by corruption and severity, the mean accuracy of each group
+    of corruptions, and a reliability diagram.
+
+    Args:
+      figures: The contents of `evaluation.json`.
+      path: File to write, with a suffix that Matplotlib knows. Its folder must exist.
+    """
+    rows = len(figures["corruptions"])
+    figure = Figure(figsize=(11, max(5.6, 0.3 * rows + 1.6)), layout="constrained")
+    grid = GridSpec(2, 2, figure=figure, width_ratios=(1.25, 1))
+    _heat(figure.add_subplot(grid[:, 0]), figures)
+    _by_group(figure.add_subplot(grid[0, 1]), figures)
+    _reliability(figure.add_subplot(grid[1, 1]), figures)
+    name = Path(figures["run"]).name
+    figure.suptitle(
+        f"{name}: clean {figures['clean']['accuracy']:.1%}, corrupted "
+        f"{figures['mean_corrupted_accuracy']:.1%}",
+        fontsize=12,
+    )
+    figure.supxlabel(
+        f"{figures['dataset']}, {figures['images']:,} images; "
+        f"{figures['corrupted_images']}",
+        fontsize=8,
+        color="0.35",
+    )
+    _save(figure, path)
+
+
+def _heat(axes: Axes, figures: JSON) -> None:
+    """Draws the accuracies as a table of colored cells, one row for each corruption."""
+    rows = figures["corruptions"]
+    values = np.array([row["accuracy"] for row in rows.values()])
+    values = np.concatenate([values, values.mean(1, keepdims=True)], 1)
+    top = max(figures["clean"]["accuracy"], values.max())
+    axes.imshow(values, cmap="viridis", vmin=0, vmax=top, aspect="auto")
+    for (i, j), value in np.ndenumerate(values):
+        color = "white" if value < 0.6 * top else "black"
+        weight = "bold" if j == values.shape[1] - 1 else "normal"
+        axes.text(
+            j,
+            i,
+            f"{100 * value:.1f}",
+            ha="center",
+            va="center",
+            fontsize=8,
+            color=color,
+            weight=weight,
+        )
+    axes.axvline(values.shape[1] - 1.5, color="white", linewidth=3)
+    names = list(rows)
+    for i, (one, other) in enumerate(itertools.pairwise(names)):
+        if group(one) != group(other):
+            axes.axhline(i + 0.5, color="white", linewidth=3)
+    severities = [str(severity) for severity in figures["severities"]]
+    axes.set_xticks(range(values.shape[1]), [*severities, "mean"])
+    axes.set_yticks(range(len(names)), [title(name) for name in names], fontsize=8.5)
+    for name, label in zip(names, axes.get_yticklabels(), strict=True):
+        label.set_color(_COLORS[group(name)])
+    axes.tick_params(length=0)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+    axes.set_title("accuracy (%) by corruption and severity", fontsize=10)
+
+
+def _by_group(axes: Axes, figures: JSON) -> None:
+    """Draws the mean accuracy of each group of corruptions over the severities."""
+    severities = figures["severities"]
+    clean = figures["clean"]["accuracy"]
+    axes.axhline(clean, color="black", linestyle="--", linewidth=1, label="clean")
+    for key in GROUPS:
+        values = [
+            row["accuracy"]
+            for name, row in figures["corruptions"].items()
+            if group(name) == key
+        ]
+        if values:
+            mean = np.mean(values, 0)
+            axes.plot(severities, mean, marker="o", label=key, color=_COLORS[key])
+    axes.set_xticks(severities)
+    axes.set_xlabel("severity", fontsize=9)
+    axes.set_ylim(0, 1)
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8, ncols=2, loc="lower left")
+    axes.set_title("mean accuracy by group", fontsize=10)
+
+
+def _reliability(axes: Axes, figures: JSON) -> None:
+    """Draws accuracy over confidence; areas are fractions of the predictions."""
+    axes.plot([0, 1], [0, 1], color="0.5", linestyle="--", linewidth=1)
+    for name, color, label in (
+        ("clean", "#4c72b0", "clean"),
+        ("corrupted", "#c44e52", "all corrupted together"),
+    ):
+        diagram = figures["reliability"][name]
+        share = np.array(diagram["share"])
+        some = share > 0
+        x, y = (np.array(diagram[k], float)[some] for k in ("confidence", "accuracy"))
+        axes.plot(x, y, color=color, linewidth=1, alpha=0.4)
+        sizes = 6 + 260 * share[some]
+        label = f"{label}: ECE {diagram['ece']:.3f}"
+        axes.scatter(x, y, sizes, color=color, alpha=0.7, linewidths=0, label=label)
+    axes.set_xlim(0, 1.03)
+    axes.set_ylim(-0.03, 1.05)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    axes.set_xlabel("confidence", fontsize=9)
+    axes.set_ylabel("accuracy", fontsize=9)
+    axes.grid(alpha=0.3)
+    legend = axes.legend(fontsize=8, loc="upper left")
+    for handle in legend.legend_handles:
+        if isinstance(handle, PathCollection):
+            handle.set_sizes([40])
+    axes.set_title("reliability (area: fraction of the predictions)", fontsize=10)

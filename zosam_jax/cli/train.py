@@ -1,0 +1,80 @@
+"""`zosam train`, and what `zosam lottery` has in common with it."""
+
+import dataclasses
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+from tyro.conf import Suppress
+
+from zosam_jax.runs.config import TrainConfig
+from zosam_jax.runs.files import JSON
+from zosam_jax.runs.presets import Preset
+
+if TYPE_CHECKING:
+    from zosam_jax.runs.progress import Display
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Train(TrainConfig):
+    """Train a sparse network and write a run folder.
+
+    The same command resumes an interrupted run. Flags override the preset.
+    """
+
+    ticket: Suppress[tuple[str, ...] | None] = None
+    preset: str = "digits"
+    """Preset that sets the defaults of all flags; `zosam presets` lists them."""
+    print_config: bool = False
+    """Print the resulting configuration as JSON and exit."""
+
+    @classmethod
+    def of(cls, name: str, preset: Preset) -> Self:
+        """Returns the command with the defaults of a preset."""
+        return cls(**fields(TrainConfig, preset.config), preset=name)
+
+    def execute(self, line: Sequence[str]) -> int:
+        """Trains, draws the curves and returns the exit status."""
+        config = TrainConfig(**absolute(fields(TrainConfig, self)))
+        if self.print_config:
+            return print_config(config)
+        from zosam_jax.runs import progress
+        from zosam_jax.train import run
+
+        show = progress.display(config.log_every)
+        result = run(config, display=show, command=line)
+        if result.status == "interrupted":
+            return 128 + (result.signal or 0)
+        draw_curves(result.folder, [result.folder], show)
+        return 0
+
+
+def fields(kind: type, record: object) -> JSON:
+    """Returns the values that `record` has for the fields of a dataclass."""
+    return {f.name: getattr(record, f.name) for f in dataclasses.fields(kind)}
+
+
+def absolute(config: JSON) -> JSON:
+    """Returns a configuration whose data are found from any working directory."""
+    kind, _, path = config["dataset"].partition(":")
+    if kind not in ("folder", "text") or not path:
+        return config
+    return config | {"dataset": f"{kind}:{Path(path).expanduser().resolve()}"}
+
+
+def print_config(config: TrainConfig) -> int:
+    """Prints a configuration as JSON and returns the exit status 0."""
+    sys.stdout.write(json.dumps(dataclasses.asdict(config), indent=2) + "\n")
+    return 0
+
+
+def draw_curves(folder: Path, runs: Sequence[Path], show: "Display") -> None:
+    """Writes the curves of runs to `folder/curves.png`."""
+    from zosam_jax.cli import pictures
+    from zosam_jax.runs import record
+
+    path = folder / "curves.png"
+    pictures.curves(record.read_all(runs), path)
+    show.message(f"curves: {path}")

@@ -1,0 +1,139 @@
+"""Evaluation of a finished run on clean and corrupted test images.
+
+`evaluation.json` in the run's folder holds the figures of the last call.
+`evaluation.jsonl` keeps a line for every image set ever evaluated; later calls reuse
+them.
+"""
+
+import contextlib
+import datetime
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from zosam_jax import _check, data
+from zosam_jax.data import corruptions as corruptions_
+from zosam_jax.evaluate import figures as figures_
+from zosam_jax.evaluate.image_sets import CLEAN, SOURCES, ImageSets
+from zosam_jax.evaluate.results import open_results
+from zosam_jax.evaluate.scoring import Progress, score
+from zosam_jax.runs import environment, files
+from zosam_jax.runs.errors import RunError
+from zosam_jax.runs.files import JSON
+from zosam_jax.train import checkpoint, trained
+
+
+def evaluate(
+    run: str | os.PathLike[str],
+    *,
+    corruptions: Sequence[str] = ("all",),
+    severities: Sequence[int] = corruptions_.SEVERITIES,
+    source: str = "generated",
+    images: int | None = None,
+    seed: int = 0,
+    data_dir: str | None = None,
+    published_dir: str | os.PathLike[str] | None = None,
+    frost_dir: str | os.PathLike[str] | None = None,
+    out: str | os.PathLike[str] | None = None,
+    overwrite: bool = False,
+    dataset: data.Dataset | data.Streamed | None = None,
+    model: Any = None,
+    on_progress: Callable[[Progress], None] | None = None,
+    command: Sequence[str] | None = None,
+) -> JSON:
+    """Evaluates a finished run on clean and corrupted test images.
+
+    Results of earlier calls with the same weights, images and versions are reused.
+
+    Args:
+      run: The run's folder.
+      corruptions: Names of corruptions. "common" stands for the 15 of the published
+        benchmark, "all" for those and 4 more. Both leave out `saturate` if the images
+        have one channel, and replace generated `frost` by `frost_standin` without
+        `frost_dir`.
+      severities: Severities from 1 to 5.
+      source: "generated": corrupt the test images here, by the definitions of
+        CIFAR-10-C or ImageNet-C. "published": read the published sets.
+      images: Number of images of each set to use, from its start. Default: all.
+      seed: Seed of the generated corruptions.
+      data_dir: TFDS directory. Default: the run's.
+      published_dir: Folder of released .npy files, to read instead of the TFDS sets.
+      frost_dir: Folder of photographs for generated `frost`.
+      out: Folder for `evaluation.json` and `evaluation.jsonl`. Default: the run's.
+      overwrite: Evaluate all sets again.
+      dataset: A data set to use instead of the one that the run's configuration names.
+      model: A Linen module to use instead of the one that the configuration names.
+      on_progress: Called after every batch, and once for a finished set.
+      command: The command line, for the record.
+
+    Returns:
+      The contents of `evaluation.json`. Accuracies and ECEs are from 0 to 1; losses are
+      negative log-likelihoods in nats.
+
+    Raises:
+      RunError: The run cannot be evaluated this way; the message says what would work.
+      zosam_jax.data.DatasetError: A data set is missing or damaged.
+    """
+    _check_options(corruptions, severities, source, images, seed)
+    found = trained.load(Path(run), data_dir=data_dir, dataset=dataset, model=model)
+    task, network = found.task, (found.params, found.model_state)
+    sets = ImageSets(
+        task.dataset,
+        source=source,
+        images=images,
+        seed=seed,
+        data_dir=task.config.data_dir,
+        published_dir=published_dir,
+        frost_dir=frost_dir,
+    )
+    names, left_out = sets.choose(corruptions)
+    same = {
+        "weights_crc32": checkpoint.digest(checkpoint.snapshot(network)),
+        "versions": environment.versions(),
+    }
+    chosen = [(CLEAN, 0)] + [(n, s) for n in names for s in sorted(set(severities))]
+    keys = [sets.key(name, severity) | same for name, severity in chosen]
+    folder = Path(out).expanduser().resolve() if out else found.folder
+    path = folder / "evaluation.jsonl"
+    with contextlib.closing(open_results(path, same, overwrite)) as results:
+        score(task, network, sets, keys, results, on_progress or (lambda _: None))
+        on_sets = [results.get(key) for key in keys]
+    figures = {
+        "run": found.folder.name,
+        "step": found.summary["steps"],
+        **figures_.figures(sets, [result for result in on_sets if result is not None]),
+        "left_out": left_out,
+        "test_images": task.dataset.num_test,
+        "training_test_accuracy": found.summary["test_accuracy"],
+        **same,
+        "commit": environment.commit(),
+        "command": list(command) if command else None,
+        "written": datetime.datetime.now(datetime.UTC).isoformat("T", "seconds"),
+    }
+    files.write_json(folder / "evaluation.json", figures)
+    return figures
+
+
+def _check_options(
+    corruptions: Sequence[str],
+    severities: Sequence[int],
+    source: str,
+    images: int | None,
+    seed: int,
+) -> None:
+    """Raises `RunError` if an option is unknown or out of range."""
+    try:
+        _check.one_of("source", source, SOURCES)
+        for severity in severities:
+            _check.one_of("severity", severity, corruptions_.SEVERITIES)
+        for name in corruptions:
+            choices = ("all", "common", *corruptions_.NAMES)
+            _check.one_of("corruption", name, choices)
+        _check.whole("seed", seed, least=0)
+        if images is not None:
+            _check.whole("images", images)
+    except ValueError as error:
+        raise RunError(str(error)) from error
+    if not corruptions or not severities:
+        raise RunError("evaluate needs at least one corruption and one severity.")

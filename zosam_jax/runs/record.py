@@ -1,0 +1,96 @@
+"""The record of a stored run, finished or not, as its folder holds it."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+from zosam_jax.runs import metrics, summary
+from zosam_jax.runs.errors import RunError
+from zosam_jax.runs.files import JSON
+from zosam_jax.runs.folder import LOTTERY_RECORD, read_config
+
+
+@dataclasses.dataclass(frozen=True)
+class RunRecord:
+    """The contents of a run folder.
+
+    Attributes:
+      name: Name of the folder. `read_all` makes the names of several runs unique.
+      config: The configuration.
+      metrics: The lines of `metrics.jsonl`; [] before the end of the first epoch.
+      summary: The contents of `summary.json`; None if the run is unfinished.
+    """
+
+    name: str
+    config: JSON
+    metrics: list[JSON]
+    summary: JSON | None
+
+    def curve(self, split: str, figure: str) -> tuple[list[float], list[float]]:
+        """Returns the epochs and the values of one figure over the training.
+
+        Args:
+          split: "train", "validation" or "test".
+          figure: Name of the figure in `metrics.jsonl`, as "loss".
+        """
+        chosen = [r for r in self.metrics if r["split"] == split and figure in r]
+        return [r["epoch"] for r in chosen], [r[figure] for r in chosen]
+
+    def last(self, split: str) -> JSON:
+        """Returns the last line of `metrics.jsonl` for a split, or {}."""
+        lines = (line for line in reversed(self.metrics) if line["split"] == split)
+        return next(lines, {})
+
+
+def read(folder: Path) -> RunRecord:
+    """Returns the record of one run.
+
+    Raises:
+      RunError: The folder holds no run or several runs, or a file is damaged.
+    """
+    folder = Path(folder).expanduser().resolve()
+    if not (folder / "config.json").exists() and any(folder.glob("*/config.json")):
+        raise RunError(f"{folder} holds several runs. Name them: {folder.name}/*")
+    return RunRecord(
+        name=folder.name,
+        config=read_config(folder)["config"],
+        summary=summary.read(folder),
+        metrics=metrics.read(folder / "metrics.jsonl"),
+    )
+
+
+def read_all(folders: Sequence[Path]) -> list[RunRecord]:
+    """Returns the records of several runs, under different names.
+
+    A folder of `zosam lottery` stands for its rounds.
+
+    Raises:
+      RunError: `folders` is empty, a folder holds no run, or a file is damaged.
+    """
+    if not folders:
+        raise RunError("report needs at least one run folder.")
+    folders = [path for folder in folders for path in _rounds(Path(folder))]
+    runs = [read(folder) for folder in folders]
+    if len({folder.absolute().parent for folder in folders}) > 1:
+        runs = [
+            dataclasses.replace(run, name=f"{path.absolute().parent.name}/{run.name}")
+            if _is_lottery(path.parent)
+            else run
+            for run, path in zip(runs, folders, strict=True)
+        ]
+    names = [run.name for run in runs]
+    return [
+        run
+        if names.count(run.name) == 1
+        else dataclasses.replace(run, name=str(folder))
+        for run, folder in zip(runs, folders, strict=True)
+    ]
+
+
+def _is_lottery(folder: Path) -> bool:
+    return (folder / LOTTERY_RECORD).exists()
+
+
+def _rounds(folder: Path) -> list[Path]:
+    """Returns the rounds of a lottery folder; another folder stands for itself."""
+    return sorted(folder.glob("round-[0-9]*")) if _is_lottery(folder) else [folder]
