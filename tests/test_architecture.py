@@ -20,7 +20,7 @@ MEASURED = house.measure(house.ROOT)
 # Bottom-up: a package imports only from the rows above its own in this table, so never
 # from a sibling in its row. Facades (`__init__.py`) are seen through.
 LAYERS = (
-    ("_check", "_types", "_streams", "_threshold"),
+    ("_check", "_types", "_version", "_streams", "_threshold"),
     ("tree", "selection"),
     ("estimators",),
     ("zosam_algorithm",),
@@ -53,7 +53,7 @@ LIGHT = {"jax", "numpy", "optax", "zosam_jax", *sys.stdlib_module_names}
 
 # What is measured may not exceed these bounds.
 PACKAGE_FLOORS = 8
-MODULE_FLOORS = 22
+MODULE_FLOORS = 23
 TRAIN_FLOORS = 11
 BARE_ANY = 0.20
 FUNCTIONS_OVER_45_LINES = 26
