@@ -21,7 +21,7 @@ MEASURED = house.measure(house.ROOT)
 # from a sibling in its row. Facades (`__init__.py`) are seen through.
 LAYERS = (
     ("_check", "_types", "_version", "_streams", "_threshold"),
-    ("tree", "selection"),
+    ("_options", "tree", "selection"),
     ("estimators",),
     ("zosam_algorithm",),
     ("gradients", "sparsity", "models", "data"),

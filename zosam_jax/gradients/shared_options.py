@@ -120,8 +120,8 @@ def method(make: F) -> F:
         ]
     )
     text = inspect.cleandoc(make.__doc__ or "")
-    args, rest = text.split("\n\nReturns:", 1)
-    doc = f"{args}{_SHARED}\n\nReturns:{rest}"
+    args, mark, rest = text.partition("\n\nReturns:")
+    doc = f"{args}{_SHARED}{mark}{rest}"
 
     @functools.wraps(make)
     def constructor(*args: Any, **kwargs: Any) -> GradientEstimator:
