@@ -1,12 +1,18 @@
-"""Writes the README's tables from the files in benchmarks/results.
+"""Writes the tables of the documentation from result files and registries.
 
-python -m benchmarks.tables
+    python -m benchmarks.tables
+
+A table stands between `<!-- NAME: python -m benchmarks.tables -->` and `<!-- end -->`
+on the page that `PAGES` names. A method without a measurement shows "not run".
 """
 
 import json
 import re
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+from zosam_jax.runs.presets import PRESETS
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -14,43 +20,204 @@ THROUGHPUT = "throughput-resnet32-cpu.json"
 ALIGNMENT = "alignment-cifar10.json"
 GRID = "sparse-grid-cifar10.json"
 SPARSITY = "sparsity-cpu.json"
+EVALUATION = "imagenet-resnet50-quick/evaluation.json"
+NOT_RUN = "not run"
 
 # Gradients of the sparse grid.
 GRADIENTS = {"sgd": "SGD", "zosam": "ZO-SAM", "guided": "guided ZO-SAM"}
 
-# Step of the throughput benchmark, constructor, and when to choose it.
+
+class Gradient(NamedTuple):
+    """A line of the table of gradients.
+
+    Attributes:
+      label: Name of its step in the throughput benchmark.
+      constructor: How to make it: `zs.` and this.
+      when: When to choose it.
+    """
+
+    label: str
+    constructor: str
+    when: str
+
+
 METHODS = (
-    ("SGD", "backprop", "The reference."),
-    ("SAM", "sam", "Two passes are affordable; the best understood."),
-    ("ASAM", "asam", "Layers differ much in scale; rho carries over between nets."),
-    ("GSAM", "gsam", "SAM, with rho tied to the learning rate; large nets."),
-    ("F-SAM", "fsam", "Small batches: perturbs along their noise alone."),
-    ("VaSSO", "vasso", "Small batches: perturbs along a calmer direction."),
-    ("WSAM", "wsam", "Sharpness should weigh more, or less, than in SAM."),
-    ("ESAM", "esam", "Losses of single examples are at hand."),
-    (
-        "LookSAM, k=5",
-        "looksam",
-        "SAM at little more than SGD's price; alpha wants tuning.",
+    Gradient("SGD", "backprop", "The baseline."),
+    Gradient("SAM", "sam", "Two backward passes are affordable. The best understood."),
+    Gradient(
+        "ASAM", "asam", "Layers differ much in scale. One rho serves several networks."
     ),
-    ("AE-SAM", "aesam", "As LookSAM, with the steps chosen by the gradient's norm."),
-    ("SSAM-F", "ssam", "To ask which weights need perturbing."),
-    ("SSAM-D", 'ssam(mask="dynamic")', "The same without a Fisher matrix."),
-    ("S2-SAM", "s2sam", "One pass only; plain SGD or little momentum."),
-    ("MSAM", "msam", "One pass only; looks where the momentum leads."),
-    ("RWP", "rwp", "One pass only; the control that knows nothing of the loss."),
-    ("mRWP", "mrwp", "Two batches on two devices."),
-    ("ARWP", "arwp", "RWP, less where gradients have been large."),
-    ("ZO-SAM", "zosam", "The published method; nearly random directions."),
-    (
+    Gradient("GSAM", "gsam", "Large networks: SAM with rho tied to the learning rate."),
+    Gradient(
+        "F-SAM", "fsam", "Small batches: perturbs along the gradient noise alone."
+    ),
+    Gradient("VaSSO", "vasso", "Small batches: perturbs along a smoothed gradient."),
+    Gradient("WSAM", "wsam", "Sharpness should weigh more, or less, than in SAM."),
+    Gradient("ESAM", "esam", "The losses of single examples are available."),
+    Gradient(
+        "LookSAM, k=5", "looksam", "SAM at little more than SGD's cost. Tune alpha."
+    ),
+    Gradient(
+        "AE-SAM",
+        "aesam",
+        "As LookSAM; the gradient's norm decides which steps are SAM's.",
+    ),
+    Gradient("SSAM-F", "ssam", "To study which weights need a perturbation."),
+    Gradient("SSAM-D", 'ssam(mask="dynamic")', "As SSAM-F, without a Fisher matrix."),
+    Gradient(
+        "S2-SAM", "s2sam", "One backward pass only, with plain SGD or little momentum."
+    ),
+    Gradient("MSAM", "msam", "One backward pass only: perturbs along the momentum."),
+    Gradient(
+        "RWP", "rwp", "One backward pass only: the control that ignores the loss."
+    ),
+    Gradient("mRWP", "mrwp", "Two batches on two devices."),
+    Gradient("ARWP", "arwp", "RWP with smaller noise where gradients have been large."),
+    Gradient(
+        "ZO-SAM", "zosam", "To reproduce the paper. Directions are nearly random."
+    ),
+    Gradient(
         "guided ZO-SAM",
         'zosam(directions="guided")',
-        "ZO-SAM's price, most of SAM's direction.",
+        "ZO-SAM's cost with most of SAM's direction.",
     ),
-    ("random, random sign", "rst", "The control: ZO-SAM without its probes."),
-    ("ZO-SGD", "zeroth_order", "No backward pass is possible, or no memory for one."),
+    Gradient("random, random sign", "rst", "The control: ZO-SAM without its probes."),
+    Gradient(
+        "ZO-SGD", "zeroth_order", "No backward pass is possible, or no memory for one."
+    ),
 )
 
+
+class Sparse(NamedTuple):
+    """A line of the table of sparse methods.
+
+    Attributes:
+      label: Name in the sparse grid, where it is there.
+      constructor: How to make it: `zs.sparsity.` and this.
+      prunes: What is pruned.
+      grows: What is grown.
+      paper: Source.
+    """
+
+    label: str
+    constructor: str
+    prunes: str
+    grows: str
+    paper: str
+
+
+SPARSE = (
+    Sparse(
+        "random, magnitude",
+        'static(0.9, "magnitude")',
+        "once, at the start",
+        "",
+        "controls",
+    ),
+    Sparse(
+        "SNIP, GraSP",
+        'static(0.9, "snip", value_fn=f)',
+        "once, by |w g|; GraSP by w (H g)",
+        "",
+        "1810.02340, 2002.07376",
+    ),
+    Sparse(
+        "SynFlow",
+        'static(0.9, "synflow", value_fn=f)',
+        "in 100 rounds, without data",
+        "",
+        "2006.05467",
+    ),
+    Sparse(
+        "LT",
+        "prune_ticket(params, masks, 0.9)",
+        "smallest |w| after each training; survivors are rewound",
+        "",
+        "1803.03635, 1912.05671, 2003.02389",
+    ),
+    Sparse(
+        "early-bird tickets",
+        "early_bird()",
+        "as LT, before the dense training ends",
+        "",
+        "1909.11957",
+    ),
+    Sparse(
+        "GMP",
+        "gmp(0.9, steps)",
+        "smallest |w|, up to the sparsity along a cubic",
+        "",
+        "1710.01878",
+    ),
+    Sparse(
+        "STE, SR-STE",
+        "ste(0.9, decay=2e-4)",
+        "smallest |w|, anew in each step; all weights train",
+        "",
+        "1308.3432, 2102.04010",
+    ),
+    Sparse("SET", "set_(0.9, steps)", "smallest |w|", "random", "1707.04780"),
+    Sparse(
+        "DSR",
+        "dsr(0.9, steps)",
+        "|w| below one threshold for all layers",
+        "random, more where more survived",
+        "1902.05967",
+    ),
+    Sparse("RigL", "rigl(0.9, steps)", "smallest |w|", "largest |g|", "1911.11134"),
+    Sparse(
+        "ITOP",
+        "itop(0.9, steps)",
+        "smallest |w|, in few large updates",
+        "largest |g|, or random",
+        "2102.02887",
+    ),
+    Sparse(
+        "MEST, EM",
+        "mest(0.9, steps)",
+        "smallest |w| + lambda |g|",
+        "random",
+        "2110.14032",
+    ),
+    Sparse(
+        "MEST, EM&S",
+        "mest(0.9, steps, soft=True)",
+        "as EM, from a denser network down",
+        "random",
+        "2110.14032",
+    ),
+    Sparse("SViTE", "svite(0.9, steps)", "smallest |w|", "largest |g|", "2106.04533"),
+    Sparse(
+        "S2ViTE",
+        "units(0.3, steps, groups)",
+        "whole heads, hidden units or channels",
+        "largest |g| of a unit",
+        "2106.04533",
+    ),
+    Sparse(
+        "SRigL",
+        "srigl(0.9, steps)",
+        "smallest |w|, and whole neurons",
+        "largest |g|, to one fan-in for all neurons",
+        "2305.02299",
+    ),
+    Sparse(
+        "N:M",
+        "nm(2, 4, steps)",
+        "all but the n best of each m inputs",
+        "largest |g| of the group",
+        "2102.04010, 2104.08378",
+    ),
+    Sparse(
+        "your own",
+        "dynamic(0.9, steps, drop=..., grow=...)",
+        "any score",
+        "any score",
+        "",
+    ),
+)
+
+# Table label of a probe in the alignment benchmark, and its step in the throughput one.
 PROBES = (
     ("ZO-SAM, m=1", "ZO-SAM"),
     ("ZO-SAM, m=1, quarter batch", "ZO-SAM, quarter batch"),
@@ -67,27 +234,49 @@ PROBES = (
     ("SAM", "SAM"),
 )
 
+# Steps whose number of passes is a property of the benchmark, not of the method.
+OF_THE_BENCHMARK = ("AE-SAM",)
+
 
 def load(name: str) -> dict[str, Any]:
-    """A result file."""
+    """Returns the content of a result file."""
     return json.loads((RESULTS / name).read_text())
 
 
-def methods(throughput: dict[str, Any]) -> str:
-    """Every method: passes, memory, share of SGD's throughput, when to choose it."""
-    rows = {row["step"]: row for row in throughput["steps"]}
-    lines = [
-        "| method | `zs.` | passes a step | remembers | share of SGD | when |",
-        "|---|---|---|---|---|---|",
-    ]
-    for step, constructor, reason in METHODS:
-        row = rows[step]
-        passes = _passes(row["forward_passes"], row["backward_passes"])
-        lines.append(
-            f"| {step} | `{constructor}` | {passes} | {_copies(row['state_copies'])} "
-            f"| {row['share_of_sgd']:.2f} | {reason} |"
+def methods(
+    throughput: dict[str, Any], gradients: Iterable[Gradient] = METHODS
+) -> list[list[str]]:
+    """Returns what every gradient costs and when to choose it, header first."""
+    measured = {row["step"]: row for row in throughput["steps"]}
+    lines = [["gradient", "`zs.`", "passes a step", "memory", "share of SGD", "when"]]
+    for label, constructor, when in gradients:
+        row = measured.get(label)
+        cost = [NOT_RUN] * 3
+        if row is not None:
+            passes = _passes(row["forward_passes"], row["backward_passes"])
+            mark = "\\*" if label in OF_THE_BENCHMARK else ""
+            share = f"{row['share_of_sgd']:.2f}"
+            cost = [passes + mark, _copies(row["state_copies"]), share + mark]
+        lines.append([label, f"`{constructor}`", *cost, when])
+    return lines
+
+
+def gradient_choice(gradients: Iterable[Gradient] = METHODS) -> list[list[str]]:
+    """Returns every gradient and when to choose it, header first."""
+    lines = [[row.label, f"`{row.constructor}`", row.when] for row in gradients]
+    return [["gradient", "`zs.`", "when to choose it"], *lines]
+
+
+def sparse_choice(methods: Iterable[Sparse] = SPARSE) -> list[list[str]]:
+    """Returns every sparse method and how it works, header first."""
+    lines = [["method", "`zs.sparsity.`", "prunes", "grows", "source"]]
+    for row in methods:
+        texts = (text.replace("|", "\\|") or "-" for text in row[2:4])
+        source = re.sub(
+            r"(\d{4}\.\d{4,5})", r"[\1](https://arxiv.org/abs/\1)", row.paper
         )
-    return "\n".join(lines)
+        lines.append([row.label, f"`{row.constructor}`", *texts, source or "-"])
+    return lines
 
 
 def _copies(copies: float) -> str:
@@ -99,52 +288,62 @@ def _passes(forward: float, backward: float) -> str:
     return " + ".join(f"{n:.3g} {letter}" for n, letter in parts if n)
 
 
-def probes(alignment: dict[str, Any], throughput: dict[str, Any]) -> str:
-    """What the looks uphill see, and what they cost."""
+def probes(alignment: dict[str, Any], throughput: dict[str, Any]) -> list[list[str]]:
+    """Returns how well each perturbation points uphill, and its cost, header first."""
     seen = {row["rule"]: row for row in alignment["rules"]}
     cost = {row["step"]: row for row in throughput["steps"]}
     lines = [
-        "| look uphill | cosine to the batch's gradient | to that of a large batch "
-        "| rise of the large batch's loss | share of SGD |",
-        "|---|---|---|---|---|",
+        [
+            "perturbation",
+            "cosine to the batch's gradient",
+            "cosine to the large batch's gradient",
+            "rise of the large batch's loss",
+            "share of SGD",
+        ]
     ]
     for rule, step in PROBES:
         row = seen[rule]
-        share = f"{cost[step]['share_of_sgd']:.2f}" if step in cost else "not run"
-        lines.append(
-            f"| {rule} | {row['cosine_batch']:.3f} | {row['cosine_large']:.3f} "
-            f"| {row['rise_large']:.4f} | {share} |"
-        )
-    return "\n".join(lines)
+        share = f"{cost[step]['share_of_sgd']:.2f}" if step in cost else NOT_RUN
+        cosines = f"{row['cosine_batch']:.3f}", f"{row['cosine_large']:.3f}"
+        lines.append([rule, *cosines, f"{row['rise_large']:.4f}", share])
+    return lines
 
 
-def steps(throughput: dict[str, Any]) -> str:
-    """Every step that was timed."""
+def steps(throughput: dict[str, Any]) -> list[list[str]]:
+    """Returns every step that was timed, the fastest first, after a header."""
     lines = [
-        "| step | images/s | share of SGD | FLOPs of SGD | compile s | peak MiB |",
-        "|---|---|---|---|---|---|",
+        ["step", "images/s", "share of SGD", "FLOPs of SGD", "compile s", "peak MiB"]
     ]
     for row in sorted(throughput["steps"], key=lambda row: row["seconds_median"]):
-        lines.append(
-            f"| {row['step']} | {row['images_per_second']:.0f} "
-            f"| {row['share_of_sgd']:.2f} | {row['flops_of_sgd']:.2f} "
-            f"| {row['compile_seconds']:.1f} | {row['peak_mib']:.0f} |"
-        )
-    return "\n".join(lines)
+        numbers = [
+            f"{row['images_per_second']:.0f}",
+            f"{row['share_of_sgd']:.2f}",
+            f"{row['flops_of_sgd']:.2f}",
+            f"{row['compile_seconds']:.1f}",
+            f"{row['peak_mib']:.0f}",
+        ]
+        lines.append([row["step"], *numbers])
+    return lines
 
 
-def grid_rows(cells: list[dict[str, Any]]) -> list[list[str]]:
-    """The grid, header first: a line a method, a column a sparsity and a gradient.
+def grid_rows(
+    cells: list[dict[str, Any]], methods: Iterable[str] = ()
+) -> list[list[str]]:
+    """Returns the sparse grid: a line a method, a column a sparsity and a gradient.
 
-    Accuracies in per cent, mean and standard deviation over the seeds. The dense
+    Accuracies are in per cent, mean and standard deviation over the seeds. The dense
     network stands in every column of its gradient.
+
+    Args:
+      cells: Cells of the result file.
+      methods: Labels of methods that get a line even without a measurement.
     """
     levels = sorted({c["sparsity"] for c in cells if c["sparsity"]})
     gradients = [g for g in GRADIENTS if any(c["gradient"] == g for c in cells)]
     columns = [(s, g) for s in levels for g in gradients]
     found = {(c["method"], c["sparsity"], c["gradient"]): c for c in cells}
     lines = [["method", *(f"{s:.0%}, {GRADIENTS[g]}" for s, g in columns)]]
-    for name in dict.fromkeys(c["method"] for c in cells):
+    for name in dict.fromkeys([*(c["method"] for c in cells), *methods]):
         keys = [(name, s, g) for s, g in columns]
         own = [found.get(k) or found.get((name, 0.0, k[2])) for k in keys]
         lines.append([name, *map(_accuracy, own)])
@@ -153,7 +352,7 @@ def grid_rows(cells: list[dict[str, Any]]) -> list[list[str]]:
 
 def _accuracy(cell: dict[str, Any] | None) -> str:
     if cell is None:
-        return "not run"
+        return NOT_RUN
     spread = cell["accuracy_std"]
     mean = f"{100 * cell['accuracy_mean']:.1f}"
     return mean if spread is None else f"{mean} ± {100 * spread:.1f}"
@@ -162,112 +361,199 @@ def _accuracy(cell: dict[str, Any] | None) -> str:
 # Sizes of the sparsity benchmark.
 SIZES = {"1": "1 M", "25": "25 M", "100": "100 M", "100-one": "100 M, one leaf"}
 
+Found = dict[tuple[str, str], dict[str, Any]]
+
 
 def sparsity_rows(rows: list[dict[str, Any]]) -> dict[str, list[list[str]]]:
-    """The tables of the sparsity benchmark by their markers, header first."""
+    """Returns the tables of the sparsity benchmark by their names, header first."""
     found = {(r["method"], r["size"]): r for r in rows}
     sizes = [s for s in SIZES if any(r["size"] == s for r in rows)]
     names = list(dict.fromkeys(r["method"] for r in rows if "average" in r))
-    step = found.get(("ResNet-50 step", "25"))
-    titles = [SIZES[s] for s in sizes]
-    changes = [["what", *titles]]
-    base = found.get(("RigL", sizes[0])) and "RigL"
-    for case in ("read and write", "dense"):
-        cells = [_reads(found.get((base, s)), case) for s in sizes]
-        changes.append([{"dense": "SGD's whole update"}.get(case, case), *cells])
-    for case in ("select", "select across"):
-        cells = [_reads(found.get(("selection", s)), case) for s in sizes]
-        changes.append([case, *cells])
+    return {
+        "sparsity-changes": _changes(found, names, sizes),
+        "sparsity-steps": _updates(found, names, sizes),
+        "sparsity-memory": _memory(found, names, sizes),
+    }
+
+
+def _changes(found: Found, names: list[str], sizes: list[str]) -> list[list[str]]:
+    lines = [["operation", *(SIZES[s] for s in sizes)]]
+    titles = {
+        "read and write": "read and write",
+        "dense": "whole update of SGD",
+        "select": "selection within layers",
+        "select across": "selection across layers",
+    }
+    for case, title in titles.items():
+        method = "selection" if case.startswith("select") else "RigL"
+        cells = [_reads(found.get((method, s)), case) for s in sizes]
+        lines.append([title, *cells])
     for name in names:
         if name != "static":
             cells = [_reads(found.get((name, s)), "change") for s in sizes]
-            changes.append([f"change of {name}", *cells])
-    heads = [f"{t}: {w}" for t in titles for w in ("no change", "change")]
-    steps = [["method", *heads, "% of a ResNet-50 step"]]
-    memory = [["method", *(f"{t}: {w}" for t in titles for w in ("masks", "temp"))]]
+            lines.append([f"topology update of {name}", *cells])
+    return lines
+
+
+def _updates(found: Found, names: list[str], sizes: list[str]) -> list[list[str]]:
+    heads = [f"{SIZES[s]}: {w}" for s in sizes for w in ("ordinary", "topology update")]
+    lines = [["method", *heads, "% of a ResNet-50 step"]]
+    step = found.get(("ResNet-50 step", "25"))
     for name in names:
         own = [found.get((name, s)) for s in sizes]
         cells = [_times(r, c) for r in own for c in ("ordinary", "changing")]
-        share = "not run"
+        share = NOT_RUN
         if step and (name, "25") in found:
             extra = found[name, "25"]["average"]["unpacked"]
             share = f"{100 * extra / step['milliseconds']['step']:.3f}"
-        steps.append([name, *cells, share])
+        lines.append([name, *cells, share])
+    return lines
+
+
+def _memory(found: Found, names: list[str], sizes: list[str]) -> list[list[str]]:
+    heads = (f"{SIZES[s]}: {w}" for s in sizes for w in ("masks", "temporaries"))
+    lines = [["method", *heads]]
+    for name in names:
+        own = [found.get((name, s)) for s in sizes]
         cells = [_mebibytes(r, kind) for r in own for kind in ("masks", "temp")]
-        memory.append([name, *cells])
+        lines.append([name, *cells])
     dense = [
-        "not run" if r is None else f"{r['programs']['dense']['temp'] / 2**20:.1f}"
-        for r in (found.get((base, s)) for s in sizes)
+        NOT_RUN if r is None else f"{r['programs']['dense']['temp'] / 2**20:.1f}"
+        for r in (found.get(("RigL", s)) for s in sizes)
     ]
-    memory.append(["SGD alone", *(c for d in dense for c in ("none", d))])
-    return {
-        "sparsity-changes": changes,
-        "sparsity-steps": steps,
-        "sparsity-memory": memory,
-    }
+    lines.append(["SGD alone", *(c for d in dense for c in ("none", d))])
+    return lines
 
 
 def _reads(row: dict[str, Any] | None, case: str) -> str:
     if row is None:
-        return "not run"
+        return NOT_RUN
     return f"{row['reads'][case]:.3g} ({row['milliseconds'][case]:.3g} ms)"
 
 
 def _times(row: dict[str, Any] | None, case: str) -> str:
     if row is None:
-        return "not run"
+        return NOT_RUN
     return f"{row['of_dense'][case]:.3g}" if case in row["of_dense"] else "none"
 
 
 def _mebibytes(row: dict[str, Any] | None, kind: str) -> str:
-    """Of an update whose masks are a byte a weight, and where measured a bit."""
+    """Returns the size with a byte a weight and, where measured, with a bit."""
     if row is None:
-        return "not run"
+        return NOT_RUN
     sizes = row["programs"]
     case = "ordinary" if "ordinary" in sizes else "changing"
     found = [sizes[c][kind] for c in (case, f"{case}, packed") if c in sizes]
     return " / ".join(f"{x / 2**20:.1f}" for x in found)
 
 
+def preset_rows() -> list[list[str]]:
+    """Returns what every preset trains and what its stored run reached."""
+    header = ["preset", "data", "network", "sparse method", "gradient", "epochs"]
+    lines = [[*header, "live weights", "test accuracy", "minutes", "evidence"]]
+    for name, preset in PRESETS.items():
+        c = preset.config
+        width = f" x {c.width:g}" if c.width != 1 else ""
+        method = f"{c.method}, {c.sparsity:.0%}"
+        line = [f"`{name}`", c.dataset, c.model + width, method, c.gradient]
+        lines.append([*line, str(c.epochs), *_run(preset.evidence)])
+    return lines
+
+
+def _run(evidence: str) -> list[str]:
+    if evidence == NOT_RUN:
+        return [NOT_RUN] * 4
+    folder = ROOT / evidence
+    summary = json.loads((folder / "summary.json").read_text())
+    seconds = summary["seconds"] + summary["compile_seconds"]
+    return [
+        f"{summary['parameters_live']:,} of {summary['parameters']:,}",
+        f"{100 * summary['test_accuracy']:.2f} %",
+        f"{seconds / 60:.1f}",
+        f"[run]({folder.relative_to(ROOT / 'benchmarks')})",
+    ]
+
+
+def corruption_rows(evaluation: dict[str, Any]) -> list[list[str]]:
+    """Returns accuracy in per cent by corruption and severity, header first."""
+    clean = f"{100 * evaluation['clean']['accuracy']:.1f}"
+    severities = evaluation["severities"]
+    lines = [["corruption", *(f"severity {s}" for s in severities)]]
+    lines.append(["none", *[clean] * len(severities)])
+    for name, row in evaluation["corruptions"].items():
+        cells = (f"{100 * a:.1f}" for a in row["accuracy"])
+        lines.append([name.replace("_", " "), *cells])
+    return lines
+
+
 def markdown(lines: list[list[str]]) -> str:
-    """A table in Markdown, its header first."""
+    """Returns a table in Markdown. The first line is its header."""
     header, *rest = lines
     rule = ["---"] * len(header)
     return "\n".join(f"| {' | '.join(line)} |" for line in (header, rule, *rest))
 
 
-def tables() -> dict[str, str]:
-    """Every generated table by its marker in the README."""
+def tables() -> dict[str, list[list[str]]]:
+    """Returns every generated table by its name."""
     throughput, alignment = load(THROUGHPUT), load(ALIGNMENT)
-    found = {
-        "methods": methods(throughput),
+    return {
+        "gradients": methods(throughput),
+        "gradient-choice": gradient_choice(),
+        "sparse-choice": sparse_choice(),
         "probes": probes(alignment, throughput),
         "steps": steps(throughput),
+        "sparse-grid": grid_rows(load(GRID)["cells"]),
+        **sparsity_rows(load(SPARSITY)["rows"]),
+        "presets": preset_rows(),
+        "corruptions": corruption_rows(load(EVALUATION)),
     }
-    if (RESULTS / GRID).exists():
-        found["sparse-grid"] = markdown(grid_rows(load(GRID)["cells"]))
-    if (RESULTS / SPARSITY).exists():
-        lines = sparsity_rows(load(SPARSITY)["rows"])
-        found |= {name: markdown(table) for name, table in lines.items()}
-    return found
 
 
-def insert(readme: str) -> str:
-    """The README with its tables as the files have them."""
-    for name, table in tables().items():
-        pattern = rf"(<!-- {name}: .*? -->\n).*?(\n<!-- end -->)"
-        readme, count = re.subn(
-            pattern, lambda m, t=table: m[1] + t + m[2], readme, flags=re.DOTALL
+# The pages with generated tables.
+PAGES = {
+    "benchmarks/README.md": (
+        "gradients",
+        "probes",
+        "steps",
+        "sparse-grid",
+        "sparsity-changes",
+        "sparsity-steps",
+        "sparsity-memory",
+        "presets",
+        "corruptions",
+    ),
+    "examples/docs/choose_a_gradient.md": ("gradient-choice",),
+    "examples/docs/choose_a_sparse_method.md": ("sparse-choice",),
+}
+
+
+def insert(page: str, names: Iterable[str]) -> str:
+    """Returns the text of a page with its tables written anew.
+
+    Args:
+      page: Text with a pair of markers for each table.
+      names: Names of the tables of this page.
+
+    Raises:
+      ValueError: The page does not have exactly one place for a table.
+    """
+    found = tables()
+    for name in names:
+        pattern = rf"(<!-- {name}: [^\n]* -->\n).*?(<!-- end -->)"
+        table = markdown(found[name]) + "\n"
+        page, count = re.subn(
+            pattern, lambda m, t=table: m[1] + t + m[2], page, flags=re.DOTALL
         )
         if count != 1:
-            raise ValueError(f"the README has {count} places for the table {name!r}.")
-    return readme
+            raise ValueError(f"the page has {count} places for the table {name!r}.")
+    return page
 
 
 def main() -> None:
-    """Rewrites the README's tables."""
-    path = ROOT / "README.md"
-    path.write_text(insert(path.read_text()))
+    """Rewrites the tables of all pages."""
+    for path, names in PAGES.items():
+        page = ROOT / path
+        page.write_text(insert(page.read_text(), names))
 
 
 if __name__ == "__main__":

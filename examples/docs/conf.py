@@ -1,0 +1,173 @@
+"""Configuration of the documentation site.
+
+python -m sphinx -W examples/docs build/docs
+"""
+
+import ast
+import importlib.metadata
+import inspect
+import os
+import re
+from pathlib import Path
+from types import ModuleType
+from typing import Any, get_type_hints
+
+import jinja2
+
+import zosam_jax as zs
+from zosam_jax import data, models, sparsity, train
+
+REPOSITORY = "https://github.com/zosam-jax/zosam_jax/blob/main"
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+
+project = "zosam_jax"
+author = "The zosam_jax contributors"
+release = importlib.metadata.version("zosam-jax")
+version = release
+
+extensions = [
+    "myst_nb",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.mathjax",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.viewcode",
+    "sphinx_copybutton",
+]
+exclude_patterns = ["build"]
+default_role = "code"
+maximum_signature_line_length = 72
+
+myst_enable_extensions = ["dollarmath", "amsmath", "colon_fence"]
+myst_heading_anchors = 3
+nb_execution_mode = "off"
+
+autodoc_member_order = "bysource"
+autodoc_typehints = "none"
+napoleon_numpy_docstring = False
+napoleon_use_rtype = False
+napoleon_preprocess_types = False
+
+html_theme = "furo"
+html_title = f"zosam_jax {release}"
+html_show_sphinx = False
+html_theme_options = {
+    "source_repository": "https://github.com/zosam-jax/zosam_jax/",
+    "source_branch": "main",
+    "source_directory": "examples/docs/",
+}
+html_static_path = ["static"]
+html_css_files = ["zosam.css"]
+
+# Pages that stand elsewhere in the repository, by the page of the site.
+ELSEWHERE = {
+    "digits": ROOT / "examples" / "digits.ipynb",
+    "benchmarks": ROOT / "benchmarks" / "README.md",
+    "examples": ROOT / "examples" / "README.md",
+    "contributing": ROOT / ".github" / "CONTRIBUTING.md",
+    "changelog": ROOT / "zosam_jax" / "CHANGELOG.md",
+}
+
+
+def _public(module: ModuleType) -> list[str]:
+    """Returns the public functions and classes of a module, by their full names.
+
+    Those are what it defines itself and what it imports as `X as X`.
+    """
+    body = ast.parse(Path(module.__file__ or "").read_text()).body
+    names = []
+    for node in body + [n for x in body if isinstance(x, ast.If) for n in x.body]:
+        if isinstance(node, ast.ImportFrom):
+            names += [alias.name for alias in node.names if alias.asname == alias.name]
+        elif isinstance(node, ast.FunctionDef | ast.ClassDef):
+            names.append(node.name)
+    found = ((name, getattr(module, name)) for name in names if name[0] != "_")
+    return [f"{module.__name__}.{name}" for name, value in found if callable(value)]
+
+
+def _groups() -> dict[str, list[str]]:
+    """Returns the members of each group of the API."""
+    facade = _public(zs)
+    pure = [name for name in facade if name.endswith("_gradient")]
+    gradients = [name.removesuffix("_gradient") for name in pure]
+    methods, rest = [], []
+    for name in _public(sparsity):
+        value = getattr(sparsity, name.rpartition(".")[2])
+        hints = {} if inspect.isclass(value) else get_type_hints(value)
+        makes = hints.get("return") is sparsity.SparseMethod
+        (methods if makes else rest).append(name)
+    return {
+        "gradients": [name for name in gradients if name in facade],
+        "pure": pure,
+        "zeroth": [n for n in facade if "zeroth" in n or ".zo_" in n],
+        "facade": facade,
+        "methods": methods,
+        "sparsity": rest,
+        "budgets": _public(sparsity.budgets),
+        "scores": _public(sparsity.scores),
+        "tree": _public(zs.tree),
+        "models": _public(models),
+        "data": _public(data),
+        "train": _public(train),
+    }
+
+
+def _link(match: re.Match[str], source: Path) -> str:
+    """Returns a link of a page for the site: to its page, or to the repository."""
+    image, text, target = match.groups()
+    file, _, anchor = target.partition("#")
+    if not file or ":" in file:
+        return match[0]
+    path = Path(os.path.normpath(source.parent / file))
+    anchor = f"#{anchor}" if anchor else ""
+    if image:
+        return f"![{text}]({os.path.relpath(path, HERE)})"
+    for page, page_source in ELSEWHERE.items():
+        if path == page_source:
+            return f"[{text}](/{page}{page_source.suffix}{anchor})"
+    if path.is_relative_to(HERE) and path.suffix == ".md":
+        return f"[{text}](/{path.relative_to(HERE)}{anchor})"
+    return f"[{text}]({REPOSITORY}/{path.relative_to(ROOT)})"
+
+
+def _read(app: Any, page: str, content: list[str]) -> None:
+    """Fills the pages that stand elsewhere, the API's groups and the links."""
+    path = ELSEWHERE.get(page, Path(app.env.doc2path(page)))
+    text = path.read_text()
+    if path.suffix == ".ipynb":
+        pass
+    elif page.startswith("api/"):
+        text = jinja2.Template(text, trim_blocks=True).render(**_groups())
+    else:
+        pattern = r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^)\s]+)\)"
+        text = re.sub(pattern, lambda m: _link(m, path), text)
+    content[0] = text
+
+
+def _escape(app: Any, what: str, name: str, *rest: Any) -> None:
+    """Escapes what reStructuredText would take for markup in a docstring's prose."""
+    del app, what, name
+    lines = rest[-1]
+    indent: int | None = None
+    for i, line in enumerate(lines):
+        depth = len(line) - len(line.lstrip())
+        if indent is not None and line.strip() and depth <= indent:
+            indent = None
+        if line.lstrip().startswith((".. math::", ">>>", "...")):
+            indent = depth if line.lstrip().startswith("..") else indent
+            continue
+        if indent is None:
+            parts = re.split(r"(:\w+:`[^`]*`|``[^`]*``|`[^`]*`)", line)
+            parts[::2] = (_plain(part) for part in parts[::2])
+            lines[i] = "".join(parts)
+
+
+def _plain(text: str) -> str:
+    text = re.sub(r"([|*])", r"\\\1", text)
+    return re.sub(r"(\w)_(?!\w)", r"\1\\_", text)
+
+
+def setup(app: Any) -> None:
+    """Connects the functions above."""
+    app.connect("source-read", _read)
+    app.connect("autodoc-process-docstring", _escape, priority=100)
