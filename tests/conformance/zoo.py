@@ -19,22 +19,29 @@ BASES = {
 }
 STEPS = 7
 
-# One row for each family of sparse methods, at half the weights; in 12 steps of
-# training its topology changes in steps 3, 6 and 9 where it ever does, and the last
-# change leaves the final counts. A new method is a new row.
+# A row for each constructor, which prunes half of the weights. In 12 steps the topology
+# changes in steps 3, 6 and 9 if it ever does, and the last change leaves the final
+# counts. A new method is a new row.
+EARLY = {"interval": 3, "drop_fraction": 0.5, "stop_fraction": 1.0}
 METHODS = {
-    "rigl": lambda **o: zs.sparsity.rigl(
-        0.5, 12, interval=3, drop_fraction=0.5, stop_fraction=1.0, **o
-    ),
-    "set_": lambda **o: zs.sparsity.set_(
-        0.5, 12, interval=3, drop_fraction=0.5, stop_fraction=1.0, **o
-    ),
+    "rigl": lambda **o: zs.sparsity.rigl(0.5, 12, **EARLY, **o),
+    "set_": lambda **o: zs.sparsity.set_(0.5, 12, **EARLY, **o),
     "mest": lambda **o: zs.sparsity.mest(0.5, 12, interval=3, **o),
-    # The intervals grow with the share of the training that is over: 300 steps.
+    # Its interval grows during the training, so that 300 steps are needed.
     "dsr": lambda **o: zs.sparsity.dsr(0.5, 300, interval=3, threshold=0.1, **o),
     "gmp": lambda **o: zs.sparsity.gmp(0.5, 12, interval=3, **o),
     "ste": lambda **o: zs.sparsity.ste(0.5, decay=2e-4, interval=3, **o),
     "static": lambda **o: zs.sparsity.static(0.5, **o),
+    "itop": lambda **o: zs.sparsity.itop(0.5, 12, interval=3, **o),
+    "svite": lambda **o: zs.sparsity.svite(0.5, 12, interval=3, **o),
+    "dynamic": lambda **o: zs.sparsity.dynamic(
+        0.5, 12, drop="saliency", grow="gradient", **EARLY, **o
+    ),
+    "srigl": lambda **o: zs.sparsity.srigl(0.5, 12, gamma=0.0, **EARLY, **o),
+    "nm": lambda **o: zs.sparsity.nm(1, 2, 12, **EARLY, **o),
+    "units": lambda **o: zs.sparsity.units(
+        0.5, 12, {"rows": zs.sparsity.Units(outgoing="kernel")}, **EARLY, **o
+    ),
 }
 
 

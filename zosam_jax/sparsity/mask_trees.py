@@ -237,3 +237,18 @@ def reset_moments(state: Any, fresh: Any, changed: Any) -> Any:
 
 def _is_hidden(x: Any) -> bool:
     return isinstance(x, optax.MaskedNode)
+
+
+def all_live(params: Any, dense: DenseRule) -> Any:
+    """Masks that prune nothing yet, in which the sparse leaves have arrays."""
+    leaves = jax.tree.leaves(params)
+    indices = sparse_leaves(params, dense).values()
+    return from_leaves(params, {i: jnp.ones(leaves[i].shape, bool) for i in indices})
+
+
+def targets(
+    params: Any, sparsity: float, budget: str | Budget, dense: DenseRule
+) -> list[int]:
+    """Final live weights of each sparse leaf. Of a "global" budget only their sum."""
+    shared = "uniform" if budget == "global" else budget
+    return list(counts(params, sparsity, shared, dense).values())

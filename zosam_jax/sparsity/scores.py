@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from zosam_jax import tree
+from zosam_jax import _check, tree
 
 Score = Callable[[Any, Any, jax.Array], Any]
 """`(params, grads, key) -> scores`, all trees like the parameters."""
@@ -42,3 +42,24 @@ def random(params: Any, grads: Any, key: jax.Array) -> Any:
     """Independent uniform numbers."""
     del grads
     return tree.uniform_like(key, params)
+
+
+SCORES: dict[str, Score] = {
+    "magnitude": magnitude,
+    "gradient": gradient,
+    "saliency": saliency,
+    "random": random,
+}
+"""The scores by name; an argument that takes a score takes its name too."""
+
+
+def named(argument: str, score: str | Score) -> Score:
+    """Returns the score of a name; a function is returned unchanged.
+
+    Raises:
+      ValueError: The name is unknown; the message names the argument.
+    """
+    if callable(score):
+        return score
+    _check.one_of(argument, score, SCORES)
+    return SCORES[score]
