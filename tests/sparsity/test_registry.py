@@ -105,6 +105,7 @@ def test_dynamic_takes_any_score_by_name(drop, grow):
     after = []
     for method in (named, given):
         topology = method.init(params)
+        assert method.change is not None
         after.append(method.change(topology, params, grads, jnp.int32(10)).masks["w"])
     assert jnp.array_equal(*after)
     assert named.dense_gradient_every == given.dense_gradient_every
