@@ -1,7 +1,7 @@
 """The vocabulary that the modules share: what an estimate of a gradient holds."""
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypedDict
 
 import jax
 import jax.numpy as jnp
@@ -42,6 +42,25 @@ Schedule = Callable[[jax.typing.ArrayLike], jax.typing.ArrayLike]
 
 Radius = Scalar | Schedule
 """A radius of perturbation, or a schedule of it over optimizer steps."""
+
+
+class SharedOptions(TypedDict, total=False):
+    """The keyword options that all sharpness-aware gradients share.
+
+    They are described at `zs.gradients.sharpness_aware`.
+    """
+
+    norm_over: str
+    include: str | Sequence[str]
+    exclude: str | Sequence[str]
+    aux_from: str | None
+    microbatches: int
+    fresh_keys: bool
+    axis_name: str | None
+    sync_ascent: bool
+    has_aux: bool
+    aux_like: PyTree | None
+    seed: int | jax.Array
 
 
 class Info(NamedTuple):

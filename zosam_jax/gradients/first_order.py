@@ -247,7 +247,7 @@ def wsam(
     _check.number("gamma", gamma, least=0, below=1)
     combination = combinations.weighted(gamma, decouple)
     row = Row(ascents.gradient(), combination=combination, direction_only=False)
-    return transform("wsam", row, rho, options)
+    return transform("wsam", row, rho, options, decouple)
 
 
 def decoupled(

@@ -2,12 +2,13 @@
 
 import functools
 import inspect
-from collections.abc import Callable, Sequence
-from typing import Any, TypedDict, TypeVar, get_type_hints
+from collections.abc import Callable
+from typing import Any, TypeVar, get_type_hints
 
 import jax
 
 from zosam_jax import _check
+from zosam_jax._types import SharedOptions
 from zosam_jax.gradients.composition import Row
 from zosam_jax.gradients.geometries import as_it_is
 from zosam_jax.gradients.transformation import GradientEstimator
@@ -15,21 +16,7 @@ from zosam_jax.gradients.transformation import GradientEstimator
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-class Options(TypedDict, total=False):
-    """The keyword options that all sharpness-aware methods share."""
-
-    norm_over: str
-    include: str | Sequence[str]
-    exclude: str | Sequence[str]
-    aux_from: str | None
-    microbatches: int
-    fresh_keys: bool
-    axis_name: str | None
-    sync_ascent: bool
-    has_aux: bool
-    aux_like: Any | None
-    seed: int | jax.Array
-
+Options = SharedOptions
 
 DEFAULTS = Options(
     norm_over="mask",

@@ -17,6 +17,7 @@ from zosam_jax.gradients.pieces import Point
 from zosam_jax.gradients.shared_options import DEFAULTS, Options, check_options
 from zosam_jax.gradients.transformation import GradientEstimator, as_transformation
 
+_NO_CHEAPER_LOOK = ("s2sam", "msam", "rwp", "mrwp", "arwp", "rst")
 _PASSES = {"ascent": 0, "descent": 1}
 
 
@@ -53,18 +54,11 @@ def pure(constructor: Callable[..., GradientEstimator]) -> Callable[..., Estimat
         ascent_value_fn: ValueFn | None = None,
         **options: Any,
     ) -> Estimate:
-        if isinstance(key, int):
-            raise TypeError(f"key={key!r} must be a PRNG key, as jax.random.key(0).")
-        if step is None and callable(options.get("rho")):
-            raise ValueError(
-                f"zs.{name}_gradient(rho=schedule) needs step=, which the schedule "
-                "counts."
-            )
         return constructor(**options).gradient(
             value_fn,
             params,
             key=key,
-            step=0 if step is None else step,
+            step=step,
             masks=masks,
             memory=memory,
             ascent_value_fn=ascent_value_fn,
@@ -81,9 +75,30 @@ def transform(
     row: Row,
     rho: Scalar | Schedule,
     options: Options,
+    decoupled: bool = False,
 ) -> GradientEstimator:
     """A method's transformation, from its row and the options all methods share."""
     given: dict[str, Any] = {**DEFAULTS, **options}
+    first_row = row
+
+    def make(
+        *,
+        norm_over: Any = None,
+        include: Any = None,
+        exclude: Any = None,
+        aux_from: Any = None,
+        microbatches: Any = None,
+        fresh_keys: Any = None,
+        axis_name: Any = None,
+        sync_ascent: Any = None,
+        has_aux: Any = None,
+        aux_like: Any = None,
+        seed: Any = None,
+    ) -> GradientEstimator:
+        more = {k: v for k, v in locals().items() if k in DEFAULTS and v is not None}
+        merged: Any = {**given, **more}
+        return transform(name, first_row, rho, merged, decoupled)
+
     check_options(name, row, rho, given)
     aux_from = given["aux_from"] or row.aux_from
     row = row._replace(
@@ -174,6 +189,10 @@ def transform(
         seed=given["seed"],
         by_example=row.by_example,
         dense=row.dense,
+        direction_only=row.direction_only and name not in _NO_CHEAPER_LOOK,
+        decoupled=decoupled,
+        rho=rho,
+        make=make,
     )
 
 

@@ -1,64 +1,137 @@
-"""Estimators of the gradient as Optax transformations.
+"""Gradient estimators as Optax transformations.
 
 Optax hands a transformation the gradient at the parameters. A sharpness-aware method
-makes its own, from `value_fn`: its transformation ignores the incoming one, emits the
-estimate, and keeps in its state what came with it (the loss, aux, info).
+makes its own gradient from `value_fn`. Its transformation ignores the incoming one,
+emits the estimate, and keeps in its state what came with it: the loss, aux, info.
 """
 
+import functools
 import inspect
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol, Unpack
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from zosam_jax import _check, estimators
-from zosam_jax._types import Estimate, EstimatorState, Info, ValueFn
+from zosam_jax._types import (
+    Aux,
+    Estimate,
+    EstimatorState,
+    Grads,
+    Info,
+    Key,
+    Masks,
+    Memory,
+    OptState,
+    Params,
+    PyTree,
+    Radius,
+    Scalar,
+    SharedOptions,
+    ValueFn,
+)
 
 Estimator = Callable[..., Estimate]
 """`(value_fn, params, *, key, step, masks, memory, ascent_value_fn) -> Estimate`.
 
-`step` is the optimizer step, for schedules; `memory` what the last `Estimate` held, at
-first what `init(params)` made; `ascent_value_fn` None, or the loss to look uphill by.
+`step` is the optimizer step, for schedules. `memory` is that of the last `Estimate`, at
+first what `init(params)` made. `ascent_value_fn` is None or the loss to look uphill by.
 """
 
 
+class PureGradient(Protocol):
+    """A method's gradient as a pure function, without a state."""
+
+    def __call__(
+        self,
+        value_fn: ValueFn,
+        params: Params,
+        key: Key | None = None,
+        *,
+        masks: Masks | None = None,
+        memory: Memory | None = None,
+        step: Scalar | None = None,
+        ascent_value_fn: ValueFn | None = None,
+    ) -> Estimate:
+        """Returns the estimate; see `GradientEstimator.gradient`."""
+        ...
+
+
 class GradientEstimator(optax.GradientTransformationExtraArgs):
-    """An Optax transformation that makes its own gradient, and its pure function.
+    """An Optax transformation that makes its own gradient, and what is known of it.
 
     Attributes:
       init: As in Optax.
       update: As in Optax; see `as_transformation` for its extra arguments.
-      gradient: The same estimate without a state: an `Estimator`.
+      gradient: The same estimate as a pure function, without a state.
+      name: The method's public name, such as "sam".
       by_example: Whether it calls `value_fn(params, examples=indices)`, for the losses
-        of those examples, [n].
-      dense: Whether its gradient has the entries of pruned weights, to grow by.
+        of those examples, `[n]`.
+      dense: Whether its gradient has the entries of pruned weights, which growth by
+        the gradient needs.
+      direction_only: Whether it evaluates the loss on its way uphill, for a direction
+        alone. A cheaper loss may then serve as `ascent_value_fn`.
+      decoupled: Whether its gradient is a `Decoupled`, for `zs.decoupled`.
+      rho: The radius or its schedule, as given; None for a method without one.
     """
 
-    gradient: Estimator
+    gradient: PureGradient
+    name: str
     by_example: bool
     dense: bool
+    direction_only: bool
+    decoupled: bool
+    rho: Radius | None
+    _make: Callable[..., "GradientEstimator"]
+
+    def with_options(self, **options: Unpack[SharedOptions]) -> "GradientEstimator":
+        """Returns the same method with other shared options, the rest kept.
+
+        Args:
+          **options: Options that all gradients share, such as `has_aux`, `aux_like`,
+            `seed` and `aux_from`. `backprop`, `zeroth_order` and those made by
+            `as_transformation` take `has_aux`, `aux_like` and `seed` alone.
+
+        Raises:
+          TypeError: The method does not take an option.
+
+        Example:
+          >>> import zosam_jax as zs
+          >>> gradient = zs.sam(rho=0.1, steps=2).with_options(has_aux=True, seed=3)
+          >>> gradient.name, gradient.rho
+          ('sam', 0.1)
+        """
+        known = inspect.signature(self._make).parameters.values()
+        names = [p.name for p in known if p.kind is p.KEYWORD_ONLY]
+        shared = [name for name in names if name in SharedOptions.__annotations__]
+        _check.options(f"zs.{self.name}(...).with_options", options, shared)
+        return self._make(**options)
 
 
 def as_transformation(
     name: str,
     estimator: Estimator,
     *,
-    memory: Callable[[Any], Any] = lambda _: (),
+    memory: Callable[[Params], Memory] = lambda _: (),
     has_aux: bool = False,
-    aux_like: Any | None = None,
+    aux_like: PyTree | None = None,
     seed: jax.typing.ArrayLike = 0,
     by_example: bool = False,
     dense: bool = True,
+    direction_only: bool = False,
+    decoupled: bool = False,
+    rho: Radius | None = None,
+    make: Callable[..., GradientEstimator] | None = None,
 ) -> GradientEstimator:
-    """An Optax transformation that emits an estimator's gradient.
+    """Returns an Optax transformation that emits an estimator's gradient.
 
     Its `update` takes, beside Optax's own arguments and any other keyword:
       value_fn: The loss of the present batch as a function of the parameters.
-      ascent_value_fn: The loss that a method looks uphill by, where it is another one:
-        part of the batch, another batch, another precision. Default: `value_fn`.
+      ascent_value_fn: The loss to look uphill by, where it is another one: part of the
+        batch, another batch, another precision. Default: `value_fn`.
       masks: Mask tree, or None. `sparsify` passes it.
       optimizer_step: The step that schedules count, where it is not the number of
         estimates made. `sparsify` passes it when it accumulates gradients.
@@ -66,12 +139,18 @@ def as_transformation(
     Args:
       name: The method's public name, for errors.
       estimator: Makes the gradient. Its key is `fold_in(key(seed), count)`.
-      memory: `params -> memory`, what the first estimate is given.
+      memory: `params -> memory`, the memory that the first estimate is given.
       has_aux: Whether its `value_fn` returns `(loss, aux)`.
       aux_like: An example of aux, or None.
-      seed: Integer.
+      seed: Integer >= 0.
       by_example: Whether it calls `value_fn(params, examples=indices)`.
       dense: Whether the gradient has the entries of pruned weights.
+      direction_only: Whether a cheaper loss may serve as `ascent_value_fn`.
+      decoupled: Whether the gradient is a `Decoupled`.
+      rho: Its radius or schedule, if it has one. With a schedule, the pure form
+        refuses a call without `step=`.
+      make: Makes the same method with other shared options, for `with_options`.
+        Default: this function, with other `has_aux`, `aux_like` and `seed`.
 
     Returns:
       The transformation. Its state is an `EstimatorState`.
@@ -82,8 +161,15 @@ def as_transformation(
     _check.whole("seed", seed, least=0)
     if aux_like is not None and not has_aux:
         raise ValueError(f"zs.{name}(aux_like=...) needs has_aux=True.")
+    facts = {
+        "by_example": by_example,
+        "dense": dense,
+        "direction_only": direction_only,
+        "decoupled": decoupled,
+        "rho": rho,
+    }
 
-    def init(params: Any) -> EstimatorState:
+    def init(params: Params) -> EstimatorState:
         aux = jax.tree.map(
             lambda x: jnp.zeros(jnp.shape(x), jnp.result_type(x)), aux_like
         )
@@ -92,51 +178,117 @@ def as_transformation(
         return EstimatorState(count, zero, aux, Info.zeros(), memory(params))
 
     def update(
-        updates: Any,
-        state: Any,
-        params: Any | None = None,
+        updates: Grads,
+        state: EstimatorState,
+        params: Params | None = None,
         *,
-        value_fn: Any = None,
-        ascent_value_fn: Any = None,
-        masks: Any | None = None,
+        value_fn: ValueFn | None = None,
+        ascent_value_fn: ValueFn | None = None,
+        masks: Masks | None = None,
         optimizer_step: jax.Array | None = None,
         **extra_args: Any,
-    ) -> tuple[Any, Any]:
+    ) -> tuple[Grads, EstimatorState]:
         del updates, extra_args
         _check_call(name, params, value_fn)
-        step = state.step if optimizer_step is None else optimizer_step
-        key = jax.random.fold_in(jax.random.key(seed), state.step)
-        value, grad, aux, info, carried = estimator(
+        seen = estimator(
             value_fn,
             params,
-            key=key,
-            step=step,
+            key=jax.random.fold_in(jax.random.key(seed), state.step),
+            step=state.step if optimizer_step is None else optimizer_step,
             masks=masks,
             memory=state.memory,
             ascent_value_fn=ascent_value_fn,
         )
-        aux = jax.tree.map(jnp.asarray, aux)
+        aux = jax.tree.map(jnp.asarray, seen.aux)
         if aux_like is not None:
             _check_aux(state.aux, aux)
             # A weakly typed aux would change the state's type, and trace again.
             aux = jax.tree.map(lambda x: jax.lax.convert_element_type(x, x.dtype), aux)
-        return grad, EstimatorState(
+        return seen.grad, EstimatorState(
             step=jnp.asarray(optax.safe_increment(state.step)),
-            value=value.astype(jnp.float32),
+            value=seen.value.astype(jnp.float32),
             aux=aux,
-            info=jax.tree.map(lambda new, old: new.astype(old.dtype), info, state.info),
-            memory=carried,
+            info=jax.tree.map(
+                lambda new, old: new.astype(old.dtype), seen.info, state.info
+            ),
+            memory=seen.memory,
         )
 
-    transformation = GradientEstimator(init, update)
-    transformation.gradient = estimator
-    transformation.by_example = by_example
-    transformation.dense = dense
-    return transformation
+    made = GradientEstimator(init, update)  # pyright: ignore[reportArgumentType]
+    made.name = name
+    made.gradient = _pure(name, estimator, memory, rho)
+    for fact, value in facts.items():
+        setattr(made, fact, value)
+    options = {"has_aux": has_aux, "aux_like": aux_like, "seed": seed}
+    made._make = make or functools.partial(
+        as_transformation, name, estimator, memory=memory, **facts, **options
+    )
+    return made
+
+
+def _pure(
+    name: str,
+    estimator: Estimator,
+    init: Callable[[Params], Memory],
+    rho: Radius | None,
+) -> PureGradient:
+    """The estimator with its first memory and checks."""
+
+    def gradient(
+        value_fn: ValueFn,
+        params: Params,
+        key: Key | None = None,
+        *,
+        masks: Masks | None = None,
+        memory: Memory | None = None,
+        step: Scalar | None = None,
+        ascent_value_fn: ValueFn | None = None,
+    ) -> Estimate:
+        """Returns the gradient as a pure function: no state, no optimizer.
+
+        Args:
+          value_fn: `params -> loss`, or `params -> (loss, aux)` with `has_aux`.
+          params: Pytree of floating point arrays, w; zero where the masks are False.
+          key: One PRNG key for all random draws. Methods that draw nothing need none.
+          masks: Mask tree: the perturbation lies on it.
+          memory: `memory` of the last `Estimate`; None at the first step.
+          step: Optimizer step, int32 scalar. A schedule of rho needs it.
+          ascent_value_fn: The loss to look uphill by. Default: `value_fn`.
+
+        Returns:
+          An `Estimate`, with the `memory` to pass to the next call. `grad` is with
+          respect to all weights, pruned ones too (where the method is `dense`).
+
+        Raises:
+          ValueError: `step` is missing, or the masks do not fit the parameters.
+          TypeError: `key` is no PRNG key, or missing where the method draws at random.
+        """
+        if isinstance(key, int):
+            raise TypeError(
+                f"key={key!r} must be a PRNG key, such as jax.random.key(0)."
+            )
+        if step is None and callable(rho):
+            raise ValueError(
+                f"zs.{name}: rho is a schedule, so its gradient needs step=, the "
+                "optimizer step that the schedule counts."
+            )
+        return estimator(
+            value_fn,
+            params,
+            key=key,
+            step=0 if step is None else step,
+            masks=masks,
+            memory=init(params) if memory is None else memory,
+            ascent_value_fn=ascent_value_fn,
+        )
+
+    return gradient
 
 
 def backprop(
-    *, has_aux: bool = False, aux_like: Any | None = None
+    *,
+    has_aux: bool = False,
+    aux_like: PyTree | None = None,
 ) -> GradientEstimator:
     """The plain gradient of `value_fn`, as a transformation like `zosam`.
 
@@ -156,14 +308,14 @@ def backprop(
       [-1.  2.]
     """
 
-    def estimate(value_fn: ValueFn, params: Any, **rest: Any) -> Estimate:
+    def estimate(value_fn: ValueFn, params: Params, **rest: Any) -> Estimate:
         del rest
         return estimators.backprop(value_fn, params, has_aux=has_aux)
 
     return as_transformation("backprop", estimate, has_aux=has_aux, aux_like=aux_like)
 
 
-def estimate(state: Any) -> Estimate:
+def estimate(state: OptState) -> Estimate:
     """What the last update's gradient estimator saw, read from an optimizer state.
 
     Args:
@@ -178,7 +330,7 @@ def estimate(state: Any) -> Estimate:
       ValueError: There is none, or more than one.
     """
 
-    def is_state(x: Any) -> bool:
+    def is_state(x: object) -> bool:
         return isinstance(x, EstimatorState)
 
     found = [x for x in jax.tree.leaves(state, is_leaf=is_state) if is_state(x)]
@@ -190,7 +342,7 @@ def estimate(state: Any) -> Estimate:
     return Estimate(found[0].value, None, found[0].aux, found[0].info)
 
 
-def _check_call(name: str, params: Any, value_fn: ValueFn | None) -> None:
+def _check_call(name: str, params: Params | None, value_fn: ValueFn | None) -> None:
     if params is None or value_fn is None:
         missing = "params" if params is None else "value_fn"
         raise ValueError(
@@ -227,8 +379,8 @@ def _inside_multi_steps() -> bool:
     return False
 
 
-def _check_aux(expected: Any, aux: Any) -> None:
-    def describe(tree: Any) -> Any:
+def _check_aux(expected: Aux, aux: Aux) -> None:
+    def describe(tree: Aux) -> PyTree:
         return jax.tree.map(lambda x: f"{x.dtype}{list(x.shape)}", tree)
 
     if describe(expected) != describe(aux):
