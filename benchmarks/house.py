@@ -19,7 +19,7 @@ import subprocess
 import tokenize
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 Graph = Mapping[str, set[str]]
 Function = ast.FunctionDef | ast.AsyncFunctionDef
@@ -402,7 +402,7 @@ def unfinished(module: Module) -> int:
 # The measurement.
 
 
-def measure(root: Path) -> dict[str, object]:
+def measure(root: Path) -> dict[str, Any]:
     """Returns the measurements of the package in the folder `root`, as plain data."""
     modules = read(root)
     graph = import_graph(modules)
@@ -422,7 +422,7 @@ def measure(root: Path) -> dict[str, object]:
     }
 
 
-def _sizes(modules: Mapping[str, Module]) -> dict[str, object]:
+def _sizes(modules: Mapping[str, Module]) -> dict[str, Any]:
     lines = {name: len(m.text.splitlines()) for name, m in modules.items()}
     total = sum(lines.values())
     return {
@@ -436,7 +436,7 @@ def _sizes(modules: Mapping[str, Module]) -> dict[str, object]:
     }
 
 
-def _signatures(found: list[Described]) -> dict[str, object]:
+def _signatures(found: list[Described]) -> dict[str, Any]:
     lines = sorted(f.lines for f in found)
     arguments = [a for f in found for a in f.arguments]
     public = [f for f in found if f.public]
@@ -463,7 +463,7 @@ def _share(values: Iterable[float], total: int) -> float:
     return round(sum(values) / total, 4) if total else 0.0
 
 
-def show(measured: Mapping[str, object]) -> str:
+def show(measured: Mapping[str, Any]) -> str:
     """Returns the measurements as lines of text."""
     lines = []
     for name, value in measured.items():
