@@ -1,24 +1,25 @@
-"""What sparse training costs beside the dense step: time of a change, and memory.
+"""Measures the time and memory that sparse training adds to a dense update.
 
     python -m benchmarks.sparsity
     python -m benchmarks.sparsity --sizes 1 25 --rounds 5
     python -m benchmarks.sparsity --quick
 
-Each method is timed beside reads of the weights and beside SGD with momentum, all in
-random order within every round; ratios are taken within a round, and their medians are
-what to quote. Gradients are given: nothing but the update is timed, and once the whole
-training step of ResNet-50. Each method at each size has a process of its own, and is a
-line of a file as soon as it is done, so that the same command goes on after it was
-stopped; what runs out of time or memory is missing, and tried again.
+Every round times each method, a read of the weights, and SGD with momentum, in random
+order. Ratios are taken within a round; quote their medians. Gradients are given, so
+that only the update is timed; the training step of ResNet-50 is timed once for scale.
+Each method at each size runs in its own process and appends one line to a log, so that
+the same command resumes. A process that runs out of time or memory leaves no line and
+is tried again. The methods are those of `zosam_jax.sparsity.registry`.
 """
 
 import argparse
+import inspect
 import signal
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,57 +34,78 @@ import zosam_jax as zs
 from benchmarks import record, resnet50, tables
 from zosam_jax import models
 from zosam_jax.selection import select, select_across
+from zosam_jax.sparsity.registry import METHODS
 
 SPARSITY, STEPS, INTERVAL, SEED = 0.9, 100_000, 100, 0
-# The change that is timed is the first one from here on: GMP is at half its way.
+# The first change from this step on is timed; GMP has reached half its sparsity.
 FROM = 30_000
 RESNET_BATCH, RESNET_STEPS = 32, 3
-PACKED = ("static", "RigL")  # whose masks are measured packed too
+PACKED = ("static", "RigL")  # also measured with packed masks
 SELECTION, RESNET = "selection", "ResNet-50 step"
 
 
-class Method(NamedTuple):
-    """A sparse method, and how often its topology changes.
-
-    Attributes:
-      make: `() -> SparseMethod`.
-      interval: Steps between changes; None: never.
-    """
-
-    make: Callable[[], Any]
-    interval: int | None = INTERVAL
-
-
-def _of(name: str, **options: Any) -> Callable[[], Any]:
-    options = {"interval": INTERVAL, "seed": SEED, **options}
-    return lambda: getattr(zs.sparsity, name)(SPARSITY, STEPS, **options)
-
-
-def _two_of_four() -> Any:
-    def too_few(_: str, shape: tuple[int, ...]) -> bool:
-        return len(shape) < 2 or shape[-2] % 4 != 0
-
-    return zs.sparsity.nm(2, 4, STEPS, interval=INTERVAL, dense=too_few, seed=SEED)
-
-
-METHODS = {
-    "static": Method(lambda: zs.sparsity.static(SPARSITY, seed=SEED), None),
-    "SET": Method(_of("set_")),
-    "SET, by sign": Method(_of("set_", by_sign=True)),
-    "DSR": Method(_of("dsr")),
-    "RigL": Method(_of("rigl")),
-    "MEST, EM": Method(_of("mest")),
-    "GMP": Method(_of("gmp")),
-    "GMP, global": Method(_of("gmp", budget="global")),
-    "SRigL": Method(_of("srigl")),
-    "2:4": Method(_two_of_four),
-    "STE": Method(lambda: zs.sparsity.ste(SPARSITY, interval=INTERVAL)),
-    "STE, every step": Method(lambda: zs.sparsity.ste(SPARSITY), 1),
+DEFAULTS = {
+    "sparsity": SPARSITY,
+    "total_steps": STEPS,
+    "interval": INTERVAL,
+    "seed": SEED,
 }
 
 
+class Method(NamedTuple):
+    """A sparse method to measure.
+
+    Attributes:
+      name: Its name in the registry.
+      options: Arguments of its constructor beside those in `DEFAULTS`.
+      interval: Steps between changes of the topology; None for no changes.
+    """
+
+    name: str
+    options: Mapping[str, Any] = {}
+    interval: int | None = INTERVAL
+
+    def make(self) -> zs.sparsity.SparseMethod:
+        """Returns the method, with those of `DEFAULTS` that its constructor takes."""
+        row = METHODS[self.name]
+        known = inspect.signature(row.make).parameters
+        others = any(p.kind == p.VAR_KEYWORD for p in known.values())
+        defaults = {k: v for k, v in DEFAULTS.items() if others or k in known}
+        return row.make(**{**defaults, **row.fixed, **self.options})
+
+
+# These cost as much as "static" in training, or need arguments that depend on a model.
+LEFT_OUT = ("magnitude", "snip", "grasp", "synflow", "ticket", "units", "dynamic")
+
+
+def _too_few(_: str, shape: tuple[int, ...]) -> bool:
+    return len(shape) < 2 or shape[-2] % 4 != 0
+
+
+# Settings under the labels that the results have.
+SETTINGS = {
+    "static": Method("random", interval=None),
+    "SET": Method("set"),
+    "SET, by sign": Method("set", {"by_sign": True}),
+    "MEST, EM": Method("mest"),
+    "GMP": Method("gmp"),
+    "GMP, global": Method("gmp", {"budget": "global"}),
+    "SRigL": Method("srigl", {"last": ()}),
+    "2:4": Method("nm", {"n": 2, "m": 4, "dense": _too_few}),
+    "STE": Method("ste"),
+    "STE, every step": Method("ste", {"interval": 1}, 1),
+}
+
+
+def measured() -> dict[str, Method]:
+    """Returns every method that is measured, by its label."""
+    known = {method.name for method in SETTINGS.values()} | set(LEFT_OUT)
+    plain = {row.label: Method(n) for n, row in METHODS.items() if n not in known}
+    return SETTINGS | plain
+
+
 def shapes(size: str) -> Any:
-    """The tree of shapes of a size: a real network, or one matrix."""
+    """Returns a tree of shapes: a real network's, or one matrix and its bias."""
     if size == "1":
         model = models.create("resnet32", num_classes=10, width=1.5)
         image = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
@@ -111,14 +133,14 @@ SIZES = ("1", "25", "100", "100-one")
 
 
 class Case(NamedTuple):
-    """What is timed: a program on its arguments, and what the compiler said of it."""
+    """A program to time, and the compiler's figures of it."""
 
     call: Callable[[], Any]
     facts: dict[str, Any]
 
 
 def compiled(function: Callable[..., Any], *args: Any, donate: Any = ()) -> Any:
-    """The program ahead of time; its bytes, and the seconds that it took."""
+    """Returns the compiled program, and its bytes and seconds of compilation."""
     start = time.perf_counter()
     program = jax.jit(function, donate_argnums=donate).lower(*args).compile()
     seconds = time.perf_counter() - start
@@ -128,11 +150,11 @@ def compiled(function: Callable[..., Any], *args: Any, donate: Any = ()) -> Any:
 
 
 class Bench:
-    """The weights of one size, and the cases that are timed on them."""
+    """Weights of one size, and the cases to time on them."""
 
     def __init__(self, size: str):
         like = shapes(size)
-        # Threefry would take longer than all that is measured.
+        # JAX's own generator would take longer than the measurements.
         rng = np.random.default_rng(SEED)
         draw = lambda s: jnp.asarray(rng.standard_normal(s.shape, np.float32))  # noqa: E731
         self.params, self.grads = jax.tree.map(draw, like), jax.tree.map(draw, like)
@@ -162,13 +184,13 @@ class Bench:
         }
 
     def _update(self, tx: Any, params: Any, state: Any) -> Callable[..., Case]:
-        """`step -> Case` of an update and its addition, in place as in training."""
+        """Returns `step -> Case` of an update applied in place, as in training."""
 
         def update(params: Any, state: Any, grads: Any) -> Any:
             updates, state = tx.update(grads, state, params)
             return optax.apply_updates(params, updates), state
 
-        # Copies: they are used up, and may share arrays.
+        # The program donates its arguments, and these may share arrays.
         held = [jax.tree.map(jnp.copy, x) for x in (params, state)]
         program, memory = compiled(update, *held, self.grads, donate=(0, 1))
 
@@ -184,7 +206,7 @@ class Bench:
         return case
 
     def selections(self) -> dict[str, Case]:
-        """The selection of 30 % of all weights, by their magnitude."""
+        """Returns the cases that select the largest 30 % of all weights."""
         leaves = [jnp.abs(x) for x in jax.tree.leaves(self.params) if x.ndim > 1]
         every = [jnp.ones(x.shape, bool) for x in leaves]
         counts = [jnp.int32(0.3 * x.size) for x in leaves]
@@ -199,7 +221,13 @@ class Bench:
         }
 
     def method(self, method: Any, interval: int | None, pack: bool) -> dict[str, Case]:
-        """A change alone; updates with and without one, perhaps of packed masks too."""
+        """Returns a change of the topology, and updates with and without one.
+
+        Args:
+          method: The sparse method.
+          interval: Steps between its changes; None for no changes.
+          pack: Whether to measure packed masks too.
+        """
         cases = {}
         first: Any = jax.jit(method.init)(self.params)
         steps = {"ordinary": FROM + 1}
@@ -214,7 +242,7 @@ class Bench:
             args = first, self.params, self.grads, step
             change, memory = compiled(method.change, *args)
             cases["change"] = Case(lambda: change(*args), memory)
-        # The first topology is made once.
+        # `init` is expensive and the same in every case.
         known = method._replace(init=lambda _: first)
         params = self.params
         if method.straight_through is None:
@@ -235,7 +263,7 @@ def _bytes(tree: Any) -> int:
 
 
 def measure(cases: dict[str, Case], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each case in each round; one round before does not count."""
+    """Returns the seconds of each case in each round, after a round of warm-up."""
     rng = np.random.default_rng(0)
     seconds: dict[str, list[float]] = {name: [] for name in cases}
     for turn in range(rounds + 1):
@@ -248,18 +276,31 @@ def measure(cases: dict[str, Case], rounds: int) -> dict[str, list[float]]:
 
 
 def ratio(seconds: dict[str, list[float]], name: str, unit: str) -> float:
-    """The median over the rounds of one time in multiples of another."""
+    """Returns the median over the rounds of the ratio of two cases.
+
+    Args:
+      seconds: Times of each case.
+      name: The case in the numerator.
+      unit: The case in the denominator.
+    """
     pairs = zip(seconds[name], seconds[unit], strict=True)
     return statistics.median(a / b for a, b in pairs)
 
 
 def row(bench: Bench, name: str, rounds: int) -> dict[str, Any]:
-    """What a method costs at a size."""
+    """Returns the measurements of a method at a size.
+
+    Args:
+      bench: The weights.
+      name: Label of the method.
+      rounds: Number of rounds.
+    """
+    methods = measured()
     if name == SELECTION:
         interval, own = None, bench.selections()
     else:
-        interval = METHODS[name].interval
-        own = bench.method(METHODS[name].make(), interval, name in PACKED)
+        interval = methods[name].interval
+        own = bench.method(methods[name].make(), interval, name in PACKED)
     cases = bench.base | own
     seconds = measure(cases, rounds)
     found: dict[str, Any] = {
@@ -282,7 +323,13 @@ def row(bench: Bench, name: str, rounds: int) -> dict[str, Any]:
 
 
 def average(seconds: dict[str, list[float]], interval: int | None, kind: str) -> float:
-    """Milliseconds that a step takes longer than the dense update, on average."""
+    """Returns the mean extra milliseconds of a step over the dense update.
+
+    Args:
+      seconds: Times of each case.
+      interval: Steps between changes; None for no changes.
+      kind: Suffix of the cases: "" or ", packed".
+    """
     share = 1 / interval if interval else 0.0
     ordinary = seconds["changing" + kind if interval == 1 else "ordinary" + kind]
     changing = seconds["changing" + kind] if interval else ordinary
@@ -293,7 +340,7 @@ def average(seconds: dict[str, list[float]], interval: int | None, kind: str) ->
 
 
 def resnet_step() -> dict[str, Any]:
-    """Milliseconds of a training step of ResNet-50, images of 224x224."""
+    """Returns the milliseconds of a training step of ResNet-50 at 224x224 pixels."""
     like = resnet50.variables()
     rng = np.random.default_rng(SEED)
     variables = jax.tree.map(
@@ -331,7 +378,13 @@ def show(rows: list[dict[str, Any]]) -> None:
 
 
 def apart(size: str, name: str, args: argparse.Namespace) -> None:
-    """Measures in a process of its own, and says how that went."""
+    """Measures one method in its own process and prints the outcome.
+
+    Args:
+      size: Key of `SIZES`.
+      name: Label of the method.
+      args: The command line.
+    """
     command = [sys.executable, "-m", "benchmarks.sparsity", "--one", size, name]
     command += ["--rounds", str(args.rounds), "--log", str(args.log)]
     start = time.perf_counter()
@@ -345,15 +398,19 @@ def apart(size: str, name: str, args: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    """Measures what is missing, prints, writes."""
+    """Measures what the log lacks, prints the tables and writes the results."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--sizes", nargs="+", default=SIZES, choices=SIZES)
     parser.add_argument("--methods", nargs="+", help="default: all")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument(
-        "--quick", action="store_true", help="1 M, three methods, a file of its own"
+        "--quick",
+        action="store_true",
+        help="1 M weights, three methods, in a separate file",
     )
-    parser.add_argument("--timeout", type=float, default=1800, help="of each, seconds")
+    parser.add_argument(
+        "--timeout", type=float, default=1800, help="seconds per process"
+    )
     parser.add_argument("--log", type=Path, default=Path("runs/sparsity.jsonl"))
     parser.add_argument("--out", type=Path, default=tables.RESULTS / tables.SPARSITY)
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
@@ -370,11 +427,11 @@ def main() -> None:
         fields = {"size": size, "method": name, "environment": record.environment()}
         log.append(fields | found)
         return
-    # subprocess.run ends its process where an exception ends it.
+    # An exception makes subprocess.run end its child; a plain SIGTERM does not.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))
     done = {(r["size"], r["method"]) for r in log.rows()}
     for size in args.sizes:
-        for name in (*([RESNET] if size == "25" else []), SELECTION, *METHODS):
+        for name in (*([RESNET] if size == "25" else []), SELECTION, *measured()):
             if (size, name) not in done and name in (args.methods or (name,)):
                 apart(size, name, args)
     rows = log.rows()
