@@ -1,7 +1,8 @@
-"""Recipes by name. Each says what it claims, what it costs and where that is shown.
+"""Presets: complete configurations by name, each with its claim, cost and evidence.
 
-Those of papers follow their text and their authors' code, and say where they differ.
-A small twin, of the same row and another name, runs in minutes on a CPU.
+A preset of a paper follows the paper's text and its authors' code, and its claim says
+where it differs. Its small twin, the preset whose name ends in "-quick", runs in
+minutes on a CPU.
 """
 
 import dataclasses
@@ -12,13 +13,13 @@ from zosam_jax.runs.config import TrainConfig
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Preset:
-    """A recipe.
+    """A preset.
 
     Attributes:
-      config: The configuration; flags on the command line override its fields.
-      claim: What it trains, whom it follows, and what that gives.
-      cost: What it takes, and on which machine.
-      evidence: The file that shows it, or "not run".
+      config: The configuration. Flags on the command line override its fields.
+      claim: What it trains, which paper it follows, and the result.
+      cost: Steps or time, and the machine.
+      evidence: Path of the run that shows the claim, or "not run".
     """
 
     config: TrainConfig
@@ -81,18 +82,20 @@ _DEIT = TrainConfig(
     checkpoint_every=1,
     workers=8,
 )
+# What the small twins of the presets of papers have in common.
 _TWIN = {"dataset": "cifar10", "checkpoint_every": 1, "workers": 0}
 
 
 def _twin(config: TrainConfig, **fields: object) -> TrainConfig:
+    """Returns the configuration of a small twin on CIFAR-10."""
     return dataclasses.replace(config, **{**_TWIN, **fields})
 
 
 PRESETS = {
     "digits": Preset(
         config=TrainConfig(),
-        claim="ResNet-20 with 90 % of its weights at zero (RigL, ERK) and ZO-SAM on "
-        "scikit-learn's 8x8 digits: test accuracy of at least 96 %.",
+        claim="ResNet-20 at 90 % sparsity (RigL, ERK) with ZO-SAM on the 8x8 digits "
+        "of scikit-learn: at least 96 % test accuracy.",
         cost="Less than two minutes on 2 CPU cores, compilation included.",
         evidence="benchmarks/results/digits",
     ),
@@ -105,51 +108,54 @@ PRESETS = {
             warmup_epochs=1,
             checkpoint_every=1,
         ),
-        claim="A half-wide ResNet-20 at 90 % sparsity on CIFAR-10, the small twin of "
-        "cifar-resnet32: shows the path on real photographs without an accelerator; no "
-        "figure to compare with papers.",
+        claim="ResNet-20 at half the width and 90 % sparsity on CIFAR-10, the small "
+        "twin of cifar-resnet32. It shows training on photographs without an accelerator; "
+        "its accuracy is not comparable with papers.",
         cost="3,120 steps: 12 minutes on 2 CPU cores.",
         evidence="benchmarks/results/cifar10-quick",
     ),
     "cifar-resnet32": Preset(
         config=_CIFAR,
-        claim="ResNet-32 of twice the width (1.86 M parameters) at 90 % sparsity on "
-        "CIFAR-10 with the schedule of MEST (arXiv:2110.14032) and S2-SAM: 160 epochs "
-        "at batch 64, cosine from 0.1 to 4e-8, momentum 0.9; weight decay 5e-4 as "
-        "S2-SAM's with a sharpness-aware gradient (1e-4 without: say --weight-decay "
-        "1e-4 for --gradient backprop). RigL with an ERK budget, and ZO-SAM. For "
-        "CIFAR-100: --dataset cifar100. Test images choose nothing.",
+        claim="ResNet-32 at twice the width (1.86 M parameters) and 90 % sparsity on "
+        "CIFAR-10, RigL (ERK) with ZO-SAM, with the schedule of MEST "
+        "(arXiv:2110.14032) and S2-SAM: 160 epochs at batch size 64, cosine from 0.1 "
+        "to 4e-8, momentum 0.9. Weight decay 5e-4, as S2-SAM has it with a "
+        "sharpness-aware gradient; without one it is 1e-4, so add --weight-decay 1e-4 "
+        "to --gradient backprop. For CIFAR-100, add --dataset cifar100. Nothing is "
+        "selected on test images.",
         cost="124,960 steps; for an accelerator.",
         evidence="not run",
     ),
     "cifar-resnet32-grasp": Preset(
         config=dataclasses.replace(_GRASP, method="grasp", weight_decay=1e-4),
-        claim="The same network with GraSP's masks and schedule (arXiv:2002.07376): "
-        "batch 128, x 0.1 at epochs 80 and 120 of 160, weight decay 1e-4.",
+        claim="The network of cifar-resnet32 with GraSP's masks and schedule "
+        "(arXiv:2002.07376): batch size 128, learning rate x 0.1 at epochs 80 and 120 "
+        "of 160, weight decay 1e-4.",
         cost="62,400 steps; for an accelerator.",
         evidence="not run",
     ),
     "cifar-vgg19": Preset(
         config=dataclasses.replace(_GRASP, model="vgg19", width=1.0),
-        claim="VGG-19 with batch normalisation (20 M parameters) at 90 % sparsity on "
-        "CIFAR-10 with GraSP's schedule (arXiv:2002.07376) and weight decay 5e-4; RigL "
-        "and ZO-SAM.",
+        claim="VGG-19 with batch normalization (20 M parameters) at 90 % sparsity on "
+        "CIFAR-10, RigL (ERK) with ZO-SAM, with GraSP's schedule (arXiv:2002.07376) "
+        "and weight decay 5e-4.",
         cost="62,400 steps; for an accelerator.",
         evidence="not run",
     ),
     "cifar-vgg19-quick": Preset(
         config=_twin(_GRASP, model="vgg19", width=0.125, epochs=2, update_interval=50),
-        claim="The same at an eighth of the width, for 2 epochs.",
+        claim="The small twin of cifar-vgg19: an eighth of the width, 2 epochs.",
         cost="780 steps: 4 minutes on a CPU core.",
         evidence="benchmarks/results/cifar-vgg19-quick",
     ),
     "imagenet-resnet50": Preset(
         config=_RIGL,
-        claim="ResNet-50 at 80 % sparsity on ImageNet as RigL trains it "
-        "(arXiv:1911.11134): batch 4096, Nesterov momentum, 1.6 x 0.1 at epochs 30, 70 "
-        "and 90, 5 epochs of warm-up, label smoothing 0.1, weight decay 1e-4 of "
-        "kernels, blocks that start as their shortcuts, uniform budget with a dense "
-        "stem, changes every 100 steps until 25,000 of about 32,000; with ZO-SAM.",
+        claim="ResNet-50 at 80 % sparsity on ImageNet, trained as in RigL "
+        "(arXiv:1911.11134) but with ZO-SAM: batch size 4096, Nesterov momentum, "
+        "learning rate 1.6, x 0.1 at epochs 30, 70 and 90, 5 epochs of warm-up, label "
+        "smoothing 0.1, weight decay 1e-4 on kernels, residual branches that start at "
+        "zero, a uniform sparsity distribution with a dense stem, mask updates every "
+        "100 steps until step 25,000 of about 32,000.",
         cost="31,824 steps of 4,096 images; for several accelerators.",
         evidence="not run",
     ),
@@ -168,20 +174,22 @@ PRESETS = {
             epochs=2,
             update_interval=50,
         ),
-        claim="The same with a ResNet-18 of a quarter of the width on CIFAR-10, for 2 "
-        "epochs: the learning rate scales with the batch, all parameters decay.",
+        claim="The small twin of imagenet-resnet50: ResNet-18 at a quarter of the "
+        "width on CIFAR-10, 2 epochs, with the learning rate scaled by the batch size "
+        "and weight decay on all parameters.",
         cost="780 steps: 9 minutes on a CPU core.",
         evidence="benchmarks/results/imagenet-resnet50-quick",
     ),
     "imagenet-deit-tiny": Preset(
         config=dataclasses.replace(_DEIT, update_interval=20_000 // 2),
-        claim="DeiT-Tiny at 50 % sparsity on ImageNet with DeiT's recipe "
-        "(arXiv:2012.12877) and SViTE's masks (arXiv:2106.04533): AdamW, 5e-4 a 512 "
-        "images to 1e-5, decay 0.05 of kernels, 5 epochs of warm-up, Mixup 0.8 or "
-        "CutMix 1, RandAugment 9, erasing 0.25, label smoothing 0.1, stochastic depth "
-        "0.1, average of 0.99996, 600 epochs. SViTE changes every 20,000 steps at "
-        "batch 512; here every 10,000 at 1,024. Without repeated augmentation; images "
-        "are resized bilinearly, DeiT's bicubically.",
+        claim="DeiT-Tiny at 50 % sparsity on ImageNet, trained as in DeiT "
+        "(arXiv:2012.12877) with SViTE's masks (arXiv:2106.04533) and ZO-SAM: AdamW, "
+        "learning rate 5e-4 per 512 images down to 1e-5, weight decay 0.05 on kernels, "
+        "5 epochs of warm-up, Mixup 0.8 or CutMix 1, RandAugment 9, random erasing "
+        "0.25, label smoothing 0.1, stochastic depth 0.1, weight averaging with decay "
+        "0.99996, 600 epochs. SViTE updates its masks every 20,000 steps at batch size "
+        "512; here it is every 10,000 steps at 1,024. Differences: no repeated "
+        "augmentation, and bilinear instead of bicubic resizing.",
         cost="750,600 steps of 1,024 images; for several accelerators.",
         evidence="not run",
     ),
@@ -189,8 +197,9 @@ PRESETS = {
         config=dataclasses.replace(
             _DEIT, model="deit-small", sparsity=0.7, update_interval=15_000 // 2
         ),
-        claim="DeiT-Small at 70 % sparsity with the same recipe; SViTE changes every "
-        "15,000 steps at batch 512, here every 7,500 at 1,024.",
+        claim="DeiT-Small at 70 % sparsity, otherwise as imagenet-deit-tiny. SViTE "
+        "updates its masks every 15,000 steps at batch size 512; here it is every "
+        "7,500 steps at 1,024.",
         cost="750,600 steps of 1,024 images; for several accelerators.",
         evidence="not run",
     ),
@@ -207,7 +216,8 @@ PRESETS = {
             update_interval=50,
             augment=("crop=4", *(_DEIT.augment or ())),
         ),
-        claim="The same with a small ViT on CIFAR-10, for 2 epochs.",
+        claim="The small twin of imagenet-deit-tiny: a small ViT on CIFAR-10, 2 "
+        "epochs.",
         cost="780 steps: 9 minutes on a CPU core.",
         evidence="benchmarks/results/imagenet-deit-quick",
     ),
@@ -227,9 +237,9 @@ PRESETS = {
             update_interval=25,
             checkpoint_every=1,
         ),
-        claim="A small decoder-only transformer at 80 % sparsity (RigL) with ZO-SAM, "
-        "byte by byte on Python's own documentation: whether the method holds beyond "
-        "vision is open; this is where to look.",
+        claim="A small decoder-only transformer at 80 % sparsity (RigL, ERK) with "
+        "ZO-SAM, trained on the bytes of Python's own documentation. Whether ZO-SAM helps "
+        "beyond vision is an open question; this preset is a start.",
         cost="408 steps: 5 minutes on a CPU core.",
         evidence="benchmarks/results/tinylm",
     ),
@@ -237,13 +247,13 @@ PRESETS = {
 
 
 def preset(name: str) -> Preset:
-    """Returns the recipe of that name.
+    """Returns a preset by name.
 
     >>> preset("cifar-resnet32").config.epochs
     160
 
     Raises:
-      ValueError: The name is unknown; the message gives the nearest.
+      ValueError: There is no such preset; the message names the nearest.
     """
     _check.one_of("preset", name, PRESETS)
     return PRESETS[name]

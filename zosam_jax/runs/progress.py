@@ -1,4 +1,4 @@
-"""What a person sees of a run: a live bar on a terminal, plain lines elsewhere."""
+"""The display of a run's progress: a live bar on a terminal, plain lines elsewhere."""
 
 import sys
 from collections.abc import Iterable
@@ -10,19 +10,19 @@ from rich.text import Text
 
 
 class Status(NamedTuple):
-    """Where a run is.
+    """The state of a run in progress.
 
     Attributes:
-      step: Optimizer steps done.
-      total_steps: Steps of the whole run.
-      epoch: The epoch that runs or has just ended, from 1.
-      epochs: Epochs of the whole run.
+      step: Number of batches trained on.
+      total_steps: Number of batches of the whole run.
+      epoch: The epoch in progress or just finished, from 1.
+      epochs: Number of epochs of the whole run.
       loss: Mean training loss of the epoch so far.
       accuracy: Training accuracy of the epoch so far, from 0 to 1.
-      test_accuracy: Of the last evaluation; None before the first.
-      sparsity: Zeros among the sparsified weights, from 0 to 1.
-      images_per_second: Of the training, without evaluation.
-      seconds_left: Estimate of the time to the end.
+      test_accuracy: Test accuracy of the last evaluation, or None before the first.
+      sparsity: Fraction of the sparsified weights that are zero, from 0 to 1.
+      images_per_second: Training throughput, without evaluation.
+      seconds_left: Estimated time to the end of the run.
     """
 
     step: int
@@ -38,20 +38,24 @@ class Status(NamedTuple):
 
 
 class Display(Protocol):
-    """What the training loop tells; `interval` is how often, in seconds."""
+    """A display that the training loop reports to.
+
+    Attributes:
+      interval: Seconds between two calls of `update`.
+    """
 
     interval: float
 
     def message(self, text: str) -> None:
-        """Shows a sentence."""
+        """Shows a line of text."""
         ...
 
     def update(self, status: Status) -> None:
-        """Shows where the run is, within an epoch."""
+        """Shows the state of the run within an epoch."""
         ...
 
     def epoch(self, status: Status) -> None:
-        """Shows where the run is at the end of an epoch."""
+        """Shows the state of the run at the end of an epoch."""
         ...
 
     def close(self) -> None:
@@ -60,7 +64,7 @@ class Display(Protocol):
 
 
 class Silent:
-    """Shows nothing."""
+    """A display that shows nothing."""
 
     interval = float("inf")
 
@@ -81,20 +85,20 @@ class Silent:
 
 
 class Lines:
-    """Plain lines: one an epoch, and one every `interval` seconds within one."""
+    """Plain lines: one per epoch, and one every `interval` seconds within an epoch."""
 
     def __init__(self, interval: float, console: Console | None = None):
-        """Makes the display.
+        """Prints nothing yet.
 
         Args:
           interval: Seconds between two lines within an epoch.
-          console: Where to write. Default: standard output, unwrapped.
+          console: The console to print to. Default: standard output, unwrapped.
         """
         self.interval = interval
         self._console = console or Console(file=sys.stdout, soft_wrap=True)
 
     def message(self, text: str) -> None:
-        """Prints a sentence."""
+        """Prints a line of text."""
         self._console.print(text, markup=False, highlight=False)
 
     def update(self, status: Status) -> None:
@@ -115,7 +119,7 @@ class Lines:
 
 
 class _BarAboveFigures(Progress):
-    """A bar as wide as the terminal, and the figures in a line of their own."""
+    """A bar as wide as the terminal, with the figures on a line below it."""
 
     figures = ""
 
@@ -130,13 +134,13 @@ class Bar:
     interval = 0.5
 
     def __init__(self, console: Console):
-        """Makes the display; the bar appears with the first status."""
+        """Shows nothing yet; the bar appears with the first status."""
         self._console = console
         self._bar: _BarAboveFigures | None = None
         self._task: TaskID | None = None
 
     def message(self, text: str) -> None:
-        """Prints a sentence above the bar."""
+        """Prints a line of text above the bar."""
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def update(self, status: Status) -> None:
@@ -170,24 +174,24 @@ class Bar:
         self.update(status)
 
     def close(self) -> None:
-        """Leaves the bar where it is; the next status begins another."""
+        """Stops the bar; the next status starts a new one."""
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
 
 
 def display(log_every: float) -> Display:
-    """Returns a bar where standard output is a terminal, else lines.
+    """Returns a bar if standard output is a terminal, else plain lines.
 
     Args:
-      log_every: Seconds between two lines within an epoch.
+      log_every: Seconds between two lines within an epoch. A bar ignores it.
     """
     console = Console()
     return Bar(console) if console.is_terminal else Lines(log_every)
 
 
 def figures(status: Status) -> str:
-    """Returns the figures of a status as one line of less than 80 characters."""
+    """Returns the figures of a status as one line of fewer than 80 characters."""
     test = status.test_accuracy
     parts = [
         f"loss {status.loss:.4f}",
@@ -200,7 +204,7 @@ def figures(status: Status) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Returns a time as `m:ss` or `h:mm:ss`.
+    """Returns a time in seconds as `m:ss` or `h:mm:ss`.
 
     >>> duration(59.6), duration(3725)
     ('1:00', '1:02:05')
