@@ -151,7 +151,7 @@ def _page(runs: Sequence[RunRecord], picture: bytes) -> str:
     changed = config_differences(runs)
     parts = [
         "<!doctype html><html lang='en'><head><meta charset='utf-8'>",
-        f"<title>{len(runs)} runs</title><style>{_STYLE}</style></head><body>",
+        f"<title>Runs compared</title><style>{_STYLE}</style></head><body>",
         "<h1>Runs compared</h1>",
         _html_table(
             [column.header for column in COLUMNS],

@@ -1,6 +1,7 @@
 """The pictures: the curves of runs, and an evaluation."""
 
 import itertools
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,6 +23,7 @@ _PANELS = (
     ("training accuracy", "train", "accuracy"),
     ("training loss", "train", "loss"),
 )
+_STYLES = ("-", "--", ":", "-.")
 
 
 def curves(runs: Sequence[RunRecord], path: Path) -> None:
@@ -34,11 +36,13 @@ def curves(runs: Sequence[RunRecord], path: Path) -> None:
     figure = Figure(figsize=(9, 6), layout="constrained")
     axes = figure.subplots(2, 2, sharex=True)
     for axis, (heading, split, name) in zip(axes.flat, _PANELS, strict=True):
-        for run in runs:
+        for number, run in enumerate(runs):
             epochs, values = run.curve(split, name)
             # A line of one or two points is hard to see.
             marker = "o" if len(epochs) < 3 else None
-            axis.plot(epochs, values, label=run.name, marker=marker, linewidth=1.4)
+            # Matplotlib has ten colors, so the next ten runs get another line style.
+            style = _STYLES[number // 10 % len(_STYLES)]
+            axis.plot(epochs, values, style, label=run.name, marker=marker, lw=1.4)
         if name == "accuracy":
             axis.yaxis.set_major_formatter(PercentFormatter(1.0))
         elif _spans_decades(
@@ -51,7 +55,10 @@ def curves(runs: Sequence[RunRecord], path: Path) -> None:
         axis.set_xlabel("epoch")
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     handles, labels = axes.flat[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", fontsize=8)
+    columns = min(3, math.ceil(len(runs) / 4))
+    figure.legend(
+        handles, labels, loc="outside lower center", fontsize=8, ncols=columns
+    )
     _save(figure, path)
 
 
@@ -162,7 +169,7 @@ def _by_group(axes: Axes, figures: JSON) -> None:
     axes.set_ylim(0, 1)
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8, ncols=2, loc="lower left")
+    axes.legend(fontsize=8, ncols=2, loc="best")
     axes.set_title("mean accuracy by group", fontsize=10)
 
 

@@ -109,8 +109,8 @@ PRESETS = {
             checkpoint_every=1,
         ),
         claim="ResNet-20 at half the width and 90 % sparsity on CIFAR-10, the small "
-        "twin of cifar-resnet32. It shows training on photographs without an accelerator; "
-        "its accuracy is not comparable with papers.",
+        "twin of cifar-resnet32. It shows training on photographs without an "
+        "accelerator; its accuracy is not comparable with papers.",
         cost="3,120 steps: 12 minutes on 2 CPU cores.",
         evidence="benchmarks/results/cifar10-quick",
     ),
@@ -238,8 +238,8 @@ PRESETS = {
             checkpoint_every=1,
         ),
         claim="A small decoder-only transformer at 80 % sparsity (RigL, ERK) with "
-        "ZO-SAM, trained on the bytes of Python's own documentation. Whether ZO-SAM helps "
-        "beyond vision is an open question; this preset is a start.",
+        "ZO-SAM, trained on the bytes of Python's own documentation. Whether ZO-SAM "
+        "helps beyond vision is an open question; this preset is a start.",
         cost="408 steps: 5 minutes on a CPU core.",
         evidence="benchmarks/results/tinylm",
     ),
