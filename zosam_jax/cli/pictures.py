@@ -42,7 +42,9 @@ def curves(runs: Sequence[RunRecord], path: Path) -> None:
             marker = "o" if len(epochs) < 3 else None
             # Matplotlib has ten colors, so the next ten runs get another line style.
             style = _STYLES[number // 10 % len(_STYLES)]
-            axis.plot(epochs, values, style, label=run.name, marker=marker, lw=1.4)
+            axis.plot(
+                epochs, values, style, label=run.name, marker=marker, ms=4, lw=1.4
+            )
         if name == "accuracy":
             axis.yaxis.set_major_formatter(PercentFormatter(1.0))
         elif _spans_decades(
