@@ -11,6 +11,7 @@ imports inside functions count.
 
 import argparse
 import ast
+import functools
 import io
 import json
 import re
@@ -85,6 +86,7 @@ class Import(NamedTuple):
         return self.source.partition(".")[0]
 
 
+@functools.cache
 def imports(module: Module) -> list[Import]:
     """Returns every import of a module, those inside functions too."""
     found = []

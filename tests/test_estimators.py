@@ -110,6 +110,7 @@ def test_a_traced_number_of_directions_agrees():
         np.testing.assert_allclose(flat(traced(m)), flat(grad(m)), rtol=2e-3, atol=1e-3)
 
 
+@pytest.mark.quick
 def test_backprop_is_jax_grad():
     problem = Quadratic()
     estimate = estimators.backprop(problem.loss, problem.params)

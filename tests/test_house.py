@@ -95,6 +95,7 @@ def test_a_facade_of_unknown_use_is_all_that_it_holds(small):
     assert graph["small.high"] == {"small.low.tree", "small.rooms.doors"}
 
 
+@pytest.mark.quick
 def test_measurements_of_the_small_package(small):
     measured = house.measure(small)
     longest = measured.pop("longest_path")

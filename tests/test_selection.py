@@ -77,6 +77,7 @@ def test_select_is_exact_with_ties_to_the_lower_index(score, candidates, share, 
 across = jax.jit(selection.select_across)
 
 
+@pytest.mark.quick
 @settings(max_examples=100, deadline=None)
 @given(arrays, flags, st.integers(0, SIZE))
 def test_across_arrays_is_as_if_laid_end_to_end(score, candidates, count):

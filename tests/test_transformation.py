@@ -122,6 +122,7 @@ def test_one_trace_and_a_stable_state(num_directions):
     assert jax.tree.map(lambda x: (x.shape, x.dtype), state) == shapes
 
 
+@pytest.mark.quick
 def test_masks_reach_the_estimator_as_an_extra_argument():
     params, loss = mlp()
     masks = half_masks(params)

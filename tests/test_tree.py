@@ -8,6 +8,7 @@ from zosam_jax import tree
 TREE = {"b": jnp.ones((2, 3)), "a": [jnp.zeros(4), jnp.full((1, 1), 2.0)]}
 
 
+@pytest.mark.quick
 def test_paths_and_size_follow_the_flattening_order():
     assert tree.paths(TREE) == ["a/0", "a/1", "b"]
     assert tree.size(TREE) == 11
@@ -45,6 +46,7 @@ def test_the_draw_is_standard_normal():
     assert np.abs(correlation).max() < 5 / np.sqrt(pieces.shape[1])
 
 
+@pytest.mark.quick
 def test_norm_is_global_and_float32_for_bfloat16():
     x = {"a": jnp.full(10_000, 0.01, jnp.bfloat16), "b": jnp.full(3, 2.0)}
     exact = np.sqrt(10_000 * float(jnp.bfloat16(0.01)) ** 2 + 12)
@@ -69,6 +71,7 @@ def test_add_scaled_rounds_once_to_the_first_dtype():
     )
 
 
+@pytest.mark.quick
 def test_mask_leaves_dense_leaves_and_needs_no_masks():
     params = {"a": jnp.arange(3.0), "b": jnp.ones(2)}
     masked = tree.mask(params, {"a": jnp.array([True, False, True]), "b": True})

@@ -19,6 +19,7 @@ def first_direction(params, masks=None):
     return flat(tree.mask(u, masks))
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("delta", [1e-1, 1e-2])
 @pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
 @pytest.mark.parametrize("two_sided", [True, False])
@@ -91,6 +92,7 @@ def test_norm_over_all_shrinks_the_radius_to_the_live_share(num_directions):
     np.testing.assert_allclose(estimate.info.perturbation_norm, 0.2 * share, rtol=1e-3)
 
 
+@pytest.mark.quick
 def test_rho_zero_is_the_plain_gradient_bit_for_bit():
     params, loss = mlp()
     plain = jax.jit(jax.grad(loss))(params)
@@ -251,6 +253,7 @@ def test_a_useless_direction_gives_the_plain_gradient(bad):
     )
 
 
+@pytest.mark.quick
 def test_zero_gradient_is_not_nan():
     params = {"w": jnp.zeros((3, 2))}
     estimate = zs.zosam_gradient(lambda p: 0 * jnp.sum(p["w"]), params, KEY)
@@ -353,6 +356,7 @@ def test_value_is_the_mean_of_the_probes_or_the_clean_loss():
         assert float(one.value) == clean
 
 
+@pytest.mark.quick
 def test_the_page_equals_the_general_composition():
     """`zosam_gradient` is rge, then normalisation, then the gradient: nothing else."""
     params, loss = mlp()

@@ -29,6 +29,7 @@ def command(*arguments, cwd=None, devices=1):
     )
 
 
+@pytest.mark.quick
 def test_help_names_the_commands(capsys):
     with pytest.raises(SystemExit) as exit_:
         cli.main(["--help"])
@@ -46,6 +47,7 @@ def test_every_command_explains_itself(name, capsys):
     assert f"usage: zosam {name}" in text
 
 
+@pytest.mark.quick
 def test_the_presets_are_listed(capsys):
     assert cli.main(["presets"]) == 0
     text = capsys.readouterr().out
@@ -87,6 +89,7 @@ def test_the_help_explains_every_flag(capsys):
             )
 
 
+@pytest.mark.quick
 def test_presets_and_flags_give_the_printed_configuration(capsys):
     arguments = ["train", "--preset", "cifar-resnet32", "--print-config"]
     assert cli.main([*arguments, "--rho", "0.1", "--dense", "stem/*", "head/*"]) == 0
@@ -125,6 +128,7 @@ def test_an_error_is_one_line_and_status_2(arguments, part, capsys, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(
     ("arguments", "part"),
     [

@@ -56,6 +56,7 @@ def test_nothing_is_done_without_padding_and_flip():
     np.testing.assert_array_equal(crop(jax.random.key(0), batch, 0, False), batch)
 
 
+@pytest.mark.quick
 def test_a_key_decides_the_windows():
     batch = np.broadcast_to(IMAGE, (64, *IMAGE.shape))
     first, again, other = (crop(jax.random.key(k), batch, 2, True) for k in (0, 0, 1))
@@ -63,6 +64,7 @@ def test_a_key_decides_the_windows():
     assert np.any(np.asarray(first) != np.asarray(other))
 
 
+@pytest.mark.quick
 def test_normalize_is_its_equation():
     images = np.random.default_rng(0).integers(0, 256, (3, 4, 4, 2), np.uint8)
     mean, std = (0.3, 0.6), (0.2, 0.25)

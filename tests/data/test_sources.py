@@ -15,6 +15,7 @@ def digits():
     return data.load("digits")
 
 
+@pytest.mark.quick
 def test_digits_are_scikit_learns_split_once(digits):
     raw = load_digits()
     images = np.concatenate([digits.train_images, digits.test_images])
@@ -47,6 +48,7 @@ def test_digits_are_stratified_to_one_image(digits):
     assert np.all(np.abs(test - (train + test) * 360 / 1797) <= 1)
 
 
+@pytest.mark.quick
 def test_the_split_is_fixed(digits):
     again = data.load("digits")
     np.testing.assert_array_equal(again.test_images, digits.test_images)

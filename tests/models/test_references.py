@@ -102,6 +102,7 @@ def test_a_later_token_changes_no_earlier_logits(family):
         np.testing.assert_array_equal(changed, np.arange(6) >= t)
 
 
+@pytest.mark.quick
 def test_mlp():
     model, x = small_models.make("mlp"), small_models.inputs("mlp")
     variables = small_models.drawn(model, x)

@@ -5,6 +5,7 @@ import pytest
 from zosam_jax.runs import files
 
 
+@pytest.mark.quick
 def test_json_is_written_whole_or_not_at_all(tmp_path):
     path = tmp_path / "summary.json"
     files.write_json(path, {"loss": 1.0})

@@ -21,6 +21,7 @@ def test_a_foreign_folder_is_left_alone(tmp_path):
         folder.check(TrainConfig(out=str(tmp_path / "thesis.tex")))
 
 
+@pytest.mark.quick
 def test_a_run_of_another_configuration_is_refused(tmp_path):
     c = TrainConfig(out=str(tmp_path))
     folder.write_config(tmp_path, c, ["python", "-m", "zosam_jax", "train"], 0, DEVICES)

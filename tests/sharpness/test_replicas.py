@@ -1,5 +1,6 @@
 """Every method against its formulas, written again in NumPy, over fifty steps."""
 
+import itertools
 from functools import cache, partial
 
 import jax
@@ -8,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 import replicas
+from marks import quick
 from replica_cases import CASES, PROBLEM, RATE, SINGLE, STEPS
 
 import zosam_jax as zs
@@ -21,8 +23,11 @@ LIVE = {
 # Programs this small compile longer than they run.
 FAST = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
-every_case = pytest.mark.parametrize("name", CASES)
-every_mask = pytest.mark.parametrize("mask", LIVE)
+ONE_OF_A_FAMILY = ("sam", "vasso", "esam", "looksam", "msam", "zosam", "zo_adam")
+every_case = pytest.mark.parametrize(
+    ("name", "mask"),
+    quick(itertools.product(CASES, LIVE), *((n, "masked") for n in ONE_OF_A_FAMILY)),
+)
 
 
 def as_tree(vector):
@@ -113,7 +118,6 @@ def runs(name, mask):
     return ours, theirs
 
 
-@every_mask
 @every_case
 def test_the_trajectory_is_that_of_the_formulas(name, mask):
     (ours, _, _), (theirs, _, _) = runs(name, mask)
@@ -122,7 +126,6 @@ def test_the_trajectory_is_that_of_the_formulas(name, mask):
     np.testing.assert_allclose(ours, theirs[1:], rtol=0, atol=tolerance)
 
 
-@every_mask
 @every_case
 def test_the_memory_is_that_of_the_formulas(name, mask):
     (_, _, ours), (_, _, theirs) = runs(name, mask)
@@ -135,7 +138,6 @@ def test_the_memory_is_that_of_the_formulas(name, mask):
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=5 * SINGLE)
 
 
-@every_mask
 @every_case
 def test_info_says_what_happened(name, mask):
     (_, ours, _), (_, steps, _) = runs(name, mask)

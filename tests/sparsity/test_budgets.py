@@ -43,6 +43,7 @@ def by_bisection(shapes, sparsity, share):
     return {k: min(1, high * raw[k]) for k in shapes}
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(("rule", "share"), RULES)
 @pytest.mark.parametrize("sparsity", [0.0, 0.3, 0.5, 0.8, 0.9, 0.98])
 def test_erdos_renyi_is_the_fixed_point(sparsity, rule, share):
@@ -103,6 +104,7 @@ def test_a_sparsity_out_of_range_is_refused(rule, sparsity):
         rule(SHAPES, sparsity)
 
 
+@pytest.mark.quick
 @settings(max_examples=200, deadline=None)
 @given(
     st.lists(shapes, min_size=1, max_size=8),
@@ -212,6 +214,7 @@ def test_a_budget_of_ones_own_is_checked(densities, message):
         budgets.counts(PARAMS, 0.5, lambda shapes, sparsity: densities)
 
 
+@pytest.mark.quick
 def test_uniform_counts():
     counts = budgets.counts(PARAMS, 0.5, "uniform")
     leaves = [x.size for x in (PARAMS["layers"][0]["kernel"],)]

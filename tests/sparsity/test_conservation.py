@@ -12,6 +12,7 @@ import optax
 import pytest
 import sparse_replicas as replicas
 from hypothesis import example, given, settings
+from marks import quick
 
 import zosam_jax as zs
 from zosam_jax.sparsity.methods.dsr import share_out
@@ -85,7 +86,7 @@ def counted(masks):
     return jnp.stack([jnp.sum(m, dtype=jnp.int32) for m in leaves])
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", quick(METHODS, "set", "rigl"))
 def test_ten_thousand_steps_keep_every_count(name):
     run = METHODS[name]
     method = run.make(SPARSITY, STEPS)

@@ -12,6 +12,7 @@ KERNEL = jnp.array([[True, False, True], [False, True, False]])
 MASKS = {"kernel": KERNEL, "bias": jnp.asarray(True)}
 
 
+@pytest.mark.quick
 def test_apply_masks_zeros_what_is_pruned_and_nothing_else():
     applied = zs.sparsity.apply_masks(PARAMS, MASKS)
     np.testing.assert_array_equal(applied["kernel"], [[1, 0, 3], [0, 5, 0]])
@@ -36,12 +37,14 @@ def test_masks_that_do_not_fit_are_refused_by_leaf(masks, message):
         zs.sparsify(optax.sgd(0.1), zs.sparsity.static(masks=masks)).init(PARAMS)
 
 
+@pytest.mark.quick
 def test_sparsity_counts_sparse_leaves_or_all():
     assert float(zs.sparsity.sparsity_of(MASKS)) == 0.5
     assert float(zs.sparsity.sparsity_of(MASKS, PARAMS)) == pytest.approx(3 / 9)
     assert float(zs.sparsity.sparsity_of({"a": True})) == 0
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_landing_is_exact_whatever_the_updates(dtype):
     key = jax.random.key(0)

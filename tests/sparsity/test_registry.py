@@ -60,6 +60,7 @@ def lacking(name, make):
     return missing
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("name", constructors())
 def test_a_method_has_its_row_its_export_and_its_tests(name):
     missing = lacking(name, constructors()[name])

@@ -10,6 +10,7 @@ from zosam_jax.train import PRESETS, TrainConfig, methods, preset
 from zosam_jax.train import optimizer as tables
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(
     ("field", "value", "part"),
     [
@@ -82,6 +83,7 @@ def test_each_choice_has_its_row_in_a_table():
     assert set(config.SCHEDULES) == set(tables.SCHEDULES)
 
 
+@pytest.mark.quick
 def test_presets():
     assert PRESETS["digits"].config == TrainConfig()
     mest = preset("cifar-resnet32").config

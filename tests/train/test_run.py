@@ -46,6 +46,7 @@ def whole(tmp_path_factory):
     return result, tiny_run.final(path), show
 
 
+@pytest.mark.quick
 def test_a_run_leaves_its_record(whole):
     result, _, show = whole
     assert result.status == "finished"
@@ -72,6 +73,7 @@ def test_a_run_leaves_its_record(whole):
     assert show.seen[-1].sparsity == summary["sparsity"]
 
 
+@pytest.mark.quick
 def test_sparsity_is_exact_and_counted_twice(whole):
     result, state, _ = whole
     # 3 x 3 x 1 x 8 and 8 x 4 weights are sparsified; 8 + 8 + 8 + 4 are not.
@@ -88,6 +90,7 @@ def test_sparsity_is_exact_and_counted_twice(whole):
             assert not np.any(x[~np.asarray(mask)])
 
 
+@pytest.mark.quick
 def test_the_figures_are_those_of_the_final_parameters(whole):
     """Test loss and accuracy against NumPy over the whole test set at once."""
     result, state, _ = whole
