@@ -1,15 +1,18 @@
 import dataclasses
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from zosam_jax import models
 from zosam_jax.cli import main as cli
 from zosam_jax.runs.config import TrainConfig
 from zosam_jax.runs.presets import PRESETS
+from zosam_jax.sparsity import registry as sparsity
 
 
 def command(*arguments, cwd=None, devices=1):
@@ -87,6 +90,19 @@ def test_the_help_explains_every_flag(capsys):
             assert f"--{field.name.replace('_', '-')} " in text or (
                 f"--{field.name.replace('_', '-')}, " in text
             )
+
+
+def test_the_help_lists_every_method_and_model(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    with pytest.raises(SystemExit):
+        cli.main(["train", "--help"])
+    text = capsys.readouterr().out
+    assert "- dense: " in text
+    for name in sparsity.METHODS:
+        assert (f"- {name}: " in text) == (name != "ticket"), name
+    models_help = text[text.index("--model STR") : text.index("--width")]
+    for name in models.names():
+        assert re.search(rf"\b{name}\b", models_help), name
 
 
 @pytest.mark.quick

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Self
 
 from tyro.conf import Suppress
 
+from zosam_jax.cli import names
 from zosam_jax.runs.config import TrainConfig
 from zosam_jax.runs.files import JSON
 from zosam_jax.runs.presets import Preset
@@ -24,6 +25,7 @@ class Train(TrainConfig):
     The same command resumes an interrupted run. Flags override the preset.
     """
 
+    method: names.Method = "rigl"
     ticket: Suppress[tuple[str, ...] | None] = None
     preset: str = "digits"
     """Preset that sets the defaults of all flags; `zosam presets` lists them."""

@@ -1,0 +1,28 @@
+"""Types of flags whose help texts list the names of a registry, one on each line."""
+
+from collections.abc import Mapping
+from typing import Annotated
+
+from tyro.conf import arg
+
+from zosam_jax.sparsity import registry as sparsity
+
+
+def _listed(first: str, rows: Mapping[str, str]) -> str:
+    """Returns a help text of a first line and one line for each name."""
+    lines = (f"- {name}: {text}" for name, text in rows.items())
+    # The empty line at the end keeps the default apart from the last name.
+    return "\n".join([first, *lines, ""])
+
+
+def _what(row: sparsity.NamedMethod) -> str:
+    """Returns what a sparse method prunes and grows."""
+    return f"prunes {row.prunes}" + (f"; grows {row.grows}" if row.grows else "")
+
+
+# `zosam lottery` sets the method "ticket" itself.
+_METHODS = {n: _what(row) for n, row in sparsity.METHODS.items() if n != "ticket"}
+
+Method = Annotated[
+    str, arg(help=_listed("Sparse method:", {"dense": "no pruning"} | _METHODS))
+]
