@@ -1,7 +1,9 @@
 """`zosam presets`."""
 
 import dataclasses
+import shutil
 import sys
+import textwrap
 from collections.abc import Sequence
 
 from zosam_jax.runs.presets import PRESETS
@@ -15,10 +17,22 @@ class Presets:
         """Prints the presets and returns the exit status."""
         del line
         for name, preset in PRESETS.items():
-            sys.stdout.write(
-                f"zosam train --preset {name}\n"
-                f"    {preset.claim}\n"
-                f"    Cost: {preset.cost}\n"
-                f"    Evidence: {preset.evidence}\n"
-            )
+            cost, evidence = f"Cost: {preset.cost}", f"Evidence: {preset.evidence}"
+            paragraphs = map(_wrapped, (preset.claim, cost, evidence))
+            lines = [f"zosam train --preset {name}", *paragraphs]
+            sys.stdout.write("\n".join(lines) + "\n\n")
         return 0
+
+
+def _wrapped(text: str) -> str:
+    """Returns an indented paragraph as wide as the terminal, at most 100 columns."""
+    width = min(shutil.get_terminal_size().columns, 100)
+    indent = "    "
+    return textwrap.fill(
+        text,
+        width,
+        initial_indent=indent,
+        subsequent_indent=indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
