@@ -68,14 +68,14 @@ def test_unknown_and_missing_options_are_named():
     with pytest.raises(
         TypeError, match=r"zs.row\(\) got an unexpected.*'rat'. Did you mean 'rate'"
     ):
-        row(rat=1)
+        row(rat=1)  # pyright: ignore[reportCallIssue]
 
     @passes_options_to(base)
     def needs(scale, **options: Unpack[Options]):
         """Needs a scale."""
 
     with pytest.raises(TypeError, match=r"zs.needs: missing.*'scale'"):
-        needs(size=2)
+        needs(size=2)  # pyright: ignore[reportCallIssue]
 
 
 def test_numbers_that_must_be_known_are_not_traced():

@@ -278,7 +278,7 @@ def test_what_draws_needs_a_key_and_total_steps_are_asked_for():
     with pytest.raises(TypeError, match=r"zs.rwp draws at random: give it key="):
         zs.rwp_gradient(lambda p: jnp.mean(losses(p)), params)
     with pytest.raises(TypeError, match=r"zs.aesam: missing.*'total_steps'"):
-        zs.aesam()
+        zs.aesam()  # pyright: ignore[reportCallIssue]
     with pytest.raises(ValueError, match=r"shape \[n\].*returned the shape \(\)"):
         zs.sam_gradient(lambda p, examples: jnp.mean(losses(p)), params, microbatches=2)
     with pytest.raises(ValueError, match="microbatches=3 must divide the batch of 8"):

@@ -246,7 +246,7 @@ def dsr(interval, fraction, threshold, stop):
             new[k] = as_mask([*stay, *grown], mask.shape)
         return new
 
-    rule.seen = seen
+    rule.seen = seen  # pyright: ignore[reportFunctionMemberAccess]
     return rule
 
 

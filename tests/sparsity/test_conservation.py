@@ -2,6 +2,7 @@
 
 import functools
 import math
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import hypothesis.strategies as st
@@ -35,8 +36,8 @@ class Run(NamedTuple):
       total: Whether only their sum is promised.
     """
 
-    make: object
-    allowed: object = (TARGET,)
+    make: Callable[..., zs.sparsity.SparseMethod]
+    allowed: Sequence[np.ndarray] | None = (TARGET,)
     total: bool = False
 
 

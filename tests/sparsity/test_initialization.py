@@ -210,7 +210,7 @@ def replica_synflow(params, sparsity, rounds):
         h = [np.ones(w[0].shape[0])]
         for i in range(depth):
             h.append(h[-1] @ live[i] + b[i])
-        back, scores = np.ones(w[-1].shape[1]), [None] * depth
+        back, scores = np.ones(w[-1].shape[1]), [np.zeros(0)] * depth
         for i in reversed(range(depth)):
             scores[i] = live[i] * np.outer(h[i], back)
             back = live[i] @ back

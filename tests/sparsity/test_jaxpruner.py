@@ -6,6 +6,7 @@ Their N:M rule belongs here once a method has it: n live weights in every group 
 """
 
 import itertools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -218,7 +219,8 @@ def test_packed_masks_change_nothing(method):
     """jaxpruner multiplied gradients by the packed bytes."""
     rule = DYNAMIC.get(method, zs.sparsity.static(0.8))
     packed, plain = list(train(rule, 13, packed=True)), list(train(rule, 13))
-    for (params, masks, _), (expected, held, _) in zip(packed, plain, strict=True):
+    steps: Any = zip(packed, plain, strict=True)
+    for (params, masks, _), (expected, held, _) in steps:
         jax.tree.map(np.testing.assert_array_equal, masks, held)
         for k in SHAPES:
             np.testing.assert_allclose(params[k], expected[k], rtol=1e-6, atol=1e-7)

@@ -4,8 +4,9 @@ import functools
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,9 +30,9 @@ FULLER = {"a": 66, "b": 48, "c": 60}
 class Case(NamedTuple):
     """A method, and its replica as `live counts -> rule`."""
 
-    method: object
-    rule: object
-    first: object = replicas.random_start
+    method: zs.sparsity.SparseMethod
+    rule: Callable[..., Any]
+    first: Callable[..., Any] = replicas.random_start
     decay: float | None = None
     live: dict | None = None
 

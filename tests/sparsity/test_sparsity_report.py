@@ -341,8 +341,8 @@ def test_gradual_pruning_averages_over_the_training(net):
 class Known(zs.sparsity.SparseMethod):
     """A method that says what a report asks."""
 
-    dense_gradient_every = 100
-    mean_pruned = 0.5
+    dense_gradient_every = 100  # pyright: ignore[reportIncompatibleVariableOverride]
+    mean_pruned = 0.5  # pyright: ignore[reportIncompatibleVariableOverride]
 
 
 def test_a_method_says_how_it_trains(net):
