@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from zosam_jax import data
-from zosam_jax.data import archives, preparation
+from zosam_jax.data import tfds_writer
+from zosam_jax.data.sets import cifar
 
 NAMES = ("cifar10", "cifar100")
 
@@ -97,7 +98,7 @@ def test_a_local_archive_needs_no_address(small, tmp_path):
 
 
 def test_a_prepared_set_is_left_alone(prepared, monkeypatch):
-    monkeypatch.setattr(preparation, "_write", None)
+    monkeypatch.setattr(tfds_writer, "_write", None)
     lines = []
     data.prepare("cifar10", prepared[0], on_progress=lines.append)
     assert len(lines) == 1
@@ -209,7 +210,7 @@ def test_a_wrong_archive_is_refused(small, tmp_path):
 
 def test_a_failure_while_writing_leaves_nothing(small, tmp_path, monkeypatch):
     small("cifar10")
-    save = archives.Image.Image.save
+    save = cifar.Image.Image.save
     images = []
 
     def fill_the_disk(self, *args):
@@ -219,7 +220,7 @@ def test_a_failure_while_writing_leaves_nothing(small, tmp_path, monkeypatch):
         save(self, *args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(archives.Image.Image, "save", fill_the_disk)
+        patch.setattr(cifar.Image.Image, "save", fill_the_disk)
         with pytest.raises(data.DatasetError, match="No space left on device"):
             data.prepare("cifar10", tmp_path / "tfds")
     assert nothing_is_there(tmp_path / "tfds")

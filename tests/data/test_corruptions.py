@@ -1,6 +1,10 @@
+"""The generated corruptions against their definitions, written out."""
+
 import colorsys
 import functools
 import io
+import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,8 +12,9 @@ from PIL import Image
 from scipy import ndimage
 
 from zosam_jax.data import DatasetError, corruptions
-from zosam_jax.data.corruptions import _space, _weather, corrupt
+from zosam_jax.data.corruptions import blur, corrupt, definitions, noise, weather
 
+RELEASED = json.loads(Path(__file__).with_name("released_corruptions.json").read_text())
 ALL = (*corruptions.COMMON, *corruptions.EXTRA)
 DRAWN = tuple(n for n in corruptions.NAMES if n != "frost")
 SIZES = {"CIFAR-10-C": 32, "ImageNet-C": 128}
@@ -26,7 +31,7 @@ def some(n=4, height=32, width=32, channels=3, seed=0):
 
 
 def generators(name, severity, n, seed=0):
-    return [corruptions._generator(seed, name, severity, i) for i in range(n)]
+    return [noise.generator(seed, name, severity, i) for i in range(n)]
 
 
 def truncated(x):
@@ -43,7 +48,7 @@ both = pytest.mark.parametrize("side", SIZES.values(), ids=SIZES)
 every = pytest.mark.parametrize("severity", corruptions.SEVERITIES)
 
 
-# What is the same for all
+# Common to all corruptions
 
 
 @pytest.mark.parametrize("shape", [(32, 32, 3), (8, 8, 1), (6, 7, 3), (24, 40, 1)])
@@ -70,7 +75,7 @@ def test_an_image_depends_on_its_index_and_not_on_its_batch(name, monkeypatch):
     np.testing.assert_array_equal(whole, corrupt(images, name, 3, seed=7))
     part = corrupt(images[[4, 1]], name, 3, seed=7, indices=[4, 1])
     np.testing.assert_array_equal(part, whole[[4, 1]])
-    monkeypatch.setattr(corruptions, "_CHUNK", 2 * images[:1].size)
+    monkeypatch.setattr(definitions, "_CHUNK", 2 * images[:1].size)
     np.testing.assert_array_equal(corrupt(images, name, 3, seed=7), whole)
 
 
@@ -118,9 +123,33 @@ def test_damage_grows_with_severity(name):
 
 def test_the_sets_are_the_published_ones():
     assert (len(corruptions.COMMON), len(ALL)) == (15, 19)
-    for table in corruptions.TABLES.values():
-        assert set(table) == set(ALL)
-        assert all(len(row) == 5 for row in table.values())
+    assert (*ALL, corruptions.STANDIN) == corruptions.NAMES
+
+
+def lacks(name):
+    """Returns what a row of the table of corruptions still lacks, in words."""
+    row, found = corruptions.CORRUPTIONS[name], []
+    if row.group not in (*corruptions.GROUPS, "stand-in"):
+        found.append("a group: one of " + ", ".join(corruptions.GROUPS))
+    if len(row.cifar) != 5 or len(row.imagenet) != 5:
+        found.append("the parameters of all five severities, for both sizes")
+    if not row.function.__doc__:
+        found.append("a docstring that says what it returns")
+    if row.group != "stand-in" and name not in RELEASED["32"]:
+        found.append("its published mean effect, in released_corruptions.json")
+    return found
+
+
+@pytest.mark.parametrize("name", corruptions.NAMES)
+def test_rows_are_complete(name):
+    missing = lacks(name)
+    assert not missing, f"the corruption {name} lacks " + "; ".join(missing)
+
+
+def test_the_completeness_test_says_what_is_missing(monkeypatch):
+    row = definitions.Corruption(lambda x, rngs, c: x, "sand", (1, 2), (1, 2))
+    monkeypatch.setitem(corruptions.CORRUPTIONS, "dunes", row)
+    assert len(lacks("dunes")) == 4
 
 
 def test_what_cannot_be_is_said():
@@ -316,7 +345,7 @@ def lens(radius, sigma):
 
 @pytest.mark.parametrize("c", [(0.3, 0.4), (1, 0.2), (1.5, 0.1), (3, 0.1), (6, 0.5)])
 def test_the_disk_is_a_smoothed_disk(c):
-    kernel = _space.disk(*c)
+    kernel = blur.disk(*c)
     expected = lens(*c)
     cut = (len(expected) - len(kernel)) // 2
     inner = expected[cut : len(expected) - cut, cut : len(expected) - cut]
@@ -326,16 +355,14 @@ def test_the_disk_is_a_smoothed_disk(c):
 
 def test_the_largest_disks_are_mirrored_at_the_end_of_their_grid():
     # 1.3 % and 1.1 % more light than came in, as in the published code.
-    assert _space.disk(8, 0.5).sum() == pytest.approx(1.01297, abs=1e-5)
-    assert _space.disk(10, 0.5).sum() == pytest.approx(1.01079, abs=1e-5)
+    assert blur.disk(8, 0.5).sum() == pytest.approx(1.01297, abs=1e-5)
+    assert blur.disk(10, 0.5).sum() == pytest.approx(1.01079, abs=1e-5)
 
 
 @pytest.mark.parametrize(("side", "severity"), [(32, 3), (32, 5), (128, 1), (128, 4)])
 def test_defocus_is_a_mirrored_correlation(side, severity):
     images = some(1, side, side)
-    kernel = _space.disk(
-        *corruptions.parameters("defocus_blur", severity, (side, side))
-    )
+    kernel = blur.disk(*corruptions.parameters("defocus_blur", severity, (side, side)))
     expected = [
         ndimage.correlate(images[0, ..., channel] / 255, kernel, mode="mirror")
         for channel in range(3)
@@ -371,7 +398,7 @@ def test_motion_is_a_weighted_line():
     x = np.zeros((2, 41, 41, 1))
     x[:, 20, 20] = 1
     angles = np.array([0.0, 30.0])
-    out = _space.motion(x, angles, 10, 4)
+    out = blur.motion(x, angles, 10, 4)
     weights = np.exp(-(np.arange(21) ** 2) / 32)
     weights = np.rint(255 * weights / weights.sum())
     # At 0 degrees a pixel takes from its right: light appears on the left.
@@ -381,7 +408,7 @@ def test_motion_is_a_weighted_line():
     across = (rows - 20) * np.cos(np.pi / 6) - (columns - 20) * np.sin(np.pi / 6)
     assert np.abs(across).max() <= np.sqrt(0.5)
     assert len(rows) == np.count_nonzero(weights)
-    flat = _space.motion(np.full((1, 9, 9, 3), 77 / 255), angles[:1], 9, 2.5)
+    flat = blur.motion(np.full((1, 9, 9, 3), 77 / 255), angles[:1], 9, 2.5)
     np.testing.assert_allclose(flat, 77 / 255, atol=1e-12)
 
 
@@ -390,7 +417,7 @@ def test_motion_blur_is_within_45_degrees(severity):
     angles = [rng.uniform(-45, 45) for rng in generators("motion_blur", severity, 3)]
     c = corruptions.parameters("motion_blur", severity, (32, 32))
     images = some(3)
-    expected = _space.motion(images / 255, np.array(angles), *c)
+    expected = blur.motion(images / 255, np.array(angles), *c)
     np.testing.assert_array_equal(
         corrupt(images, "motion_blur", severity), truncated(expected)
     )
@@ -492,7 +519,7 @@ def diamond_square(noise, size, decay):
 
 @pytest.mark.parametrize("decay", [3, 1.75])
 def test_clouds_are_by_diamonds_and_squares(decay):
-    found = _weather.plasma(generators("fog", 1, 2), (16, 16), decay)
+    found = weather.plasma(generators("fog", 1, 2), (16, 16), decay)
     for cloud, rng in zip(found, generators("fog", 1, 2), strict=True):
         expected = diamond_square(rng.uniform(-1, 1, 255), 16, decay)
         np.testing.assert_allclose(cloud, expected, atol=1e-12)
@@ -501,7 +528,7 @@ def test_clouds_are_by_diamonds_and_squares(decay):
 def test_fog_keeps_the_brightest_possible_level():
     images = some(3)
     c = corruptions.parameters("fog", 3, (32, 32))
-    clouds = _weather.plasma(generators("fog", 3, 3), (32, 32), c[1])
+    clouds = weather.plasma(generators("fog", 3, 3), (32, 32), c[1])
     top = images.max((1, 2, 3), keepdims=True) / 255
     expected = (images / 255 + c[0] * clouds[..., None]) * top / (top + c[0])
     np.testing.assert_array_equal(corrupt(images, "fog", 3), truncated(expected))
@@ -539,7 +566,7 @@ def test_mud_covers_and_water_shines():
 def test_edges_are_the_border_of_a_square():
     x = np.zeros((20, 20))
     x[6:14, 5:15] = 200
-    edges = _weather._edges(x, 50, 150)
+    edges = weather._edges(x, 50, 150)
     inner = np.zeros((20, 20), bool)
     inner[8:12, 7:13] = True
     outer = np.zeros((20, 20), bool)
@@ -550,14 +577,14 @@ def test_edges_are_the_border_of_a_square():
     labels, _ = ndimage.label(~edges)
     assert labels[10, 10] != labels[0, 0]
     # A step of 24 has a gradient of 96, and of 144 at a corner: weak, and alone.
-    assert not _weather._edges(x * 0.12, 50, 150).any()
+    assert not weather._edges(x * 0.12, 50, 150).any()
 
 
 def test_levels_are_spread_evenly():
     levels = np.repeat(np.array([3, 7, 20, 200]), [4, 2, 1, 1]).reshape(2, 4)
     expected = np.array([[0, 0, 0, 0], [128, 128, 191, 255]])
-    np.testing.assert_array_equal(_weather._equalized(levels), expected)
-    np.testing.assert_array_equal(_weather._equalized(np.full((2, 2), 9)), 9)
+    np.testing.assert_array_equal(weather._equalized(levels), expected)
+    np.testing.assert_array_equal(weather._equalized(np.full((2, 2), 9)), 9)
 
 
 # Frost
@@ -604,7 +631,7 @@ def test_frost_without_photographs_of_its_size_is_an_error(photographs):
 
 def test_the_stand_in_adds_to_a_darker_image():
     images = np.full((50, 32, 32, 3), 100, np.uint8)
-    for severity, (a, b) in enumerate(corruptions.TABLES["CIFAR-10-C"]["frost"], 1):
+    for severity, (a, b) in enumerate(corruptions.CORRUPTIONS["frost"].cifar, 1):
         layer = (corrupt(images, corruptions.STANDIN, severity) - a * 100) / b / 255
         # A bluish grey, as bright as the published photographs are: 0.63 on average.
         assert layer.mean() == pytest.approx(0.63, abs=0.06)

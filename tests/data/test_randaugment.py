@@ -8,7 +8,7 @@ from PIL import Image, ImageEnhance, ImageOps
 from scipy import stats
 
 from zosam_jax.data import augment
-from zosam_jax.data.augment.policy import OPERATIONS, RandAugment
+from zosam_jax.data.augment.rand_augment import OPERATIONS, RandAugment
 
 HEIGHT, WIDTH = 21, 26
 MEAN = (0.485, 0.456, 0.406)

@@ -13,7 +13,7 @@ import pytest
 from sklearn.datasets import load_sample_images
 
 from zosam_jax.data import corruptions
-from zosam_jax.data.corruptions import STANDIN, _pixels, corrupt
+from zosam_jax.data.corruptions import STANDIN, corrupt, digital
 
 RELEASED = json.loads(Path(__file__).with_name("released_corruptions.json").read_text())
 SEEDS = 2
@@ -71,7 +71,7 @@ def whole_levels(images, severity):
     are whole in exact fractions.)
     """
     c = corruptions.parameters("saturate", severity, images.shape[1:])
-    levels = 255 * _pixels.saturate(images / 255, [], c)
+    levels = 255 * digital.saturate(images / 255, [], c)
     whole = np.abs(levels - np.rint(levels)) < 1e-6
     return (whole & (levels < images.max(-1, keepdims=True) - 0.5)).mean()
 

@@ -13,7 +13,8 @@ import small_sets
 from PIL import Image
 
 from zosam_jax import data
-from zosam_jax.data import folders, images, streaming
+from zosam_jax.data import encoded_images, streaming
+from zosam_jax.data.sets import class_folders
 
 COUNT, BATCH, SIDE = 23, 4, 8
 STEPS = COUNT // BATCH
@@ -154,7 +155,7 @@ def test_test_images_are_pillows_pixels(textured):
     assert textured.resize == 27
     ((x, _, _),) = textured.evaluation_batches(9)
     for row in range(9):
-        image = opened(textured.found.test, row)
+        image = opened(textured.encoded.test, row)
         w, h = image.size
         w, h = (27, 27 * h // w) if w < h else (27 * w // h, 27)
         image = np.asarray(image.resize((w, h), Image.Resampling.BILINEAR))
@@ -168,7 +169,7 @@ def test_training_images_are_parts_of_pillows_pixels(textured):
     rows = [(epoch, row) for epoch in (0, 1) for row in streaming._order(7, epoch, 9)]
     views = np.concatenate([x for x, _ in epochs])
     for shown, (epoch, row) in zip(views, rows, strict=True):
-        image = opened(textured.found.train, row)
+        image = opened(textured.encoded.train, row)
         raw = streaming._bits(7, streaming._CROP, epoch, int(row)).random_raw(40)
         w, h = image.size
         for draws in (raw / 2.0**64).reshape(10, 4):
@@ -191,9 +192,12 @@ def test_parts_have_the_published_areas_and_ratios():
     array = np.zeros((side, side, 3), np.uint8)
     array[..., 0], array[..., 1] = ramp, ramp[:, None]
     image = Image.fromarray(array)
-    draws = np.random.default_rng(0).random((400, images.DRAWS))
+    draws = np.random.default_rng(0).random((400, encoded_images.DRAWS))
     parts = np.stack(
-        [images.pixels(images.random_resized_crop(image, d, side)) for d in draws]
+        [
+            encoded_images.pixels(encoded_images.random_resized_crop(image, d, side))
+            for d in draws
+        ]
     ).astype(int)
     # Enlarging by bilinear interpolation keeps the values of the ends.
     width = parts[:, 0, -1, 0] - parts[:, 0, 0, 0] + 1
@@ -217,16 +221,16 @@ def test_a_narrow_image_shows_its_middle(width, height):
         slice(max(width // 2 - 2, 0), width // 2 + 2),
     )
     ramp[middle] = 255
-    draws = np.zeros(images.DRAWS)  # the whole height or width never fits
+    draws = np.zeros(encoded_images.DRAWS)  # the whole height or width never fits
     draws[0::4] = 0.9
-    part = images.random_resized_crop(Image.fromarray(ramp), draws, 8)
+    part = encoded_images.random_resized_crop(Image.fromarray(ramp), draws, 8)
     assert np.asarray(part).mean() > 200
 
 
 def test_the_mean_is_the_training_images(textured):
     blank = np.concatenate(
         [
-            np.asarray(textured.middle(opened(textured.found.train, row))).reshape(
+            np.asarray(textured.center(opened(textured.encoded.train, row))).reshape(
                 -1, 3
             )
             for row in range(9)
@@ -245,7 +249,7 @@ def test_a_broken_image_stops_the_processes(tmp_path):
         take(found, 4, 0, 2, workers=1)
 
 
-class Deadly(folders.Files):
+class Deadly(class_folders.Files):
     """Files whose reader ends."""
 
     def read(self, rows):
@@ -254,9 +258,9 @@ class Deadly(folders.Files):
 
 def test_a_process_that_ends_is_reported(solid):
     pytest.importorskip("grain")
-    train = Deadly(solid.found.train.paths, solid.found.train.labels)
+    train = Deadly(solid.encoded.train.paths, solid.encoded.train.labels)
     found = dataclasses.replace(
-        solid, found=dataclasses.replace(solid.found, train=train)
+        solid, encoded=dataclasses.replace(solid.encoded, train=train)
     )
     with pytest.raises(data.DatasetError, match=r"reads images ended .*code 3.*memory"):
         take(found, 1, 0, 2, workers=1)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from zosam_jax import data
-from zosam_jax.data import text
+from zosam_jax.data.sets import text
 
 
 def test_a_sequence_is_followed_by_its_next_bytes():

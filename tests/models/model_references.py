@@ -14,7 +14,7 @@ def conv(x, kernel, stride=1):
     pad = size // 2
     x = np.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
     out = (x.shape[1] - size) // stride + 1
-    y = 0
+    y = np.zeros((len(x), out, out, kernel.shape[-1]))
     for i in range(size):
         for j in range(size):
             window = x[:, i : i + stride * out : stride, j : j + stride * out : stride]
@@ -23,10 +23,10 @@ def conv(x, kernel, stride=1):
 
 
 def maximum(x, size, stride, pad):
-    fill = -np.inf
-    x = np.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)), constant_values=fill)
+    pads = ((0, 0), (pad, pad), (pad, pad), (0, 0))
+    x = np.pad(x, pads, constant_values=-np.inf)
     out = (x.shape[1] - size) // stride + 1
-    y = fill
+    y = np.full((len(x), out, out, x.shape[-1]), -np.inf)
     for i in range(size):
         for j in range(size):
             y = np.maximum(
@@ -60,6 +60,23 @@ class Norms:
             0.9 * s[k] + 0.1 * v for k, v in (("mean", mean), ("var", var))
         )
         return (x - mean) / np.sqrt(var + 1e-5) * p["scale"] + p["bias"]
+
+
+def cifar_resnet(params, norm, x, blocks):
+    """Section 4.2 of the paper, with 1x1 convolutions as shortcuts (option B)."""
+    x = relu(norm(conv(x, params["stem"]["kernel"]), "stem_norm"))
+    for stage in (1, 2, 3):
+        for i in range(blocks):
+            name = f"stage{stage}_block{i}"
+            p = params[name]
+            stride = 2 if stage > 1 and i == 0 else 1
+            y = relu(norm(conv(x, p["conv1"]["kernel"], stride), f"{name}/norm1"))
+            y = norm(conv(y, p["conv2"]["kernel"]), f"{name}/norm2")
+            if stage > 1 and i == 0:
+                x = conv(x, p["shortcut"]["kernel"], stride)
+                x = norm(x, f"{name}/shortcut_norm")
+            x = relu(x + y)
+    return linear(x.mean((1, 2)), params["head"])
 
 
 def imagenet_resnet(params, norm, x, blocks):
@@ -158,22 +175,34 @@ def block(x, p, heads, gelu, causal=False, rotary=False):
     return x + linear(y, p["mlp2"])
 
 
-def deit(params, x, patch, heads, depth):
-    """`(class logits, distillation logits or None)`, as in timm."""
+def patches(params, x, patch):
     n, side, _, channels = x.shape
     grid = side // patch
     x = x.reshape(n, grid, patch, grid, patch, channels).transpose(0, 1, 3, 2, 4, 5)
-    kernel = params["embed"]["kernel"]
+    kernel = params["kernel"]
     x = x.reshape(n, grid * grid, -1) @ kernel.reshape(-1, kernel.shape[-1])
-    x = x + params["embed"]["bias"]
+    return x + params["bias"]
+
+
+def vit(params, x, patch, heads, depth):
+    """Mean pooling instead of a class token."""
+    x = patches(params["embed"], x, patch) + params["position_embedding"]
+    for i in range(depth):
+        x = block(x, params[f"block{i}"], heads, tanh_gelu)
+    return linear(layer_norm(x, params["norm"]).mean(1), params["head"])
+
+
+def deit(params, x, patch, heads, depth):
+    """The logits of each head, as in timm: one, or two with a distillation token."""
+    x = patches(params["embed"], x, patch)
     names = [k for k in ("class_token", "distillation_token") if k in params]
-    tokens = [np.tile(params[name], (n, 1, 1)) for name in names]
+    tokens = [np.tile(params[name], (len(x), 1, 1)) for name in names]
     x = np.concatenate([*tokens, x], 1) + params["position_embedding"]
     for i in range(depth):
         x = block(x, params[f"block{i}"], heads, exact_gelu)
     x = layer_norm(x, params["norm"])
-    second = linear(x[:, 1], params["distillation_head"]) if len(names) > 1 else None
-    return linear(x[:, 0], params["head"]), second
+    heads_ = ("head", "distillation_head")[: len(names)]
+    return [linear(x[:, i], params[name]) for i, name in enumerate(heads_)]
 
 
 def tinylm(params, tokens, heads, depth):
@@ -195,3 +224,15 @@ def mlp(params, x, layers):
     for i in range(1, layers + 1):
         x = relu(linear(x, params[f"hidden{i}"]))
     return linear(x, params["head"])
+
+
+# The reference of each Linen class, for the completeness test of the table.
+REFERENCES = {
+    "ResNet": (cifar_resnet, imagenet_resnet),
+    "WideResNet": (wide_resnet,),
+    "VGG": (vgg19,),
+    "ViT": (vit,),
+    "DeiT": (deit,),
+    "MLP": (mlp,),
+    "TinyLM": (tinylm,),
+}

@@ -1,4 +1,4 @@
-"""A small model of every family, with weights that no initialiser gives."""
+"""A small model of every family, with weights unlike those of any initializer."""
 
 import functools
 import math
@@ -14,10 +14,10 @@ from zosam_jax import models
 CLASSES = 5
 _STAGES = ((8, 1), (4, 2), (4, 1), (4, 1), (4, 1))
 
-# `compiler_options` of programs that run once: they compile in half the time.
+# `compiler_options` for programs that run once; they compile in half the time.
 QUICK = {"xla_backend_optimization_level": 0}
 
-# Of each family: a constructor, arguments for it, and the shape of the input.
+# For each family: the constructor, its arguments, and the shape of the input.
 FAMILIES: dict[str, Any] = {
     "basic": (
         models.resnet.ResNet,
@@ -65,13 +65,13 @@ FAMILIES: dict[str, Any] = {
 
 
 def make(family: str, **arguments: Any) -> Any:
-    """A family's model."""
+    """Returns the model of a family."""
     kind, own, _ = FAMILIES[family]
     return kind(num_classes=CLASSES, **{**own, **arguments})
 
 
 def groups(family: str) -> Any:
-    """Its units, by the functions that the table of models refers to."""
+    """Returns the units of a family, by the functions named in the table of models."""
     own = FAMILIES[family][1]
     if family in ("basic", "bottleneck"):
         return models.resnet.units(family == "bottleneck")
@@ -85,23 +85,32 @@ def groups(family: str) -> Any:
 
 
 def inputs(family, seed=0):
-    """A batch."""
+    """Returns a batch for a family."""
     shape, rng = FAMILIES[family][2], np.random.default_rng(seed)
     if len(shape) == 2:
         return jnp.asarray(rng.integers(CLASSES, size=shape), jnp.int32)
     return jnp.asarray(rng.normal(size=shape), jnp.float32)
 
 
+def flat(tree) -> dict[str, Any]:
+    """Returns the leaves of a tree of dictionaries by their paths."""
+    return traverse_util.flatten_dict(dict(tree), sep="/")
+
+
+def nested(leaves) -> dict[str, Any]:
+    """Returns the tree of the leaves that `flat` returns."""
+    return traverse_util.unflatten_dict(leaves, sep="/")
+
+
 def shapes(model, x):
-    """The variables' shapes."""
+    """Returns the shapes of the variables."""
     init = functools.partial(model.init, train=False)
     return jax.eval_shape(init, jax.random.key(0), x)
 
 
 def drawn(model, x, seed=0):
-    """Variables of a size that keeps activations near 1, none of them trivial."""
+    """Returns random variables that keep activations near 1."""
     rng = np.random.default_rng(seed)
-    flat = traverse_util.flatten_dict(dict(shapes(model, x)), sep="/")
 
     def draw(path, shape):
         if path.endswith(("/var", "/scale")):
@@ -110,5 +119,5 @@ def drawn(model, x, seed=0):
             return rng.normal(size=shape) * math.sqrt(1.5 / math.prod(shape[:-1]))
         return rng.normal(size=shape) * 0.3
 
-    tree = {path: draw(path, s.shape).astype(np.float32) for path, s in flat.items()}
-    return traverse_util.unflatten_dict(tree, sep="/")
+    leaves = flat(shapes(model, x)).items()
+    return nested({path: draw(path, s.shape).astype(np.float32) for path, s in leaves})

@@ -1,7 +1,8 @@
-"""Dropout and stochastic depth: rates, expectation, and one key for all passes."""
+"""Dropout and stochastic depth: rates, expectations, and one key for all passes."""
 
 import functools
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -41,22 +42,24 @@ def test_a_single_block_is_never_dropped():
     assert np.all(layers.depth_factors(jax.random.key(0), 0.9, 1, 2, 50) == 1)
 
 
-class Features(models.layers.nn.Module):
+class Features(nn.Module):
     rate: float
 
-    @models.layers.nn.compact
+    @nn.compact
     def __call__(self, x, train):
         return layers.dropped(self, x, self.rate, train)
 
 
 def test_dropout_keeps_the_expectation():
     x = jnp.full((200, 300), 2.0, jnp.bfloat16)
-    run = functools.partial(
-        Features(0.25).apply, {}, x, rngs={"dropout": jax.random.key(1)}
-    )
+
+    def run(train):
+        rngs = {"dropout": jax.random.key(1)}
+        return np.asarray(Features(0.25).apply({}, x, train, rngs=rngs))
+
     out = run(True)
     assert out.dtype == jnp.bfloat16
-    out = np.asarray(out, np.float64)
+    out = out.astype(np.float64)
     assert set(np.unique(out)) == {0, float(jnp.bfloat16(2 / 0.75))}
     assert abs((out > 0).mean() - 0.75) < 5 * np.sqrt(0.25 * 0.75 / out.size)
     np.testing.assert_array_equal(run(False), x)
@@ -89,26 +92,26 @@ def test_a_key_decides_the_draws_in_training_and_in_nothing_else(family):
         return jax.tree.leaves(out)[0]
 
     run = jax.jit(train, compiler_options=small_models.QUICK)
-    # Keys of this kind compile in a fraction of the time.
+    # Keys of the kind "rbg" compile faster.
     keys = (jax.random.key(k, impl="rbg") for k in (1, 1, 2))
     first, again, other = (run(variables, key) for key in keys)
     np.testing.assert_array_equal(first, again)
     assert np.abs(np.asarray(first) - other).max() > 1e-3
-    # Evaluation is that of the model without the options, and asks for no key.
+    # Evaluation equals that of the model without the options and needs no key.
     plain = small_models.make(family)
     jaxprs = [
         str(jax.make_jaxpr(functools.partial(m.apply, train=False))(variables, x))
         for m in (model, plain)
     ]
     assert jaxprs[0] == jaxprs[1]
-    # So is training at rate 0.
+    # Training at rate 0 needs no key either.
     jax.eval_shape(functools.partial(train, model=plain, key=None), variables)
     with pytest.raises(Exception, match='needs PRNG for "dropout"'):
         jax.eval_shape(functools.partial(train, key=None), variables)
 
 
 def test_several_passes_of_a_step_see_one_network():
-    """Two parameter points, one key: the masks are those of the key alone."""
+    """At two parameter points, one key gives the same dropout masks."""
     model = models.create("mlp", num_classes=3, hidden=(400,), dropout=0.5)
     x = jnp.ones((1, 4, 4, 1))
     key, masks = jax.random.key(3), []
@@ -121,16 +124,16 @@ def test_several_passes_of_a_step_see_one_network():
         def logit(head, params=params):
             params = {**params, "head": {**params["head"], "kernel": head}}
             out = model.apply({"params": params}, x, train=True, rngs={"dropout": key})
-            return out[0, 0]
+            return jnp.asarray(out)[0, 0]
 
-        # The head's gradient is the hidden layer: zero where it was dropped.
+        # The gradient of the head is the hidden layer, which is zero where dropped.
         masks.append(np.asarray(jax.grad(logit)(head))[:, 0] != 0)
     np.testing.assert_array_equal(*masks)
     assert 150 < masks[0].sum() < 250
 
 
 def test_a_dropped_branch_leaves_an_example_as_it_was():
-    """With every branch's factor 0 a block is the identity, for that example alone."""
+    """With factors 0, a block is the identity for that example only."""
     block = models.vit.Block(2)
     x = jax.random.normal(jax.random.key(0), (3, 5, 8))
     variables = jax.tree.map(

@@ -1,13 +1,14 @@
-"""The models against published sizes and against NumPy written from the papers."""
+"""The ResNets and the ViT: sizes, outputs against NumPy, types, initial values."""
 
 import fnmatch
 import math
 
 import jax
 import jax.numpy as jnp
+import model_references as references
 import numpy as np
 import pytest
-from flax import traverse_util
+import small_models
 
 from zosam_jax import models
 from zosam_jax.models import resnet, vit
@@ -25,8 +26,8 @@ def count(tree):
     return sum(math.prod(x.shape) for x in jax.tree.leaves(tree))
 
 
-def randomise(tree, rng):
-    """Values away from the initial ones, so that every parameter is seen."""
+def randomize(tree, rng):
+    """Returns random values, so that every parameter matters to the output."""
     return jax.tree.map(
         lambda x: rng.normal(0.3, 0.2, x.shape).astype(np.float32) * (x.size > 0), tree
     )
@@ -35,32 +36,21 @@ def randomise(tree, rng):
 # --- sizes ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("name", "width", "classes", "expected"),
-    [
-        ("resnet32", 1, 10, 466_906),
-        ("resnet32", 2, 10, 1_860_522),
-        ("resnet32", 2, 100, 1_872_132),
-        ("resnet20", 1, 10, 272_474),
-    ],
-)
-def test_published_parameter_counts(name, width, classes, expected):
-    params = shapes(name, width=width, num_classes=classes)["params"]
-    assert count(params) == expected
-
-
 @pytest.mark.parametrize("width", [1, 0.5, 1.75])
 @pytest.mark.parametrize("name", ["resnet20", "resnet32", "resnet44", "resnet56"])
 def test_resnet_sizes_in_closed_form(name, width):
     a, b, c = (round(k * width) for k in (16, 32, 64))
     n = (int(name[-2:]) - 2) // 6
-    block = lambda i, o: 9 * i * o + 9 * o * o + 4 * o  # noqa: E731
+
+    def block(i, o):
+        return 9 * i * o + 9 * o * o + 4 * o
+
     expected = 9 * 3 * a + 2 * a + 10 * c + 10
     expected += n * block(a, a) + (n - 1) * (block(b, b) + block(c, c))
     expected += block(a, b) + a * b + 2 * b + block(b, c) + b * c + 2 * c
     variables = shapes(name, width=width)
     assert count(variables["params"]) == expected
-    norms = 2 * n * (a + b + c) + a + b + c  # one a norm: stem, blocks, two shortcuts
+    norms = 2 * n * (a + b + c) + a + b + c  # one per norm: stem, blocks, two shortcuts
     assert count(variables["batch_stats"]) == 2 * norms
 
 
@@ -93,51 +83,6 @@ def test_heads_and_width(width, expected):
 # --- forward passes ------------------------------------------------------------------
 
 
-def np_conv(x, kernel, stride):
-    size = kernel.shape[0]
-    pad = size // 2
-    x = np.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
-    out = (x.shape[1] - size) // stride + 1
-    y = 0
-    for i in range(size):
-        for j in range(size):
-            window = x[:, i : i + stride * out : stride, j : j + stride * out : stride]
-            y = y + window @ kernel[i, j]
-    return y
-
-
-def np_resnet(params, stats, x, blocks, train):
-    """Logits, and the running statistics after the pass."""
-    new = {}
-
-    def norm(x, path):
-        p, s = params, stats
-        for key in path.split("/"):
-            p, s = p[key], s[key]
-        mean, var = s["mean"], s["var"]
-        if train:
-            mean, var = x.mean((0, 1, 2)), x.var((0, 1, 2))
-        new[path] = 0.9 * s["mean"] + 0.1 * mean, 0.9 * s["var"] + 0.1 * var
-        return (x - mean) / np.sqrt(var + 1e-5) * p["scale"] + p["bias"]
-
-    x = np_conv(x, params["stem"]["kernel"], 1)
-    x = np.maximum(norm(x, "stem_norm"), 0)
-    for stage in (1, 2, 3):
-        for i in range(blocks):
-            name = f"stage{stage}_block{i}"
-            block = params[name]
-            stride = 2 if stage > 1 and i == 0 else 1
-            y = np_conv(x, block["conv1"]["kernel"], stride)
-            y = np.maximum(norm(y, f"{name}/norm1"), 0)
-            y = norm(np_conv(y, block["conv2"]["kernel"], 1), f"{name}/norm2")
-            if stage > 1 and i == 0:
-                x = np_conv(x, block["shortcut"]["kernel"], stride)
-                x = norm(x, f"{name}/shortcut_norm")
-            x = np.maximum(x + y, 0)
-    x = x.mean((1, 2))
-    return x @ params["head"]["kernel"] + params["head"]["bias"], new
-
-
 @pytest.fixture(scope="module")
 def small_resnet():
     model = resnet.ResNet(blocks=2, num_classes=5, width=0.25)
@@ -146,76 +91,44 @@ def small_resnet():
     variables = jax.eval_shape(
         lambda k: model.init(k, images[:1], train=False), jax.random.key(0)
     )
-    return model, randomise(variables["params"], rng), variables, images
+    return model, randomize(variables["params"], rng), variables, images
+
+
+def statistics(variables):
+    return jax.tree.map(
+        lambda x: np.linspace(0.5, 2, x.size, dtype=np.float32),
+        variables["batch_stats"],
+    )
 
 
 def test_resnet_evaluates_as_numpy_does(small_resnet):
     model, params, variables, images = small_resnet
-    stats = jax.tree.map(
-        lambda x: np.linspace(0.5, 2, x.size, dtype=np.float32),
-        variables["batch_stats"],
-    )
+    stats = statistics(variables)
     apply = jax.jit(lambda p, s, x: model.apply(_join(p, s), x, train=False))
-    expected, _ = np_resnet(params, stats, images.astype(np.float64), 2, train=False)
+    norms = references.Norms(params, stats, train=False)
+    expected = references.cifar_resnet(params, norms, images.astype(np.float64), 2)
     np.testing.assert_allclose(apply(params, stats, images), expected, rtol=2e-4)
 
 
 def test_resnet_trains_as_numpy_does(small_resnet):
     model, params, variables, images = small_resnet
-    stats = jax.tree.map(
-        lambda x: np.linspace(0.5, 2, x.size, dtype=np.float32),
-        variables["batch_stats"],
-    )
+    stats = statistics(variables)
     apply = jax.jit(
         lambda p, s, x: model.apply(_join(p, s), x, train=True, mutable=["batch_stats"])
     )
     logits, state = apply(params, stats, images)
-    expected, new = np_resnet(params, stats, images.astype(np.float64), 2, train=True)
+    norms = references.Norms(params, stats, train=True)
+    expected = references.cifar_resnet(params, norms, images.astype(np.float64), 2)
     np.testing.assert_allclose(logits, expected, rtol=1e-3, atol=1e-3)
-    flat = traverse_util.flatten_dict(state["batch_stats"], sep="/")
-    assert len(flat) == 2 * len(new)
-    for path, (mean, var) in new.items():
-        np.testing.assert_allclose(flat[f"{path}/mean"], mean, rtol=1e-3, atol=1e-3)
-        np.testing.assert_allclose(flat[f"{path}/var"], var, rtol=1e-3, atol=1e-3)
+    after = small_models.flat(state["batch_stats"])
+    assert len(after) == 2 * len(norms.after)
+    for path, (mean, var) in norms.after.items():
+        np.testing.assert_allclose(after[f"{path}/mean"], mean, rtol=1e-3, atol=1e-3)
+        np.testing.assert_allclose(after[f"{path}/var"], var, rtol=1e-3, atol=1e-3)
 
 
 def _join(params, stats):
     return {"params": params, "batch_stats": stats}
-
-
-def np_vit(params, x, patch, heads, depth):
-    def linear(x, p):
-        return x @ p["kernel"] + p["bias"]
-
-    def norm(x, p):
-        x = x - x.mean(-1, keepdims=True)
-        return (
-            x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-6) * p["scale"] + p["bias"]
-        )
-
-    n, side, _, channels = x.shape
-    grid = side // patch
-    x = x.reshape(n, grid, patch, grid, patch, channels).transpose(0, 1, 3, 2, 4, 5)
-    x = x.reshape(n, grid * grid, -1)
-    kernel = params["embed"]["kernel"]
-    x = x @ kernel.reshape(-1, kernel.shape[-1]) + params["embed"]["bias"]
-    x = x + params["position_embedding"]
-    for i in range(depth):
-        p = params[f"block{i}"]
-        y, a = norm(x, p["norm1"]), p["attention"]
-        q, k, v = (
-            linear(y, a[name]).reshape(n, grid * grid, heads, -1)
-            for name in ("query", "key", "value")
-        )
-        scores = np.einsum("nthd,nshd->nhts", q, k) / np.sqrt(q.shape[-1])
-        weights = np.exp(scores - scores.max(-1, keepdims=True))
-        weights /= weights.sum(-1, keepdims=True)
-        y = np.einsum("nhts,nshd->nthd", weights, v).reshape(x.shape)
-        x = x + linear(y, a["out"])
-        y = linear(norm(x, p["norm2"]), p["mlp1"])
-        y = 0.5 * y * (1 + np.tanh(np.sqrt(2 / np.pi) * (y + 0.044715 * y**3)))
-        x = x + linear(y, p["mlp2"])
-    return linear(norm(x, params["norm"]).mean(1), params["head"])
 
 
 def test_vit_computes_as_numpy_does():
@@ -225,14 +138,10 @@ def test_vit_computes_as_numpy_does():
     variables = jax.eval_shape(
         lambda k: model.init(k, images[:1], train=False), jax.random.key(0)
     )
-    params = jax.tree.map(lambda x: x - 0.3, randomise(variables["params"], rng))
-    apply = jax.jit(
-        lambda p, x, t: model.apply({"params": p}, x, train=t), static_argnums=2
-    )
-    expected = np_vit(params, images.astype(np.float64), 2, 2, 2)
-    np.testing.assert_allclose(
-        apply(params, images, False), expected, rtol=1e-3, atol=1e-4
-    )
+    params = jax.tree.map(lambda x: x - 0.3, randomize(variables["params"], rng))
+    apply = jax.jit(lambda p, x: model.apply({"params": p}, x, train=False))
+    expected = references.vit(params, images.astype(np.float64), 2, 2, 2)
+    np.testing.assert_allclose(apply(params, images), expected, rtol=1e-3, atol=1e-4)
 
 
 # --- types ---------------------------------------------------------------------------
@@ -244,7 +153,10 @@ def test_bfloat16_computes_in_bfloat16_and_keeps_float32_state(name):
     images = jax.ShapeDtypeStruct((4, 8, 8, 1), jnp.float32)
     variables = shapes(name, (8, 8, 1), dtype=jnp.bfloat16)
     assert {x.dtype for x in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
-    run = lambda v, x: model.apply(v, x, train=True, mutable=["batch_stats"])  # noqa: E731
+
+    def run(variables, x):
+        return model.apply(variables, x, train=True, mutable=["batch_stats"])
+
     logits, state = jax.eval_shape(run, variables, images)
     assert logits.dtype == jnp.float32
     assert {x.dtype for x in jax.tree.leaves(state)} <= {jnp.dtype("float32")}
@@ -252,7 +164,7 @@ def test_bfloat16_computes_in_bfloat16_and_keeps_float32_state(name):
     heavy = "conv_general_dilated" if name == "resnet20" else "dot_general"
     lines = [line for line in program.splitlines() if f" {heavy}[" in line]
     results = [line.split("=")[0] for line in lines]
-    # The ViT's head and the scores of its six blocks, for the softmax; a ResNet's
+    # float32: the ViT's head and the attention scores of its six blocks. The ResNet's
     # head is no convolution.
     in_float32 = {"resnet20": 0, "vit": 1 + 6}[name]
     assert len(results) > 20
@@ -263,9 +175,11 @@ def test_bfloat16_is_near_float32(small_resnet):
     model, params, variables, images = small_resnet
     stats = jax.tree.map(lambda x: np.ones(x.shape, np.float32), variables)
     stats = stats["batch_stats"]
-    apply = lambda m: jax.jit(  # noqa: E731
-        lambda p, s, x: m.apply(_join(p, s), x, train=False)
-    )(params, stats, images)
+
+    def apply(model):
+        run = jax.jit(lambda v, x: model.apply(v, x, train=False))
+        return run(_join(params, stats), images)
+
     half = apply(model.clone(dtype=jnp.bfloat16))
     np.testing.assert_allclose(half, apply(model), rtol=0.05)
 
@@ -282,9 +196,9 @@ def initial():
 
 def test_initial_values_have_the_stated_distribution(initial):
     params, model_state = initial[0]
-    flat = traverse_util.flatten_dict(params, sep="/")
+    leaves = small_models.flat(params)
     seen = set()
-    for path, leaf in flat.items():
+    for path, leaf in leaves.items():
         if leaf.ndim == 1:
             assert np.all(np.asarray(leaf) == (1 if path.endswith("scale") else 0))
             continue
@@ -294,8 +208,8 @@ def test_initial_values_have_the_stated_distribution(initial):
         assert abs(z.mean()) < 5 / math.sqrt(z.size), path
         assert abs((z**2).mean() - 1) < 5 * math.sqrt(2 / z.size), path
         seen.add(z[:4].tobytes())
-    assert len(seen) == sum(leaf.ndim > 1 for leaf in flat.values())
-    stats = traverse_util.flatten_dict(model_state["batch_stats"], sep="/")
+    assert len(seen) == sum(leaf.ndim > 1 for leaf in leaves.values())
+    stats = small_models.flat(model_state["batch_stats"])
     for path, leaf in stats.items():
         assert np.all(np.asarray(leaf) == (1 if path.endswith("var") else 0))
 
@@ -319,7 +233,7 @@ def test_initialize_gives_a_vit_no_other_state():
 
 @pytest.mark.parametrize("name", models.names())
 def test_dense_paths_name_parameters(name):
-    paths = traverse_util.flatten_dict(shapes(name)["params"], sep="/")
+    paths = small_models.flat(shapes(name)["params"])
     for pattern in models.dense_paths(name):
         assert fnmatch.filter(paths, pattern)
     embeddings = [p for p in paths if "embedding" in p]

@@ -1,4 +1,4 @@
-"""Parameters and multiply-adds, against the published ones."""
+"""Parameters and multiply-adds against the published numbers."""
 
 import math
 
@@ -9,10 +9,11 @@ import small_models
 
 import zosam_jax as zs
 from zosam_jax import models
+from zosam_jax.models import table
 
 
 def counts(name, classes, shape, **options):
-    """Parameters, and multiply-adds of an example in convolutions and products."""
+    """Returns the parameters, and the multiply-adds for one example."""
     side = shape[0] if len(shape) == 3 else 32
     model = models.create(name, num_classes=classes, image_size=side, **options)
     x = jax.ShapeDtypeStruct((1, *shape), jnp.int32 if len(shape) == 1 else jnp.float32)
@@ -33,34 +34,12 @@ CIFAR, IMAGENET = (32, 32, 3), (224, 224, 3)
 
 
 @pytest.mark.parametrize(
-    ("name", "classes", "shape", "options", "parameters"),
-    [
-        # torchvision's pages of the weights.
-        ("resnet18", 1000, IMAGENET, {}, 11_689_512),
-        ("resnet34", 1000, IMAGENET, {}, 21_797_672),
-        ("resnet50", 1000, IMAGENET, {}, 25_557_032),
-        # timm's and DeiT's checkpoints.
-        ("deit-tiny", 1000, IMAGENET, {}, 5_717_416),
-        ("deit-small", 1000, IMAGENET, {}, 22_050_664),
-        ("deit-base", 1000, IMAGENET, {}, 86_567_656),
-        ("deit-tiny", 1000, IMAGENET, {"distillation": True}, 5_910_800),
-        ("deit-small", 1000, IMAGENET, {"distillation": True}, 22_436_432),
-        ("deit-base", 1000, IMAGENET, {"distillation": True}, 87_338_192),
-        # The usual CIFAR form of ResNet-18.
-        ("resnet18", 10, CIFAR, {"stem": "cifar"}, 11_173_962),
-        # 20,040,522 with the 5,504 biases that batch normalisation makes idle.
-        ("vgg19", 10, CIFAR, {}, 20_040_522 - 5_504),
-        # 36.5 M in the paper.
-        ("wrn28-10", 10, CIFAR, {}, 36_479_194),
-        ("wrn28-10", 100, CIFAR, {}, 36_536_884),
-        # LeNet-300-100 on MNIST: 266,200 weights and 410 biases.
-        ("mlp", 10, (28, 28, 1), {}, 266_610),
-        ("resnet32", 10, CIFAR, {"width": 2}, 1_860_522),
-    ],
+    ("name", "count"),
+    [(name, count) for name, row in table.MODELS.items() for count in row.counts],
 )
-def test_parameters(name, classes, shape, options, parameters):
-    found, _ = counts(name, classes, shape, **options)
-    assert found == parameters
+def test_parameters(name, count):
+    found, _ = counts(name, count.classes, count.shape, **count.options)
+    assert found == count.parameters
 
 
 @pytest.mark.parametrize(
@@ -109,19 +88,3 @@ def test_language_model_in_closed_form(tied, positions):
     assert found == expected + (length * d if positions == "learned" else 0)
     linear = length * (12 * d * d * depth + d * vocabulary)
     assert macs == linear + depth * 2 * length * length * d
-
-
-def test_documented_counts():
-    doc = models.create.__doc__
-    found = {
-        f"{counts(name, classes, shape)[0]:,}"
-        for name, classes, shape in (
-            ("resnet20", 10, CIFAR),
-            ("resnet56", 10, CIFAR),
-            ("vgg19", 10, CIFAR),
-            ("wrn22-2", 10, CIFAR),
-            ("vit", 10, CIFAR),
-            ("tinylm", 256, (64,)),
-        )
-    }
-    assert {number for number in found if number not in doc} == set()

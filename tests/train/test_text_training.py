@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tiny_run
 
-from zosam_jax.data import text
+from zosam_jax.data.sets import text
 from zosam_jax.runs.errors import RunError
 from zosam_jax.train import batch as batches
 from zosam_jax.train import objective, plan, run, trained

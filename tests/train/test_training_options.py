@@ -11,7 +11,7 @@ import tiny_run
 
 import zosam_jax as zs
 from zosam_jax import tree
-from zosam_jax.data import text
+from zosam_jax.data.sets import text
 from zosam_jax.train import RunError, objective, optimizer, plan, run, trained
 
 PLAIN = {

@@ -1,247 +1,273 @@
-"""What is in the archives of a few TFDS sets, read without TensorFlow.
+"""Archives of data sets: resumable downloads, checksums, and reading tar files."""
 
-A layout is a function `(builder, paths, progress)`: TFDS's builder of the set, the
-archives by their addresses, and what takes lines of text. It returns the examples of
-each split, `{split: iterator of (key, features)}`, with the keys and features of TFDS's
-own reader. Encoded images are passed on as they are. TFDS's reader writes a few anew,
-which its own decoder dislikes (12 pets; 22 CMYK images and a PNG of ImageNet): Pillow
-decodes them.
-"""
-
-import io
-import itertools
+import fcntl
+import hashlib
+import http.client
+import os
 import pathlib
+import shutil
 import tarfile
-import xml.etree.ElementTree as ET
-from collections.abc import Callable, Iterable, Iterator
-from typing import IO, Any
+import time
+import urllib.error
+import urllib.request
+import zlib
+from collections.abc import Callable, Iterator
+from typing import IO, Any, BinaryIO, NamedTuple
 
-import numpy as np
-import tensorflow_datasets as tfds
-from PIL import Image
+from zosam_jax.data.dataset import DatasetError
 
-from zosam_jax.data.download import Progress, every_tenth
-from zosam_jax.data.sources import DatasetError
+OnProgress = Callable[[str], None]
+"""A function that is called with lines of text as a long operation proceeds."""
+
+Report = Callable[[int], None]
+"""A function that is called with an amount of work, as a number of bytes."""
+
+Builder = Any
+"""TFDS's builder of a data set, `tensorflow_datasets.core.DatasetBuilder`."""
+
+UrlInfo = Any
+"""TFDS's record of a file: its size in bytes, SHA-256 (`checksum`) and file name."""
 
 Paths = dict[str, pathlib.Path]
-Examples = Iterator[tuple[Any, dict[str, Any]]]
+"""The archives of a set on this machine, by their addresses."""
+
+Examples = Iterator[tuple[str | int, dict[str, Any]]]
+"""The keys and features of examples, as TFDS's own reader yields them."""
+
 Splits = dict[str, Examples]
+"""The examples of each split."""
 
-_SHAPE = (3, 32, 32)
-_PIXELS = 3 * 32 * 32
+TAR_ERRORS = (tarfile.TarError, shutil.ReadError, EOFError, zlib.error)
+"""Exceptions for archives that are damaged, or are not archives."""
 
-
-def cifar_urls(builder: Any) -> tuple[str, ...]:
-    """Returns the address of CIFAR's archive."""
-    return (builder._cifar_info.url,)
-
-
-def cifar(builder: Any, paths: Paths, progress: Progress) -> Splits:
-    """The layout of CIFAR-10 and CIFAR-100; also sets the names of the classes."""
-    layout = builder._cifar_info
-    files = {}
-    with tarfile.open(paths[layout.url]) as tar:
-        for member in tar:
-            if (file := tar.extractfile(member)) is not None:
-                files[member.name.removeprefix(layout.prefix)] = file.read()
-    for key, file in zip(layout.label_keys, layout.label_files, strict=True):
-        builder.info.features[key].names = [
-            n for n in files[file].decode().splitlines() if n
-        ]
-    keys = layout.label_keys
-    batches = {
-        split: [_records(files[file], len(keys)) for file in names]
-        for split, names in (("train", layout.train_files), ("test", layout.test_files))
-    }
-    total = sum(len(rows) for split in batches.values() for rows in split)
-    report = every_tenth(progress, "written: {done:,} of {total:,} images", total)
-    written = itertools.count(1)
-
-    def tick() -> None:
-        report(next(written))
-
-    return {
-        split: _cifar_split(
-            f"{split}_", itertools.chain.from_iterable(rows), keys, tick
-        )
-        for split, rows in batches.items()
-    }
+_BLOCK = 1 << 20
+_REPORTS = 10
+_TIMEOUT = 60
+_PAUSE = 1.0
+_PARTIAL, _RANGE_NOT_SATISFIABLE = 206, 416
 
 
-def _records(data: bytes, num_labels: int) -> np.ndarray:
-    """Returns a CIFAR file as uint8 `[N, num_labels + 3072]`.
+class Archives(NamedTuple):
+    """How a set of TFDS is prepared from its archives without TensorFlow.
 
-    A record is its labels, one byte each, and the red, green and blue planes of
-    32 x 32 pixels, row by row.
+    Encoded images are passed on unchanged. (TFDS's reader re-encodes a few that its own
+    decoder rejects: 12 of the pets, and 22 CMYK images and a PNG of ImageNet. Pillow
+    decodes them.)
+
+    Attributes:
+      urls: Returns the addresses of the archives, from TFDS's builder.
+      read: `(builder, paths, on_progress)`; returns the examples of each split, with
+        the keys and features of TFDS's own reader.
+      manual: Where to get archives that a program cannot download; None: it can.
     """
-    return np.frombuffer(data, np.uint8).reshape(-1, num_labels + _PIXELS)
+
+    urls: Callable[[Builder], tuple[str, ...]]
+    read: Callable[[Builder, Paths, OnProgress], Splits]
+    manual: str | None = None
 
 
-def _cifar_split(
-    prefix: str,
-    records: Iterable[np.ndarray],
-    label_keys: list[str],
-    tick: Callable[[], None],
-) -> Examples:
-    """Yields each record's key and features, its image as PNG; `tick` after each."""
-    for index, record in enumerate(records):
-        labels, pixels = record[: len(label_keys)], record[len(label_keys) :]
-        png = io.BytesIO()
-        Image.fromarray(
-            np.ascontiguousarray(pixels.reshape(_SHAPE).transpose(1, 2, 0))
-        ).save(png, "PNG")
-        png.seek(0)
-        example = {"id": f"{prefix}{index:05d}", "image": png}
-        example |= {k: int(v) for k, v in zip(label_keys, labels, strict=True)}
-        yield index, example
-        tick()
+class DownloadError(DatasetError):
+    """A file could not be downloaded completely; the part that arrived is kept."""
 
 
-def imagenette_urls(builder: Any) -> tuple[str, ...]:
-    """Returns the address of the archive of a configuration of Imagenette."""
-    file = f"/{builder.builder_config.dirname}.tgz"
-    return tuple(url for url in builder.url_infos if url.endswith(file))
+class _Interrupted(Exception):
+    """The connection ended before the file did."""
 
 
-def imagenette(builder: Any, paths: Paths, progress: Progress) -> Splits:
-    """The layout of Imagenette: DIRECTORY/train/CLASS/IMAGE, and val."""
-    (path,) = paths.values()
-    tick = _reading(progress, [path, path])
-    known = set(builder.info.features["label"].names)
+def every_tenth(on_progress: OnProgress, line: str, total: int) -> Report:
+    """Returns a function of the amount done that reports a line at every tenth.
 
-    def split(folder: str) -> Examples:
-        for name, file in _files(path, tick):
-            _, part, label, image = ("", "", "", *pathlib.PurePosixPath(name).parts)[
-                -4:
-            ]
-            if part == folder and image.endswith(".JPEG"):
-                _check_label(name, label, known)
-                yield image, {"image": io.BytesIO(file.read()), "label": label}
+    Args:
+      on_progress: Called with the lines.
+      line: Format of a line, with the fields `done` and `total`.
+      total: The amount at the end.
+    """
+    reported = 0
 
-    return {"train": split("train"), "validation": split("val")}
+    def report(done: int) -> None:
+        nonlocal reported
+        tenths = _REPORTS * done // total
+        if tenths > reported:
+            reported = tenths
+            on_progress(line.format(done=done, total=total))
 
-
-def pet_urls(builder: Any) -> tuple[str, ...]:
-    """Returns the addresses of the pets' annotations and images."""
-    return tuple(sorted(builder.url_infos))
+    return report
 
 
-def pets(builder: Any, paths: Paths, progress: Progress) -> Splits:
-    """The layout of the Oxford-IIIT pets: lists, masks and boxes beside the images."""
-    del builder
-    annotations, images = (paths[url] for url in sorted(paths))
-    notes = {
-        name.partition("annotations/")[2]: file.read()
-        for name, file in _files(annotations)
-    }
-    tick = _reading(progress, [images, images])
+def fetch(
+    url: str, wanted: UrlInfo, path: pathlib.Path, on_progress: OnProgress
+) -> None:
+    """Downloads a file, unless it is there already.
 
-    def split(file: str) -> Examples:
-        lines = [line.split() for line in notes[file].decode().splitlines()]
-        rows = {line[0]: line[1:] for line in lines if line}
-        for name, content in _files(images, tick):
-            stem, suffix = pathlib.PurePosixPath(name).stem, name[-4:]
-            if suffix == ".jpg" and (row := rows.pop(stem, None)):
-                yield (
-                    f"{stem}.jpg",
-                    {
-                        "image": io.BytesIO(content.read()),
-                        "label": int(row[0]) - 1,
-                        "species": int(row[1]) - 1,
-                        "file_name": f"{stem}.jpg",
-                        "segmentation_mask": io.BytesIO(notes[f"trimaps/{stem}.png"]),
-                        "head_bbox": _head(notes.get(f"xmls/{stem}.xml")),
-                    },
-                )
-        if rows:
-            raise DatasetError(
-                f"{images} lacks {len(rows):,} images that {file} of {annotations} "
-                f"names, as {min(rows)}.jpg."
-            )
+    The file is written to `path` + ".part", which is renamed when it is complete and
+    has the right checksum. An incomplete file is continued by an HTTP range request:
+    after a lost connection by this call, otherwise by the next one. A server without
+    range requests sends the whole file again.
 
-    return {"train": split("trainval.txt"), "test": split("test.txt")}
+    Args:
+      url: Address of the file.
+      wanted: Its size and SHA-256.
+      path: Where to put it.
+      on_progress: Called with a line at every tenth of the download.
 
-
-def _head(xml: bytes | None) -> Any:
-    """Returns the box around a pet's head, in shares of the image; 0 where unknown."""
-    if xml is None:
-        return tfds.features.BBox(0.0, 0.0, 0.0, 0.0)
-    tree = ET.fromstring(xml)
-
-    def number(path: str) -> float:
-        return float(tree.findtext(path, ""))
-
-    width, height = number("size/width"), number("size/height")
-    ends = {k: number(f"object/bndbox/{k}") for k in ("xmin", "xmax", "ymin", "ymax")}
-    return tfds.features.BBox(
-        ymin=ends["ymin"] / height,
-        xmin=ends["xmin"] / width,
-        ymax=ends["ymax"] / height,
-        xmax=ends["xmax"] / width,
+    Raises:
+      DownloadError: The connection failed before more bytes arrived.
+      DatasetError: The file has another checksum and was removed, or another process is
+        downloading it.
+    """
+    if path.exists() and sha256(path) == wanted.checksum:
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.part")
+    size = int(wanted.size)
+    report = every_tenth(
+        on_progress, f"{path.name}: {{done:,}} of {{total:,}} bytes", size
     )
+    with part.open("ab") as sink:
+        try:
+            fcntl.flock(sink, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise DatasetError(f"Another process is writing {part}.") from error
+        try:
+            _fill(url, size, sink, report)
+        except DownloadError:
+            if not sink.tell():
+                part.unlink()
+            raise
+    try:
+        verify(part, path.name, wanted)
+    except DatasetError:
+        part.unlink()
+        raise
+    part.replace(path)
 
 
-def imagenet_urls(builder: Any) -> tuple[str, ...]:
-    """Returns the addresses of ImageNet's training and validation archives."""
-    return tuple(sorted(builder.url_infos))
+def _fill(url: str, size: int, sink: BinaryIO, report: Report) -> None:
+    """Downloads the missing bytes of a file of `size` bytes, in several requests."""
+    while sink.tell() != size:
+        before = sink.tell()
+        try:
+            _append(url, size, sink, report)
+            return
+        except (urllib.error.URLError, _Interrupted) as error:
+            kept = sink.tell()
+            if kept <= before:
+                again = f" {kept:,} of {size:,} bytes are kept." if kept else ""
+                raise DownloadError(
+                    f"{url} could not be downloaded: {error}.{again}"
+                ) from error
+            time.sleep(_PAUSE)
 
 
-def imagenet(builder: Any, paths: Paths, progress: Progress) -> Splits:
-    """The layout of ImageNet: a tar of a tar for each class, and a tar of images.
+def _append(url: str, size: int, sink: BinaryIO, report: Report) -> None:
+    """Downloads the missing bytes of a file in one request.
 
-    The labels of the validation images, in the order of their names, come with TFDS.
+    Args:
+      url: Address of the file.
+      size: Its size in bytes, used if the response has no length.
+      sink: The incomplete file.
+      report: Called with the number of bytes in the file.
+
+    Raises:
+      urllib.error.URLError: There is no response.
+      _Interrupted: The response ended early.
     """
-    train, validation = (paths[url] for url in sorted(paths))
-    tick = _reading(progress, [train, validation])
-    known = set(builder.info.features["label"].names)
-
-    def training() -> Examples:
-        for outer, content in _files(train, tick):
-            label = pathlib.PurePosixPath(outer).stem
-            _check_label(outer, label, known)
-            with tarfile.open(fileobj=content, mode="r|") as tar:
-                for member in tar:
-                    if (file := tar.extractfile(member)) is not None:
-                        yield _imagenet_example(member.name, file, label)
-
-    def validating() -> Examples:
-        labels = _imagenet_labels()
-        with tarfile.open(validation, mode="r:") as tar:
-            names = sorted(member.name for member in tar if member.isfile())
-        if len(names) != len(labels):
-            raise DatasetError(
-                f"{validation} has {len(names):,} images, not the {len(labels):,} that "
-                "TFDS has labels of."
-            )
-        label = dict(zip(names, labels, strict=True))
-        for name, file in _files(validation, tick):
-            yield _imagenet_example(name, file, label[name])
-
-    return {"train": training(), "validation": validating()}
-
-
-def _imagenet_labels() -> list[str]:
-    file = "datasets/imagenet2012/validation_labels.txt"
-    return tfds.core.tfds_path(file).read_text().split()
+    start = sink.tell()
+    request = urllib.request.Request(url)
+    if start:
+        request.add_header("Range", f"bytes={start}-")
+    try:
+        source = urllib.request.urlopen(request, timeout=_TIMEOUT)
+    except urllib.error.HTTPError as error:
+        if error.code != _RANGE_NOT_SATISFIABLE or not start:
+            raise
+        _empty(sink)  # the incomplete file is longer than the complete one
+        return _append(url, size, sink, report)
+    except (http.client.HTTPException, ConnectionError, TimeoutError) as error:
+        raise _Interrupted(error) from error
+    with source:
+        continues = f"bytes {start}-"
+        if not (
+            source.status == _PARTIAL
+            and source.headers.get("Content-Range", "").startswith(continues)
+        ):
+            _empty(sink)
+        length = source.headers.get("Content-Length")
+        left = size - sink.tell() if length is None else int(length)
+        while block := _read(source):
+            sink.write(block)
+            report(sink.tell())
+            left -= len(block)
+        sink.flush()
+        if left > 0:
+            raise _Interrupted(f"the connection ended {left:,} bytes early")
+    return None
 
 
-def _imagenet_example(
-    path: str, file: IO[bytes], label: str
-) -> tuple[str, dict[str, Any]]:
-    name = pathlib.PurePosixPath(path).name
-    image = io.BytesIO(file.read())
-    return name, {"file_name": name, "image": image, "label": label}
+def _empty(file: BinaryIO) -> None:
+    file.seek(0)
+    file.truncate()
 
 
-def _check_label(name: str, label: str, known: set[str]) -> None:
-    if label not in known:
-        raise DatasetError(f"{name} is of the class {label!r}, which TFDS has not.")
+def _read(source: Any) -> bytes:
+    try:
+        return source.read(_BLOCK)
+    except (http.client.HTTPException, OSError) as error:
+        raise _Interrupted(error) from error
 
 
-def _reading(progress: Progress, paths: list[pathlib.Path]) -> Callable[[int], None]:
-    """Returns a function that reports how much of some archives, in turn, is read."""
+def sha256(path: pathlib.Path, report: Report | None = None) -> str:
+    """Returns the SHA-256 of a file in hexadecimal digits.
+
+    Args:
+      path: The file.
+      report: Called with the number of bytes read, after each MiB.
+    """
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+            if report is not None:
+                report(file.tell())
+    return digest.hexdigest()
+
+
+def verify(
+    path: pathlib.Path,
+    name: str,
+    wanted: UrlInfo,
+    report: Report | None = None,
+) -> None:
+    """Raises `DatasetError` unless a file has the SHA-256 in TFDS's record.
+
+    Args:
+      path: The file.
+      name: Name of the published file.
+      wanted: Its size and SHA-256.
+      report: As in `sha256`.
+    """
+    found = sha256(path, report)
+    if found != wanted.checksum:
+        raise DatasetError(
+            f"{path} is not {name}, or is incomplete: it has "
+            f"{os.path.getsize(path):,} bytes and the SHA-256 {found}, not "
+            f"{int(wanted.size):,} bytes and {wanted.checksum}. Fetch it again."
+        )
+
+
+def reading(on_progress: OnProgress, paths: list[pathlib.Path]) -> Report:
+    """Returns a function that reports how much of some archives was read.
+
+    Args:
+      on_progress: Called with a line at every tenth.
+      paths: The archives, once for every time that they are read.
+
+    Returns:
+      A function of the number of bytes read since its last call.
+    """
     total = sum(path.stat().st_size for path in paths)
-    report = every_tenth(progress, "archives read: {done:,} of {total:,} bytes", total)
+    line = "archives read: {done:,} of {total:,} bytes"
+    report = every_tenth(on_progress, line, total)
     done = 0
 
     def tick(more: int) -> None:
@@ -252,16 +278,16 @@ def _reading(progress: Progress, paths: list[pathlib.Path]) -> Callable[[int], N
     return tick
 
 
-def _files(
-    path: pathlib.Path, tick: Callable[[int], None] | None = None
+def files_of(
+    path: pathlib.Path, tick: Report | None = None
 ) -> Iterator[tuple[str, IO[bytes]]]:
-    """Yields the name and the content of each file in a tar, in one pass.
+    """Yields the name and content of each file in a tar archive, in one pass.
 
-    A content must be read before the next is asked for.
+    The content must be read before the next file is requested.
 
     Args:
       path: The archive, compressed or not.
-      tick: Called with how many bytes of it were read since the last call.
+      tick: Called with the number of bytes read since its last call.
     """
     with path.open("rb") as raw, tarfile.open(fileobj=raw, mode="r|*") as tar:
         before = 0
@@ -271,5 +297,13 @@ def _files(
                 if tick is not None:
                     tick(raw.tell() - before)
                 before = raw.tell()
-        if tick is not None:  # what is after the last file
+        if tick is not None:  # bytes after the last file
             tick(path.stat().st_size - before)
+
+
+def check_label(name: str, label: str, known: set[str]) -> None:
+    """Raises `DatasetError` if the class of a file is not one of the known ones."""
+    if label not in known:
+        raise DatasetError(
+            f"{name} is of the class {label!r}, which is not among TFDS's classes."
+        )

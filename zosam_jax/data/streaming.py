@@ -1,4 +1,4 @@
-"""Image sets that are decoded as they are needed, in an order known from the seed."""
+"""Streamed image sets: decoded on demand, in an order that the seed determines."""
 
 import dataclasses
 import functools
@@ -16,36 +16,45 @@ import numpy as np
 from PIL import Image
 
 from zosam_jax import _check
-from zosam_jax.data import images
-from zosam_jax.data.sources import DatasetError, channel_statistics
+from zosam_jax.data import encoded_images
+from zosam_jax.data.dataset import DatasetError, channel_statistics
+from zosam_jax.data.encoded_images import EncodedImages, Source
 
 SIZE = 224
-# Of the shorter side, what the middle crop of a test image keeps: 224 of 256.
+"""Default side of the images, in pixels."""
+
+# Fraction of the shorter side that the center crop of a test image keeps: 224 of 256.
 _KEPT = 0.875
-_IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+# Number of training images from which the mean is computed.
 _SAMPLE = 256
 _THREADS = 4
 _ORDER, _CROP = range(2)
 
 T = TypeVar("T")
 
+TrainBatch = tuple[np.ndarray, np.ndarray]
+"""Images, uint8 `[N, H, W, C]`, and labels, int32 `[N]`."""
+
+TestBatch = tuple[np.ndarray, np.ndarray, int]
+"""Images and labels, and how many of them count; the rest are zeros."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Streamed:
-    """A set of labelled images that stay encoded on disk.
+    """Labelled images that stay encoded on disk and are decoded on demand.
 
     Attributes:
-      found: The set on disk.
-      mean: Mean of each channel of `images / 255`: ImageNet's published one for its
-        sets, else that of 256 training images.
+      encoded: The images on disk.
+      mean: Mean of each channel of `images / 255`: the published one of ImageNet for
+        its sets, otherwise the mean of 256 training images.
       std: Standard deviation of each channel of `images / 255`, likewise.
-      image_shape: Height, width and channels of the images that are yielded.
-      resize: Shorter side to which a test image is resized before its middle is cut.
-      crop_padding: 0: training images are random parts already.
+      image_shape: Height, width and channels of the decoded images.
+      resize: Shorter side of a test image before its center is cropped, in pixels.
+      crop_padding: 0: training images are random crops already.
       kind: "image".
     """
 
-    found: images.Found
+    encoded: EncodedImages
     mean: tuple[float, ...]
     std: tuple[float, ...]
     image_shape: tuple[int, int, int]
@@ -55,51 +64,48 @@ class Streamed:
 
     @property
     def name(self) -> str:
-        """The name that `load` was given."""
-        return self.found.name
+        """The name given to `load`."""
+        return self.encoded.name
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """The name of each class, by label."""
-        return self.found.class_names
+        """Name of each class."""
+        return self.encoded.class_names
 
     @property
     def flip(self) -> bool:
-        """Whether left-right mirroring keeps the label. It is not done here."""
-        return self.found.flip
+        """Whether the mirror image has the same label. Batches are not mirrored."""
+        return self.encoded.flip
 
     @property
     def num_classes(self) -> int:
         """Number of classes."""
-        return len(self.found.class_names)
+        return len(self.encoded.class_names)
 
     @property
     def num_train(self) -> int:
         """Number of training images."""
-        return len(self.found.train)
+        return len(self.encoded.train)
 
     @property
     def num_test(self) -> int:
         """Number of test images."""
-        return len(self.found.test)
+        return len(self.encoded.test)
 
-    def middle(self, image: Image.Image, row: int = 0) -> Image.Image:
-        """Returns what is tested of an image, whichever row it is."""
+    def center(self, image: Image.Image, row: int = 0) -> Image.Image:
+        """Returns the center crop of a test image; it does not depend on the row."""
         del row
-        return images.center_crop(image, self.image_shape[0], self.resize)
+        return encoded_images.center_crop(image, self.image_shape[0], self.resize)
 
-    def test(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
-        """Returns some of the test images, as `evaluation_batches` has them.
-
-        Args:
-          start: The first.
-          stop: The one behind the last.
+    def test(self, start: int, stop: int) -> TrainBatch:
+        """Returns the test images from `start` to `stop - 1`, and their labels.
 
         Returns:
-          uint8 `[stop - start, H, W, C]` and int32 `[stop - start]`.
+          uint8 `[stop - start, H, W, C]` and int32 `[stop - start]`, cropped as in
+          `evaluation_batches`.
         """
         rows = range(start, stop)
-        return _read(self, self.found.test, rows, len(rows), self.middle)
+        return _read(self, self.encoded.test, rows, len(rows), self.center)
 
     def batches(
         self,
@@ -110,27 +116,26 @@ class Streamed:
         workers: int = 0,
         host: int = 0,
         hosts: int = 1,
-    ) -> Generator[tuple[np.ndarray, np.ndarray], None, None]:
+    ) -> Generator[TrainBatch, None, None]:
         """Yields the training batches of the steps `start_step`, `start_step + 1`, ...
 
-        Epoch e is the steps from `e * (num_train // batch_size)` on. Its order is a
-        permutation drawn from `(seed, e)`, its last, incomplete batch is dropped, and
-        the part that is cut out of image i (`images.random_resized_crop`) is drawn from
+        Epoch e begins at step `e * (num_train // batch_size)`. Its order is a random
+        permutation that depends on `(seed, e)`, and its incomplete last batch is
+        dropped. The window of image i (`encoded_images.random_resized_crop`) depends on
         `(seed, e, i)`. So a batch is a function of the seed and the step.
 
         Args:
           seed: Seed, an integer.
-          batch_size: Images of a step on all hosts together, a multiple of `hosts`.
+          batch_size: Number of images of a step on all hosts, a multiple of `hosts`.
           start_step: The first step, from 0.
-          workers: Processes that decode, which needs Grain; 0 decodes in threads of
-            this one. Close the iterator to end them before it is exhausted: it has no
-            end.
-          host: Of the hosts that share the batch, the one that this is.
-          hosts: How many they are.
+          workers: Number of decoding processes, which need Grain; 0 decodes in threads
+            of this process. The iterator is endless: close it to end the processes.
+          host: Index of this host.
+          hosts: Number of hosts that share a batch.
 
         Yields:
-          uint8 `[batch_size / hosts, H, W, C]` and int32 `[batch_size / hosts]`: rows
-          `host * batch_size / hosts` and on of the global batch.
+          uint8 `[batch_size / hosts, H, W, C]` and int32 `[batch_size / hosts]`: the
+          rows of the global batch from `host * batch_size / hosts` on.
 
         Raises:
           ValueError: An argument is out of range.
@@ -148,44 +153,51 @@ class Streamed:
 
     def evaluation_batches(
         self, batch_size: int, *, workers: int = 0, host: int = 0, hosts: int = 1
-    ) -> Generator[tuple[np.ndarray, np.ndarray, int], None, None]:
-        """Yields every test image once, in order; see `batches` for the arguments.
+    ) -> Generator[TestBatch, None, None]:
+        """Yields batches of all test images in order.
 
-        An image's shorter side is resized to `resize`, and its middle cut out.
+        The shorter side of an image is resized to `resize`, and its center is cropped.
+
+        Args:
+          batch_size: As in `batches`.
+          workers: As in `batches`.
+          host: As in `batches`.
+          hosts: As in `batches`.
 
         Yields:
-          uint8 `[batch_size / hosts, H, W, C]`, int32 `[batch_size / hosts]`, and how
-          many of them count: the last batch is filled up with zeros.
+          uint8 `[batch_size / hosts, H, W, C]`, int32 `[batch_size / hosts]`, and the
+          number of images that count. The last batch is padded with zeros.
         """
         _check_share(batch_size, workers, host, hosts)
         test = functools.partial(_test_batch, self, batch_size, host, hosts)
         return _each(test, 0, -(-self.num_test // batch_size), workers)
 
 
-def of(found: images.Found, image_size: int | None = None) -> Streamed:
-    """Returns a set as a streamed one.
+def stream(images: EncodedImages, image_size: int | None = None) -> Streamed:
+    """Returns an image set on disk as a streamed data set.
 
     Args:
-      found: The set on disk.
-      image_size: Side of its images in pixels. Default: the images' own side, where all
-        are squares of one side up to 224, else 224.
+      images: The set on disk.
+      image_size: Side of the decoded images in pixels. Default: the side of the images
+        if all are squares of one size up to 224, otherwise 224.
 
     Raises:
-      DatasetError: One of the images that are looked at for the mean is damaged.
+      DatasetError: One of the images used for the mean is damaged.
     """
     own = None
-    if found.size is not None and len(set(found.size)) == 1 and found.size[0] <= SIZE:
-        own = found.size[0]
+    height, width = images.size or (0, 1)
+    if height == width <= SIZE:
+        own = height
     size = image_size or own or SIZE
     resize = size if size == own else round(size / _KEPT)
-    shape = size, size, found.channels
-    if found.name.startswith("imagenet") and found.channels == 3:
-        return Streamed(found, *_IMAGENET, shape, resize)
-    blank = Streamed(found, (), (), shape, resize)
-    count = min(_SAMPLE, len(found.train))
-    rows = [i * len(found.train) // count for i in range(count)]
-    sample = _read(blank, found.train, rows, count, blank.middle)[0]
-    return Streamed(found, *channel_statistics(sample), shape, resize)
+    shape = size, size, images.channels
+    if images.statistics is not None:
+        return Streamed(images, *images.statistics, shape, resize)
+    blank = Streamed(images, (), (), shape, resize)
+    count = min(_SAMPLE, len(images.train))
+    rows = [i * len(images.train) // count for i in range(count)]
+    sample = _read(blank, images.train, rows, count, blank.center)[0]
+    return Streamed(images, *channel_statistics(sample), shape, resize)
 
 
 def _check_share(batch_size: int, workers: int, host: int, hosts: int) -> None:
@@ -201,62 +213,63 @@ def _check_share(batch_size: int, workers: int, host: int, hosts: int) -> None:
 
 def _train_batch(
     data: Streamed, seed: int, batch_size: int, host: int, hosts: int, step: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Returns a host's part of the training batch of a step."""
+) -> TrainBatch:
+    """Returns the rows of a host in the training batch of a step."""
     epoch, place = divmod(step, data.num_train // batch_size)
     share = batch_size // hosts
     start = place * batch_size + host * share
     rows = _order(seed, epoch, data.num_train)[start : start + share].tolist()
 
-    def part(image: Image.Image, row: int) -> Image.Image:
-        draws = _uniform(_bits(seed, _CROP, epoch, row).random_raw(images.DRAWS))
-        return images.random_resized_crop(image, draws, data.image_shape[0])
+    def window(image: Image.Image, row: int) -> Image.Image:
+        raw = _bits(seed, _CROP, epoch, row).random_raw(encoded_images.DRAWS)
+        draws = _uniform(raw)
+        return encoded_images.random_resized_crop(image, draws, data.image_shape[0])
 
-    return _read(data, data.found.train, rows, share, part)
+    return _read(data, data.encoded.train, rows, share, window)
 
 
 def _test_batch(
     data: Streamed, batch_size: int, host: int, hosts: int, index: int
-) -> tuple[np.ndarray, np.ndarray, int]:
-    """Returns a host's part of a test batch, and how many of its images count."""
+) -> TestBatch:
+    """Returns the rows of a host in a test batch, and how many of them count."""
     share = batch_size // hosts
     start = index * batch_size + host * share
     rows = range(start, min(start + share, data.num_test))
-    return *_read(data, data.found.test, rows, share, data.middle), len(rows)
+    return *_read(data, data.encoded.test, rows, share, data.center), len(rows)
 
 
 def _read(
     data: Streamed,
-    source: images.Source,
+    source: Source,
     rows: Sequence[int],
     size: int,
-    view: Callable[[Image.Image, int], Image.Image],
-) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the views of some rows and their labels, filled up with zeros to `size`.
+    crop: Callable[[Image.Image, int], Image.Image],
+) -> TrainBatch:
+    """Returns the crops of some rows and their labels, padded with zeros.
 
     Args:
       data: The set.
       source: Its training or test images.
       rows: Rows of the source.
       size: Length of the result.
-      view: A function of an image and its row; the result has the set's shape.
+      crop: `(image, row)`; returns an image of the set's shape.
     """
     array = np.zeros((size, *data.image_shape), np.uint8)
     labels = np.zeros(size, np.int32)
     for i, (encoded, label) in enumerate(source.read(rows) if rows else ()):
-        image = images.decode(data.found, source, rows[i], encoded, label)
-        array[i] = images.pixels(view(image, rows[i]))
+        image = encoded_images.decode(data.encoded, source, rows[i], encoded, label)
+        array[i] = encoded_images.pixels(crop(image, rows[i]))
         labels[i] = label
     return array, labels
 
 
 def _bits(seed: int, *stream: int) -> np.random.PCG64:
-    # Raw bits are the same in every version of NumPy; its distributions need not be.
+    # NumPy guarantees raw bits across versions, but not its distributions.
     return np.random.PCG64(np.random.SeedSequence(seed % 2**64, spawn_key=stream))
 
 
 def _uniform(raw: np.ndarray) -> np.ndarray:
-    """Returns 64 random bits each as a number in [0, 1)."""
+    """Returns a number in [0, 1) for each 64 random bits."""
     return (raw >> np.uint64(11)) * 2.0**-53
 
 
@@ -269,7 +282,7 @@ def _order(seed: int, epoch: int, count: int) -> np.ndarray:
 def _each(
     function: Callable[[int], T], start: int, stop: int, workers: int
 ) -> Generator[T, None, None]:
-    """Yields `function(i)` for each i from `start`, in order, computed ahead."""
+    """Yields `function(i)` for i from `start` to `stop - 1`, computed ahead."""
     ahead = _in_processes if workers else _in_threads
     return ahead(function, start, stop, workers)
 
@@ -277,8 +290,9 @@ def _each(
 def _in_threads(
     function: Callable[[int], T], start: int, stop: int, workers: int
 ) -> Generator[T, None, None]:
+    """Yields the results of threads of this process."""
     del workers
-    # Pillow decodes and resizes without the interpreter's lock.
+    # Pillow releases the interpreter lock while it decodes and resizes.
     count = min(_THREADS, os.cpu_count() or 1)
     indices = iter(range(start, stop))
     with ThreadPoolExecutor(count) as pool:
@@ -295,7 +309,7 @@ def _in_threads(
 def _in_processes(
     function: Callable[[int], T], start: int, stop: int, workers: int
 ) -> Generator[T, None, None]:
-    """Yields the same from Grain's processes; each takes every `workers`-th index."""
+    """Yields the results of Grain's processes; each takes every `workers`-th index."""
     try:
         import grain
         from absl import flags
@@ -304,10 +318,10 @@ def _in_processes(
             f"workers={workers} needs Grain: pip install 'grain>=0.2.18'. "
             "workers=0 does not."
         ) from error
-    if not flags.FLAGS.is_parsed():  # Grain reads its own, which a program may not have
+    if not flags.FLAGS.is_parsed():  # Grain reads flags that a program may not parse
         flags.FLAGS.mark_as_parsed()
     options = grain.multiprocessing.MultiprocessingOptions(num_workers=workers)
-    # One batch at a time: by default a process reads 500 ahead.
+    # One batch ahead in each process; the default is 500.
     reading = grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)
     indices = grain.MapDataset.range(start, stop)
     batches = indices.map(function).to_iter_dataset(reading)
@@ -319,22 +333,22 @@ def _in_processes(
         raise
     except RuntimeError as error:
         raise DatasetError(
-            f"A process that reads images ended ({error}). If memory ran out, fewer "
-            f"than workers={workers} need less."
+            f"A process that reads images ended ({error}). If memory ran out, use "
+            f"fewer than workers={workers}."
         ) from error
     finally:
         iterator.close()
 
 
 def _copy(batch: Any) -> Any:
-    """Returns a batch in memory that is this process's alone."""
+    """Returns a batch in memory that is not shared with another process."""
     return tuple(np.array(x) if isinstance(x, np.ndarray) else x for x in batch)
 
 
 def _stay(index: int, count: int) -> None:
-    """Lets signals stop the main process alone, and ends this one with it.
+    """Makes a process ignore signals and end when the main process ends.
 
-    The main process still needs batches between the signal and its last checkpoint.
+    After a signal, the main process needs batches until its last checkpoint.
     """
     del index, count
     for number in (signal.SIGINT, signal.SIGTERM):

@@ -1,9 +1,10 @@
 """A convolution whose gradient XLA:CPU runs fast wherever it stands.
 
-XLA:CPU brings convolutions into the layout that its fast kernels know only in the entry
-of a program. Gradients come in other layouts, and inside `lax.cond`, `lax.scan` or
-`lax.while_loop` they fall to a kernel that is many times slower. Here they come
-in the known layout to begin with; the numbers are the same.
+XLA:CPU has fast kernels for one layout of convolutions. It moves a convolution into
+that layout at the top level of a program only. The gradients of a convolution come in
+other layouts, so that inside `lax.cond`, `lax.scan` or `lax.while_loop` they fall to a
+kernel that is many times slower. Here the gradients have the fast layout to begin with.
+The numbers are the same.
 """
 
 import functools
@@ -26,17 +27,18 @@ def conv_general_dilated(
     padding: str | Sequence[tuple[int, int]],
     **options: Any,
 ) -> jax.Array:
-    """`jax.lax.conv_general_dilated`, for `conv_general_dilated=` of `flax.linen.Conv`.
+    """Returns `jax.lax.conv_general_dilated`, with gradients that are fast on CPUs.
 
-    On other backends than the CPU, in another layout, and for grouped, dilated or not
-    two-dimensional convolutions, it is that function itself.
+    Pass it as `flax.linen.Conv(conv_general_dilated=...)`. It calls JAX's function
+    itself on other backends, for other layouts, and for grouped, dilated or not
+    two-dimensional convolutions.
 
     Args:
-      lhs: Images, `[N, H, W, C]`.
-      rhs: Kernel, `[h, w, C, O]`.
-      window_strides: Strides, of height and width.
-      padding: "SAME", "VALID" or pairs.
-      options: Others of `jax.lax.conv_general_dilated`.
+      lhs: Images, `[N, H, W, C]`, of a floating type.
+      rhs: Kernel, `[h, w, C, O]`, of the same type.
+      window_strides: Strides along height and width, in pixels.
+      padding: "SAME", "VALID", or the pixels to add before and after each axis.
+      **options: Other arguments of `jax.lax.conv_general_dilated`.
 
     Returns:
       `[N, H', W', O]`.
@@ -46,7 +48,7 @@ def conv_general_dilated(
     given = lax.conv_dimension_numbers(
         lhs.shape, rhs.shape, options.get("dimension_numbers")
     )
-    plain = (
+    is_left_to_jax = (
         jax.default_backend() != "cpu"
         or lhs.ndim != 4
         or given != lax.conv_dimension_numbers(lhs.shape, rhs.shape, _LAYOUT)
@@ -56,7 +58,7 @@ def conv_general_dilated(
         or options.get("precision") is not None
         or options.get("preferred_element_type") is not None
     )
-    if plain:
+    if is_left_to_jax:
         return lax.conv_general_dilated(lhs, rhs, window_strides, padding, **options)
     strides = tuple(window_strides)
     if isinstance(padding, str):
@@ -71,13 +73,22 @@ def _conv(x: jax.Array, w: jax.Array, strides: Sizes, pads: Pads) -> jax.Array:
     return lax.conv_general_dilated(x, w, strides, pads, dimension_numbers=_LAYOUT)
 
 
+# A convolution is bilinear: d conv(x, w) = conv(dx, w) + conv(x, dw). JAX makes the
+# gradient by transposing both terms, and the transpose of a convolution is another
+# convolution, whose layout follows from that of the term. So each term is written in
+# the layout whose transpose is _LAYOUT, on arrays with their axes moved accordingly:
+# - by x: HWIO kernels as HWOI, since the gradient swaps input and output channels;
+# - by w: batch and channels swapped in x and in the result, since the gradient sums
+#   over the batch as the forward pass sums over channels.
 @_conv.defjvp
 def _conv_jvp(
-    strides: Sizes, pads: Pads, primals: Any, tangents: Any
+    strides: Sizes,
+    pads: Pads,
+    primals: tuple[jax.Array, jax.Array],
+    tangents: tuple[jax.Array, jax.Array],
 ) -> tuple[jax.Array, jax.Array]:
     x, w = primals
     dx, dw = tangents
-    # Layouts whose transposes, by lax's own rules, are ("NHWC", "HWIO", "NHWC").
     along_x = lax.conv_general_dilated(
         dx,
         w.transpose(0, 1, 3, 2),

@@ -1,4 +1,4 @@
-"""What the models share: convolution, normalisation, head, stochastic depth."""
+"""Layers that the models share: convolution, normalization, dropout, head."""
 
 import flax.linen as nn
 import jax
@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
+from zosam_jax._types import Key
 from zosam_jax.models.convolution import conv_general_dilated
 
 CONV_INIT = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
@@ -17,8 +18,15 @@ def conv(
 ) -> nn.Module:
     """Returns a convolution without bias, padded by `size // 2` on every side.
 
-    "SAME" would pad a strided 3x3 convolution on one side only, unlike the networks
-    whose results are published. The kernel starts at N(0, 2 / fan_out).
+    The padding "SAME" would pad a strided 3x3 convolution on one side only, unlike the
+    published networks. The kernel is initialized from N(0, 2 / fan_out).
+
+    Args:
+      channels: Number of output channels.
+      size: Side of the kernel in pixels, odd.
+      stride: Stride along both axes, in pixels.
+      dtype: Type of the computation.
+      name: Name of the layer's parameters.
     """
     pad = size // 2
     return nn.Conv(
@@ -37,13 +45,13 @@ def conv(
 def batch_norm(
     train: bool, dtype: DTypeLike, name: str, *, zero: bool = False
 ) -> nn.Module:
-    """Returns a batch normalisation; its statistics are float32 whatever `dtype`.
+    """Returns a batch normalization with decay 0.9 and epsilon 1e-5.
 
     Args:
-      train: Whether to normalise by the batch and to move the running statistics.
-      dtype: Type that it computes in.
-      name: Its name.
-      zero: Whether its scale starts at 0 instead of 1.
+      train: True: normalize by the batch's statistics and update the running ones.
+      dtype: Type of the computation. The statistics are float32.
+      name: Name of the layer's parameters.
+      zero: True: the scale is initialized to 0 instead of 1.
     """
     return nn.BatchNorm(
         use_running_average=not train,
@@ -58,10 +66,19 @@ def batch_norm(
 def pooled_logits(
     module: nn.Module, x: jax.Array, num_classes: int, dropout: float, train: bool
 ) -> jax.Array:
-    """Maps features `[N, H, W, C]` to logits: mean over positions, dropout, `head`.
+    """Returns the logits: mean over positions, dropout, and a linear layer `head`.
 
-    Call it in the module's compact method. The head computes in float32; its kernel
-    starts at N(0, 0.01^2).
+    The head computes in float32. Its kernel is initialized from N(0, 0.01^2).
+
+    Args:
+      module: The model; call this function in its compact method.
+      x: Features `[N, H, W, C]`.
+      num_classes: Number of classes, K.
+      dropout: Dropout rate in [0, 1).
+      train: Whether dropout is active.
+
+    Returns:
+      float32 `[N, K]`.
     """
     x = jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
     x = dropped(module, x, dropout, train)
@@ -69,11 +86,17 @@ def pooled_logits(
 
 
 def dropped(module: nn.Module, x: jax.Array, rate: float, train: bool) -> jax.Array:
-    """Returns x after dropout, by a draw from the module's "dropout" key.
+    """Returns x after dropout.
 
-    A feature is 0 with probability `rate`, else multiplied by `1 / (1 - rate)`. No key
-    is asked for where nothing is dropped. It is a function, and no module, so that it
-    does not stand among the intermediate outputs.
+    With probability `rate` a feature becomes 0, otherwise it is multiplied by
+    `1 / (1 - rate)`. This is a function and not a Linen module, so that it adds no
+    entry to the intermediate outputs.
+
+    Args:
+      module: The model, whose "dropout" key is used if something is dropped.
+      x: Features of any shape.
+      rate: Dropout rate in [0, 1).
+      train: Whether dropout is active.
     """
     if not train or not rate:
         return x
@@ -82,31 +105,31 @@ def dropped(module: nn.Module, x: jax.Array, rate: float, train: bool) -> jax.Ar
 
 
 def depth_factors(
-    key: jax.Array, rate: float, blocks: int, branches: int, examples: int
+    key: Key, rate: float, blocks: int, branches: int, examples: int
 ) -> jax.Array:
-    r"""Returns what stochastic depth multiplies the residual branches by.
+    r"""Returns the factors by which stochastic depth multiplies residual branches.
 
-    A branch of block b of B is dropped for an example with probability
+    With B blocks, a branch of block b is dropped for an example with probability
     :math:`p_b = p\,b / (B - 1)`, and multiplied by :math:`1 / (1 - p_b)` otherwise, so
-    that its expectation stays (arXiv:1603.09382; linear from 0 and scaled as in DeiT,
-    arXiv:2012.12877).
+    that its expectation is unchanged. The rate grows linearly from 0
+    (arXiv:1603.09382), and the scaling is DeiT's (arXiv:2012.12877).
 
-    All are one draw: one for each branch would take long to compile. The factors of the
-    first examples do not depend on how many follow: a pass that sees the front of a
-    batch drops what the others drop there.
+    All factors are one draw, because a draw for each branch takes long to compile. The
+    factors of an example do not depend on the number of examples after it: a pass over
+    the first part of a batch drops the same branches as a pass over the whole batch.
 
     Args:
-      key: Random key.
+      key: A random key.
       rate: p, the rate of the last block, in [0, 1).
-      blocks: B.
-      branches: Residual branches of a block.
-      examples: N.
+      blocks: B, the number of blocks.
+      branches: Number of residual branches of a block.
+      examples: N, the number of examples.
 
     Returns:
-      `[B, branches, N]`, float32.
+      float32 `[B, branches, N]`.
     """
     rates = np.linspace(0, rate, blocks)[:, None, None]
-    # Flat: XLA:CPU takes ten times as long to compile a draw of three axes.
+    # Flat: XLA:CPU takes ten times as long to compile a draw with three axes.
     drawn = jax.random.uniform(key, (examples * blocks * branches,))
     drawn = drawn.reshape(examples, blocks, branches).transpose(1, 2, 0)
     return jnp.where(drawn >= rates, (1 / (1 - rates)).astype(np.float32), 0)
@@ -120,9 +143,15 @@ def block_factors(
     branches: int,
     x: jax.Array,
 ) -> list[jax.Array | None]:
-    """Returns `depth_factors` by block, from the module's "dropout" key.
+    """Returns `depth_factors` for each block, or None for each if nothing is dropped.
 
-    They are None, and no key is asked for, where nothing is dropped.
+    Args:
+      module: The model, whose "dropout" key is used if something is dropped.
+      rate: Stochastic-depth rate of the last block, in [0, 1).
+      train: Whether stochastic depth is active.
+      blocks: Number of blocks.
+      branches: Number of residual branches of a block.
+      x: The model's input, `[N, ...]`.
     """
     if not train or not rate:
         return [None] * blocks
@@ -131,7 +160,13 @@ def block_factors(
 
 
 def scaled(y: jax.Array, factors: jax.Array | None, branch: int) -> jax.Array:
-    """Returns a branch's output times its factor of each example; None: as it is."""
+    """Returns the output of a residual branch times the factor of each example.
+
+    Args:
+      y: Output of the branch, `[N, ...]`.
+      factors: `[branches, N]` from `block_factors`; None returns y unchanged.
+      branch: Index of the branch in its block.
+    """
     if factors is None:
         return y
     factor = factors[branch].reshape(-1, *(1 for _ in y.shape[1:]))

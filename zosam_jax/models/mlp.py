@@ -8,16 +8,12 @@ from jax.typing import DTypeLike
 from zosam_jax._types import Units
 from zosam_jax.models import layers
 
-DENSE: tuple[str, ...] = ()
-"""No kernel is dense by default. The head is small: lottery tickets prune it at half
-the rate of the others (arXiv:1803.03635), an ERK budget keeps it almost dense."""
-
 HIDDEN = (300, 100)
 KERNEL_INIT = nn.initializers.glorot_normal()
 
 
 def units(hidden: tuple[int, ...] = HIDDEN) -> dict[str, Units]:
-    """The hidden units of every layer, each read by the next one."""
+    """Returns the hidden units of every layer, which the next layer reads."""
     readers = [*(f"hidden{i}" for i in range(2, len(hidden) + 1)), "head"]
     return {
         f"hidden{i}": Units(
@@ -30,15 +26,16 @@ def units(hidden: tuple[int, ...] = HIDDEN) -> dict[str, Units]:
 class MLP(nn.Module):
     """Linear layers with ReLU between them, on flattened images.
 
-    Kernels start at Glorot's normal distribution, as in arXiv:1803.03635, biases at 0.
-    Parameters are named `hidden{i}` (from 1) and `head`. They are float32.
+    Kernels are initialized by Glorot's normal distribution, as in arXiv:1803.03635,
+    and biases by 0. Parameters are named `hidden{i}` (from 1) and `head`, and are
+    float32.
 
     Attributes:
-      num_classes: Logits that go out.
-      width: Multiplier of the hidden sizes, each rounded to the nearest integer.
-      dtype: Type that the network computes in; the logits are float32.
+      num_classes: Number of classes, K.
+      width: Multiplier of the hidden sizes; each is rounded to the nearest integer.
+      dtype: Type of the computation; the logits are float32.
       hidden: Hidden sizes, (300, 100) for LeNet-300-100.
-      dropout: Rate of dropout after every hidden layer.
+      dropout: Dropout rate after every hidden layer, in [0, 1).
     """
 
     num_classes: int
@@ -49,11 +46,11 @@ class MLP(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
-        """Maps images `[N, ...]`, normalised floats, to logits `[N, num_classes]`.
+        """Returns the logits `[N, K]`.
 
         Args:
-          images: The batch, of the shape that the parameters were made for.
-          train: Whether to drop out.
+          images: Normalized images `[N, ...]`, in the shape used for `init`.
+          train: Whether dropout is active.
         """
         x = jnp.asarray(images, self.dtype).reshape(len(images), -1)
         for i, size in enumerate(self.hidden, start=1):

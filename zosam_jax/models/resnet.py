@@ -8,16 +8,14 @@ from jax.typing import DTypeLike
 from zosam_jax._types import Units
 from zosam_jax.models import layers
 
-DENSE: tuple[str, ...] = ()
-"""No kernel is dense by default. An ERK budget keeps the stem, the head and the small
-shortcuts dense or almost dense by itself. For a uniform budget, papers keep dense:
-`("stem/*",)` RigL (arXiv:1911.11134); also `"*/shortcut/*"` and `"head/*"` MEST."""
-
 
 def units(bottleneck: bool = False) -> dict[str, Units]:
-    """The channels between the convolutions of a block.
+    """Returns the channels between the convolutions of a block.
 
-    The others, those of the residual stream, are read by several layers.
+    The channels of the residual stream are read by several layers and are no units.
+
+    Args:
+      bottleneck: Whether the blocks have three convolutions instead of two.
     """
 
     def read_by(later: int, earlier: int) -> Units:
@@ -32,14 +30,14 @@ def units(bottleneck: bool = False) -> dict[str, Units]:
 
 
 class _Block(nn.Module):
-    """What both kinds of block have.
+    """Fields and parts that both kinds of block share.
 
     Attributes:
-      channels: Channels of the convolutions; a bottleneck's last one has four times as
-        many.
-      stride: Stride of the block, and of its shortcut.
-      dtype: Type that the block computes in.
-      zero_init_residual: Whether the scale of the last normalisation starts at 0.
+      channels: Channels of the convolutions. The last convolution of a bottleneck has
+        four times as many.
+      stride: Stride of the block and of its shortcut, in pixels.
+      dtype: Type of the computation.
+      zero_init_residual: True: the scale of the last normalization is initialized to 0.
     """
 
     channels: int
@@ -50,10 +48,10 @@ class _Block(nn.Module):
     def _joined(
         self, x: jax.Array, y: jax.Array, train: bool, factors: jax.Array | None
     ) -> jax.Array:
-        """`relu(y + shortcut(x))`.
+        """Returns `relu(y + shortcut(x))`.
 
-        The shortcut is the identity where the shape stays, else a 1x1 convolution with
-        batch normalisation (option B of the paper).
+        The shortcut is the identity if the shapes are equal, otherwise a 1x1
+        convolution with batch normalization (option B of the paper).
         """
         if self.stride != 1 or x.shape[-1] != y.shape[-1]:
             channels = y.shape[-1]
@@ -68,21 +66,21 @@ class _Block(nn.Module):
 
 
 class BasicBlock(_Block):
-    """`relu(norm2(conv2(relu(norm1(conv1(x))))) + shortcut(x))`, convolutions 3x3.
+    """`relu(norm2(conv2(relu(norm1(conv1(x))))) + shortcut(x))` with 3x3 convolutions.
 
-    The first one strides.
+    The stride is that of `conv1`.
     """
 
     @nn.compact
     def __call__(
         self, x: jax.Array, train: bool, factors: jax.Array | None = None
     ) -> jax.Array:
-        """Maps `[N, H, W, C]` to `[N, H / stride, W / stride, channels]`.
+        """Returns features `[N, H / stride, W / stride, channels]`.
 
         Args:
-          x: The features.
+          x: Features `[N, H, W, C]`.
           train: As in `ResNet`.
-          factors: `[1, N]`, of the residual branch; see `layers.depth_factors`.
+          factors: `[1, N]`, see `layers.depth_factors`. None: no stochastic depth.
         """
         y = layers.conv(self.channels, 3, self.stride, self.dtype, "conv1")(x)
         y = self._normed(y, train, 1, last=False)
@@ -92,22 +90,22 @@ class BasicBlock(_Block):
 
 
 class Bottleneck(_Block):
-    """Convolutions 1x1, 3x3, 1x1, the last one to `4 * channels`.
+    """Convolutions 1x1, 3x3 and 1x1; the last one has `4 * channels` channels.
 
-    The 3x3 convolution strides ("v1.5"), not the first one as in the paper: that is
-    what the published networks do.
+    The stride is that of the 3x3 convolution ("v1.5"), as in the published weights. In
+    the paper it is that of the first convolution.
     """
 
     @nn.compact
     def __call__(
         self, x: jax.Array, train: bool, factors: jax.Array | None = None
     ) -> jax.Array:
-        """Maps `[N, H, W, C]` to `[N, H / stride, W / stride, 4 * channels]`.
+        """Returns features `[N, H / stride, W / stride, 4 * channels]`.
 
         Args:
-          x: The features.
+          x: Features `[N, H, W, C]`.
           train: As in `ResNet`.
-          factors: `[1, N]`, of the residual branch; see `layers.depth_factors`.
+          factors: `[1, N]`, see `layers.depth_factors`. None: no stochastic depth.
         """
         y = layers.conv(self.channels, 1, 1, self.dtype, "conv1")(x)
         y = self._normed(y, train, 1, last=False)
@@ -119,31 +117,32 @@ class Bottleneck(_Block):
 
 
 class ResNet(nn.Module):
-    """A ResNet: a stem, stages of residual blocks, the mean over positions, a head.
+    """A stem, stages of residual blocks, global average pooling and a linear head.
 
-    The second stage and those after it halve the resolution. With the default
-    `channels` and one number of `blocks` it is the CIFAR ResNet of depth
-    `6 * blocks + 2` (section 4.2); with (64, 128, 256, 512), the "imagenet" stem and
-    (2, 2, 2, 2) or (3, 4, 6, 3) blocks it is ResNet-18 or -34, and with bottlenecks
-    ResNet-50. Convolutions start at N(0, 2 / fan_out), the head's kernel at
-    N(0, 0.01^2), as in the sparse-training literature and in arXiv:1706.02677.
+    Every stage but the first halves the resolution. With the default `channels` and a
+    single number of `blocks` it is the CIFAR ResNet of depth `6 * blocks + 2` (section
+    4.2 of the paper). With `channels=(64, 128, 256, 512)`, the "imagenet" stem and
+    (2, 2, 2, 2) or (3, 4, 6, 3) blocks it is ResNet-18 or ResNet-34, and with
+    bottlenecks ResNet-50. Convolutions are initialized from N(0, 2 / fan_out) and the
+    head's kernel from N(0, 0.01^2), as in arXiv:1706.02677.
 
     Parameters are named `stem`, `stem_norm`, `stage{i}_block{j}/{conv1, norm1, conv2,
-    norm2, (conv3, norm3,) shortcut, shortcut_norm}` and `head`. They are float32.
+    norm2, (conv3, norm3,) shortcut, shortcut_norm}` and `head`, and are float32.
 
     Attributes:
-      blocks: Blocks in each stage, 5 for ResNet-32; or a number for each.
-      num_classes: Logits that go out.
-      width: Multiplier of all channel counts, each rounded to the nearest integer.
-      dtype: Type that the network computes in; logits and statistics are float32.
-      channels: Channels of each stage's blocks; the stem has the first's.
-      bottleneck: Whether the blocks are `Bottleneck`, else `BasicBlock`.
-      stem: "cifar", a 3x3 convolution; or "imagenet", a 7x7 one of stride 2 and a 3x3
-        maximum of stride 2.
-      zero_init_residual: Whether every block starts as its shortcut: its last
-        normalisation's scale is 0 at first (arXiv:1706.02677).
-      dropout: Rate of dropout before the head.
-      stochastic_depth: Rate at the last block; see `layers.depth_factors`.
+      blocks: Number of blocks in every stage (5 for ResNet-32), or one for each stage.
+      num_classes: Number of classes.
+      width: Multiplier of all channel counts; each is rounded to the nearest integer.
+      dtype: Type of the computation; logits and batch statistics are float32.
+      channels: Channels of the blocks of each stage; the stem has the first of them.
+      bottleneck: True: blocks are `Bottleneck`. False: `BasicBlock`.
+      stem: "cifar", a 3x3 convolution; or "imagenet", a 7x7 convolution and a 3x3 max
+        pooling, both of stride 2.
+      zero_init_residual: True: every block is initialized to its shortcut, as the scale
+        of its last normalization is 0 (arXiv:1706.02677).
+      dropout: Dropout rate before the head, in [0, 1).
+      stochastic_depth: Stochastic-depth rate of the last block, in [0, 1); see
+        `layers.depth_factors`.
     """
 
     blocks: int | tuple[int, ...]
@@ -159,13 +158,13 @@ class ResNet(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
-        """Maps images `[N, H, W, C]`, normalised floats, to logits `[N, num_classes]`.
+        """Returns the logits `[N, num_classes]`, float32.
 
         Args:
-          images: The batch.
-          train: True to normalise by the batch's statistics and to move the running
-            ones (collection `batch_stats`, which must then be mutable), False to
-            normalise by the running ones.
+          images: Normalized images `[N, H, W, C]`.
+          train: True: normalize by the batch's statistics, update the running ones
+            (the collection `batch_stats` must be mutable), and drop out. False:
+            normalize by the running statistics.
         """
         channels = [round(c * self.width) for c in self.channels]
         if isinstance(self.blocks, int):
@@ -178,7 +177,7 @@ class ResNet(nn.Module):
         x = layers.conv(channels[0], size, stride, self.dtype, "stem")(x)
         x = nn.relu(layers.batch_norm(train, self.dtype, "stem_norm")(x))
         if is_large:
-            # After a ReLU zeros are as good as the infinities of a padded maximum.
+            # After a ReLU, padding by zeros gives the maximum that -inf would give.
             x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
             x = nn.max_pool(x, (3, 3), strides=(2, 2))
         factors = iter(

@@ -1,31 +1,78 @@
-"""The table of models: a row for every name."""
+"""The table of models: a row for each name, and the functions that read the rows.
 
+To add a model, write its module and add a row to `MODELS`. A new kind of option also
+needs an entry in `OPTIONS`. `tests/models/test_table.py` says what is still missing.
+"""
+
+import inspect
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
+import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from zosam_jax import _check
 from zosam_jax._types import Units
-from zosam_jax.models import mlp, resnet, tinylm, transformer, vgg, vit, wide_resnet
+from zosam_jax.models import mlp, resnet, tinylm, vgg, vit, wide_resnet
+
+OptionValue = bool | int | float | str | tuple[int, ...]
 
 
-class Row(NamedTuple):
-    """A model.
+class Option(NamedTuple):
+    """An option of `create` that some models take.
 
     Attributes:
-      make: `(num_classes, width, image_size, dtype, **settings, **options) -> module`.
-      dense: Patterns of the parameters that are dense by default.
-      units: `(width, **settings, **options) -> {name: Units}`.
-      options: Names of the options that `make` takes; see `OPTIONS`.
-      settings: What makes it this model of its family.
+      check: `(name, value)`; raises `ValueError` if the value is not allowed.
+      help: One line that says what the option is, with its unit or choices.
+    """
+
+    check: Callable[[str, Any], None]
+    help: str
+
+
+class Count(NamedTuple):
+    """A published number of parameters.
+
+    Attributes:
+      parameters: The number.
+      classes: Number of classes for which it holds.
+      shape: Shape of one example: (H, W, C) of an image, (T,) of token ids.
+      options: Width and options of `create` for which it holds.
+    """
+
+    parameters: int
+    classes: int
+    shape: tuple[int, ...]
+    options: Mapping[str, OptionValue] = {}
+
+
+class NamedModel(NamedTuple):
+    """A row of the table.
+
+    Attributes:
+      make: Constructor. It takes `fixed`, the options, and as many of `num_classes`,
+        `width`, `image_size` and `dtype` as it names.
+      units: Constructor of `{name: Units}`. It takes the arguments of `make` that it
+        names.
+      label: The name in words.
+      paper: Source of the architecture.
+      counts: Published numbers of parameters; the first one is the usual size.
+      options: Names in `OPTIONS` of the options that `make` takes.
+      fixed: Arguments that tell the model from others of its family.
+      dense: Patterns of the parameters that are dense by default; see `dense_paths`.
+      kind: Type of the examples.
     """
 
     make: Callable[..., nn.Module]
-    dense: tuple[str, ...]
     units: Callable[..., dict[str, Units]]
-    options: tuple[str, ...]
-    settings: Mapping[str, Any]
+    label: str
+    paper: str
+    counts: tuple[Count, ...]
+    options: tuple[str, ...] = ()
+    fixed: Mapping[str, Any] = {}
+    dense: tuple[str, ...] = ()
+    kind: Literal["image", "text"] = "image"
 
 
 def _rate(name: str, value: Any) -> None:
@@ -48,162 +95,321 @@ def _sizes(name: str, value: Any) -> None:
         _check.whole(name, size)
 
 
-# What an option's value must be: a function that raises if it is not.
-OPTIONS: dict[str, Callable[[str, Any], None]] = {
-    "depth": _check.whole,
-    "distillation": _flag,
-    "dropout": _rate,
-    "hidden": _sizes,
-    "patch": _check.whole,
-    "positions": _among("learned", "rotary"),
-    "stem": _among("cifar", "imagenet"),
-    "stochastic_depth": _rate,
-    "tied": _flag,
-    "zero_init_residual": _flag,
+OPTIONS: dict[str, Option] = {
+    "dropout": Option(_rate, "dropout rate in [0, 1)"),
+    "stochastic_depth": Option(
+        _rate, "rate of dropped residual branches at the last block, in [0, 1)"
+    ),
+    "zero_init_residual": Option(
+        _flag, "True: residual blocks are initialized to the identity"
+    ),
+    "stem": Option(
+        _among("cifar", "imagenet"),
+        "'imagenet' (7x7, stride 2, and max pooling) or 'cifar' (3x3)",
+    ),
+    "depth": Option(_check.whole, "number of blocks"),
+    "patch": Option(_check.whole, "side of a patch in pixels"),
+    "distillation": Option(_flag, "True: a distillation token and its head"),
+    "positions": Option(_among("learned", "rotary"), "'learned' or 'rotary'"),
+    "tied": Option(_flag, "True: the token embedding is also the head"),
+    "hidden": Option(_sizes, "hidden sizes, as (300, 100)"),
 }
 
-
-def _resnet(image_size: int, **fields: Any) -> nn.Module:
-    del image_size
-    return resnet.ResNet(**fields)
-
-
-def _resnet_units(*, bottleneck: bool = False, **others: Any) -> dict[str, Units]:
-    del others
-    return resnet.units(bottleneck)
-
-
-def _wide_resnet(image_size: int, **fields: Any) -> nn.Module:
-    del image_size
-    return wide_resnet.WideResNet(**fields)
-
-
-def _wide_resnet_units(**others: Any) -> dict[str, Units]:
-    del others
-    return wide_resnet.units()
-
-
-def _vgg(image_size: int, **fields: Any) -> nn.Module:
-    vgg.check_image_size(image_size)
-    return vgg.VGG(**fields)
-
-
-def _vgg_units(**others: Any) -> dict[str, Units]:
-    del others
-    return vgg.units()
-
-
-def _mlp(image_size: int, **fields: Any) -> nn.Module:
-    del image_size
-    return mlp.MLP(**fields)
-
-
-def _mlp_units(
-    *, hidden: tuple[int, ...] = mlp.HIDDEN, **others: Any
-) -> dict[str, Units]:
-    del others
-    return mlp.units(hidden)
-
-
-def _vit(
-    image_size: int, width: float, patch: int | None = None, **fields: Any
-) -> nn.Module:
-    patch = patch or vit.patch_size(image_size)
-    vit.check_patch(image_size, patch)
-    heads, features = vit.heads_and_width(width)
-    return vit.ViT(patch=patch, heads=heads, features=features, **fields)
-
-
-def _deit(
-    image_size: int, width: float, size: int, patch: int = 16, **fields: Any
-) -> nn.Module:
-    vit.check_patch(image_size, patch)
-    heads, features = vit.heads_and_width(size * width)
-    return vit.DeiT(patch=patch, heads=heads, features=features, **fields)
-
-
-def _vit_units(*, width: float, size: int = 1, **others: Any) -> dict[str, Units]:
-    del others
-    return transformer.units(vit.heads_and_width(size * width)[0])
-
-
-def _tinylm(image_size: int, width: float, **fields: Any) -> nn.Module:
-    del image_size
-    heads = tinylm.heads_of(width)
-    return tinylm.TinyLM(heads=heads, features=heads * tinylm.HEAD_FEATURES, **fields)
-
-
-def _tinylm_units(*, width: float, **others: Any) -> dict[str, Units]:
-    del others
-    return transformer.units(tinylm.heads_of(width))
-
-
 _RATES = ("dropout", "stochastic_depth")
+_CIFAR, _IMAGENET = (32, 32, 3), (224, 224, 3)
 
 
-def _cifar_resnet_row(depth: int) -> Row:
-    options = (*_RATES, "zero_init_residual")
-    settings = {"blocks": (depth - 2) // 6}
-    return Row(_resnet, resnet.DENSE, _resnet_units, options, settings)
+def _cifar_resnet(depth: int, *counts: Count) -> NamedModel:
+    return NamedModel(
+        resnet.ResNet,
+        resnet.units,
+        f"ResNet-{depth} for CIFAR",
+        "He et al. 2016, arXiv:1512.03385",
+        counts,
+        (*_RATES, "zero_init_residual"),
+        {"blocks": (depth - 2) // 6},
+    )
 
 
-def _imagenet_resnet_row(*blocks: int, bottleneck: bool = False) -> Row:
-    options = (*_RATES, "stem", "zero_init_residual")
-    settings = {
-        "blocks": blocks,
-        "channels": (64, 128, 256, 512),
-        "bottleneck": bottleneck,
-        "stem": "imagenet",
-    }
-    return Row(_resnet, resnet.DENSE, _resnet_units, options, settings)
+def _imagenet_resnet(
+    depth: int, blocks: tuple[int, ...], *counts: Count, bottleneck: bool = False
+) -> NamedModel:
+    return NamedModel(
+        resnet.ResNet,
+        resnet.units,
+        f"ResNet-{depth} for ImageNet",
+        "He et al. 2016, arXiv:1512.03385",
+        counts,
+        (*_RATES, "stem", "zero_init_residual"),
+        {
+            "blocks": blocks,
+            "channels": (64, 128, 256, 512),
+            "bottleneck": bottleneck,
+            "stem": "imagenet",
+        },
+    )
 
 
-def _wide_resnet_row(depth: int, factor: int) -> Row:
-    settings = {"blocks": (depth - 4) // 6, "factor": factor}
-    return Row(_wide_resnet, wide_resnet.DENSE, _wide_resnet_units, _RATES, settings)
+def _wide_resnet(depth: int, factor: int, *counts: Count) -> NamedModel:
+    return NamedModel(
+        wide_resnet.WideResNet,
+        wide_resnet.units,
+        f"WRN-{depth}-{factor}",
+        "Zagoruyko and Komodakis 2016, arXiv:1605.07146",
+        counts,
+        _RATES,
+        {"blocks": (depth - 4) // 6, "factor": factor},
+    )
 
 
-def _deit_row(size: int) -> Row:
-    """`size` times the heads and the features of DeiT-Tiny."""
-    options = (*_RATES, "depth", "distillation", "patch")
-    return Row(_deit, vit.DENSE, _vit_units, options, {"size": size})
+def _deit(label: str, size: int, parameters: int, distilled: int) -> NamedModel:
+    return NamedModel(
+        vit.create_deit,
+        vit.units,
+        label,
+        "Touvron et al. 2021, arXiv:2012.12877",
+        (
+            Count(parameters, 1000, _IMAGENET),
+            Count(distilled, 1000, _IMAGENET, {"distillation": True}),
+        ),
+        (*_RATES, "depth", "distillation", "patch"),
+        {"size": size},
+        vit.DENSE,
+    )
 
 
-ROWS: dict[str, Row] = {
-    "resnet20": _cifar_resnet_row(20),
-    "resnet32": _cifar_resnet_row(32),
-    "resnet44": _cifar_resnet_row(44),
-    "resnet56": _cifar_resnet_row(56),
-    "vgg19": Row(_vgg, vgg.DENSE, _vgg_units, ("dropout",), {}),
-    "wrn22-2": _wide_resnet_row(22, 2),
-    "wrn28-10": _wide_resnet_row(28, 10),
-    "resnet18": _imagenet_resnet_row(2, 2, 2, 2),
-    "resnet34": _imagenet_resnet_row(3, 4, 6, 3),
-    "resnet50": _imagenet_resnet_row(3, 4, 6, 3, bottleneck=True),
-    "vit": Row(_vit, vit.DENSE, _vit_units, (*_RATES, "depth", "patch"), {}),
-    "deit-tiny": _deit_row(1),
-    "deit-small": _deit_row(2),
-    "deit-base": _deit_row(4),
-    "mlp": Row(_mlp, mlp.DENSE, _mlp_units, ("dropout", "hidden"), {}),
-    "tinylm": Row(
-        _tinylm,
-        tinylm.DENSE,
-        _tinylm_units,
+# The counts of ImageNet ResNets are torchvision's, those of DeiT timm's checkpoints.
+MODELS: dict[str, NamedModel] = {
+    "resnet20": _cifar_resnet(20, Count(272_474, 10, _CIFAR)),
+    "resnet32": _cifar_resnet(
+        32,
+        Count(466_906, 10, _CIFAR),
+        # The literature on sparse training uses width 2.
+        Count(1_860_522, 10, _CIFAR, {"width": 2}),
+        Count(1_872_132, 100, _CIFAR, {"width": 2}),
+    ),
+    "resnet44": _cifar_resnet(44, Count(661_338, 10, _CIFAR)),
+    "resnet56": _cifar_resnet(56, Count(855_770, 10, _CIFAR)),
+    "vgg19": NamedModel(
+        vgg.create_vgg19,
+        vgg.units,
+        "VGG-19 with batch normalization, for CIFAR",
+        "Simonyan and Zisserman 2015, arXiv:1409.1556",
+        # Published with the 5,504 biases that batch normalization cancels.
+        (Count(20_040_522 - 5_504, 10, _CIFAR),),
+        ("dropout",),
+    ),
+    "wrn22-2": _wide_resnet(22, 2, Count(1_079_642, 10, _CIFAR)),
+    # 36.5 million in the paper.
+    "wrn28-10": _wide_resnet(
+        28, 10, Count(36_479_194, 10, _CIFAR), Count(36_536_884, 100, _CIFAR)
+    ),
+    "resnet18": _imagenet_resnet(
+        18,
+        (2, 2, 2, 2),
+        Count(11_689_512, 1000, _IMAGENET),
+        Count(11_173_962, 10, _CIFAR, {"stem": "cifar"}),
+    ),
+    "resnet34": _imagenet_resnet(34, (3, 4, 6, 3), Count(21_797_672, 1000, _IMAGENET)),
+    "resnet50": _imagenet_resnet(
+        50, (3, 4, 6, 3), Count(25_557_032, 1000, _IMAGENET), bottleneck=True
+    ),
+    "vit": NamedModel(
+        vit.create_vit,
+        vit.units,
+        "ViT of depth 6 for small images",
+        "Dosovitskiy et al. 2021, arXiv:2010.11929",
+        (Count(2_693_194, 10, _CIFAR),),
+        (*_RATES, "depth", "patch"),
+        dense=vit.DENSE,
+    ),
+    "deit-tiny": _deit("DeiT-Ti", 1, 5_717_416, 5_910_800),
+    "deit-small": _deit("DeiT-S", 2, 22_050_664, 22_436_432),
+    "deit-base": _deit("DeiT-B", 4, 86_567_656, 87_338_192),
+    "mlp": NamedModel(
+        mlp.MLP,
+        mlp.units,
+        "LeNet-300-100",
+        "LeCun et al. 1998; Frankle and Carbin 2019, arXiv:1803.03635",
+        # On MNIST: 266,200 weights and 410 biases.
+        (Count(266_200 + 410, 10, (28, 28, 1)),),
+        ("dropout", "hidden"),
+    ),
+    "tinylm": NamedModel(
+        tinylm.create_tinylm,
+        tinylm.units,
+        "GPT-2 of depth 4 on token ids",
+        "Radford et al. 2019",
+        (Count(867_072, 256, (64,)),),
         (*_RATES, "depth", "positions", "tied"),
-        {},
+        dense=tinylm.DENSE,
+        kind="text",
     ),
 }
 
 
-def checked(name: str, options: Mapping[str, Any]) -> tuple[Row, dict[str, Any]]:
-    """Returns a model's row, and its settings with the options over them.
+def names() -> tuple[str, ...]:
+    """Returns the names of all models.
+
+    >>> names()[:5]
+    ('resnet20', 'resnet32', 'resnet44', 'resnet56', 'vgg19')
+    """
+    return tuple(MODELS)
+
+
+def kind(name: str) -> Literal["image", "text"]:
+    """Returns the type of a model's examples: "image" or "text".
+
+    >>> kind("tinylm")
+    'text'
 
     Raises:
-      ValueError: The name, an option or its value is unknown; the message names it.
+      ValueError: `name` is not one of `names()`.
     """
-    _check.one_of("model", name, ROWS)
-    row = ROWS[name]
+    return _row(name).kind
+
+
+def options(name: str) -> tuple[str, ...]:
+    """Returns the names of the options of `create` for a model.
+
+    >>> options("vit")
+    ('dropout', 'stochastic_depth', 'depth', 'patch')
+
+    Raises:
+      ValueError: `name` is not one of `names()`.
+    """
+    return _row(name).options
+
+
+def dense_paths(name: str) -> tuple[str, ...]:
+    """Returns glob patterns of the parameters that are dense by default.
+
+    The patterns match "/"-joined key paths and are meant for the `dense=` of a sparse
+    method. Biases, tokens and the scales of normalizations have fewer than two axes and
+    are dense anyway.
+
+    * Convolutional networks and the MLP have none. The ERK distribution keeps the stem,
+      the head and the small shortcuts dense or almost dense by itself. For a uniform
+      distribution, add `("stem/*",)` as RigL does (arXiv:1911.11134), or also
+      `"*/shortcut/*"` and `"head/*"` as MEST and DSR do (arXiv:1902.05967). For VGG,
+      MEST's are `("conv1/*", "head/*")`.
+    * ViT and DeiT: the position embedding, which has no fan-in. The patch embedding and
+      the heads are pruned, as in SViTE (arXiv:2106.04533).
+    * `tinylm`: both embeddings for the same reason, and so a tied head.
+
+    >>> dense_paths("vit")
+    ('position_embedding',)
+
+    Raises:
+      ValueError: `name` is not one of `names()`.
+    """
+    return _row(name).dense
+
+
+def describe() -> str:
+    """Returns a list of all models and options as text.
+
+    >>> print(describe().splitlines()[0])
+    resnet20: ResNet-20 for CIFAR, 272,474 parameters (He et al. 2016, arXiv:1512.03385)
+    """
+    lines = []
+    for name, row in MODELS.items():
+        size = f"{row.counts[0].parameters:,} parameters"
+        lines.append(f"{name}: {row.label}, {size} ({row.paper})")
+        lines.append(f"    options: {', '.join(row.options)}")
+    lines += ["", "Options"]
+    lines += [f"{name}: {option.help}" for name, option in OPTIONS.items()]
+    return "\n".join(lines)
+
+
+def create(
+    name: str,
+    *,
+    num_classes: int,
+    width: float = 1.0,
+    image_size: int = 32,
+    dtype: DTypeLike = jnp.float32,
+    **options: Any,
+) -> nn.Module:
+    """Returns a model by name; `print(describe())` lists names, sizes and options.
+
+    Args:
+      name: One of `names()`.
+      num_classes: Number of classes; of a language model, the size of the vocabulary.
+      width: Multiplier of the layers' widths, at least 1/16. The literature on sparse
+        training uses ResNet-32 at width 2.
+      image_size: Side of the images in pixels. It sets the default patch of `vit`, must
+        be a multiple of DeiT's patch, and at least 16 for VGG. Other models accept
+        images of any size.
+      dtype: Type of the computation, as `jnp.bfloat16`. Parameters, batch statistics
+        and logits are float32.
+      **options: The options in `options(name)`.
+
+    Raises:
+      ValueError: An argument is unknown or out of range; the message names it.
+
+    >>> create("resnet18", num_classes=10, stem="cifar").stem
+    'cifar'
+    """
+    row, arguments = _checked(name, width, options)
+    _check.whole("num_classes", num_classes)
+    _check.whole("image_size", image_size)
+    shared = {
+        "num_classes": num_classes,
+        "width": width,
+        "image_size": image_size,
+        "dtype": dtype,
+    }
+    return row.make(**_named_by(row.make, shared), **arguments)
+
+
+def unit_groups(name: str, *, width: float = 1.0, **options: Any) -> dict[str, Units]:
+    """Returns the units that `zosam_jax.sparsity.units` can prune, by name.
+
+    * ViT, DeiT and `tinylm`: "heads", dropped by their effect on the loss, and "mlp",
+      the hidden units of the blocks' MLPs, dropped by the norms of their weights. Both
+      are as in S2ViTE (arXiv:2106.04533).
+    * ResNets: "channels", those between the two convolutions of a block. ResNet-50:
+      "channels1" and "channels2", the inputs of the second and third convolution of a
+      block. Several layers read the other channels.
+    * VGG: "channels1" to "channels16", the outputs of each convolution.
+    * MLP: "hidden1", ..., the units of each hidden layer.
+
+    Args:
+      name: One of `names()`.
+      width: As in `create`; it sets the number of heads.
+      **options: As in `create`.
+
+    Raises:
+      ValueError: An argument is unknown or out of range; the message names it.
+
+    >>> sorted(unit_groups("vit"))
+    ['heads', 'mlp']
+    """
+    row, arguments = _checked(name, width, options)
+    return row.units(**_named_by(row.units, {"width": width, **arguments}))
+
+
+def _row(name: str) -> NamedModel:
+    _check.one_of("model", name, MODELS)
+    return MODELS[name]
+
+
+def _checked(
+    name: str, width: float, options: Mapping[str, Any]
+) -> tuple[NamedModel, dict[str, Any]]:
+    """Returns a row and its fixed arguments, overridden by the checked options."""
+    row = _row(name)
     for option, value in options.items():
         _check.one_of(f"{name}: option", option, row.options)
-        OPTIONS[option](f"{name}: {option}", value)
-    return row, {**row.settings, **options}
+        OPTIONS[option].check(f"{name}: {option}", value)
+    _check.number("width", width, least=1 / 16)
+    return row, {**row.fixed, **options}
+
+
+def _named_by(
+    function: Callable[..., Any], arguments: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Returns the arguments that a function has a parameter for."""
+    known = inspect.signature(function).parameters
+    return {name: value for name, value in arguments.items() if name in known}

@@ -1,17 +1,18 @@
-"""A small decoder-only transformer (GPT-2's form, Radford et al. 2019)."""
+"""A small decoder-only transformer in the form of GPT-2 (Radford et al. 2019)."""
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from zosam_jax.models import layers
+from zosam_jax._types import Units
+from zosam_jax.models import layers, transformer
 from zosam_jax.models.transformer import NORMAL_INIT, Block
 
 DENSE = ("*_embedding",)
-"""Embeddings are tables that are read by the row: a row has no fan-in, and a rare
-token's has next to no gradient to rank its weights by. The head is pruned, but for a
-tied one, which is the token embedding."""
+"""Embeddings are tables of which a token reads one row. A row has no fan-in, and the
+row of a rare token has almost no gradient by which its weights could be ranked. The
+head is pruned, unless it is tied to the token embedding."""
 
 DEPTH = 4
 HEADS = 4
@@ -19,32 +20,33 @@ HEAD_FEATURES = 32
 
 
 def heads_of(width: float) -> int:
-    """Returns the number of heads, `4 * width` rounded, of 32 features each."""
+    """Returns the number of heads, `4 * width` rounded; each has 32 features."""
     return max(1, round(HEADS * width))
 
 
 class TinyLM(nn.Module):
-    r"""Next-token logits by pre-norm blocks with causal attention.
+    """Next-token logits by pre-norm blocks with causal attention.
 
-    Token ids are looked up in `token_embedding` (`[V, D]`), a learned vector a position
-    is added (`position_embedding`, `[T, D]`), `block0`, ... and a layer normalisation
-    (`norm`) follow, then the linear `head` without bias, or the token embedding's
-    transpose. Kernels and embeddings start at N(0, 0.02^2), the last kernel of each
-    residual branch at N(0, 0.02^2 / (2 depth)), biases at 0, all as in GPT-2.
-
-    Parameters are float32.
+    The layers are `token_embedding` (`[V, D]`), a learned vector added at each position
+    (`position_embedding`, `[T, D]`), the blocks `block0`, ..., a layer normalization
+    (`norm`) and a linear `head` without bias, or the transposed token embedding. As in
+    GPT-2, kernels and embeddings are initialized from N(0, 0.02^2), the last kernel of
+    each residual branch from N(0, 0.02^2 / (2 depth)), and biases by 0. Parameters are
+    float32.
 
     Attributes:
       num_classes: Size of the vocabulary, V.
-      heads: Number of attention heads; it divides `features`.
+      heads: Number of attention heads, a divisor of `features`.
       features: Features of a token, D.
       depth: Number of blocks.
-      dtype: Type that the network computes in; the logits are float32.
-      positions: "learned", for sequences up to the length that the parameters were
-        made for; or "rotary" (arXiv:2104.09864), for any, without parameters.
-      tied: Whether the token embedding is the head too (arXiv:1608.05859).
-      dropout: Rate of dropout of the embedded tokens and as in `transformer.Block`.
-      stochastic_depth: Rate at the last block; see `layers.depth_factors`.
+      dtype: Type of the computation; the logits are float32.
+      positions: "learned", for sequences up to the length used for `init`; or "rotary"
+        (arXiv:2104.09864), without parameters and for any length.
+      tied: True: the token embedding is also the head (arXiv:1608.05859).
+      dropout: Dropout rate of the embedded tokens and in `transformer.Block`, in
+        [0, 1).
+      stochastic_depth: Stochastic-depth rate of the last block, in [0, 1); see
+        `layers.depth_factors`.
     """
 
     num_classes: int
@@ -59,11 +61,11 @@ class TinyLM(nn.Module):
 
     @nn.compact
     def __call__(self, tokens: jax.Array, *, train: bool) -> jax.Array:
-        """Maps token ids `[N, T]` to logits `[N, T, V]` of the token after each.
+        """Returns the logits `[N, T, V]` of the token after each token, float32.
 
         Args:
-          tokens: Integers from 0 to V - 1 of any integer type.
-          train: Whether to drop out; else nothing differs from evaluation.
+          tokens: Token ids `[N, T]` from 0 to V - 1, of any integer type.
+          train: Whether dropout and stochastic depth are active.
         """
         if tokens.ndim != 2 or not jnp.issubdtype(tokens.dtype, jnp.integer):
             raise ValueError(
@@ -72,7 +74,7 @@ class TinyLM(nn.Module):
             )
         shape = (self.num_classes, self.features)
         embedding = self.param("token_embedding", NORMAL_INIT, shape)
-        # An id that is out of range gives NaN, not another token.
+        # An id out of range gives NaN instead of the embedding of another token.
         x = jnp.take(embedding, tokens, axis=0, mode="fill").astype(self.dtype)
         if self.positions == "learned":
             x = x + self._position(tokens.shape[1]).astype(self.dtype)
@@ -100,7 +102,7 @@ class TinyLM(nn.Module):
         )(x)
 
     def _position(self, length: int) -> jax.Array:
-        """The vectors of the first positions; the table is as long as at `init`."""
+        """Returns the vectors of the first positions; `init` sets how many exist."""
         name = "position_embedding"
         if not self.has_variable("params", name):
             return self.param(name, NORMAL_INIT, (length, self.features))
@@ -112,3 +114,49 @@ class TinyLM(nn.Module):
                 "the longer sequence."
             )
         return table[:length]
+
+
+def create_tinylm(
+    *,
+    num_classes: int,
+    width: float = 1.0,
+    dtype: DTypeLike = jnp.float32,
+    dropout: float = 0.0,
+    stochastic_depth: float = 0.0,
+    depth: int = DEPTH,
+    positions: str = "learned",
+    tied: bool = False,
+) -> TinyLM:
+    """Returns a `TinyLM` of a width.
+
+    Args:
+      num_classes: Size of the vocabulary.
+      width: Multiplier of the number of heads, which have 32 features each.
+      dtype: Type of the computation.
+      dropout: Dropout rate, in [0, 1).
+      stochastic_depth: Stochastic-depth rate of the last block, in [0, 1).
+      depth: Number of blocks.
+      positions: "learned" or "rotary".
+      tied: True: the token embedding is also the head.
+    """
+    heads = heads_of(width)
+    return TinyLM(
+        num_classes,
+        heads,
+        heads * HEAD_FEATURES,
+        depth,
+        dtype,
+        positions,
+        tied,
+        dropout,
+        stochastic_depth,
+    )
+
+
+def units(*, width: float = 1.0) -> dict[str, Units]:
+    """Returns the attention heads and hidden units; see `transformer.units`.
+
+    Args:
+      width: Multiplier of the number of heads, as in `create_tinylm`.
+    """
+    return transformer.units(heads_of(width))

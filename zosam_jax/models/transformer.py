@@ -1,4 +1,4 @@
-"""The pre-norm transformer block that the vision and the language models share."""
+"""The pre-norm transformer block of the vision and language models."""
 
 import flax.linen as nn
 import jax
@@ -13,10 +13,13 @@ NORMAL_INIT = nn.initializers.normal(0.02)
 
 
 def units(heads: int) -> dict[str, Units]:
-    """The heads of every attention and the hidden units of every MLP.
+    """Returns the heads of every attention and the hidden units of every MLP.
 
-    Heads drop by their effect on the loss, hidden units by the norms of their weights,
-    both as in S2ViTE (arXiv:2106.04533).
+    Heads are dropped by their effect on the loss and hidden units by the norms of their
+    weights, both as in S2ViTE (arXiv:2106.04533).
+
+    Args:
+      heads: Number of attention heads of a block.
     """
     inputs = [f"*/attention/{n}" for n in ("query", "key", "value")]
     made = tuple(f"{n}/{leaf}" for n in inputs for leaf in ("kernel", "bias"))
@@ -27,18 +30,19 @@ def units(heads: int) -> dict[str, Units]:
 
 
 def rotate(x: jax.Array, base: float = 10_000.0) -> jax.Array:
-    r"""Returns queries or keys turned by their positions (RoPE, arXiv:2104.09864).
+    r"""Returns queries or keys with rotary position embedding (arXiv:2104.09864).
 
-    With F features, pair i of a token at position t, the features i and i + F/2, turns
-    by :math:`t\,\mathrm{base}^{-2i/F}`. Products of two then depend on the distance of
-    their positions alone.
+    For a token at position t, the pair of features i and i + F/2 is rotated by
+    :math:`t\,\mathrm{base}^{-2i/F}` radians. The product of a query and a key then
+    depends on the difference of their positions only.
 
     Args:
-      x: `[N, T, heads, F]`, F even.
-      base: The slowest pair turns by nearly `1 / base` a position.
+      x: Queries or keys `[N, T, heads, F]`, F even.
+      base: Base of the angles. The slowest pair rotates by about `1 / base` radians a
+        position.
 
     Returns:
-      The same shape and dtype; angles are float32.
+      An array of the same shape and type. The angles are float32.
     """
     half = x.shape[-1] // 2
     turns = base ** (-np.arange(half) / half)
@@ -53,15 +57,15 @@ class Attention(nn.Module):
     """Multi-head self-attention over tokens `[N, T, D]`.
 
     `query`, `key`, `value` and `out` are linear layers with D x D kernels, so that a
-    sparsity budget sees their true fan-in and fan-out.
+    sparsity distribution sees their fan-in and fan-out.
 
     Attributes:
-      heads: Number of heads; it divides D.
-      dtype: Type that the layer computes in; the softmax is float32.
-      kernel_init: Initialiser of the kernels.
-      out_init: That of `out`.
-      is_causal: Whether a token sees itself and those before it alone.
-      rotary: Whether queries and keys are turned by their positions; see `rotate`.
+      heads: Number of heads, a divisor of D.
+      dtype: Type of the computation; the softmax is float32.
+      kernel_init: Initializer of the kernels of `query`, `key` and `value`.
+      out_init: Initializer of the kernel of `out`.
+      is_causal: True: a token attends to itself and to earlier tokens only.
+      rotary: True: queries and keys have rotary position embeddings; see `rotate`.
     """
 
     heads: int
@@ -73,7 +77,7 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps tokens `[N, T, D]` to tokens `[N, T, D]`."""
+        """Returns tokens `[N, T, D]` for tokens `[N, T, D]`."""
         features = x.shape[-1]
 
         def linear(name: str) -> nn.Dense:
@@ -93,14 +97,15 @@ class Block(nn.Module):
 
     Attributes:
       heads: Number of attention heads.
-      dtype: Type that the block computes in.
-      kernel_init: Initialiser of the kernels.
-      out_init: That of the last kernel of each branch, `attention/out` and `mlp2`.
-      exact_gelu: Whether GELU is by the error function, else by its tanh approximation.
-      dropout: Rate of dropout after every linear layer but those of query, key and
-        value (arXiv:2010.11929, appendix D).
-      is_causal: Whether a token sees itself and those before it alone.
-      rotary: Whether queries and keys are turned by their positions; see `rotate`.
+      dtype: Type of the computation.
+      kernel_init: Initializer of the kernels.
+      out_init: Initializer of the last kernel of each branch, `attention/out` and
+        `mlp2`.
+      exact_gelu: True: GELU by the error function. False: its tanh approximation.
+      dropout: Dropout rate after every linear layer but query, key and value
+        (arXiv:2010.11929, appendix D), in [0, 1).
+      is_causal: True: a token attends to itself and to earlier tokens only.
+      rotary: True: queries and keys have rotary position embeddings; see `rotate`.
     """
 
     heads: int
@@ -116,12 +121,13 @@ class Block(nn.Module):
     def __call__(
         self, x: jax.Array, train: bool = False, factors: jax.Array | None = None
     ) -> jax.Array:
-        """Maps tokens `[N, T, D]` to tokens `[N, T, D]`.
+        """Returns tokens `[N, T, D]`.
 
         Args:
-          x: The tokens.
-          train: Whether to drop out.
-          factors: `[2, N]`, of both branches; see `layers.depth_factors`.
+          x: Tokens `[N, T, D]`.
+          train: Whether dropout is active.
+          factors: `[2, N]` for the two residual branches, see `layers.depth_factors`.
+            None: no stochastic depth.
         """
         features = x.shape[-1]
 

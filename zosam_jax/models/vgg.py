@@ -8,29 +8,29 @@ from jax.typing import DTypeLike
 from zosam_jax._types import Units
 from zosam_jax.models import layers
 
-DENSE: tuple[str, ...] = ()
-"""No kernel is dense by default, for the reason given in `resnet`. MEST keeps the first
-convolution dense, and sparsifies all others: `("conv1/*", "head/*")`."""
-
 STAGES = ((64, 2), (128, 2), (256, 4), (512, 4), (512, 4))
-"""Channels and convolutions of VGG-19's stages."""
+"""Channels and number of convolutions of each stage of VGG-19."""
 
 _SMALLEST = 2 ** (len(STAGES) - 1)
 
 
 def check_image_size(image_size: int) -> None:
-    """Raises `ValueError` where the four poolings leave no pixel."""
+    """Raises `ValueError` if the poolings between the stages leave no pixel."""
     if image_size < _SMALLEST:
         raise ValueError(
-            f"image_size={image_size} is too small for VGG: its {len(STAGES) - 1} "
-            f"poolings need {_SMALLEST} pixels or more."
+            f"image_size={image_size} is too small for VGG. Its {len(STAGES) - 1} "
+            f"poolings need at least {_SMALLEST} pixels."
         )
 
 
 def units(stages: tuple[tuple[int, int], ...] = STAGES) -> dict[str, Units]:
-    """The channels of every convolution, each read by the next one or by the head."""
-    layers_ = sum(count for _, count in stages)
-    readers = [*(f"conv{i}" for i in range(2, layers_ + 1)), "head"]
+    """Returns the channels of every convolution, which the next layer reads.
+
+    Args:
+      stages: Channels and number of convolutions of each stage.
+    """
+    depth = sum(count for _, count in stages)
+    readers = [*(f"conv{i}" for i in range(2, depth + 1)), "head"]
     return {
         f"channels{i}": Units(
             f"{reader}/kernel",
@@ -41,20 +41,21 @@ def units(stages: tuple[tuple[int, int], ...] = STAGES) -> dict[str, Units]:
 
 
 class VGG(nn.Module):
-    """3x3 convolutions, each with batch normalisation and ReLU, and one linear head.
+    """3x3 convolutions, each with batch normalization and ReLU, and one linear head.
 
-    The convolutions have no bias. A 2x2 maximum of stride 2 stands between the stages,
-    and after the last one the mean over all positions: for images of 32 pixels, an
-    average over 2x2. It is the form of GraSP (arXiv:2002.07376), MEST and S2-SAM.
-    Convolutions start at N(0, 2 / fan_out), the head's kernel at N(0, 0.01^2).
+    The convolutions have no bias. A 2x2 max pooling of stride 2 separates the stages,
+    and global average pooling follows the last one (over 2x2 positions for images of 32
+    pixels). This is the network of GraSP (arXiv:2002.07376), MEST and S2-SAM.
+    Convolutions are initialized from N(0, 2 / fan_out) and the head's kernel from
+    N(0, 0.01^2).
 
-    Parameters are named `conv{i}`, `norm{i}` (from 1) and `head`. They are float32.
+    Parameters are named `conv{i}`, `norm{i}` (from 1) and `head`, and are float32.
 
     Attributes:
-      num_classes: Logits that go out.
-      width: Multiplier of all channel counts, each rounded to the nearest integer.
-      dtype: Type that the network computes in; logits and statistics are float32.
-      dropout: Rate of dropout before the head.
+      num_classes: Number of classes.
+      width: Multiplier of all channel counts; each is rounded to the nearest integer.
+      dtype: Type of the computation; logits and batch statistics are float32.
+      dropout: Dropout rate before the head, in [0, 1).
       stages: Channels and number of convolutions of each stage.
     """
 
@@ -66,13 +67,13 @@ class VGG(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
-        """Maps images `[N, H, W, C]`, normalised floats, to logits `[N, num_classes]`.
+        """Returns the logits `[N, num_classes]`, float32.
 
         Args:
-          images: The batch, of 16 pixels a side or more.
-          train: True to normalise by the batch's statistics and to move the running
-            ones (collection `batch_stats`, which must then be mutable), False to
-            normalise by the running ones.
+          images: Normalized images `[N, H, W, C]`, H and W at least 16.
+          train: True: normalize by the batch's statistics, update the running ones
+            (the collection `batch_stats` must be mutable), and drop out. False:
+            normalize by the running statistics.
         """
         check_image_size(min(images.shape[1:3]))
         x = jnp.asarray(images, self.dtype)
@@ -87,3 +88,27 @@ class VGG(nn.Module):
                 x = layers.batch_norm(train, self.dtype, f"norm{number}")(x)
                 x = nn.relu(x)
         return layers.pooled_logits(self, x, self.num_classes, self.dropout, train)
+
+
+def create_vgg19(
+    *,
+    num_classes: int,
+    width: float = 1.0,
+    image_size: int = 32,
+    dtype: DTypeLike = jnp.float32,
+    dropout: float = 0.0,
+) -> VGG:
+    """Returns VGG-19 for images of a size; see `VGG` for the other arguments.
+
+    Args:
+      num_classes: Number of classes.
+      width: Multiplier of all channel counts.
+      image_size: Side of the images in pixels, at least 16.
+      dtype: Type of the computation.
+      dropout: Dropout rate before the head, in [0, 1).
+
+    Raises:
+      ValueError: `image_size` is too small.
+    """
+    check_image_size(image_size)
+    return VGG(num_classes, width, dtype, dropout)

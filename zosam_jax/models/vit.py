@@ -5,14 +5,15 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from zosam_jax.models import layers
+from zosam_jax._types import Units
+from zosam_jax.models import layers, transformer
 from zosam_jax.models.convolution import conv_general_dilated
 from zosam_jax.models.transformer import NORMAL_INIT, Block
 
 DENSE = ("position_embedding",)
-"""The position embedding is a table of additive vectors and has no fan-in. Class and
-distillation tokens have one axis and are dense anyway. The patch embedding and the
-heads are pruned, as in SViTE (arXiv:2106.04533)."""
+"""The position embedding is a table of vectors that are added, and has no fan-in. The
+tokens have one axis and are dense anyway. The patch embedding and the heads are pruned,
+as in SViTE (arXiv:2106.04533)."""
 
 DEPTH = 6
 WIDTH = 192
@@ -21,13 +22,16 @@ KERNEL_INIT = nn.initializers.truncated_normal(0.02)
 
 
 def patch_size(image_size: int) -> int:
-    """Returns the side of a patch: 2 for 8 and 16 pixels, 4 for 32, 8 for 64.
+    """Returns the default side of a patch in pixels.
 
-    It is the largest divisor of `image_size` from 2 to `image_size / 8` (at least 2, at
-    most 16): about 8 x 8 patches for small images, 14 x 14 for 224 pixels.
+    It is the largest divisor of `image_size` between 2 and `image_size / 8`, but at
+    most 16: about 8 x 8 patches for small images and 14 x 14 for 224 pixels.
+
+    >>> [patch_size(side) for side in (8, 32, 64, 224)]
+    [2, 4, 8, 16]
 
     Raises:
-      ValueError: Where there is no such divisor.
+      ValueError: There is no such divisor.
     """
     largest = min(16, max(2, image_size // 8))
     divisors = [p for p in range(2, largest + 1) if image_size % p == 0]
@@ -40,19 +44,22 @@ def patch_size(image_size: int) -> int:
 
 
 def check_patch(image_size: int, patch: int) -> None:
-    """Raises `ValueError` unless the images are whole patches."""
+    """Raises `ValueError` unless `patch` divides `image_size`."""
     if image_size % patch:
         raise ValueError(
             f"image_size={image_size} is not a whole number of patches of {patch} "
-            f"pixels. Give the option patch a divisor of {image_size}."
+            f"pixels. Set the option patch to a divisor of {image_size}."
         )
 
 
 def heads_and_width(width: float) -> tuple[int, int]:
-    """Returns the heads, `3 * width` rounded, and their features, about `192 * width`.
+    """Returns the number of heads and the features of a token, D.
 
-    The features are the multiple of the heads nearest to `192 * width`. Width 1 is
-    DeiT-Ti's (3 heads, 192 features), width 2 DeiT-S's (6, 384), width 4 DeiT-B's.
+    There are `3 * width` heads, rounded. D is the multiple of the heads that is nearest
+    to `192 * width`. Width 1 is DeiT-Ti, width 2 DeiT-S and width 4 DeiT-B.
+
+    >>> heads_and_width(2)
+    (6, 384)
     """
     heads = max(1, round(HEADS * width))
     return heads, heads * max(1, round(WIDTH * width / heads))
@@ -65,12 +72,12 @@ def _patches(
     dtype: DTypeLike,
     init: nn.initializers.Initializer,
 ) -> jax.Array:
-    """Maps images `[N, H, W, C]` to tokens `[N, T, D]` by the convolution `embed`."""
+    """Returns tokens `[N, T, D]`: image patches embedded by the convolution `embed`."""
     _, height, width, _ = images.shape
     if height % patch or width % patch:
         raise ValueError(
             f"images must be whole patches of {patch} pixels, not "
-            f"{height} x {width}. Create the model with their image_size."
+            f"{height} x {width}. Create the model with the images' image_size."
         )
     x = nn.Conv(
         features,
@@ -86,26 +93,27 @@ def _patches(
 
 
 class ViT(nn.Module):
-    """A pre-norm vision transformer of depth 6 with mean pooling, no class token.
+    """A pre-norm vision transformer of depth 6 with mean pooling and no class token.
 
-    Patches are embedded by a strided convolution (`embed`), a learned vector a position
-    is added (`position_embedding`, `[T, D]`), `block0` to `block5` follow, then a layer
-    normalisation (`norm`), the mean over all tokens and a linear `head`. Linear kernels
-    start at N(0, 0.02^2) truncated at two standard deviations, the head's too: a head
-    of zeros would give every other weight the gradient 0 at the start, and a saliency
-    criterion nothing to rank. Biases start at 0.
-
-    Parameters are float32.
+    The layers are a strided convolution that embeds patches (`embed`), a learned vector
+    added at each position (`position_embedding`, `[T, D]`), the blocks `block0` to
+    `block5`, a layer normalization (`norm`), the mean over tokens and a linear `head`.
+    Linear kernels are initialized from N(0, 0.02^2), truncated at two standard
+    deviations, and biases by 0. This holds for the head too: with a head of zeros, the
+    gradient of all other weights would be 0 at initialization, and SNIP and its kin
+    could not rank them. Parameters are float32.
 
     Attributes:
-      num_classes: Logits that go out.
+      num_classes: Number of classes.
       patch: Side of a patch in pixels.
       heads: Number of attention heads.
       features: Features of a token, D; a multiple of `heads`.
       depth: Number of blocks.
-      dtype: Type that the network computes in; the logits are float32.
-      dropout: Rate of dropout of the embedded patches and as in `transformer.Block`.
-      stochastic_depth: Rate at the last block; see `layers.depth_factors`.
+      dtype: Type of the computation; the logits are float32.
+      dropout: Dropout rate of the embedded patches and in `transformer.Block`, in
+        [0, 1).
+      stochastic_depth: Stochastic-depth rate of the last block, in [0, 1); see
+        `layers.depth_factors`.
     """
 
     num_classes: int
@@ -119,11 +127,11 @@ class ViT(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
-        """Maps images `[N, H, W, C]`, normalised floats, to logits `[N, num_classes]`.
+        """Returns the logits `[N, num_classes]`, float32.
 
         Args:
-          images: The batch; `patch` divides H and W.
-          train: Whether to drop out; else nothing differs from evaluation.
+          images: Normalized images `[N, H, W, C]`; `patch` divides H and W.
+          train: Whether dropout and stochastic depth are active.
         """
         init = nn.linear.default_kernel_init
         x = _patches(images, self.patch, self.features, self.dtype, init)
@@ -151,27 +159,28 @@ class ViT(nn.Module):
 
 
 class DeiT(nn.Module):
-    """ViT with a class token, and as an option DeiT's distillation token.
+    """A vision transformer with a class token and an optional distillation token.
 
-    Patches are embedded (`embed`), the learned `class_token` (and `distillation_token`)
-    put before them, a learned vector a position is added (`position_embedding`,
-    `[T, D]`, tokens included), blocks and a layer normalisation (`norm`) follow. The
-    class token goes to the linear `head`, the distillation token to
-    `distillation_head`. GELU is exact. Kernels, tokens and positions start at
-    N(0, 0.02^2), which DeiT truncates at 100 standard deviations, biases at 0.
-
-    Parameters are float32.
+    Patches are embedded (`embed`), and the learned `class_token` (and
+    `distillation_token`) is put before them. A learned vector is added at each position
+    (`position_embedding`, `[T, D]`, including the tokens). Blocks and a layer
+    normalization (`norm`) follow. The linear `head` reads the class token, and
+    `distillation_head` the distillation token. GELU is exact. Kernels, tokens and
+    positions are initialized from N(0, 0.02^2) (DeiT truncates it at 100 standard
+    deviations) and biases by 0. Parameters are float32.
 
     Attributes:
-      num_classes: Logits that go out.
+      num_classes: Number of classes.
       patch: Side of a patch in pixels.
       heads: Number of attention heads.
       features: Features of a token, D; a multiple of `heads`.
       depth: Number of blocks.
-      dtype: Type that the network computes in; the logits are float32.
-      distillation: Whether it has the distillation token and its head.
-      dropout: Rate of dropout of the embedded tokens and as in `transformer.Block`.
-      stochastic_depth: Rate at the last block; see `layers.depth_factors`.
+      dtype: Type of the computation; the logits are float32.
+      distillation: True: add the distillation token and its head.
+      dropout: Dropout rate of the embedded tokens and in `transformer.Block`, in
+        [0, 1).
+      stochastic_depth: Stochastic-depth rate of the last block, in [0, 1); see
+        `layers.depth_factors`.
     """
 
     num_classes: int
@@ -188,15 +197,15 @@ class DeiT(nn.Module):
     def __call__(
         self, images: jax.Array, *, train: bool
     ) -> jax.Array | tuple[jax.Array, jax.Array]:
-        """Maps images `[N, H, W, C]`, normalised floats, to logits `[N, num_classes]`.
+        """Returns the logits `[N, num_classes]`, float32.
 
         Args:
-          images: The batch; `patch` divides H and W.
-          train: Whether to drop out, and with a distillation token to return a pair.
+          images: Normalized images `[N, H, W, C]`; `patch` divides H and W.
+          train: Whether dropout and stochastic depth are active.
 
         Returns:
-          The logits. With a distillation token the mean of both heads', and
-          `(class logits, distillation logits)` in training.
+          The logits. With a distillation token: the pair `(class logits, distillation
+          logits)` if `train`, otherwise the mean of the two.
         """
         x = _patches(images, self.patch, self.features, self.dtype, NORMAL_INIT)
         names = ["class_token", "distillation_token"][: 1 + self.distillation]
@@ -219,7 +228,7 @@ class DeiT(nn.Module):
                 name=f"block{i}",
             )
             x = block(x, train, factors[i])
-        # Of the tokens that a head reads; the others' normalisation has no effect.
+        # No head reads the other tokens.
         x = nn.LayerNorm(dtype=self.dtype, name="norm")(x[:, : len(names)])
         x = jnp.asarray(x, jnp.float32)
         heads = ["head", "distillation_head"][: len(names)]
@@ -230,3 +239,93 @@ class DeiT(nn.Module):
         if not self.distillation:
             return logits[0]
         return (logits[0], logits[1]) if train else (logits[0] + logits[1]) / 2
+
+
+def create_vit(
+    *,
+    num_classes: int,
+    width: float = 1.0,
+    image_size: int = 32,
+    dtype: DTypeLike = jnp.float32,
+    dropout: float = 0.0,
+    stochastic_depth: float = 0.0,
+    depth: int = DEPTH,
+    patch: int | None = None,
+) -> ViT:
+    """Returns a `ViT` for images of a size.
+
+    Args:
+      num_classes: Number of classes.
+      width: Multiplier of heads and features; see `heads_and_width`.
+      image_size: Side of the images in pixels.
+      dtype: Type of the computation.
+      dropout: Dropout rate, in [0, 1).
+      stochastic_depth: Stochastic-depth rate of the last block, in [0, 1).
+      depth: Number of blocks.
+      patch: Side of a patch in pixels. Default: `patch_size(image_size)`.
+
+    Raises:
+      ValueError: The images are not whole patches.
+    """
+    patch = patch or patch_size(image_size)
+    check_patch(image_size, patch)
+    heads, features = heads_and_width(width)
+    return ViT(
+        num_classes, patch, heads, features, depth, dtype, dropout, stochastic_depth
+    )
+
+
+def create_deit(
+    *,
+    size: int,
+    num_classes: int,
+    width: float = 1.0,
+    image_size: int = 224,
+    dtype: DTypeLike = jnp.float32,
+    dropout: float = 0.0,
+    stochastic_depth: float = 0.0,
+    depth: int = 12,
+    distillation: bool = False,
+    patch: int = 16,
+) -> DeiT:
+    """Returns a `DeiT` for images of a size.
+
+    Args:
+      size: Heads and features in multiples of DeiT-Ti: 1 is DeiT-Ti, 2 DeiT-S, 4
+        DeiT-B.
+      num_classes: Number of classes.
+      width: Further multiplier of heads and features.
+      image_size: Side of the images in pixels, a multiple of `patch`.
+      dtype: Type of the computation.
+      dropout: Dropout rate, in [0, 1).
+      stochastic_depth: Stochastic-depth rate of the last block, in [0, 1).
+      depth: Number of blocks.
+      distillation: True: add the distillation token and its head.
+      patch: Side of a patch in pixels.
+
+    Raises:
+      ValueError: The images are not whole patches.
+    """
+    check_patch(image_size, patch)
+    heads, features = heads_and_width(size * width)
+    return DeiT(
+        num_classes,
+        patch,
+        heads,
+        features,
+        depth,
+        dtype,
+        distillation,
+        dropout,
+        stochastic_depth,
+    )
+
+
+def units(*, width: float = 1.0, size: int = 1) -> dict[str, Units]:
+    """Returns the attention heads and hidden units; see `transformer.units`.
+
+    Args:
+      width: Multiplier of the heads, as in `create_vit`.
+      size: Multiplier of the heads, as in `create_deit`.
+    """
+    return transformer.units(heads_and_width(size * width)[0])

@@ -8,13 +8,9 @@ from jax.typing import DTypeLike
 from zosam_jax._types import Units
 from zosam_jax.models import layers
 
-DENSE: tuple[str, ...] = ()
-"""No kernel is dense by default, for the reason given in `resnet`. For a uniform
-budget, DSR (arXiv:1902.05967) keeps `("stem/*", "*/shortcut/*", "head/*")` dense."""
-
 
 def units() -> dict[str, Units]:
-    """The channels between the convolutions of a block; `norm2` is between them."""
+    """Returns the channels between the two convolutions of a block."""
     channels = ("*/conv1/kernel", "*/norm2/scale", "*/norm2/bias")
     return {"channels": Units("*/conv2/kernel", incoming=channels)}
 
@@ -22,13 +18,13 @@ def units() -> dict[str, Units]:
 class WideBlock(nn.Module):
     """`a = relu(norm1(x)); conv2(dropout(relu(norm2(conv1(a))))) + shortcut`.
 
-    The shortcut is x where the number of channels stays, else a 1x1 convolution of a.
+    The shortcut is x if the shapes are equal, otherwise a 1x1 convolution of a.
 
     Attributes:
-      channels: Channels that go out.
-      stride: Stride of the first convolution and of the shortcut.
-      dtype: Type that the block computes in.
-      dropout: Rate of dropout between the convolutions.
+      channels: Number of output channels.
+      stride: Stride of the first convolution and of the shortcut, in pixels.
+      dtype: Type of the computation.
+      dropout: Dropout rate between the convolutions, in [0, 1).
     """
 
     channels: int
@@ -40,12 +36,12 @@ class WideBlock(nn.Module):
     def __call__(
         self, x: jax.Array, train: bool, factors: jax.Array | None = None
     ) -> jax.Array:
-        """Maps `[N, H, W, C]` to `[N, H / stride, W / stride, channels]`.
+        """Returns features `[N, H / stride, W / stride, channels]`.
 
         Args:
-          x: The features.
+          x: Features `[N, H, W, C]`.
           train: As in `WideResNet`.
-          factors: `[1, N]`, of the residual branch; see `layers.depth_factors`.
+          factors: `[1, N]`, see `layers.depth_factors`. None: no stochastic depth.
         """
         a = nn.relu(layers.batch_norm(train, self.dtype, "norm1")(x))
         y = layers.conv(self.channels, 3, self.stride, self.dtype, "conv1")(a)
@@ -58,24 +54,26 @@ class WideBlock(nn.Module):
 
 
 class WideResNet(nn.Module):
-    """WRN-d-k, pre-activation: depth `d = 6 * blocks + 4`, widening factor k.
+    """WRN-d-k: a pre-activation ResNet of depth `d = 6 * blocks + 4` and width k.
 
-    A 3x3 stem of 16 channels, three stages of `blocks` blocks with 16k, 32k and 64k
-    channels (the second and third at half the resolution of the one before), a
-    normalisation, the mean over all positions, and a linear head. Convolutions start
-    at N(0, 2 / fan_out), the head's kernel at N(0, 0.01^2).
+    The layers are a 3x3 stem of 16 channels, three stages of `blocks` blocks with 16k,
+    32k and 64k channels, a normalization, global average pooling and a linear head. The
+    second and third stage halve the resolution. Convolutions are initialized from
+    N(0, 2 / fan_out) and the head's kernel from N(0, 0.01^2).
 
     Parameters are named `stem`, `stage{1,2,3}_block{i}/{norm1, conv1, norm2, conv2,
-    shortcut}`, `norm` and `head`. They are float32.
+    shortcut}`, `norm` and `head`, and are float32.
 
     Attributes:
-      blocks: Blocks in each stage; 4 for WRN-28.
-      factor: k.
-      num_classes: Logits that go out.
-      width: Multiplier of all channel counts, each rounded to the nearest integer.
-      dtype: Type that the network computes in; logits and statistics are float32.
-      dropout: Rate of dropout between the convolutions of a block (section 2.4).
-      stochastic_depth: Rate at the last block; see `layers.depth_factors`.
+      blocks: Number of blocks in each stage; 4 for WRN-28.
+      factor: Widening factor, k.
+      num_classes: Number of classes.
+      width: Multiplier of all channel counts; each is rounded to the nearest integer.
+      dtype: Type of the computation; logits and batch statistics are float32.
+      dropout: Dropout rate between the convolutions of a block (section 2.4), in
+        [0, 1).
+      stochastic_depth: Stochastic-depth rate of the last block, in [0, 1); see
+        `layers.depth_factors`.
     """
 
     blocks: int
@@ -88,13 +86,13 @@ class WideResNet(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
-        """Maps images `[N, H, W, C]`, normalised floats, to logits `[N, num_classes]`.
+        """Returns the logits `[N, num_classes]`, float32.
 
         Args:
-          images: The batch.
-          train: True to normalise by the batch's statistics and to move the running
-            ones (collection `batch_stats`, which must then be mutable), False to
-            normalise by the running ones.
+          images: Normalized images `[N, H, W, C]`.
+          train: True: normalize by the batch's statistics, update the running ones
+            (the collection `batch_stats` must be mutable), and drop out. False:
+            normalize by the running statistics.
         """
         x = jnp.asarray(images, self.dtype)
         x = layers.conv(round(16 * self.width), 3, 1, self.dtype, "stem")(x)

@@ -1,22 +1,30 @@
-"""Rectangles of a batch of images, and the draw of one that fits."""
+"""Boxes in images, and a random draw of boxes by area and aspect ratio."""
 
 import math
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+
+from zosam_jax._types import Key
+
+Array = jax.Array | np.ndarray
+"""An array on a device, or of NumPy."""
 
 _ATTEMPTS = 10
 
 
 class Box(NamedTuple):
-    """Rectangles in pixels: int32 scalars, or `[N]` with one for every image.
+    """Boxes in pixels: int32 scalars, or `[N]` with a box for each image.
+
+    A box may extend beyond the image; only the part within counts.
 
     Attributes:
-      top: First row. A box may reach over the border: only what lies within counts.
+      top: First row.
       left: First column.
-      height: Rows; 0 is an empty box.
-      width: Columns.
+      height: Number of rows; 0 is an empty box.
+      width: Number of columns.
     """
 
     top: jax.Array
@@ -26,7 +34,7 @@ class Box(NamedTuple):
 
 
 def inside(box: Box, height: int, width: int) -> jax.Array:
-    """Returns which pixels of `[..., height, width]` lie in the box, as bool."""
+    """Returns which pixels lie in the box, bool `[..., height, width]`."""
 
     def span(first: jax.Array, length: jax.Array, size: int) -> jax.Array:
         offset = jnp.arange(size) - first[..., None]
@@ -37,7 +45,7 @@ def inside(box: Box, height: int, width: int) -> jax.Array:
 
 
 def draw(
-    key: jax.Array,
+    key: Key,
     n: int,
     height: int,
     width: int,
@@ -46,30 +54,31 @@ def draw(
     least: int,
     most: tuple[int, int],
 ) -> tuple[Box, jax.Array]:
-    """Draws `n` boxes by area and aspect ratio: the first of ten that fits.
+    """Returns `n` random boxes: for each image, the first of ten attempts that fits.
 
-    An attempt is a share of the image's area, uniform, and a ratio of height to width,
-    log-uniform; the sides are rounded. All ten are drawn at once, for every image, and
-    the first one whose sides lie between `least` and `most` is taken, which is what a
-    loop that stops at it gives. Its place is uniform among those within the image.
+    In each attempt, the fraction of the image's area is uniform, height / width is
+    log-uniform, and the sides are rounded. An attempt fits if its sides are between
+    `least` and `most`. All ten attempts are drawn at once, which has the distribution
+    of a loop that stops at the first one that fits. The position is uniform within the
+    image.
 
     Args:
       key: A random key.
       n: Number of images.
-      height: Their rows.
-      width: Their columns.
-      area: Bounds of the share of the area.
+      height: Number of rows of the images.
+      width: Number of columns of the images.
+      area: Bounds of the fraction of the area.
       aspect: Bounds of height / width.
       least: Smallest number of rows and of columns that fits.
-      most: Largest number of rows and of columns that fits.
+      most: Largest numbers of rows and columns that fit.
 
     Returns:
-      The boxes, and which images have one, bool `[N]`. The box of another is the last
-      attempt, cut down to `most`.
+      The boxes, and whether one fits for each image, bool `[N]`. Where none fits, the
+      box is the last attempt, limited to `most`.
     """
     for_shape, for_place = jax.random.split(key)
-    # The numbers of a draw of three axes, which XLA:CPU takes ten times as long to
-    # compile.
+    # Flat: XLA:CPU takes ten times as long to compile a draw with three axes. The
+    # numbers are the same.
     draws = jax.random.uniform(for_shape, (2 * n * _ATTEMPTS,))
     draws = draws.reshape(2, n, _ATTEMPTS)
     target = height * width * (area[0] + (area[1] - area[0]) * draws[0])

@@ -1,31 +1,35 @@
-"""Crops: the padded one and its flip, and those that are resized as Pillow does it."""
+"""Crops: random crop and flip, random resized crop, and the crop for evaluation."""
 
 import jax
 import jax.numpy as jnp
 
 from zosam_jax import _check
+from zosam_jax._types import Key
 from zosam_jax.data.augment import boxes
-from zosam_jax.data.augment.boxes import Box
+from zosam_jax.data.augment.boxes import Array, Box
 
 
-def random_crop_flip(
-    key: jax.Array, images: jax.Array, padding: int, flip: bool
-) -> jax.Array:
-    """Returns every image cropped at random after zero padding, and flipped at random.
+def random_crop_flip(key: Key, images: Array, padding: int, flip: bool) -> jax.Array:
+    """Returns images after a random crop with zero padding and a random flip.
 
-    An image is padded with `padding` zeros on each side and a window of its own size is
-    cut out at one of the `(2 padding + 1)^2` positions, uniformly; then it is mirrored
-    left to right with probability 1/2.
+    Each image is padded by `padding` zeros on every side and cropped to its own size at
+    one of the `(2 padding + 1)^2` positions, all equally likely. It is mirrored left to
+    right with probability 1/2.
 
     Args:
-      key: A random key. One draw of `[N, 3]` integers depends on it.
+      key: A random key. It determines one draw of `[N, 3]` integers.
       images: uint8 `[N, H, W, C]`.
-      padding: Pixels, a Python integer >= 0; 0 does not crop.
+      padding: In pixels, a Python integer >= 0; 0: no crop.
       flip: Whether to mirror, a Python bool.
 
     Returns:
       uint8 `[N, H, W, C]`.
+
+    >>> images = jnp.ones((2, 8, 8, 3), jnp.uint8)
+    >>> random_crop_flip(jax.random.key(0), images, padding=1, flip=True).shape
+    (2, 8, 8, 3)
     """
+    images = jnp.asarray(images)
     n, height, width, _ = images.shape
     limits = jnp.array([2 * padding + 1, 2 * padding + 1, 2])
     draws = jax.random.randint(key, (n, 3), 0, limits)
@@ -41,32 +45,32 @@ def random_crop_flip(
     def window(image: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Array:
         return image.at[rows[:, None], columns].get(mode="promise_in_bounds")
 
-    # Mapped, it stays where the images are; one index of the batch would gather them.
+    # With vmap, each device indexes its own images. A single indexing operation on the
+    # batch would gather all images on every device.
     return jax.vmap(window)(images, rows, jnp.broadcast_to(columns, (n, width)))
 
 
 def resized_crop_parameters(
-    key: jax.Array,
+    key: Key,
     shape: tuple[int, ...],
     area: tuple[float, float] = (0.08, 1.0),
     aspect: tuple[float, float] = (3 / 4, 4 / 3),
 ) -> Box:
-    """Draws the windows of `resized_crop`: torchvision's rule, for all images at once.
+    """Returns random windows for `resized_crop`, by the rule of torchvision.
 
-    An attempt is a share of the area, uniform, and a ratio width / height, log-uniform;
-    the sides are rounded, and the place is uniform within the image. The first of ten
-    attempts that fits into the image counts; without one, it is the largest window in
-    the middle whose ratio lies within `aspect`. Unlike there, all ten attempts are
-    drawn, whichever counts.
+    In each of ten attempts, the fraction of the area is uniform, width / height is
+    log-uniform, the sides are rounded, and the position is uniform. The first attempt
+    that fits into the image is used. If none fits, the window is the largest central
+    one with an aspect ratio within the bounds.
 
     Args:
       key: A random key.
-      shape: `[N, H, W, C]` of the images.
-      area: Bounds of the window's share of the area.
+      shape: `[N, H, W, C]`, the shape of the images.
+      area: Bounds of the window's fraction of the area.
       aspect: Bounds of width / height.
 
     Returns:
-      One box for every image, within it.
+      A box for each image, within the image.
     """
     n, height, width, _ = shape
     low, high = aspect
@@ -80,24 +84,24 @@ def resized_crop_parameters(
 
 
 def resized_crop(
-    images: jax.Array,
+    images: Array,
     box: Box,
     size: tuple[int, int],
     interpolation: str = "bicubic",
 ) -> jax.Array:
-    """Returns a window of every image, resized to one size.
+    """Returns a window of each image, resized to one size.
 
-    Equal to Pillow's `crop` and `resize`: a separable filter, widened where the window
-    shrinks, over the window's own pixels; across first, then down, each rounded to
-    levels. (Since 13, Pillow takes the cheaper order; that moves levels by one at
-    most.) Here each is a product with a matrix for every image, which accelerators do
-    best.
+    The result equals Pillow's `crop` and `resize`: a separable filter over the pixels
+    of the window, widened when the window is reduced (antialiasing), first along rows
+    and then along columns. Each pass rounds to levels. (From version 13 on, Pillow
+    chooses the cheaper order, which changes levels by at most one.) Each pass is a
+    product with a matrix for each image, which suits accelerators.
 
     Args:
       images: uint8 `[N, H, W, C]`.
-      box: One box for every image, within it, as of `resized_crop_parameters`.
-      size: Height and width of the result.
-      interpolation: "bilinear" or "bicubic" (a = -1/2).
+      box: A box for each image, within the image; see `resized_crop_parameters`.
+      size: Height and width of the result, in pixels.
+      interpolation: "bilinear" or "bicubic" (Keys' kernel with a = -1/2).
 
     Returns:
       uint8 `[N, *size, C]`.
@@ -110,21 +114,21 @@ def resized_crop(
 
 
 def evaluation_crop(
-    images: jax.Array,
+    images: Array,
     size: int,
     share: float = 0.875,
     interpolation: str = "bicubic",
 ) -> jax.Array:
-    """Returns the resized square in the middle of the images, for evaluation.
+    """Returns the central square of the resized images, for evaluation.
 
-    The shorter side is resized to `floor(size / share)` and the other in proportion,
-    and `size` pixels in the middle are kept, as torchvision's `Resize` and `CenterCrop`
-    do it with Pillow: 256 and 224 for ImageNet.
+    The shorter side is resized to `floor(size / share)` pixels, and the central `size`
+    x `size` pixels are kept. This equals torchvision's `Resize` and `CenterCrop` with
+    Pillow: 256 and 224 pixels for ImageNet.
 
     Args:
       images: uint8 `[N, H, W, C]`.
-      size: Side of the result.
-      share: Share of the shorter side that is kept, in (0, 1].
+      size: Side of the result, in pixels.
+      share: Fraction of the shorter side that is kept, in (0, 1].
       interpolation: "bilinear" or "bicubic".
 
     Returns:
@@ -144,6 +148,7 @@ def evaluation_crop(
     return _resample(images, *both)
 
 
+# Radius and values of each interpolation kernel, for distances x in [0, radius).
 _KERNELS = {
     "bilinear": (1.0, lambda x: 1 - x),
     "bicubic": (
@@ -160,7 +165,15 @@ _KERNELS = {
 def _weights(
     first: jax.Array, length: jax.Array, size: int, limit: int, interpolation: str
 ) -> jax.Array:
-    """Returns the weights `[N, size, limit]` of a resampling of `length` pixels."""
+    """Returns the matrices `[N, size, limit]` that resample some pixels of an axis.
+
+    Args:
+      first: First pixel of the window, `[N]`.
+      length: Number of pixels of the window, `[N]`.
+      size: Number of pixels of the result.
+      limit: Number of pixels of the axis.
+      interpolation: A name in `_KERNELS`.
+    """
     radius, kernel = _KERNELS[interpolation]
     first, scale = first[:, None, None], (length / size)[:, None, None]
     centre = (jnp.arange(size)[:, None] + 0.5) * scale
@@ -171,7 +184,8 @@ def _weights(
     return weights / weights.sum(-1, keepdims=True)
 
 
-def _resample(images: jax.Array, down: jax.Array, across: jax.Array) -> jax.Array:
+def _resample(images: Array, down: jax.Array, across: jax.Array) -> jax.Array:
+    """Returns uint8 images after products with both matrices of `_weights`."""
     precise = jax.lax.Precision.HIGHEST
     n = len(images)
     across, down = (jnp.broadcast_to(x, (n, *x.shape[1:])) for x in (across, down))
@@ -183,4 +197,5 @@ def _resample(images: jax.Array, down: jax.Array, across: jax.Array) -> jax.Arra
 
 
 def _levels(x: jax.Array) -> jax.Array:
+    """Returns x rounded to levels, half up as in Pillow, and limited to 0 to 255."""
     return jnp.clip(jnp.floor(x + 0.5), 0, 255)

@@ -1,9 +1,9 @@
-"""Mixup and CutMix of a batch with itself, and label smoothing.
+"""Mixup, CutMix and label smoothing.
 
-Image `i` is mixed with image `N - 1 - i`, as in timm and DeiT: the order of a batch is
-random already. On several devices that pairs images of different ones: the batch is
-exchanged once between them, and is never gathered. In a batch of an odd size the image
-in the middle stays as it is.
+As in timm and DeiT, image `i` of a batch is mixed with image `N - 1 - i`, since the
+order of a batch is random. If the batch is split over devices, the devices exchange
+their images once, and none gathers the whole batch. In a batch of odd size, the image
+in the middle is unchanged.
 """
 
 from typing import NamedTuple
@@ -11,43 +11,44 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from zosam_jax._types import Key, Scalar
 from zosam_jax.data.augment import boxes
-from zosam_jax.data.augment.boxes import Box
+from zosam_jax.data.augment.boxes import Array, Box
 
 
 class CutMix(NamedTuple):
-    """The box of `cutmix`, the same for the whole batch.
+    """The box of `cutmix`, one for the whole batch.
 
     Attributes:
       box: The box, within the image.
-      share: Float32, the share of the image outside of it: the weight of its own label.
+      share: float32 scalar in [0, 1], the fraction of the image outside of the box. It
+        is the weight of the image's own label.
     """
 
     box: Box
     share: jax.Array
 
 
-def mixup_parameters(key: jax.Array, alpha: float) -> jax.Array:
-    """Draws the weight of `mixup`, float32 from Beta(`alpha`, `alpha`), one a batch."""
-    if alpha == 1:  # It is uniform, which compiles in a tenth of the time.
+def mixup_parameters(key: Key, alpha: float) -> jax.Array:
+    """Returns a weight for `mixup` from Beta(alpha, alpha), a float32 scalar."""
+    if alpha == 1:  # Uniform, which compiles in a tenth of the time.
         return jax.random.uniform(key)
     return jax.random.beta(key, alpha, alpha, dtype=jnp.float32)
 
 
-def cutmix_parameters(
-    key: jax.Array, shape: tuple[int, ...], alpha: float = 1.0
-) -> CutMix:
-    """Draws the box of `cutmix`.
+def cutmix_parameters(key: Key, shape: tuple[int, ...], alpha: float = 1.0) -> CutMix:
+    """Returns a random box for `cutmix`, by the rule of Yun et al. (arXiv:1905.04899).
 
-    With `w ~ Beta(alpha, alpha)`, the half sides are `floor(floor(sqrt(1 - w) H) / 2)`
-    and the same of `W`, and the centre is uniform over the pixels: the box of Yun et
-    al., of area `1 - w` before it is cut off at the border. The share is that of what
-    is left of it, exactly.
+    With `w ~ Beta(alpha, alpha)`, the box has about the fraction `1 - w` of the area
+    and the aspect ratio of the image: its half sides are
+    `floor(floor(sqrt(1 - w) H) / 2)` and the same for `W`. Its center is uniform over
+    the pixels, and it is clipped at the border. The `share` is computed from the
+    clipped box.
 
     Args:
       key: A random key.
-      shape: `[N, H, W, C]` of the images.
-      alpha: Parameter of the Beta distribution; 1 is uniform.
+      shape: `[N, H, W, C]`, the shape of the images.
+      alpha: Parameter of the Beta distribution, > 0; 1 is uniform.
     """
     _, height, width, _ = shape
     for_area, for_centre = jax.random.split(key)
@@ -61,27 +62,29 @@ def cutmix_parameters(
     return CutMix(Box(*first, *sides), share.astype(jnp.float32))
 
 
-def mixup(images: jax.Array, weight: jax.Array) -> jax.Array:
+def mixup(images: Array, weight: Scalar) -> jax.Array:
     """Returns `weight x_i + (1 - weight) x_(N-1-i)` (Zhang et al., arXiv:1710.09412).
 
     Args:
       images: uint8 or float32 `[N, H, W, C]`.
-      weight: A scalar in [0, 1], as of `mixup_parameters`.
+      weight: A scalar in [0, 1]; see `mixup_parameters`.
 
     Returns:
-      float32 `[N, H, W, C]`, not rounded to levels.
+      float32 `[N, H, W, C]` from 0 to 255, not rounded.
+
+    >>> images = jnp.array([0, 100], jnp.uint8).reshape(2, 1, 1, 1)
+    >>> mixup(images, 0.75).ravel()
+    Array([25., 75.], dtype=float32)
     """
     return _mix(images, weight)
 
 
-def cutmix(images: jax.Array, box: Box) -> jax.Array:
-    """Returns the images with the box cut from image `N-1-i` pasted into image `i`.
-
-    Yun et al., arXiv:1905.04899.
+def cutmix(images: Array, box: Box) -> jax.Array:
+    """Returns image `i` with the box of image `N-1-i` pasted in (arXiv:1905.04899).
 
     Args:
       images: `[N, H, W, C]` of any type.
-      box: One box for the batch, as of `cutmix_parameters`.
+      box: One box for the batch; see `cutmix_parameters`.
 
     Returns:
       `[N, H, W, C]` of the same type.
@@ -91,17 +94,17 @@ def cutmix(images: jax.Array, box: Box) -> jax.Array:
 
 
 def mixup_or_cutmix(
-    images: jax.Array, weight: jax.Array, box: Box, use_cutmix: jax.Array
+    images: Array, weight: Scalar, box: Box, use_cutmix: jax.Array
 ) -> jax.Array:
-    """Returns `cutmix(images, box)` where `use_cutmix`, else `mixup(images, weight)`.
+    """Returns `cutmix(images, box)` if `use_cutmix`, otherwise `mixup(images, weight)`.
 
-    Both are a mean of the two images with a weight for every pixel, 0 or 1 for CutMix:
-    one pass, without a branch.
+    Both are a weighted mean of two images. CutMix has weights 0 and 1 by pixel, so that
+    one formula without a branch serves both.
 
     Args:
       images: uint8 or float32 `[N, H, W, C]`.
-      weight: As for `mixup`.
-      box: As for `cutmix`.
+      weight: As in `mixup`.
+      box: As in `cutmix`.
       use_cutmix: A bool scalar.
 
     Returns:
@@ -111,47 +114,50 @@ def mixup_or_cutmix(
     return _mix(images, jnp.where(use_cutmix, own, weight)[..., None])
 
 
-def _mix(images: jax.Array, weight: jax.Array) -> jax.Array:
-    # The exchange between devices is of the images as they are: uint8 is a quarter.
-    own, other = (x.astype(jnp.float32) for x in (images, images[::-1]))
+def _mix(images: Array, weight: Scalar) -> jax.Array:
+    # Reversed before the conversion: devices exchange uint8, a quarter of float32.
+    own, other = (jnp.asarray(x, jnp.float32) for x in (images, images[::-1]))
     return weight * own + (1 - weight) * other
 
 
-def mix_labels(targets: jax.Array, weight: jax.Array, num_classes: int) -> jax.Array:
+def mix_labels(targets: Array, weight: Scalar, num_classes: int) -> jax.Array:
     """Returns `weight y_i + (1 - weight) y_(N-1-i)` of one-hot or soft labels.
 
     Args:
       targets: int `[N]`, or float32 `[N, K]`.
       weight: The weight of `mixup`, or the share of `cutmix`.
-      num_classes: K.
+      num_classes: Number of classes, K.
 
     Returns:
-      float32 `[N, K]`; a row sums to 1 where it did.
+      float32 `[N, K]`. The sums of rows are unchanged.
     """
     return _mix(one_hot(targets, num_classes), weight)
 
 
-def one_hot(targets: jax.Array, num_classes: int) -> jax.Array:
-    """Returns int labels `[N]`, or `[N, T]`, as float32 with a last axis of K.
+def one_hot(targets: Array, num_classes: int) -> jax.Array:
+    """Returns integer labels one-hot, float32 with a new last axis of K classes.
 
-    Soft labels, of a floating type, stay as they are.
+    Labels of a floating type are soft labels and are returned unchanged.
     """
     if jnp.issubdtype(targets.dtype, jnp.floating):
-        return targets.astype(jnp.float32)
+        return jnp.asarray(targets, jnp.float32)
     return jax.nn.one_hot(targets, num_classes, dtype=jnp.float32)
 
 
-def smooth_labels(targets: jax.Array, smoothing: float, num_classes: int) -> jax.Array:
+def smooth_labels(targets: Array, smoothing: float, num_classes: int) -> jax.Array:
     """Returns `(1 - e) y + e / K`, label smoothing (Szegedy et al., arXiv:1512.00567).
 
-    It is linear: smoothing before mixing, as DeiT does it, gives the same.
+    Smoothing is linear, so that it can be applied before mixing, as in DeiT, or after.
 
     Args:
-      targets: int `[N]`, or `[N, T]` of text; or soft labels `[N, K]`.
-      smoothing: e, in [0, 1]; 0.1 in the paper.
-      num_classes: K.
+      targets: int `[N]`, or `[N, T]` for text; or soft labels, float32 `[N, K]`.
+      smoothing: Label-smoothing factor e, in [0, 1]; 0.1 in the paper.
+      num_classes: Number of classes, K.
 
     Returns:
-      float32 `[N, K]` (`[N, T, K]`); a row sums to 1 where it did.
+      float32 `[N, K]`, or `[N, T, K]`. The sums of rows are unchanged.
+
+    >>> smooth_labels(jnp.array([2]), 0.3, 3).round(3)
+    Array([[0.1, 0.1, 0.8]], dtype=float32)
     """
     return (1 - smoothing) * one_hot(targets, num_classes) + smoothing / num_classes

@@ -1,66 +1,147 @@
-"""The augmentation of a batch, from a list of names and strengths."""
+"""The augmentation of a batch, composed of operations by name.
+
+To add an operation, write its functions into a module of this package and add a row to
+`OPERATIONS`. `tests/data/test_pipeline.py` says what is still missing.
+"""
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from zosam_jax import _check
-from zosam_jax.data.augment import crops, mixing, occlusion, policy
+from zosam_jax._types import Key
+from zosam_jax.data.augment import crops, mixing, occlusion, rand_augment
+from zosam_jax.data.augment.boxes import Array
 
 
-class _Row(NamedTuple):
-    """An operation: what its strength is, and which key it draws from.
+class Operation(NamedTuple):
+    """A row of the table of operations.
 
-    Its key is the step's folded with `stream`: no operation changes the draws of
-    another. Crop and flip share a draw from the step's key itself, which splits it in
-    two, the folds of 0 and 1; so streams begin at 2. A stream is never used anew.
+    Attributes:
+      apply: `(key, images, strength, augmentation)`; returns the images. None for
+        `mixup` and `cutmix`, which change labels too and come last.
+      strength: Meaning and unit of the strength; "" for none.
+      default: Default strength; None: it must be given.
+      least: Smallest strength.
+      most: Largest strength.
+      whole: Whether the strength is an integer.
+      positive: Whether the strength must be above `least`.
+      stream: The operation's key is the key of the step with this integer folded in, so
+        that no operation changes the draws of another. None: the key of the step
+        itself, which crop and flip share. Their draw splits it into the keys with 0 and
+        1 folded in, so that streams begin at 2. The number of a removed operation is
+        never used again.
     """
 
+    apply: Callable[[Key, jax.Array, float, "Augmentation"], jax.Array] | None
     strength: str
     default: float | None
     least: float
     most: float
     whole: bool = False
+    positive: bool = False
     stream: int | None = None
 
 
+def _crop_flip(
+    key: Key, images: jax.Array, padding: float, augmentation: "Augmentation"
+) -> jax.Array:
+    flip = "flip" in dict(augmentation.operations)
+    return crops.random_crop_flip(key, images, int(padding), flip)
+
+
+def _flip(
+    key: Key, images: jax.Array, strength: float, augmentation: "Augmentation"
+) -> jax.Array:
+    del strength
+    if "crop" in dict(augmentation.operations):  # `_crop_flip` has flipped them
+        return images
+    return crops.random_crop_flip(key, images, 0, True)
+
+
+def _resized_crop(
+    key: Key, images: jax.Array, least: float, augmentation: "Augmentation"
+) -> jax.Array:
+    height, width = images.shape[1:3]
+    side = augmentation.image_size
+    box = crops.resized_crop_parameters(key, images.shape, (least, 1.0))
+    return crops.resized_crop(images, box, (side or height, side or width))
+
+
+def _randaugment(
+    key: Key, images: jax.Array, magnitude: float, augmentation: "Augmentation"
+) -> jax.Array:
+    drawn = rand_augment.randaugment_parameters(key, len(images), magnitude)
+    return rand_augment.randaugment(images, drawn, augmentation.mean)
+
+
+def _cutout(
+    key: Key, images: jax.Array, size: float, augmentation: "Augmentation"
+) -> jax.Array:
+    box = occlusion.cutout_parameters(key, images.shape, int(size))
+    return occlusion.cutout(images, box, augmentation.mean)
+
+
+def _erasing(
+    key: Key, images: jax.Array, probability: float, augmentation: "Augmentation"
+) -> jax.Array:
+    drawn = occlusion.erasing_parameters(key, images.shape, probability)
+    return occlusion.erase(images, drawn, augmentation.mean, augmentation.std)
+
+
 _ANY = 2.0**20
-# In the order of their application.
-_TABLE = {
-    "crop": _Row("pixels of zero padding", None, 0, _ANY, whole=True),
-    "resized_crop": _Row("least share of the area, in (0, 1]", 0.08, 0, 1, stream=2),
-    "flip": _Row("", None, 0, 0),
-    "randaugment": _Row("magnitude, 0 to 10", 9, 0, 10, stream=3),
-    "cutout": _Row("side in pixels", None, 0, _ANY, whole=True, stream=4),
-    "erasing": _Row("probability", 0.25, 0, 1, stream=5),
-    "mixup": _Row("alpha of Beta(alpha, alpha), > 0", 0.8, 0, _ANY, stream=6),
-    "cutmix": _Row("alpha of Beta(alpha, alpha), > 0", 1.0, 0, _ANY, stream=7),
+_BETA = "alpha of Beta(alpha, alpha), > 0"
+
+# In the order of application.
+OPERATIONS: dict[str, Operation] = {
+    "crop": Operation(_crop_flip, "pixels of zero padding", None, 0, _ANY, whole=True),
+    "resized_crop": Operation(
+        _resized_crop,
+        "least fraction of the area, in (0, 1]",
+        0.08,
+        0,
+        1,
+        positive=True,
+        stream=2,
+    ),
+    "flip": Operation(_flip, "", None, 0, 0),
+    "randaugment": Operation(_randaugment, "magnitude, 0 to 10", 9, 0, 10, stream=3),
+    "cutout": Operation(_cutout, "side in pixels", None, 0, _ANY, whole=True, stream=4),
+    "erasing": Operation(_erasing, "probability", 0.25, 0, 1, stream=5),
+    "mixup": Operation(None, _BETA, 0.8, 0, _ANY, positive=True, stream=6),
+    "cutmix": Operation(None, _BETA, 1.0, 0, _ANY, positive=True, stream=7),
 }
-_POSITIVE = ("resized_crop", "mixup", "cutmix")
+# The stream that chooses between mixup and cutmix.
 _SWITCH = 8
 
 
 def names() -> tuple[str, ...]:
-    """Returns the operations that `make` knows, in the order of their application."""
-    return tuple(_TABLE)
+    """Returns the names of the operations in the order of their application.
+
+    >>> names()[:3]
+    ('crop', 'resized_crop', 'flip')
+    """
+    return tuple(OPERATIONS)
 
 
 @dataclasses.dataclass(frozen=True)
 class Augmentation:
-    """A pure function of a key and a batch; `make` builds it. Equal ones hash equally.
+    """A pure function that augments a batch; see `compose`. It is hashable.
 
-    Its order is that of `names()`: geometry, RandAugment, what covers a part of an
-    image, what mixes images. With `mixup` and `cutmix`, a batch gets one of them, each
+    Operations are applied in the order of `names()`: geometry, RandAugment, occlusion,
+    and mixing of images. With both `mixup` and `cutmix`, each batch gets one of them
     with probability 1/2 (DeiT, arXiv:2012.12877).
 
     Attributes:
       operations: Name and strength of each operation, in order.
-      num_classes: Number of classes.
+      num_classes: Number of classes, K.
       mean: Mean of each channel of the training `images / 255`.
-      std: Their standard deviation.
-      image_size: Side of the square that `resized_crop` makes; None: as it came.
+      std: Standard deviation of each channel of the training `images / 255`.
+      image_size: Side of the result of `resized_crop` in pixels; None: unchanged.
     """
 
     operations: tuple[tuple[str, float], ...]
@@ -71,7 +152,7 @@ class Augmentation:
 
     @property
     def options(self) -> tuple[str, ...]:
-        """The options that make this augmentation, with every strength."""
+        """The options of this augmentation with all strengths, as for `compose`."""
         return tuple(
             name if name == "flip" else f"{name}={strength:.12g}"
             for name, strength in self.operations
@@ -79,70 +160,43 @@ class Augmentation:
 
     @property
     def soft_targets(self) -> bool:
-        """Whether targets are float32 `[N, K]` instead of labels."""
+        """Whether the targets are float32 `[N, K]` instead of integer labels."""
         return any(name in ("mixup", "cutmix") for name, _ in self.operations)
 
     def __call__(
-        self, key: jax.Array, images: jax.Array, labels: jax.Array
+        self, key: Key, images: Array, labels: Array
     ) -> tuple[jax.Array, jax.Array]:
         """Returns the augmented images and their targets.
 
         Args:
-          key: The key of the step.
+          key: The random key of the step.
           images: uint8 `[N, H, W, C]`.
           labels: int32 `[N]`.
 
         Returns:
-          Images `[N, H, W, C]`, `[N, image_size, image_size, C]` after `resized_crop`:
-          uint8, or float32 levels of the same scale where `erasing` or `mixup` is on
-          (the noise of `erasing` can lie outside of 0 to 255). Targets: the labels, or
-          float32 `[N, K]` with rows that sum to 1.
+          Images `[N, H, W, C]`, or `[N, image_size, image_size, C]` after
+          `resized_crop`. They are uint8, or float32 from 0 to 255 with `erasing` or
+          `mixup` (the noise of `erasing` can exceed this range). Targets are the
+          labels, or float32 `[N, K]` with rows that sum to 1.
         """
-        on = dict(self.operations)
+        images, labels = jnp.asarray(images), jnp.asarray(labels)
         keys = {
-            name: jax.random.fold_in(key, stream)
-            for name in on
-            if (stream := _TABLE[name].stream) is not None
+            name: key if stream is None else jax.random.fold_in(key, stream)
+            for name, _ in self.operations
+            for stream in [OPERATIONS[name].stream]
         }
-        if "resized_crop" in on:
-            size = (
-                self.image_size or images.shape[1],
-                self.image_size or images.shape[2],
-            )
-            least = on["resized_crop"]
-            box = crops.resized_crop_parameters(
-                keys["resized_crop"], images.shape, (least, 1.0)
-            )
-            images = crops.resized_crop(images, box, size)
-        if "crop" in on or "flip" in on:
-            padding = int(on.get("crop", 0))
-            images = crops.random_crop_flip(key, images, padding, "flip" in on)
-        if "randaugment" in on:
-            drawn = policy.randaugment_parameters(
-                keys["randaugment"], len(images), on["randaugment"]
-            )
-            images = policy.randaugment(images, drawn, self.mean)
-        if "cutout" in on:
-            box = occlusion.cutout_parameters(
-                keys["cutout"], images.shape, int(on["cutout"])
-            )
-            images = occlusion.cutout(images, box, self.mean)
-        if "erasing" in on:
-            erasing = occlusion.erasing_parameters(
-                keys["erasing"], images.shape, on["erasing"]
-            )
-            images = occlusion.erase(images, erasing, self.mean, self.std)
+        for name, strength in self.operations:
+            apply = OPERATIONS[name].apply
+            if apply is not None:
+                images = apply(keys[name], images, strength, self)
         if self.soft_targets:
             return self._mixed(key, keys, images, labels)
         return images, labels
 
     def _mixed(
-        self,
-        key: jax.Array,
-        keys: dict[str, jax.Array],
-        images: jax.Array,
-        labels: jax.Array,
+        self, key: Key, keys: dict[str, Key], images: jax.Array, labels: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
+        """Returns the images and targets after mixup or CutMix."""
         on = dict(self.operations)
         if "cutmix" not in on:
             weight = mixing.mixup_parameters(keys["mixup"], on["mixup"])
@@ -157,11 +211,11 @@ class Augmentation:
         weight = mixing.mixup_parameters(keys["mixup"], on["mixup"])
         use_cutmix = jax.random.bernoulli(jax.random.fold_in(key, _SWITCH))
         images = mixing.mixup_or_cutmix(images, weight, box, use_cutmix)
-        weight = jax.numpy.where(use_cutmix, share, weight)
+        weight = jnp.where(use_cutmix, share, weight)
         return images, mixing.mix_labels(labels, weight, self.num_classes)
 
 
-def make(
+def compose(
     options: Iterable[str] | None,
     *,
     num_classes: int,
@@ -171,39 +225,46 @@ def make(
     std: tuple[float, ...],
     image_size: int | None = None,
 ) -> Augmentation:
-    """Returns the augmentation of a list of options.
+    """Returns the augmentation composed of some operations.
 
-    An option is a name or `NAME=STRENGTH`. Their order is without effect: operations
-    are applied in that of `names()`. None stands for the data set's own, `()` for no
-    augmentation.
+    An option is NAME or NAME=STRENGTH. Operations are applied in the order of
+    `names()`, whatever the order of the options.
 
     | option | strength | default |
     |---|---|---|
-    | `crop` | pixels of zero padding | `crop_padding` |
-    | `resized_crop` | least share of the area, in (0, 1] | 0.08 |
-    | `flip` | none: a mirror image with probability 1/2 | |
+    | `crop` | zero padding in pixels | `crop_padding` |
+    | `resized_crop` | least fraction of the area, in (0, 1] | 0.08 |
+    | `flip` | none: mirrored with probability 1/2 | |
     | `randaugment` | magnitude, 0 to 10 | 9 |
     | `cutout` | side of the square in pixels | none: it must be given |
-    | `erasing` | probability of an image to lose a box | 0.25 |
+    | `erasing` | probability that an image has a box | 0.25 |
     | `mixup` | alpha of Beta(alpha, alpha) | 0.8 |
     | `cutmix` | alpha of Beta(alpha, alpha) | 1 |
 
-    DeiT's: `resized_crop flip randaugment erasing mixup cutmix`.
+    DeiT uses `resized_crop flip randaugment erasing mixup cutmix`.
 
     Args:
-      options: The options.
+      options: The options. None: the usual crop and flip of the data set. (): no
+        augmentation.
       num_classes: Number of classes, for the soft targets of `mixup` and `cutmix`.
-      crop_padding: The data set's own padding.
-      flip: Whether the data set's own augmentation mirrors.
-      mean: Mean of each channel of the training `images / 255`: what covered parts
-        become.
-      std: Their standard deviation, for the noise of `erasing`.
-      image_size: Side of the square that `resized_crop` makes. Default: the size of
-        the images that come.
+      crop_padding: Zero padding of the data set's usual crop, in pixels; 0: no crop.
+      flip: Whether the data set is usually flipped.
+      mean: Mean of each channel of the training `images / 255`, which fills covered
+        and empty pixels.
+      std: Standard deviation of each channel of the training `images / 255`, for the
+        noise of `erasing`.
+      image_size: Side of the result of `resized_crop` in pixels. Default: unchanged.
 
     Raises:
-      ValueError: A name is unknown or comes twice, a strength is missing, not a number
+      ValueError: A name is unknown or given twice, a strength is missing, not a number
         or out of range, or two options exclude each other.
+
+    >>> augmentation = compose(
+    ...     ("flip", "cutout=8"), num_classes=10, crop_padding=4, flip=True,
+    ...     mean=(0.5,), std=(0.2,)
+    ... )
+    >>> augmentation.operations
+    (('flip', 1.0), ('cutout', 8.0))
     """
     if options is None:
         options = [f"crop={crop_padding}"] if crop_padding else []
@@ -211,15 +272,15 @@ def make(
     found: dict[str, float] = {}
     for option in options:
         name, given, text = option.partition("=")
-        _check.one_of("augment", name, _TABLE)
+        _check.one_of("augment", name, OPERATIONS)
         if name in found:
             raise ValueError(f"augment: {name!r} is given twice.")
-        default = crop_padding if name == "crop" else _TABLE[name].default
+        default = crop_padding if name == "crop" else OPERATIONS[name].default
         found[name] = _strength(name, text if given else None, default)
     if "crop" in found and "resized_crop" in found:
         raise ValueError("augment: 'crop' and 'resized_crop' exclude each other.")
     return Augmentation(
-        tuple((name, found[name]) for name in _TABLE if name in found),
+        tuple((name, found[name]) for name in OPERATIONS if name in found),
         num_classes,
         tuple(mean),
         tuple(std),
@@ -228,10 +289,11 @@ def make(
 
 
 def _strength(name: str, text: str | None, default: float | None) -> float:
-    row = _TABLE[name]
-    if name == "flip":
+    """Returns the strength of an option, after checking it."""
+    row = OPERATIONS[name]
+    if not row.strength:
         if text is not None:
-            raise ValueError(f"augment: 'flip' takes no strength, and got {text!r}.")
+            raise ValueError(f"augment: {name!r} takes no strength, and got {text!r}.")
         return 1.0
     if text is None and default is None:
         raise ValueError(
@@ -245,8 +307,33 @@ def _strength(name: str, text: str | None, default: float | None) -> float:
             f"{row.strength}."
         ) from None
     argument = f"augment: {name} ({row.strength})"
-    above = row.least if name in _POSITIVE else None
-    _check.number(argument, value, least=row.least, most=row.most, above=above)
+    bound = {"above" if row.positive else "least": row.least}
+    _check.number(argument, value, most=row.most, **bound)
     if row.whole and value != int(value):
         raise ValueError(f"{argument}={value:g} must be a whole number.")
     return value
+
+
+def normalize(
+    images: Array,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    dtype: DTypeLike = jnp.float32,
+) -> jax.Array:
+    """Returns `(images / 255 - mean) / std`, computed in float32.
+
+    Args:
+      images: uint8 `[..., C]`, or float32 from 0 to 255.
+      mean: Mean of each channel of `images / 255`.
+      std: Standard deviation of each channel of `images / 255`.
+      dtype: Type of the result.
+
+    Returns:
+      `dtype` `[..., C]`.
+
+    >>> normalize(jnp.array([[255, 0]], jnp.uint8), (0.5, 0.5), (0.25, 0.25))
+    Array([[ 2., -2.]], dtype=float32)
+    """
+    scale = 1 / (255 * jnp.asarray(std, jnp.float32))
+    offset = jnp.asarray(mean, jnp.float32) / jnp.asarray(std, jnp.float32)
+    return (jnp.asarray(images, jnp.float32) * scale - offset).astype(dtype)

@@ -1,8 +1,8 @@
-"""The published corrupted sets: CIFAR-10-C, CIFAR-100-C, ImageNet-C.
+"""Readers of the published corrupted sets: CIFAR-10-C, CIFAR-100-C, ImageNet-C.
 
-They are read where they are, never downloaded: from the folder of `.npy` files in which
-the CIFAR sets are released, or from a TFDS data directory that holds them in the
-`array_record` format.
+Nothing is downloaded. The sets are read from the folder of `.npy` files in which the
+CIFAR sets are released, or from a TFDS data directory, where they must be in the format
+`array_record`.
 """
 
 import io
@@ -14,19 +14,19 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from zosam_jax import _check
-from zosam_jax.data.corruptions import COMMON, EXTRA, SEVERITIES
-from zosam_jax.data.sources import DatasetError
+from zosam_jax.data.corruptions.definitions import COMMON, EXTRA, SEVERITIES
+from zosam_jax.data.dataset import DatasetError
 
 
 class Released(NamedTuple):
-    """Where the corrupted test set of a data set is to be had.
+    """Where the published corrupted test set of a data set is.
 
     Attributes:
       name: The name of the set.
-      builder: Its name in TFDS; None where TFDS has none.
-      split: Its split there.
-      renamed: TFDS's names of corruptions, where they are others.
-      url: Where its files are.
+      builder: Its name in TFDS; None if TFDS does not have it.
+      split: Its split in TFDS.
+      renamed: TFDS's names of the corruptions that it calls differently.
+      url: Address of the released files.
     """
 
     name: str
@@ -56,8 +56,8 @@ RELEASED = {
     ),
 }
 
-# Errors of the top-1 class of AlexNet on ImageNet-C, means over the severities
-# (arXiv:1903.12261, table 1, with the digits of the authors' own evaluation).
+# Top-1 errors of AlexNet on ImageNet-C, averaged over the severities
+# (arXiv:1903.12261, table 1, with the digits of the authors' evaluation code).
 ALEXNET_ERRORS = {
     "gaussian_noise": 0.886428,
     "shot_noise": 0.894468,
@@ -82,8 +82,8 @@ class CorruptedSet(NamedTuple):
 
     Attributes:
       size: Number of images.
-      read: Of a first index and one behind the last: images, uint8 `[N, H, W, C]`, and
-        labels, int32 `[N]`.
+      read: `(start, stop)`; returns the images from `start` to `stop - 1`, uint8
+        `[N, H, W, C]`, and their labels, int32 `[N]`.
     """
 
     size: int
@@ -98,16 +98,16 @@ def load(
     data_dir: str | os.PathLike[str] | None = None,
     folder: str | os.PathLike[str] | None = None,
 ) -> CorruptedSet:
-    """Returns a published test set under a corruption; images are read when asked for.
+    """Returns a published corrupted test set, whose images are read on demand.
 
     Args:
       dataset: "cifar10", "cifar100" or "imagenet2012".
-      name: One of the 15 common corruptions or the 4 extra ones.
-      severity: 1 to 5.
-      data_dir: TFDS data directory. Default: `TFDS_DATA_DIR`, else
+      name: One of the 15 common or 4 extra corruptions.
+      severity: From 1 to 5.
+      data_dir: TFDS data directory. Default: `TFDS_DATA_DIR`, or
         `~/tensorflow_datasets`.
-      folder: Folder with the released files NAME.npy and labels.npy of a CIFAR set; it
-        is read instead of `data_dir`.
+      folder: Folder with the released files NAME.npy and labels.npy of a CIFAR set,
+        used instead of `data_dir`.
 
     Raises:
       ValueError: An argument is unknown.
@@ -117,8 +117,8 @@ def load(
     _check.one_of("severity", severity, SEVERITIES)
     if dataset not in RELEASED:
         raise DatasetError(
-            f"no corrupted set of {dataset} is published (there are those of "
-            f"{', '.join(RELEASED)}). Corruptions of it can be generated."
+            f"no corrupted set of {dataset} is published (only those of "
+            f"{', '.join(RELEASED)}). Its corruptions can be generated."
         )
     released = RELEASED[dataset]
     if folder is not None:
@@ -126,7 +126,7 @@ def load(
     if released.builder is None:
         raise DatasetError(
             f"TFDS has no {released.name}. Unpack the archive from {released.url} and "
-            "name the folder of its .npy files with --published-dir."
+            "set --published-dir to the folder of its .npy files."
         )
     return _from_tfds(released, data_dir, name, severity)
 
@@ -134,7 +134,7 @@ def load(
 def _from_files(
     released: Released, folder: Path, name: str, severity: int
 ) -> CorruptedSet:
-    """Reads the released layout: five severities, one after the other, in a file."""
+    """Reads the released files, which hold the five severities one after another."""
     hint = f"It is in the archive from {released.url}."
     arrays = []
     for file in (f"{name}.npy", "labels.npy"):
@@ -154,8 +154,8 @@ def _from_files(
     if not is_whole or labels.shape != (len(images),):
         raise DatasetError(
             f"{released.name}: {folder / name}.npy and labels.npy hold "
-            f"{images.dtype} {images.shape} and {labels.shape}, not five times as many "
-            f"images as the test set, uint8, and their labels. {hint}"
+            f"{images.dtype} {images.shape} and {labels.shape}. They should hold uint8 "
+            f"images, five times as many as the test set, and their labels. {hint}"
         )
     first = (severity - 1) * count
 
@@ -172,11 +172,12 @@ def _from_tfds(
     name: str,
     severity: int,
 ) -> CorruptedSet:
+    """Reads a prepared set of TFDS."""
     import tensorflow_datasets as tfds
-    from google.protobuf.message import DecodeError
-    from tensorflow_datasets.core import constants
 
-    place = Path(data_dir or constants.DATA_DIR).expanduser()
+    from zosam_jax.data import tfds_reader
+
+    place = tfds_reader.root(data_dir)
     full = f"{released.builder}/{released.renamed.get(name, name)}_{severity}"
     builder: Any = tfds.builder(full, data_dir=os.fspath(place), try_gcs=False)
     folder = builder.data_path
@@ -186,29 +187,28 @@ def _from_tfds(
         '.download_and_prepare()"'
     )
     advice = (
-        f"Where TensorFlow is installed, `{prepare}` puts it there. "
-        f"(The files are at {released.url}; those of a CIFAR set are read from "
+        f"With TensorFlow installed, `{prepare}` writes it there. "
+        f"(The files are at {released.url}. Those of a CIFAR set can be read from "
         "--published-dir without TensorFlow.)"
     )
     if not (folder / "dataset_info.json").exists():
         raise DatasetError(f"{full} is not in {folder}. {advice}")
     formats = {f.value for f in builder.info.available_file_formats()}
-    if "array_record" not in formats:
+    if tfds_reader.FORMAT not in formats:
         raise DatasetError(
             f"{folder} holds {full} as {', '.join(sorted(formats))}, which cannot be "
             f"read without TensorFlow; array_record is needed. {advice}"
         )
-    errors = (OSError, RuntimeError, ValueError, LookupError, DecodeError)
     damaged = f"{full} in {folder} is incomplete or damaged"
     try:
         examples = builder.as_data_source(
             split=released.split,
             decoders={"image": tfds.decode.SkipDecoding()},
-            file_format="array_record",
+            file_format=tfds_reader.FORMAT,
         )
         count = len(examples)
         wanted = builder.info.splits[released.split].num_examples
-    except errors as error:
+    except tfds_reader.READ_ERRORS as error:
         raise DatasetError(f"{damaged} ({error}). {advice}") from error
     if count != wanted:
         raise DatasetError(f"{damaged}: {count} of {wanted} images. {advice}")
@@ -217,7 +217,7 @@ def _from_tfds(
         try:
             rows = examples.__getitems__(list(range(start, min(stop, count))))
             images = np.stack([_decoded(row["image"]) for row in rows])
-        except errors as error:
+        except tfds_reader.READ_ERRORS as error:
             raise DatasetError(f"{damaged} ({error}). {advice}") from error
         return images, np.array([row["label"] for row in rows], np.int32)
 
@@ -225,7 +225,7 @@ def _from_tfds(
 
 
 def _decoded(data: bytes) -> np.ndarray:
-    """Returns an encoded picture as uint8 `[H, W, 3]`."""
+    """Returns the pixels of an encoded picture, uint8 `[H, W, 3]`."""
     from PIL import Image
 
     with Image.open(io.BytesIO(data)) as image:

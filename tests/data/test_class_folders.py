@@ -8,7 +8,7 @@ import small_sets
 from PIL import Image
 
 from zosam_jax import data
-from zosam_jax.data import assembly
+from zosam_jax.data import in_memory
 
 solid = small_sets.solid
 
@@ -51,7 +51,7 @@ def test_images_of_many_sizes_are_streamed(tmp_path):
 
 
 def test_large_images_of_one_size_are_streamed(tmp_path):
-    side = assembly.SIDE + 1
+    side = in_memory.SIDE + 1
     small_sets.write(tmp_path, {f"a/{i}.png": solid(i, side, side) for i in range(5)})
     assert load(tmp_path).image_shape == (side, side, 3)
     assert isinstance(load(tmp_path), data.Streamed)
@@ -153,10 +153,10 @@ def test_a_folder_that_does_not_fit_is_explained(tmp_path, message):
 def test_labels_outside_the_classes_are_refused(tmp_path):
     import dataclasses
 
-    from zosam_jax.data import folders
+    from zosam_jax.data.sets import class_folders
 
     small_sets.write(tmp_path, {f"a/{i}.png": solid(i) for i in range(5)})
-    found = folders.find(tmp_path)
+    found = class_folders.find(tmp_path)
     for label in (-1, 1):
         labels = np.array([0, 0, label, 0], np.int32)
         wrong = dataclasses.replace(
@@ -164,14 +164,14 @@ def test_labels_outside_the_classes_are_refused(tmp_path):
         )
         message = rf"a/2.png has the label {label}; the 1 classes of .* are 0 to 0"
         with pytest.raises(data.DatasetError, match=message):
-            assembly.in_memory(wrong)
+            in_memory.decode_all(wrong)
 
 
 def test_an_image_of_another_size_is_named_in_a_set_of_one(tmp_path):
-    from zosam_jax.data import folders
+    from zosam_jax.data.sets import class_folders
 
     small_sets.write(tmp_path, {f"a/{i}.png": solid(i) for i in range(5)})
-    found = folders.find(tmp_path)
+    found = class_folders.find(tmp_path)
     small_sets.write(tmp_path, {"a/1.png": solid(1, 20, 21)})
     with pytest.raises(data.DatasetError, match=r"a/1.png has 20 x 21 pixels, not 20"):
-        assembly.in_memory(found)
+        in_memory.decode_all(found)

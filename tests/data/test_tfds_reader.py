@@ -5,7 +5,7 @@ import pytest
 import small_sets
 
 from zosam_jax import data
-from zosam_jax.data import assembly, tfds_sets
+from zosam_jax.data import in_memory, tfds_reader
 
 
 def digits(count, start=0):
@@ -52,7 +52,7 @@ def test_grey_images_have_one_channel(tmp_path):
 def test_more_bytes_than_the_limit_are_streamed(tmp_path, monkeypatch):
     train, _ = digits(4)
     small_sets.prepare("svhn_cropped", tmp_path, {"train": train, "test": train})
-    monkeypatch.setattr(assembly, "MEMORY", 8 * 32 * 32 * 3 - 1)
+    monkeypatch.setattr(in_memory, "MEMORY", 8 * 32 * 32 * 3 - 1)
     found = data.load("svhn_cropped", tmp_path)
     assert isinstance(found, data.Streamed)
     assert (found.image_shape, found.resize) == ((32, 32, 3), 32)  # as they are
@@ -118,7 +118,7 @@ def test_without_a_test_split_every_fifth_record_is_held_out(tmp_path):
     np.testing.assert_array_equal(shown[0] % 10, found.train_labels)
     np.testing.assert_array_equal(shown[1] % 10, found.test_labels)
     assert sorted(np.concatenate(shown)) == list(range(23))
-    records = tfds_sets.find("eurosat", tmp_path)
+    records = tfds_reader.find("eurosat", tmp_path)
     assert (
         records.test.where(1)
         == f"record 9 of the split train in {records_at(tmp_path)}"
@@ -187,7 +187,7 @@ def test_a_broken_record_stops_with_its_number(tmp_path):
         "imagenette", tmp_path, {"train": examples, "validation": examples[:2]}
     )
     found = data.load("imagenette", tmp_path)
-    rows = found.found.train.read(range(6))
+    rows = found.encoded.train.read(range(6))
     (broken,) = [i for i, row in enumerate(rows) if row[0] == examples[4]["image"]]
     with pytest.raises(data.DatasetError) as error:
         next(found.batches(0, 6))

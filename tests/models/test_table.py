@@ -1,33 +1,82 @@
-"""What holds for every model of the table: options, types, masks, units, outputs."""
+"""Every row of the table of models: completeness, options, types, masks, units."""
 
 import fnmatch
 import functools
+import inspect
 
 import jax
 import jax.numpy as jnp
+import model_references as references
 import numpy as np
 import pytest
 import small_models
-from flax import traverse_util
+from small_models import flat, nested
 
 import zosam_jax as zs
 from zosam_jax import models
+from zosam_jax.models import table
 from zosam_jax.sparsity.budgets import sparse_leaves
 
 FAMILIES = list(small_models.FAMILIES)
 
 
-def flat(tree):
-    return traverse_util.flatten_dict(dict(tree), sep="/")
-
-
 def every(name):
-    """A row's model at its own size, as shapes."""
-    side = 224 if name.startswith("deit") else 32
-    model = models.create(name, num_classes=10, image_size=side)
-    shape = (1, side, side, 3) if name != "tinylm" else (1, 16)
-    dtype = jnp.float32 if name != "tinylm" else jnp.int32
-    return small_models.shapes(model, jax.ShapeDtypeStruct(shape, dtype))["params"]
+    """Returns the shapes of a model's parameters at its published size."""
+    shape = table.MODELS[name].counts[0].shape
+    model = models.create(name, num_classes=10, image_size=shape[0])
+    dtype = jnp.float32 if models.kind(name) == "image" else jnp.int32
+    x = jax.ShapeDtypeStruct((1, *shape), dtype)
+    return small_models.shapes(model, x)["params"]
+
+
+def lacks(name):
+    """Returns what a row of the table still lacks, in words."""
+    row = table.MODELS[name]
+    if not row.counts:
+        return ["a published number of parameters: add a Count to its row"]
+    found = []
+    if not row.paper or not row.label:
+        found.append("its label and paper: fill in these fields of its row")
+    unknown = sorted(set(row.options) - set(table.OPTIONS))
+    if unknown:
+        found.append(f"the check and help of {', '.join(unknown)}: add to OPTIONS")
+    parameters = inspect.signature(row.make).parameters
+    missing = [n for n in (*row.options, *row.fixed) if n not in parameters]
+    if missing:
+        found.append(f"the arguments {', '.join(missing)} of its constructor")
+    side = row.counts[0].shape[0]
+    kind = type(models.create(name, num_classes=10, image_size=side))
+    if kind.__name__ not in references.REFERENCES:
+        found.append("a reference in NumPy: write it in tests/models/model_references")
+    if kind not in {family[0] for family in small_models.FAMILIES.values()}:
+        found.append("a small version: add it to FAMILIES in tests/models/small_models")
+    return found
+
+
+@pytest.mark.parametrize("name", models.names())
+def test_rows_are_complete(name):
+    missing = lacks(name)
+    assert not missing, f"the model {name} lacks " + "; ".join(missing)
+
+
+def test_the_completeness_test_says_what_is_missing(monkeypatch):
+    row = table.MODELS["mlp"]
+    monkeypatch.setitem(table.MODELS, "new", row._replace(counts=()))
+    assert lacks("new") == ["a published number of parameters: add a Count to its row"]
+    changed = row._replace(paper="", options=("hidden", "bias"))
+    monkeypatch.setitem(table.MODELS, "new", changed)
+    assert [words.partition(":")[0] for words in lacks("new")] == [
+        "its label and paper",
+        "the check and help of bias",
+        "the arguments bias of its constructor",
+    ]
+    monkeypatch.setitem(small_models.FAMILIES, "mlp", small_models.FAMILIES["vgg"])
+    monkeypatch.setattr(references, "REFERENCES", {})
+    monkeypatch.setitem(table.MODELS, "new", row)
+    assert [words.partition(":")[0] for words in lacks("new")] == [
+        "a reference in NumPy",
+        "a small version",
+    ]
 
 
 @pytest.mark.parametrize("name", models.names())
@@ -87,8 +136,8 @@ def test_a_pruned_unit_has_no_effect_whatever_makes_it(family):
         np.asarray(run({**variables, "params": params}, x))
         for params in (
             variables["params"],
-            traverse_util.unflatten_dict(after, sep="/"),
-            traverse_util.unflatten_dict(before, sep="/"),
+            nested(after),
+            nested(before),
         )
     )
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
@@ -185,13 +234,16 @@ def test_wrong_options_are_named(name, arguments, message):
         models.create(name, **{"num_classes": 10, **arguments})
 
 
-def test_options_are_told():
-    for name in models.names():
-        assert set(models.options(name)) <= set(
-            models.unit_groups.__kwdefaults__
-        ) | set(models._table.OPTIONS)
-        for option in models.options(name):
-            assert f"`{option}`" in models.create.__doc__
+def test_models_and_options_are_listed():
+    text = models.describe()
+    for name, row in table.MODELS.items():
+        assert f"{name}: {row.label}, {row.counts[0].parameters:,} parameters" in text
+    for name, option in table.OPTIONS.items():
+        assert f"\n{name}: {option.help}" in text
+        assert any(name in models.options(model) for model in models.names()), name
+
+
+def test_the_nearest_model_is_suggested():
     with pytest.raises(ValueError, match="Did you mean 'vgg19'"):
         models.options("vgg")
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from zosam_jax import data
-from zosam_jax.data import download
+from zosam_jax.data import archives
 
 CONTENT = np.random.default_rng(0).integers(0, 256, 300_000, np.uint8).tobytes()
 
@@ -44,8 +44,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server(monkeypatch):
-    monkeypatch.setattr(download, "_PAUSE", 0.0)
-    monkeypatch.setattr(download, "_BLOCK", 1 << 14)
+    monkeypatch.setattr(archives, "_PAUSE", 0.0)
+    monkeypatch.setattr(archives, "_BLOCK", 1 << 14)
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         server.content, server.ranges, server.says_length = CONTENT, True, True
         server.asked, server.cuts = [], []
@@ -60,7 +60,7 @@ def fetch(server, path, progress=lambda line: None, content=CONTENT):
     checksum = hashlib.sha256(content).hexdigest()
     wanted = types.SimpleNamespace(size=len(content), checksum=checksum)
     url = f"http://127.0.0.1:{server.server_address[1]}/x"
-    download.fetch(url, wanted, path, progress)
+    archives.fetch(url, wanted, path, progress)
 
 
 @pytest.mark.parametrize("says_length", [True, False])
@@ -78,7 +78,9 @@ def test_a_lost_connection_is_taken_up_where_it_ended(server, tmp_path, says_len
 
 def test_the_next_call_goes_on(server, tmp_path):
     server.cuts = [100_000, 0]
-    with pytest.raises(download.Failed, match=r"100,000 of 300,000 bytes are kept"):
+    with pytest.raises(
+        archives.DownloadError, match=r"100,000 of 300,000 bytes are kept"
+    ):
         fetch(server, tmp_path / "x")
     assert (tmp_path / "x.part").read_bytes() == CONTENT[:100_000]
     fetch(server, tmp_path / "x")
@@ -141,7 +143,7 @@ def test_another_content_is_refused_and_removed(server, tmp_path, begun):
 
 def test_an_address_without_a_file_leaves_nothing(server, tmp_path):
     server.content = None
-    with pytest.raises(download.Failed, match=r"could not be downloaded: .*404"):
+    with pytest.raises(archives.DownloadError, match=r"could not be downloaded: .*404"):
         fetch(server, tmp_path / "x")
     assert list(tmp_path.iterdir()) == []
 

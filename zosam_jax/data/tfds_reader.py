@@ -1,8 +1,8 @@
-"""Image classification sets in a TFDS data directory, read without TensorFlow.
+"""Reader of image classification sets in a TFDS data directory, without TensorFlow.
 
-They are read where TFDS keeps them (`data_dir`, else `TFDS_DATA_DIR`, else
-`~/tensorflow_datasets`), in the `array_record` format: the one of TFDS's formats that
-can be read at random and complete without TensorFlow.
+The directory is `data_dir`, `TFDS_DATA_DIR` or `~/tensorflow_datasets`. The sets must
+be in the format `array_record`, the only one of TFDS's formats that gives random access
+without TensorFlow.
 """
 
 import dataclasses
@@ -21,14 +21,21 @@ from google.protobuf.message import DecodeError
 from tensorflow_datasets.core import constants, registered
 
 from zosam_jax import _check
-from zosam_jax.data import images
-from zosam_jax.data.sources import DatasetError
+from zosam_jax.data.archives import Builder
+from zosam_jax.data.dataset import DatasetError
+from zosam_jax.data.encoded_images import CHANNELS, EncodedImages
 
 FORMAT = "array_record"
-_READ_ERRORS = (OSError, RuntimeError, ValueError, LookupError, DecodeError)
+"""The format of TFDS that can be read."""
+
+READ_ERRORS = (OSError, RuntimeError, ValueError, LookupError, DecodeError)
+"""Exceptions that TFDS raises for damaged records."""
+
 _FIFTH = 5
-# Letters and digits, which have another meaning in the mirror, or none.
+# Words in the names of sets of letters and digits, which are not mirrored.
 _UPRIGHT = ("mnist", "svhn", "omniglot", "emnist", "quickdraw", "digits", "binarized")
+# Mean and standard deviation of ImageNet's channels, as usually published.
+_IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def root(data_dir: str | os.PathLike[str] | None) -> pathlib.Path:
@@ -39,12 +46,12 @@ def root(data_dir: str | os.PathLike[str] | None) -> pathlib.Path:
 def check_name(
     name: str, data_dir: str | os.PathLike[str] | None, ours: tuple[str, ...]
 ) -> None:
-    """Raises `ValueError` unless TFDS, or the data directory, has a set of a name.
+    """Raises `ValueError` unless TFDS or the data directory has a set of a name.
 
     Args:
-      name: The name, perhaps with a configuration or version.
+      name: Name of a set, optionally with a configuration or version.
       data_dir: The TFDS data directory.
-      ours: Names to suggest before TFDS's own.
+      ours: Names to suggest before those of TFDS.
     """
     plain = re.split("[/:]", name, maxsplit=1)[0]
     theirs = registered.list_imported_builders()
@@ -54,18 +61,20 @@ def check_name(
     _check.one_of("dataset", name, ours if near else (*ours, *theirs))
 
 
-def builder(name: str, data_dir: str | os.PathLike[str] | None, **options: Any) -> Any:
-    """Returns TFDS's builder of a data set, on `data_dir` or on TFDS's own default.
+def builder(
+    name: str, data_dir: str | os.PathLike[str] | None, **options: Any
+) -> Builder:
+    """Returns TFDS's builder of a data set.
 
     Args:
-      name: A name of TFDS's, perhaps with a configuration or version: `mnist`,
+      name: TFDS's name of a set, optionally with a configuration or version: `mnist`,
         `imagenette/320px-v2`, `cifar10:3.0.2`.
-      data_dir: The TFDS data directory.
-      **options: More arguments of the builder.
+      data_dir: The TFDS data directory. None: TFDS's default.
+      **options: Other arguments of the builder.
 
     Raises:
-      ValueError: TFDS has no such set or configuration, and `data_dir` neither.
-      DatasetError: The set's description there cannot be read.
+      ValueError: Neither TFDS nor `data_dir` has such a set or configuration.
+      DatasetError: The description of the set in `data_dir` cannot be read.
     """
     place = root(data_dir)
     try:
@@ -74,15 +83,15 @@ def builder(name: str, data_dir: str | os.PathLike[str] | None, **options: Any) 
         raise _damaged(name, place / name, place, error) from error
     except ModuleNotFoundError as error:
         raise DatasetError(
-            f"{name} is not image classification, or not such that TFDS describes it "
-            f"without TensorFlow: {error.msg}."
+            f"{name} is not image classification, or TFDS cannot describe it without "
+            f"TensorFlow: {error.msg}."
         ) from error
 
 
 def _damaged(
     name: str, place: os.PathLike[str], data_dir: os.PathLike[str], detail: object
 ) -> DatasetError:
-    """Returns the error for a set that is there and cannot be read whole."""
+    """Returns the error for a set that exists but is not complete."""
     return DatasetError(
         f"{name} in {os.fspath(place)} is incomplete or damaged ({detail}). "
         f"{_repair(name, data_dir)}"
@@ -99,11 +108,11 @@ def command(name: str, data_dir: str | os.PathLike[str]) -> str:
     return shlex.join([*words, "--data-dir", os.fspath(data_dir)])
 
 
-def is_there(tfds_builder: Any, name: str) -> bool:
-    """Returns whether something prepared is in the builder's directory.
+def is_prepared(tfds_builder: Builder, name: str) -> bool:
+    """Returns whether the builder's directory has a prepared set.
 
     Raises:
-      DatasetError: It is there in another format than `array_record`.
+      DatasetError: It has one in another format than `array_record`.
     """
     place = tfds_builder.data_path
     if not (place / "dataset_info.json").exists():
@@ -118,20 +127,27 @@ def is_there(tfds_builder: Any, name: str) -> bool:
     return True
 
 
+DatasetInfo = Any
+"""TFDS's description of a set, `tensorflow_datasets.core.DatasetInfo`."""
+
+DataSource = Any
+"""TFDS's data source of a split, which reads records at random."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Records:
-    """Images in a split of a TFDS set, or in some rows of it; an `images.Source`.
+    """The images of a split of a TFDS set; an `encoded_images.Source`.
 
     Attributes:
       examples: TFDS's data source of the split, with images as encoded bytes.
-      image: Name of the image's feature.
-      label: Name of the label's feature.
-      place: The split and its directory.
-      repair: What to do where it is damaged.
-      rows: The records, if not all of them.
+      image: Name of the feature that holds the image.
+      label: Name of the feature that holds the label.
+      place: The split and its directory, for error messages.
+      repair: A sentence that says what to do about damage.
+      rows: Indices of the records to use. None: all.
     """
 
-    examples: Any
+    examples: DataSource
     image: str
     label: str
     place: str
@@ -148,7 +164,7 @@ class Records:
         try:
             examples = self.examples.__getitems__(chosen)
             return [(e[self.image], int(e[self.label])) for e in examples]
-        except _READ_ERRORS as error:
+        except READ_ERRORS as error:
             raise DatasetError(
                 f"{self.place} is damaged ({error}). {self.repair}"
             ) from error
@@ -157,30 +173,34 @@ class Records:
         return row if self.rows is None else self.rows[row]
 
     def where(self, row: int) -> str:
-        """Returns the number of the record, the split and the directory."""
+        """Returns the record's index, the split and the directory."""
         return f"record {self._record(row)} of {self.place}"
 
 
-def find(name: str, data_dir: str | os.PathLike[str] | None) -> images.Found:
+def find(name: str, data_dir: str | os.PathLike[str] | None) -> EncodedImages:
     """Returns an image classification set by its name in TFDS.
 
-    The test set is the split `test`, or `validation` where there is no `test` with
-    labels; of a set with `train` alone, every fifth record.
+    The test set is the split `test`, or `validation` if there is no `test` with labels.
+    If `train` is the only split, every fifth record is a test image.
+
+    Args:
+      name: TFDS's name of a set, optionally with a configuration or version.
+      data_dir: The TFDS data directory. None: TFDS's default.
 
     Raises:
       ValueError: TFDS has no such set.
-      DatasetError: The set is missing, in another format, incomplete, damaged, or is
-        no image classification.
+      DatasetError: The set is missing, in another format, incomplete or damaged, or is
+        not image classification.
     """
     tfds_builder = builder(name, data_dir)
     place = tfds_builder.data_path
     features = tfds_builder.info.features
     image, label = _features(name, tfds_builder.info)
-    if not is_there(tfds_builder, name):
+    if not is_prepared(tfds_builder, name):
         raise DatasetError(
-            f"{name} is not in {place}. To put it there, run "
-            f"`{command(name, root(data_dir))}`, or name the "
-            "directory that has it with --data-dir or TFDS_DATA_DIR."
+            f"{name} is not in {place}. Run `{command(name, root(data_dir))}` to "
+            "prepare it there, or set --data-dir or TFDS_DATA_DIR to the directory "
+            "that has it."
         )
     sizes, channels = features[image].shape[:2], features[image].shape[2]
     splits = set(tfds_builder.info.splits)
@@ -204,7 +224,8 @@ def find(name: str, data_dir: str | os.PathLike[str] | None) -> images.Found:
         held = rows % _FIFTH == _FIFTH - 1
         test = dataclasses.replace(train, rows=rows[held])
         train = dataclasses.replace(train, rows=rows[~held])
-    return images.Found(
+    is_imagenet = name.startswith("imagenet") and channels == 3
+    return EncodedImages(
         name=name,
         train=train,
         test=test,
@@ -213,6 +234,7 @@ def find(name: str, data_dir: str | os.PathLike[str] | None) -> images.Found:
         size=None if None in sizes else sizes,
         repair=repair,
         flip=not any(word in name for word in _UPRIGHT),
+        statistics=_IMAGENET if is_imagenet else None,
     )
 
 
@@ -220,10 +242,10 @@ def _unlabelled(records: Records) -> bool:
     return records.read([0])[0][1] < 0
 
 
-def _features(name: str, info: Any) -> tuple[str, str]:
-    """Returns the names of the image's and the label's feature.
+def _features(name: str, info: DatasetInfo) -> tuple[str, str]:
+    """Returns the names of the features that hold the image and the label.
 
-    They are TFDS's supervised keys, or the only ones of their kind.
+    These are TFDS's supervised keys, or the only features of their types.
     """
     features = dict(info.features)
     kinds = tfds.features.Image, tfds.features.ClassLabel
@@ -237,12 +259,12 @@ def _features(name: str, info: Any) -> tuple[str, str]:
         and isinstance(features.get(label), kinds[1])
     ):
         raise DatasetError(
-            f"{name} is not image classification, one image and one class label an "
-            f"example: its features are {', '.join(sorted(features))}."
+            f"{name} is not image classification, with one image and one class label "
+            f"for each example. Its features are {', '.join(sorted(features))}."
         )
     image = features[key]
     channels = image.shape[-1]
-    if image.np_dtype != np.uint8 or channels not in images.CHANNELS:
+    if image.np_dtype != np.uint8 or channels not in CHANNELS:
         raise DatasetError(
             f"{name} has images of {channels} channels of {image.np_dtype.__name__}; "
             "1, 3 or 4 channels of uint8 are needed."
@@ -251,16 +273,23 @@ def _features(name: str, info: Any) -> tuple[str, str]:
 
 
 def _open(
-    tfds_builder: Any,
+    tfds_builder: Builder,
     name: str,
     split: str,
     label: str,
     data_dir: str | os.PathLike[str] | None,
-) -> Any:
-    """Returns TFDS's data source of a split; of the features only the label is decoded.
+) -> DataSource:
+    """Returns TFDS's data source of a split, which decodes the label only.
+
+    Args:
+      tfds_builder: TFDS's builder of the set.
+      name: Name of the set, for error messages.
+      split: The split.
+      label: Name of the feature that holds the label.
+      data_dir: The TFDS data directory, for error messages.
 
     Raises:
-      DatasetError: It is incomplete or damaged.
+      DatasetError: The split is incomplete or damaged.
     """
     place, info = tfds_builder.data_path, tfds_builder.info
     skip = {key: tfds.decode.SkipDecoding() for key in info.features if key != label}
@@ -270,7 +299,7 @@ def _open(
         )
         found, wanted = len(examples), info.splits[split].num_examples
         complete = 0 < found == wanted and examples[0] and examples[found - 1]
-    except _READ_ERRORS as error:
+    except READ_ERRORS as error:
         raise _damaged(name, place, root(data_dir), error) from error
     if not complete:
         detail = f"{split} has {found} of {wanted} examples"

@@ -1,4 +1,4 @@
-"""The augmentation that option strings make: order, keys, refusals, one compilation."""
+"""The augmentation composed of options: order, keys, errors, one compilation."""
 
 import re
 
@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 
 from zosam_jax.data import augment
+from zosam_jax.data.augment import pipeline
 
 K = 10
+DOCUMENTED = str(augment.compose.__doc__)
 MEAN, STD = (0.2, 0.5, 0.7), (0.1, 0.2, 0.3)
 RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(0, 256, (7, 12, 12, 3), np.uint8)
@@ -28,7 +30,7 @@ def make(options, channels=3, **changed):
         "mean": MEAN[:channels],
         "std": STD[:channels],
     }
-    return augment.make(options, **(known | changed))
+    return augment.compose(options, **(known | changed))
 
 
 def run(options, key=KEY, images=IMAGES, **changed):
@@ -128,9 +130,7 @@ def test_switching_one_on_changes_no_others_draws():
 
 
 def test_streams_are_apart_from_the_keys_of_crop_and_flip():
-    from zosam_jax.data.augment import pipeline
-
-    rows = pipeline._TABLE.values()
+    rows = pipeline.OPERATIONS.values()
     streams = [row.stream for row in rows if row.stream is not None]
     streams.append(pipeline._SWITCH)
     assert len(set(streams)) == len(streams)
@@ -169,6 +169,43 @@ def test_an_augmentation_says_what_it_is():
         *("crop", "resized_crop", "flip", "randaugment", "cutout", "erasing"),
         *("mixup", "cutmix"),
     )
+
+
+def lacks(name):
+    """Returns what a row of the table of operations still lacks, in words."""
+    row, found = pipeline.OPERATIONS[name], []
+    if row.strength and row.default is None and f"`{name}`" not in DOCUMENTED:
+        found.append("a default strength")
+    if f"| `{name}` |" not in DOCUMENTED:
+        found.append("a line in the table in the docstring of compose")
+    streams = [other.stream for n, other in pipeline.OPERATIONS.items() if n != name]
+    streams += [0, 1, pipeline._SWITCH]
+    if name not in ("crop", "flip") and (row.stream is None or row.stream in streams):
+        found.append("a stream of its own")
+    option = f"{name}=1" if row.strength else name
+    for side in (1, 12):
+        batch = IMAGES[:, :side, :side]
+        if jax.eval_shape(make((option,)), KEY, batch, LABELS)[0].shape != batch.shape:
+            found.append(f"images of the same shape at {side} x {side} pixels")
+    return found
+
+
+@pytest.mark.parametrize("name", augment.names())
+def test_rows_are_complete(name):
+    missing = lacks(name)
+    assert not missing, f"the operation {name} lacks " + "; ".join(missing)
+
+
+def test_the_completeness_test_says_what_is_missing(monkeypatch):
+    row = pipeline.OPERATIONS["cutout"]._replace(apply=lambda k, x, s, a: x[:, 1:])
+    monkeypatch.setitem(pipeline.OPERATIONS, "trim", row)
+    assert [words.split(" ")[:2] for words in lacks("trim")] == [
+        ["a", "default"],
+        ["a", "line"],
+        ["a", "stream"],
+        ["images", "of"],
+        ["images", "of"],
+    ]
 
 
 @pytest.mark.parametrize(
@@ -216,7 +253,7 @@ batch = jax.random.key(0), images, labels
 kw = {"num_classes": 10, "crop_padding": 2, "flip": True}
 kw |= {"mean": (0.5, 0.5, 0.5), "std": (0.2, 0.2, 0.2)}
 for options in ("crop flip cutout=3 cutmix", "resized_crop"):
-    augmentation = augment.make(options.split(), **kw)
+    augmentation = augment.compose(options.split(), **kw)
     layout = {"in_shardings": (whole, split, split), "out_shardings": split}
     step = jax.jit(augmentation, **layout).lower(*batch).compile()
     assert "all-gather" not in step.as_text(), options

@@ -6,18 +6,20 @@ import pathlib
 
 import numpy as np
 
-from zosam_jax.data.sources import Dataset, DatasetError
+from zosam_jax.data.dataset import Dataset, DatasetError
 
 LENGTH = 128
+"""Default length of a sequence, in bytes."""
+
 _HELD_OUT = 10
 
 
-def pydoc() -> Dataset:
-    """Returns the reference that `help()` shows, about 0.5 MB of English.
+def read_pydoc() -> Dataset:
+    """Returns the text of Python's `help()` topics, about 0.5 MB of English.
 
-    It is in every CPython, as `pydoc_data.topics`: the topics with a blank line between
-    them, in the order of their names' SHA-256, so that the last tenth is like the rest.
-    It is another text in another version of Python.
+    Every CPython contains it as `pydoc_data.topics`. The topics are separated by blank
+    lines and sorted by the SHA-256 of their names, so that the last tenth resembles the
+    rest. The text differs between versions of Python.
     """
     from pydoc_data.topics import topics
 
@@ -28,11 +30,11 @@ def pydoc() -> Dataset:
     return sequences("pydoc", text.encode())
 
 
-def file(path: str | os.PathLike[str]) -> Dataset:
-    """Returns any file as text, whatever its encoding; see `sequences`.
+def read_file(path: str | os.PathLike[str]) -> Dataset:
+    """Returns the bytes of any file as text; see `sequences`.
 
     Raises:
-      DatasetError: It cannot be read, or is too short.
+      DatasetError: The file cannot be read, or is too short.
     """
     try:
         text = pathlib.Path(path).expanduser().read_bytes()
@@ -44,17 +46,22 @@ def file(path: str | os.PathLike[str]) -> Dataset:
 def sequences(name: str, text: bytes, length: int = LENGTH) -> Dataset:
     """Returns a text as sequences that do not overlap; a token is a byte.
 
-    The last tenth of the text is held out as the test set, so no test sequence has a
-    byte of the training set. The target of a token is the byte after it. What is left
-    over at the end of each part is dropped. It takes five bytes of memory a byte.
+    The last tenth of the text is the test set, which shares no byte with the training
+    set. The target of a token is the next byte. Bytes that do not fill a sequence at
+    the end of either part are dropped. The result takes five times the memory of the
+    text.
 
     Args:
-      name: The set's name.
+      name: Name of the data set.
       text: The bytes.
-      length: T, the tokens of a sequence.
+      length: Number of tokens of a sequence, T.
 
     Raises:
-      DatasetError: The text has less than one sequence for the test set.
+      DatasetError: The text is too short for one test sequence.
+
+    >>> sequences("count", bytes(range(100)), length=4).test_images
+    array([[90, 91, 92, 93],
+           [94, 95, 96, 97]], dtype=uint8)
     """
     tokens = np.frombuffer(text, np.uint8)
     cut = len(tokens) - len(tokens) // _HELD_OUT
@@ -63,7 +70,7 @@ def sequences(name: str, text: bytes, length: int = LENGTH) -> Dataset:
         least = _HELD_OUT * (length + 1)
         raise DatasetError(
             f"{name} has {len(tokens):,} bytes; at least {least:,} are needed, so that "
-            f"its last tenth is a test sequence of {length} bytes and the next one."
+            f"the last tenth has a test sequence of {length} bytes and its targets."
         )
     return Dataset(
         name=name,

@@ -1,22 +1,23 @@
 """RandAugment (Cubuk et al., arXiv:1909.13719) in the form of timm and DeiT.
 
-Two operations of fifteen are drawn for every image, with replacement, and each is
-applied with probability 1/2; its magnitude `m` is normal about the option's, cut to
-0 to 10. This is timm's `rand-m9-mstd0.5-inc1` where the option is 9. With `s = +-m/10`,
-the sign at random, and `t = m/10`:
+For each image, two of fifteen operations are drawn with replacement, and each is
+applied with probability 1/2. Its magnitude m is normal with the given mean and standard
+deviation 0.5, clipped to 0 to 10. With mean 9 this is timm's `rand-m9-mstd0.5-inc1`.
+With `t = m / 10` and `s = t` or `-t` with equal probability:
 
 | operation | what it does |
 |---|---|
-| autocontrast, equalize, invert | as their names say, the first two by channel |
-| rotate | by `30 s` degrees about the middle |
-| posterize | keeps the upper `4 - floor(4 t)` bits |
-| solarize | inverts levels from `256 - floor(256 t)` |
+| autocontrast, equalize, invert | without a magnitude; the first two by channel |
+| rotate | rotates by `30 s` degrees about the center |
+| posterize | keeps the highest `4 - floor(4 t)` bits |
+| solarize | inverts levels of at least `256 - floor(256 t)` |
 | solarize_add | adds `floor(110 t)` to levels below 128, up to 255 |
-| color, contrast, brightness, sharpness | factor `max(0.1, 1 + 0.9 s)` |
-| shear_x, shear_y | by `0.3 s` |
-| translate_x, translate_y | by `0.45 s` of the side |
+| color, contrast, brightness, sharpness | blends by a factor `max(0.1, 1 + 0.9 s)` |
+| shear_x, shear_y | shears by `0.3 s` |
+| translate_x, translate_y | moves by `0.45 s` of the side |
 
-Pixel arithmetic is Pillow's, rounding included.
+A larger magnitude always means a stronger change ("increasing" magnitudes, `inc1`).
+Pixel arithmetic and rounding are Pillow's.
 """
 
 import math
@@ -27,6 +28,8 @@ import jax
 import jax.numpy as jnp
 
 from zosam_jax import _check
+from zosam_jax._types import Key
+from zosam_jax.data.augment.boxes import Array
 
 OPERATIONS = (
     "autocontrast",
@@ -51,12 +54,12 @@ _BLENDS = OPERATIONS[7:11]
 
 
 class RandAugment(NamedTuple):
-    """What `randaugment` does to every image, one layer after another.
+    """The operations of `randaugment` on each image, layer after layer.
 
     Attributes:
-      operation: int32 `[layers, N]`, the place in `OPERATIONS`; -1 does nothing.
-      magnitude: float32 `[layers, N]`, from 0 to 10.
-      sign: float32 `[layers, N]`, 1 or -1; without effect where there is no direction.
+      operation: Index in `OPERATIONS`, or -1 for none; int32 `[layers, N]`.
+      magnitude: From 0 to 10; float32 `[layers, N]`.
+      sign: 1 or -1, for operations with a direction; float32 `[layers, N]`.
     """
 
     operation: jax.Array
@@ -65,22 +68,23 @@ class RandAugment(NamedTuple):
 
 
 def randaugment_parameters(
-    key: jax.Array,
+    key: Key,
     n: int,
     magnitude: float = 9.0,
     std: float = 0.5,
     layers: int = 2,
     probability: float = 0.5,
 ) -> RandAugment:
-    """Draws the operations of `randaugment`. Defaults: DeiT's.
+    """Returns random operations for `randaugment`. The defaults are those of DeiT.
 
     Args:
       key: A random key.
       n: Number of images.
       magnitude: Mean of the magnitudes, from 0 to 10.
-      std: Their standard deviation, before they are cut to 0 to 10.
-      layers: Operations drawn for every image.
-      probability: Chance of each to be applied; timm's is 1/2, the paper's 1.
+      std: Standard deviation of the magnitudes before they are clipped to 0 to 10.
+      layers: Number of operations drawn for each image.
+      probability: Probability that an operation is applied: 1/2 in timm, 1 in the
+        paper.
     """
     keys = jax.random.split(key, 4)
     shape = layers, n
@@ -93,25 +97,25 @@ def randaugment_parameters(
 
 
 def randaugment(
-    images: jax.Array,
+    images: Array,
     parameters: RandAugment,
     mean: tuple[float, ...],
     interpolation: str = "bicubic",
 ) -> jax.Array:
-    """Returns every image after its operations.
+    """Returns each image after its operations.
 
-    On a CPU, images run one after another, each through what it drew alone. Elsewhere,
-    all images run at once, each through one resampling, one table of levels and one
-    blend in every layer. On several CPU devices the loop gathers the batch; GPUs and
-    TPUs keep it where it is.
+    On a CPU, images are processed one after another, and only the drawn operations are
+    computed. On other devices all images are processed at once, and each layer computes
+    one resampling, one table of levels and one blend. With several CPU devices the loop
+    gathers the batch; GPUs and TPUs do not.
 
     Args:
       images: uint8 `[N, H, W, C]`, of 1 or 3 channels.
-      parameters: As of `randaugment_parameters`.
-      mean: Mean of each channel of `images / 255`: its nearest level fills what a
-        rotation, shear or translation leaves empty.
-      interpolation: Of these: "bilinear", or "bicubic" (a = -1, Pillow's `transform`),
-        which DeiT takes.
+      parameters: See `randaugment_parameters`.
+      mean: Mean of each channel of `images / 255`. Its nearest level fills the pixels
+        that a rotation, shear or translation leaves empty.
+      interpolation: Interpolation of these: "bilinear", or "bicubic" as in DeiT (Keys'
+        kernel with a = -1, as in Pillow's `transform`).
 
     Returns:
       uint8 `[N, H, W, C]`.
@@ -126,10 +130,11 @@ def randaugment(
             f"randaugment needs images of 1 or 3 channels and got {channels}."
         )
     fill = tuple(round(255 * m) for m in mean)
+    # 1: a resampling, 2: a table of levels, 3: a blend; see `branches`.
     kinds = [2 if x in _TABLES else 3 if x in _BLENDS else 1 for x in OPERATIONS]
 
     def apply(image: jax.Array, layer: RandAugment) -> tuple[jax.Array, None]:
-        kind = jnp.array([*kinds, 0])[layer.operation]  # -1 is the last one
+        kind = jnp.array([*kinds, 0])[layer.operation]  # -1 indexes the last one, 0
         branches = [
             lambda image: image,
             lambda image: _transform(image, layer, fill, interpolation),
@@ -153,7 +158,7 @@ def randaugment(
 def _pick(
     layer: RandAugment, choices: Mapping[str, jax.Array], default: float
 ) -> jax.Array:
-    """Returns the value of the operation that was drawn."""
+    """Returns the value of the drawn operation, or `default` if it has none."""
     drawn = [layer.operation == _INDEX[name] for name in choices]
     return jnp.select(drawn, list(choices.values()), default)
 
@@ -161,12 +166,14 @@ def _pick(
 def _transform(
     image: jax.Array, layer: RandAugment, fill: tuple[int, ...], interpolation: str
 ) -> jax.Array:
-    """Rotates, shears or translates."""
+    """Returns the image after a rotation, shear or translation."""
     height, width, _ = image.shape
     share = layer.sign * layer.magnitude / 10
     angle = math.radians(30) * share
     cos, sin = jnp.cos(angle), jnp.sin(angle)
-    # A pixel at (x, y), from its centre, comes from (a x + b y + c, d x + e y + f).
+    # Inverse affine map: the output pixel with center (x, y) is read at
+    # (a x + b y + c, d x + e y + f). A rotation turns about the image's center, which
+    # c and f keep in place.
     x, y = width / 2, height / 2
     a = e = _pick(layer, {"rotate": cos}, 1)
     b = _pick(layer, {"rotate": -sin, "shear_x": 0.3 * share}, 0)
@@ -191,14 +198,22 @@ def _sample(
     fill: tuple[int, ...],
     interpolation: str,
 ) -> jax.Array:
-    """Returns the levels at the points `[H, W]`, cut down to whole ones."""
+    """Returns the interpolated levels at some points, truncated as in Pillow.
+
+    Args:
+      image: uint8 `[H, W, C]`.
+      y: Rows of the points in pixels, float32 `[H, W]`.
+      x: Columns of the points.
+      fill: Level of each channel for points outside of the image.
+      interpolation: "bilinear" or "bicubic".
+    """
     height, width, channels = image.shape
     within = (x >= 0) & (x < width) & (y >= 0) & (y < height)
     x, y = x - 0.5, y - 0.5
     left, top = jnp.floor(x), jnp.floor(y)
     dx, dy = x - left, y - top
     left, top = left.astype(jnp.int32), top.astype(jnp.int32)
-    # A pixel's channels in one word: a third of the gathers.
+    # All channels of a pixel in one 32-bit word, for a third of the gathers.
     words = image[..., 0].astype(jnp.uint32)
     for channel in range(1, channels):
         words |= image[..., channel].astype(jnp.uint32) << (8 * channel)
@@ -224,13 +239,15 @@ def _sample(
     return jnp.stack(result, -1)
 
 
-# Written with differences, which are exactly 0 where the image is flat: nothing is lost
-# there when the result is cut down.
+# Both interpolations are written in differences, which are exactly 0 where the image is
+# flat. Otherwise a rounding error there could truncate to one level less.
 def _linear(v: list[jax.Array], d: jax.Array) -> jax.Array:
+    """Returns the linear interpolation at d in [0, 1] between two values."""
     return v[0] + (v[1] - v[0]) * d
 
 
 def _cubic(v: list[jax.Array], d: jax.Array) -> jax.Array:
+    """Returns the cubic interpolation at d in [0, 1] between v[1] and v[2]."""
     first = v[2] - v[0]
     second = 2 * (v[0] - v[1]) + v[2] - v[3]
     third = v[1] - v[0] + v[3] - v[2]
@@ -238,7 +255,7 @@ def _cubic(v: list[jax.Array], d: jax.Array) -> jax.Array:
 
 
 def _map_levels(image: jax.Array, layer: RandAugment) -> jax.Array:
-    """Replaces levels by a table for each channel."""
+    """Returns the image after a table lookup of levels, by channel."""
     channels = image.shape[-1]
     pixels = image.reshape(-1, channels)
     level = jnp.arange(256)[:, None]
@@ -261,17 +278,18 @@ def _map_levels(image: jax.Array, layer: RandAugment) -> jax.Array:
 
 
 def _place(pixels: jax.Array) -> jax.Array:
-    """Returns where a pixel's level stands in a flat table `[256 C]`."""
+    """Returns the indices of the levels of pixels in a flat table `[256 C]`."""
     channels = pixels.shape[-1]
     return pixels.astype(jnp.int32) * channels + jnp.arange(channels)
 
 
 def _look_up(table: jax.Array, pixels: jax.Array) -> jax.Array:
+    """Returns the entries of a flat table `[256 C]` for the levels of pixels."""
     return table.at[_place(pixels)].get(mode="promise_in_bounds")
 
 
 def _autocontrast(pixels: jax.Array) -> jax.Array:
-    """Returns the table `[256, C]` that spreads the levels over 0 to 255."""
+    """Returns the table `[256, C]` that stretches the levels to 0 to 255."""
     low, high = (f(pixels, 0).astype(jnp.int32) for f in (jnp.min, jnp.max))
     level = jnp.arange(256)[:, None]
     spread = (level - low) * 255 // jnp.maximum(high - low, 1)
@@ -279,7 +297,7 @@ def _autocontrast(pixels: jax.Array) -> jax.Array:
 
 
 def _equalize(pixels: jax.Array) -> jax.Array:
-    """Returns the table `[256, C]` that makes the levels about equally frequent."""
+    """Returns the table `[256, C]` of Pillow's histogram equalization."""
     size, channels = pixels.shape
     counts = jnp.zeros(256 * channels, jnp.int32)
     counts = counts.at[_place(pixels)].add(1, mode="promise_in_bounds")
@@ -293,7 +311,7 @@ def _equalize(pixels: jax.Array) -> jax.Array:
 
 
 def _enhance(image: jax.Array, layer: RandAugment) -> jax.Array:
-    """Blends the image with its grey, mean, black or smooth version."""
+    """Returns the image blended with its gray, mean, black or smoothed version."""
     factor = jnp.maximum(0.1, 1 + 0.9 * (layer.sign * layer.magnitude / 10))
     image = image.astype(jnp.int32)
     grey = _grey(image)
@@ -310,7 +328,7 @@ def _enhance(image: jax.Array, layer: RandAugment) -> jax.Array:
 
 
 def _grey(image: jax.Array) -> jax.Array:
-    """Returns the luma of ITU-R 601-2 `[H, W, 1]` in Pillow's integers."""
+    """Returns the luma of ITU-R 601-2, `[H, W, 1]`, in Pillow's integer arithmetic."""
     if image.shape[-1] == 1:
         return image
     luma = image @ jnp.array([19595, 38470, 7471])
@@ -318,10 +336,11 @@ def _grey(image: jax.Array) -> jax.Array:
 
 
 def _smooth(image: jax.Array) -> jax.Array:
-    """Returns the mean of 3 x 3 pixels, the middle one five times; edges stay."""
+    """Returns means of 3x3 pixels with center weight 5; edge pixels are unchanged."""
     inner = image[1:-1, 1:-1]
     if not inner.size:
         return image
     rows = image[:-2] + image[1:-1] + image[2:]
+    # Eight neighbors with weight 1 and the center with 5, over 13, rounded half up.
     total = rows[:, :-2] + rows[:, 1:-1] + rows[:, 2:] + 4 * inner
     return image.at[1:-1, 1:-1].set((2 * total + 13) // 26)

@@ -1,8 +1,10 @@
-"""Corruptions that put something before the camera: snow, frost, fog, spatter.
+"""Weather: snow, frost, fog, brightness, spatter.
 
-The signatures are those of `_pixels`; `frost` and `frost_standin` take more.
+`noise` describes the arguments of a corruption; `frost` takes photographs in addition.
 """
 
+import functools
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -10,29 +12,31 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
-from zosam_jax.data.corruptions._pixels import Rngs, draw
-from zosam_jax.data.corruptions._space import motion, smooth, zoom
+from zosam_jax.data.corruptions.blur import motion, smooth, zoom
+from zosam_jax.data.corruptions.noise import Rngs, draw
+from zosam_jax.data.dataset import DatasetError
 
 _LUMA = np.array([0.299, 0.587, 0.114])
 
 
 def _grey(x: np.ndarray) -> np.ndarray:
-    """Returns the luma of colours, `[..., 1]`; grey stays as it is."""
+    """Returns the luma of colors, `[..., 1]`; images of one channel are unchanged."""
     return x if x.shape[-1] == 1 else (x @ _LUMA)[..., None]
 
 
 def _like(colors: np.ndarray, x: np.ndarray) -> np.ndarray:
-    """Returns colours `[..., 3]`, as their luma where x is grey."""
+    """Returns colors `[..., 3]`, or their luma if x has one channel."""
     return _grey(colors) if x.shape[-1] == 1 else colors
 
 
 def snow(x: np.ndarray, rngs: Rngs, c: tuple[float, ...]) -> np.ndarray:
-    """Returns x paler, with flakes of enlarged noise that fall in two directions.
+    """Returns x made paler, with snowflakes of enlarged noise.
 
-    The flakes are a normal field of mean c0 and deviation c1, enlarged c2 times, zero
-    below c3, blurred by `motion` of radius c4 and deviation c5 in a direction from -135
-    to -45 degrees; they are added as they are and rotated by 180 degrees. Of the image,
-    the share `1 - c6` is as pale as `max(x, 1.5 luma + 0.5)`.
+    The paler image is `c6 x + (1 - c6) max(x, 1.5 luma + 0.5)`. The flakes are normal
+    noise of mean c0 and standard deviation c1, enlarged by c2, set to zero below c3,
+    and blurred by `motion` with radius c4 and standard deviation c5 in a random
+    direction from -135 to -45 degrees. They are added twice: as they are, and rotated
+    by 180 degrees.
     """
     mean, deviation, factor, threshold, radius, sigma, share = c
     shape = x.shape[1:3]
@@ -48,9 +52,16 @@ def snow(x: np.ndarray, rngs: Rngs, c: tuple[float, ...]) -> np.ndarray:
 def plasma(rngs: Rngs, shape: tuple[int, ...], decay: float) -> np.ndarray:
     """Returns clouds by the diamond-square algorithm, `[N, H, W]` from 0 to 1.
 
-    A torus of the next power of two, of which the upper left corner is returned. At
-    every halving of the step, the new points are the means of their four neighbours
-    plus uniform noise, whose amplitude falls by `decay^2`.
+    The algorithm fills a torus with a side of the next power of two, of which the upper
+    left corner is returned. Each round halves the grid's step: first the middles of the
+    squares, then the middles of their edges become the mean of their four neighbors
+    plus uniform noise. The amplitude of the noise falls by `decay^2` each round.
+
+    Args:
+      rngs: A random generator for each image.
+      shape: H and W.
+      decay: Factor by which the square root of the amplitude falls in each round. A
+        larger one gives smoother clouds.
     """
     height, width = shape
     size = 1 << (max(shape) - 1).bit_length()
@@ -83,7 +94,7 @@ def plasma(rngs: Rngs, shape: tuple[int, ...], decay: float) -> np.ndarray:
 
 
 def fog(x: np.ndarray, rngs: Rngs, c: tuple[float, float]) -> np.ndarray:
-    """Returns `(x + c0 p) m / (m + c0)`: p from `plasma`, m the image's largest."""
+    """Returns `(x + c0 p) m / (m + c0)`: p is `plasma`, m the image's maximum."""
     strength, decay = c
     top = x.max((1, 2, 3), keepdims=True)
     clouds = plasma(rngs, x.shape[1:3], decay)[..., None]
@@ -91,11 +102,11 @@ def fog(x: np.ndarray, rngs: Rngs, c: tuple[float, float]) -> np.ndarray:
 
 
 def photographs(folder: Path, every: int) -> list[np.ndarray]:
-    """Returns the pictures in a folder, float64 `[H, W, 3]` in [0, 1], by name.
+    """Returns the pictures in a folder by name, float64 `[H, W, 3]` in [0, 1].
 
     Args:
-      folder: Files with the endings .png, .jpg or .jpeg.
-      every: Pixels of which one is kept, along both axes.
+      folder: Folder of .png, .jpg or .jpeg files.
+      every: Every how many pixels one is kept, along both axes.
     """
     files = sorted(
         path
@@ -110,13 +121,58 @@ def photographs(folder: Path, every: int) -> list[np.ndarray]:
     return pictures
 
 
+@functools.lru_cache(maxsize=4)
+def _cached_photographs(folder: Path, every: int) -> tuple[np.ndarray, ...]:
+    return tuple(photographs(folder, every))
+
+
+def frost_pictures(
+    folder: str | os.PathLike[str] | None, height: int, width: int, every: int
+) -> tuple[np.ndarray, ...]:
+    """Returns the photographs of frost from a folder.
+
+    Args:
+      folder: Folder of the photographs; None raises an error with instructions.
+      height: Smallest number of rows that they must have after the reduction.
+      width: Smallest number of columns.
+      every: Every how many pixels one is kept, along both axes.
+
+    Raises:
+      DatasetError: There are no photographs, or one is too small.
+    """
+    if folder is None:
+        raise DatasetError(
+            "the corruption 'frost' needs photographs of frost, which are not part of "
+            "this package. Name a folder of them with frost_dir (--frost-dir), or use "
+            "'frost_standin', which draws a texture instead."
+        )
+    place = Path(folder).expanduser().resolve()
+    try:
+        pictures = _cached_photographs(place, every)
+    except OSError as error:
+        raise DatasetError(f"frost_dir={place} cannot be read: {error}.") from error
+    if not pictures or any(p.shape[0] < height or p.shape[1] < width for p in pictures):
+        raise DatasetError(
+            f"frost_dir={place} has no pictures (.png, .jpg), or some with fewer than "
+            f"{every * height} x {every * width} pixels."
+        )
+    return pictures
+
+
 def frost(
     x: np.ndarray,
     rngs: Rngs,
     c: tuple[float, float],
     pictures: Sequence[np.ndarray],
 ) -> np.ndarray:
-    """Returns `c0 x + c1 f`, with f a random part of one of the `photographs`."""
+    """Returns `c0 x + c1 f`; f is a random crop of a random photograph of frost.
+
+    Args:
+      x: As in `noise`.
+      rngs: As in `noise`.
+      c: As in `noise`.
+      pictures: The photographs, from `frost_pictures`.
+    """
     height, width = x.shape[1:3]
 
     def part(rng: np.random.Generator) -> np.ndarray:
@@ -128,20 +184,19 @@ def frost(
     return c[0] * x + c[1] * _like(draw(rngs, part), x)
 
 
-# Of parts of the released code's photographs: the range of their means, that of the
-# deviation of their grey, and their mean colour less its grey.
+# Measured on crops of the published photographs: the range of their mean gray levels,
+# the range of the standard deviation of gray, and the mean color minus its gray.
 _FROST_GREY = (0.38, 0.88)
 _FROST_DEVIATION = (0.05, 0.125)
 _FROST_TINT = np.array([-0.07, 0.01, 0.06])
 
 
 def frost_standin(x: np.ndarray, rngs: Rngs, c: tuple[float, float]) -> np.ndarray:
-    """Returns `c0 x + c1 f`, with f drawn instead of cut out of a photograph.
+    """Returns `c0 x + c1 f`; f is a drawn texture instead of a photograph of frost.
 
-    f is a texture as coarse and as fine as parts of the published photographs are, with
-    details of all sizes alike (`plasma` that does not decay), of their range of
-    brightness, contrast and tint. It is not frost: it has no crystals, and the accuracy
-    under it is not that under the published corruption.
+    f is `plasma` without decay, which has details of all sizes, with the brightness,
+    contrast and tint of crops of the published photographs. It has no ice crystals, and
+    accuracies under it are not comparable with those under the published corruption.
     """
     grey = draw(rngs, lambda rng: rng.uniform(*_FROST_GREY))
     contrast = draw(rngs, lambda rng: rng.uniform(*_FROST_DEVIATION))
@@ -153,16 +208,28 @@ def frost_standin(x: np.ndarray, rngs: Rngs, c: tuple[float, float]) -> np.ndarr
     return c[0] * x + c[1] * _like(np.clip(layer, 0, 1), x)
 
 
+def brightness(x: np.ndarray, rngs: Rngs, c: float) -> np.ndarray:
+    """Returns x with c added to its value (of HSV), at most 1.
+
+    At fixed hue and saturation, all channels are proportional to the value.
+    """
+    del rngs
+    value = x.max(-1, keepdims=True)
+    target = np.minimum(value + c, 1)
+    return np.where(value > 0, x * (target / np.where(value > 0, value, 1)), target)
+
+
 _WATER = np.array([175, 238, 238]) / 255
 _MUD = np.array([63, 42, 20]) / 255
 
 
 def spatter(x: np.ndarray, rngs: Rngs, c: tuple[float, ...]) -> np.ndarray:
-    """Returns x with drops of water added, or with spots of mud in its place.
+    """Returns x with drops of water added, or partly covered by mud if c5.
 
-    The drops are where a normal field of mean c0 and deviation c1, smoothed at c2, is
-    at least c3. Water is as strong as c4 says, and shaded by `_water`; mud has edges
-    smoothed at c4, cut off below 0.8.
+    Drops are where normal noise of mean c0 and standard deviation c1, smoothed by a
+    Gaussian of standard deviation c2, is at least c3. Water is shaded by `_water` and
+    multiplied by c4. The opacity of mud is smoothed by a Gaussian of standard deviation
+    c4, and values below 0.8 become 0.
     """
     mean, deviation, sigma, threshold, strength, is_mud = c
     shape = x.shape[1:3]
@@ -179,12 +246,15 @@ def spatter(x: np.ndarray, rngs: Rngs, c: tuple[float, ...]) -> np.ndarray:
 
 
 def _water(drops: np.ndarray) -> np.ndarray:
-    """Returns the light on drops, `[H, W]` from 0 to 1.
+    """Returns the light on drops of water, `[H, W]` from 0 to 1.
 
-    The distance to the nearest edge of a drop, up to 20 pixels, smoothed, spread evenly
-    over the levels, embossed from the upper left, smoothed, and times the drops. (The
-    distance is exact. OpenCV's, in the published code, is rounded to its mask's steps;
-    what counts after the spreading is the order alone.)
+    The steps are those of the published code: the distance to the nearest edge of a
+    drop (at most 20 pixels), a 3x3 mean, histogram equalization, an emboss filter, a
+    3x3 mean, and the product with the drops. The distance is exact here, and OpenCV
+    approximates it. Equalization uses the order of the distances only.
+
+    Args:
+      drops: uint8 `[H, W]`.
     """
     edges = _edges(drops.astype(float), 50, 150)
     distance = np.full(drops.shape, 20.0)
@@ -199,7 +269,7 @@ def _water(drops: np.ndarray) -> np.ndarray:
 
 
 def _equalized(levels: np.ndarray) -> np.ndarray:
-    """Returns levels from 0 to 255 whose cumulative histogram is close to a line."""
+    """Returns the levels after OpenCV's histogram equalization, 0 to 255."""
     counts = np.bincount(levels.ravel(), minlength=256)
     lowest = int(levels.min())
     rest = levels.size - counts[lowest]
@@ -210,10 +280,15 @@ def _equalized(levels: np.ndarray) -> np.ndarray:
 
 
 def _edges(x: np.ndarray, low: float, high: float) -> np.ndarray:
-    """Returns Canny's edges of an image `[H, W]`, as a mask.
+    """Returns the edges of an image by Canny's algorithm, bool `[H, W]`.
 
-    Sobel's gradient of the edge-continued image, its L1 norm, points where that is
-    largest across the edge, those above `high` and all above `low` that touch them.
+    Edge points are local maxima, across the edge, of the L1 norm of Sobel's gradient.
+    Those above `high` are kept, and those above `low` that are connected to them.
+
+    Args:
+      x: The image, `[H, W]`; edge pixels are repeated.
+      low: Lower threshold of the gradient's norm.
+      high: Upper threshold.
     """
     right = ndimage.sobel(x, 1, mode="nearest")
     down = ndimage.sobel(x, 0, mode="nearest")
@@ -227,6 +302,8 @@ def _edges(x: np.ndarray, low: float, high: float) -> np.ndarray:
     def ridge(i: int, j: int, after: Callable[..., np.ndarray]) -> np.ndarray:
         return (size > beside(-i, -j)) & after(size, beside(i, j))
 
+    # The direction of the gradient is rounded to a multiple of 45 degrees; the two
+    # neighbors in that direction are compared.
     slope, flat = np.tan(np.pi / 8), np.abs(right)
     same = np.sign(right) * np.sign(down) >= 0
     peak = np.where(

@@ -7,7 +7,7 @@ import pytest
 from sklearn.datasets import load_digits
 
 from zosam_jax import data
-from zosam_jax.data import sources
+from zosam_jax.data import dataset
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +62,7 @@ def test_the_split_is_fixed(digits):
 
 def test_channel_statistics_are_the_mean_and_deviation():
     images = np.random.default_rng(0).integers(0, 256, (7, 5, 4, 3), np.uint8)
-    mean, std = sources.channel_statistics(images)
+    mean, std = dataset.channel_statistics(images)
     scaled = images.reshape(-1, 3) / 255
     np.testing.assert_allclose(mean, scaled.mean(0), rtol=1e-12)
     np.testing.assert_allclose(std, scaled.std(0), rtol=1e-12)

@@ -1,4 +1,4 @@
-"""Encoded images: where they are kept, decoding, and crops on the host."""
+"""Encoded images on disk: the sources that supply them, decoding, crops on the host."""
 
 import dataclasses
 import io
@@ -11,11 +11,11 @@ from typing import Protocol
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from zosam_jax.data.sources import DatasetError
+from zosam_jax.data.dataset import DatasetError
 
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 CHANNELS = tuple(_MODES)
-# What Pillow's readers raise on files that are damaged, or no images.
+# Exceptions that Pillow raises for files that are damaged or are not images.
 BROKEN = (
     OSError,
     SyntaxError,
@@ -30,10 +30,11 @@ _AREA = (0.08, 1.0)
 _RATIO = (3 / 4, 4 / 3)
 _ATTEMPTS = 10
 DRAWS = 4 * _ATTEMPTS
+"""Number of random numbers that `random_resized_crop` takes."""
 
 
 class Source(Protocol):
-    """A list of encoded images with labels, read at random; it can be pickled."""
+    """Encoded images with labels in any order of access. It must be picklable."""
 
     def __len__(self) -> int:
         """Returns the number of images."""
@@ -43,28 +44,30 @@ class Source(Protocol):
         """Returns the encoded bytes and the label of each row.
 
         Raises:
-          DatasetError: One of them cannot be read.
+          DatasetError: A row cannot be read.
         """
         ...
 
     def where(self, row: int) -> str:
-        """Returns which image a row is, for a message."""
+        """Returns where the image of a row is, for error messages."""
         ...
 
 
 @dataclasses.dataclass(frozen=True)
-class Found:
-    """An image set as it lies on disk.
+class EncodedImages:
+    """An image set on disk.
 
     Attributes:
-      name: Its name.
+      name: Name of the set.
       train: The training images.
       test: The test images.
-      class_names: The name of each class, by label.
-      channels: Channels of the decoded images.
-      size: Height and width, if all images have the same; else None.
-      repair: What to do about a damaged image, a sentence.
-      flip: Whether left-right mirroring keeps the label.
+      class_names: Name of each class.
+      channels: Number of channels of the decoded images: 1, 3 or 4.
+      size: Height and width if all images have the same, otherwise None.
+      repair: A sentence that says what to do about a damaged image.
+      flip: Whether the mirror image of an image has the same label.
+      statistics: Published mean and standard deviation of each channel of
+        `images / 255`; None: they are computed from the images.
     """
 
     name: str
@@ -75,50 +78,51 @@ class Found:
     size: tuple[int, int] | None
     repair: str
     flip: bool
+    statistics: tuple[tuple[float, ...], tuple[float, ...]] | None = None
 
 
 def decode(
-    found: Found,
+    images: EncodedImages,
     source: Source,
     row: int,
     encoded: bytes,
     label: int,
     size: tuple[int, int] | None = None,
 ) -> Image.Image:
-    """Returns an image, whole and with the set's channels.
+    """Returns a decoded image with the set's number of channels.
 
     Args:
-      found: The set.
-      source: Its part that has the image.
-      row: The image's row there, for the message.
-      encoded: The image's bytes.
+      images: The set.
+      source: The training or test images, for error messages.
+      row: Row of the image in `source`, for error messages.
+      encoded: Bytes of the image.
       label: Its label.
       size: Height and width that it must have; None: any.
 
     Raises:
-      DatasetError: It cannot be decoded, has another size, or its label is not one of
-        the classes.
+      DatasetError: The image cannot be decoded or has another size, or its label is not
+        one of the classes.
     """
-    classes = len(found.class_names)
+    classes = len(images.class_names)
     if not 0 <= label < classes:
         raise DatasetError(
             f"{source.where(row)} has the label {label}; the {classes} classes of "
-            f"{found.name} are 0 to {classes - 1}. {found.repair}"
+            f"{images.name} are 0 to {classes - 1}. {images.repair}"
         )
     try:
         with Image.open(io.BytesIO(encoded)) as image:
-            decoded = image.convert(_MODES[found.channels])
+            decoded = image.convert(_MODES[images.channels])
     except BROKEN as error:
         reason = error
         if isinstance(error, UnidentifiedImageError):  # its text is an object's address
-            reason = f"{len(encoded):,} bytes that do not begin as an image does"
+            reason = f"{len(encoded):,} bytes without the header of an image"
         raise DatasetError(
-            f"{source.where(row)} cannot be decoded ({reason}). {found.repair}"
+            f"{source.where(row)} cannot be decoded ({reason}). {images.repair}"
         ) from error
     if size is not None and (decoded.height, decoded.width) != size:
         raise DatasetError(
             f"{source.where(row)} has {decoded.height} x {decoded.width} pixels, not "
-            f"{size[0]} x {size[1]}. {found.repair}"
+            f"{size[0]} x {size[1]}. {images.repair}"
         )
     return decoded
 
@@ -126,18 +130,17 @@ def decode(
 def random_resized_crop(
     image: Image.Image, draws: np.ndarray, size: int
 ) -> Image.Image:
-    """Returns a random part of an image at `size` x `size`, as in Inception's training.
+    """Returns a random window of an image, resized to `size` x `size` pixels.
 
-    The part has 0.08 to 1 of the area, uniformly, and a ratio of width to height from
-    3/4 to 4/3, uniformly in the logarithm; it lies anywhere inside, uniformly. What
-    does not fit is drawn again, ten times; then it is the largest part in the middle
-    with a ratio in bounds. Bilinear, with a support that grows with the reduction.
-
-    Source: Szegedy et al., "Going deeper with convolutions", 2015 (arXiv:1409.4842).
+    This is the random resized crop of Szegedy et al. (arXiv:1409.4842). The fraction of
+    the image's area is uniform from 0.08 to 1, and width / height is log-uniform from
+    3/4 to 4/3. The position is uniform. If none of ten such windows fits, the largest
+    central window with an aspect ratio in these bounds is used. Interpolation is
+    bilinear with antialiasing.
 
     Args:
       image: The image.
-      draws: Uniform in [0, 1), `[DRAWS]`.
+      draws: Random numbers in [0, 1), `[DRAWS]`.
       size: Side of the result in pixels.
     """
     width, height = image.size
@@ -158,14 +161,14 @@ def random_resized_crop(
 
 
 def center_crop(image: Image.Image, size: int, resize: int) -> Image.Image:
-    """Returns the middle `size` x `size` of an image whose shorter side is `resize`.
+    """Returns the central `size` x `size` pixels of the resized image.
 
-    Bilinear, with a support that grows with the reduction.
+    Interpolation is bilinear with antialiasing.
 
     Args:
       image: The image.
       size: Side of the result in pixels.
-      resize: Shorter side before the crop, at least `size`.
+      resize: Shorter side of the image before the crop in pixels, at least `size`.
     """
     width, height = image.size
     short = min(width, height)
@@ -176,6 +179,6 @@ def center_crop(image: Image.Image, size: int, resize: int) -> Image.Image:
 
 
 def pixels(image: Image.Image) -> np.ndarray:
-    """Returns an image as uint8 `[H, W, C]`."""
+    """Returns the pixels of an image, uint8 `[H, W, C]`."""
     array = np.asarray(image)
     return array[..., None] if array.ndim == 2 else array

@@ -1,15 +1,18 @@
-"""Folders of images, a class a folder."""
+"""Folders of images with one folder for each class, `folder:PATH`."""
 
 import dataclasses
 import os
 import pathlib
+import shutil
+import tarfile
 from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image
 
-from zosam_jax.data import images
-from zosam_jax.data.sources import DatasetError
+from zosam_jax.data.archives import TAR_ERRORS, OnProgress
+from zosam_jax.data.dataset import DatasetError
+from zosam_jax.data.encoded_images import BROKEN, EncodedImages
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 _TEST = ("test", "val", "validation")
@@ -19,10 +22,10 @@ _REPAIR = "Replace that file, or remove it."
 
 @dataclasses.dataclass(frozen=True)
 class Files:
-    """Images in files; an `images.Source`.
+    """Images in files; an `encoded_images.Source`.
 
     Attributes:
-      paths: A path a row.
+      paths: The path of each row.
       labels: int32 `[N]`.
     """
 
@@ -34,7 +37,7 @@ class Files:
         return len(self.paths)
 
     def read(self, rows: Sequence[int]) -> list[tuple[bytes, int]]:
-        """Returns the contents and the label of each row."""
+        """Returns the encoded bytes and the label of each row."""
         found = []
         for row in rows:
             try:
@@ -47,22 +50,26 @@ class Files:
         return found
 
     def where(self, row: int) -> str:
-        """Returns the path."""
+        """Returns the path of a row."""
         return self.paths[row]
 
 
-def find(path: str | os.PathLike[str]) -> images.Found:
+def find(path: str | os.PathLike[str]) -> EncodedImages:
     """Returns the image set in a folder.
 
-    Either PATH/train/CLASS/IMAGE with PATH/test (or val, or validation) of the same
-    classes, or PATH/CLASS/IMAGE, where the fifth, tenth, ... image of every class, by
-    name, is a test image. Classes are numbered by name. An image is a file with one of
-    `SUFFIXES`, at any depth in its class's folder; other files are passed over, and so
-    is what has a name with a leading dot.
+    The folder has one of two forms:
+
+    - PATH/train/CLASS/IMAGE, and PATH/test (or val, or validation) with the same
+      classes;
+    - PATH/CLASS/IMAGE. Of each class, every fifth image by name is a test image.
+
+    Classes are numbered by name. An image is a file with one of `SUFFIXES` at any depth
+    in the folder of its class. Other files, and names that begin with a dot, are
+    ignored.
 
     Raises:
-      DatasetError: The folder is missing or empty, a class has no images, or training
-        and test set have not the same classes.
+      DatasetError: The folder is missing or empty, a class has no images, or the
+        training and test set have different classes.
     """
     root = pathlib.Path(path).expanduser()
     name = f"folder:{path}"
@@ -73,7 +80,7 @@ def find(path: str | os.PathLike[str]) -> images.Found:
         if not held:
             raise DatasetError(
                 f"{name}: {root} has a folder train and none of {', '.join(_TEST)}. "
-                f"For a test set held out of the images, name {root / 'train'}."
+                f"To hold out a fifth of the images, use folder:{root / 'train'}."
             )
         train, test = _classes(name, root / "train"), _classes(name, held[0])
         for missing, place in (
@@ -91,8 +98,8 @@ def find(path: str | os.PathLike[str]) -> images.Found:
         held_out = {p for paths in test.values() for p in paths}
         if not held_out:
             raise DatasetError(
-                f"{name}: {root} has fewer than {_FIFTH} images of every class, too "
-                "few to hold out a fifth as the test set."
+                f"{name}: {root} has fewer than {_FIFTH} images of every class, which "
+                "is too few to hold out a fifth of them as the test set."
             )
         train = {c: [p for p in ps if p not in held_out] for c, ps in whole.items()}
     names = tuple(sorted(train))
@@ -105,7 +112,7 @@ def find(path: str | os.PathLike[str]) -> images.Found:
         )
         for split, paths in (("train", train), ("test", test))
     }
-    return images.Found(
+    return EncodedImages(
         name=name,
         train=files["train"],
         test=files["test"],
@@ -117,8 +124,61 @@ def find(path: str | os.PathLike[str]) -> images.Found:
     )
 
 
+def prepare(
+    path: str, archive: str | os.PathLike[str] | None, progress: OnProgress
+) -> None:
+    """Checks a folder of images, after unpacking an archive if one is given.
+
+    Args:
+      path: The folder. With an archive it must not exist, or be empty.
+      archive: A tar or zip file of the folder's content, with or without one folder
+        around it.
+      progress: Called with lines of text.
+
+    Raises:
+      DatasetError: The archive cannot be unpacked, or `find` cannot read the folder.
+    """
+    root = pathlib.Path(path).expanduser()
+    if archive is not None:
+        if root.exists() and (not root.is_dir() or any(root.iterdir())):
+            raise DatasetError(f"{root} is there already; {archive} was not unpacked.")
+        progress(f"unpacking {archive} into {root}")
+        try:
+            _unpack(pathlib.Path(archive).expanduser(), root)
+        except (OSError, ValueError, *TAR_ERRORS) as error:
+            raise DatasetError(
+                f"{archive} could not be unpacked into {root}: {error}."
+            ) from error
+    found = find(path)
+    progress(
+        f"{found.name} is ready: {len(found.train):,} training and "
+        f"{len(found.test):,} test images of {len(found.class_names)} classes."
+    )
+
+
+def _unpack(archive: pathlib.Path, root: pathlib.Path) -> None:
+    """Unpacks into a folder with another name and renames it at the end."""
+    part = root.with_name(f"{root.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    try:
+        part.mkdir(parents=True)
+        if tarfile.is_tarfile(archive):
+            shutil.unpack_archive(archive, part, filter="data")
+        else:
+            shutil.unpack_archive(archive, part)
+        inner, content = part, list(part.iterdir())
+        # One folder around all, unless it is the only class itself.
+        if len(content) == 1 and any(f.is_dir() for f in content[0].iterdir()):
+            inner = content[0]
+        if root.exists():
+            root.rmdir()
+        inner.rename(root)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
 def _classes(name: str, place: pathlib.Path) -> dict[str, list[str]]:
-    """Returns the paths of the images of each class, by name."""
+    """Returns the sorted paths of the images of each class."""
     folders = [f for f in place.iterdir() if f.is_dir() and not f.name.startswith(".")]
     if not folders:
         raise DatasetError(
@@ -145,17 +205,18 @@ def _images(folder: pathlib.Path) -> list[str]:
 
 
 def _one_size(paths: list[str]) -> tuple[int, int] | None:
-    """Returns height and width, if all images have the same; else None.
+    """Returns height and width if all images have the same, otherwise None.
 
-    Only headers are read, up to the first image that differs.
+    Only the headers are read, up to the first image that differs.
     """
     sizes = set()
     for path in paths:
         try:
             with Image.open(path) as image:
                 sizes.add((image.height, image.width))
-        except images.BROKEN as error:
-            raise DatasetError(f"{path} is no image ({error}). {_REPAIR}") from error
+        except BROKEN as error:
+            reason = f"{path} is not an image ({error}). {_REPAIR}"
+            raise DatasetError(reason) from error
         if len(sizes) > 1:
             return None
     return sizes.pop()

@@ -12,7 +12,7 @@ import small_sets
 import tensorflow_datasets as tfds
 
 from zosam_jax import data
-from zosam_jax.data import archives
+from zosam_jax.data.sets import imagenet as imagenet_module
 
 
 def pack(path, files, mode="w"):
@@ -43,7 +43,7 @@ def expect(monkeypatch, name, paths, base=None):
 
 def examples(found, split):
     """Returns `{(class, encoded image)}` of a streamed set."""
-    source = getattr(found.found, split)
+    source = getattr(found.encoded, split)
     rows = source.read(range(len(source)))
     assert len(set(rows)) == len(rows)
     return {(found.class_names[label], bytes(image)) for image, label in rows}
@@ -223,7 +223,7 @@ def imagenet(tmp_path, monkeypatch):
         wanted["test"].add((label, held[name]))
     pack(folder / "ILSVRC2012_img_train.tar", inner)
     pack(folder / "ILSVRC2012_img_val.tar", held)
-    monkeypatch.setattr(archives, "_imagenet_labels", lambda: list(labels))
+    monkeypatch.setattr(imagenet_module, "validation_labels", lambda: list(labels))
     expect(monkeypatch, "imagenet2012", folder.iterdir(), "http://nowhere.invalid")
     return folder, wanted
 
@@ -269,13 +269,13 @@ def test_imagenet_with_another_checksum(imagenet, tmp_path):
 
 
 def test_imagenet_with_fewer_images_than_labels(imagenet, tmp_path, monkeypatch):
-    monkeypatch.setattr(archives, "_imagenet_labels", lambda: ["n01440764"] * 4)
+    monkeypatch.setattr(imagenet_module, "validation_labels", lambda: ["n01440764"] * 4)
     with pytest.raises(data.DatasetError, match=r"has 3 images, not the 4"):
         data.prepare("imagenet2012", tmp_path / "tfds", imagenet[0])
 
 
 def test_tfds_has_a_label_for_every_validation_image():
-    labels = archives._imagenet_labels()
+    labels = imagenet_module.validation_labels()
     names = tfds.builder("imagenet2012", data_dir="/none").info.features["label"].names
     assert np.unique(labels, return_counts=True)[1].tolist() == [50] * 1000
     assert set(labels) == set(names)

@@ -1,3 +1,5 @@
+"""The reader of the published corrupted sets."""
+
 import io
 
 import numpy as np

@@ -1,0 +1,88 @@
+"""The type of a data set in memory, and the error of all data sets."""
+
+import dataclasses
+from typing import Literal
+
+import numpy as np
+
+
+class DatasetError(RuntimeError):
+    """A data set is missing, incomplete or damaged; the message says what to do."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """Labelled images, or text, in host memory.
+
+    Attributes:
+      name: The name given to `load`.
+      train_images: Images, uint8 `[N, H, W, C]`; or tokens of text, `[N, T]`.
+      train_labels: Classes, int32 `[N]` from 0 to `num_classes - 1`; or the next token
+        of each token, `[N, T]`.
+      test_images: uint8 `[M, H, W, C]`, or `[M, T]`.
+      test_labels: int32 `[M]`, or `[M, T]`.
+      class_names: Name of each class, or of each token.
+      mean: Mean of each channel of `train_images / 255`; empty for text.
+      std: Standard deviation of each channel of `train_images / 255`; empty for text.
+      crop_padding: Zero padding of the usual random crop, in pixels; 0: no crop.
+      flip: Whether the mirror image of an image has the same label.
+      kind: "image" or "text".
+    """
+
+    name: str
+    train_images: np.ndarray
+    train_labels: np.ndarray
+    test_images: np.ndarray
+    test_labels: np.ndarray
+    class_names: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    crop_padding: int
+    flip: bool
+    kind: Literal["image", "text"] = "image"
+
+    @property
+    def num_train(self) -> int:
+        """Number of training examples."""
+        return len(self.train_labels)
+
+    @property
+    def num_test(self) -> int:
+        """Number of test examples."""
+        return len(self.test_labels)
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes, or of different tokens."""
+        return len(self.class_names)
+
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """Height, width and channels of an image; `(T,)` of text."""
+        return self.train_images.shape[1:]
+
+    def test(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the test images from `start` to `stop - 1`, and their labels."""
+        return self.test_images[start:stop], self.test_labels[start:stop]
+
+
+def channel_statistics(
+    images: np.ndarray,
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Returns the mean and standard deviation of each channel of `images / 255`.
+
+    They are computed from the histogram of each channel, so that they are the same on
+    every machine.
+
+    Args:
+      images: uint8 `[N, H, W, C]`.
+    """
+    levels = np.arange(256) / 255
+    means, deviations = [], []
+    for channel in range(images.shape[-1]):
+        counts = np.bincount(images[..., channel].ravel(), minlength=256)
+        share = counts / counts.sum()
+        mean = float(np.sum(share * levels))
+        means.append(mean)
+        deviations.append(float(np.sqrt(np.sum(share * (levels - mean) ** 2))))
+    return tuple(means), tuple(deviations)

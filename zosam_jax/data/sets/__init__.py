@@ -1,0 +1,1 @@
+"""Data sets, a module for each: where it comes from and how it is read."""
