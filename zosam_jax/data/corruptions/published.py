@@ -181,16 +181,7 @@ def _from_tfds(
     full = f"{released.builder}/{released.renamed.get(name, name)}_{severity}"
     builder: Any = tfds.builder(full, data_dir=os.fspath(place), try_gcs=False)
     folder = builder.data_path
-    prepare = (
-        'python -c "import tensorflow_datasets as tfds; tfds.builder('
-        f"'{full}', data_dir='{place}', file_format='array_record')"
-        '.download_and_prepare()"'
-    )
-    advice = (
-        f"With TensorFlow installed, `{prepare}` writes it there. "
-        f"(The files are at {released.url}. Those of a CIFAR set can be read from "
-        "--published-dir without TensorFlow.)"
-    )
+    advice = _advice(released, full, place)
     if not (folder / "dataset_info.json").exists():
         raise DatasetError(f"{full} is not in {folder}. {advice}")
     formats = {f.value for f in builder.info.available_file_formats()}
@@ -222,6 +213,20 @@ def _from_tfds(
         return images, np.array([row["label"] for row in rows], np.int32)
 
     return CorruptedSet(count, read)
+
+
+def _advice(released: Released, full: str, place: Path) -> str:
+    """Returns how to prepare a set of TFDS, by its full name, in a directory."""
+    prepare = (
+        'python -c "import tensorflow_datasets as tfds; tfds.builder('
+        f"'{full}', data_dir='{place}', file_format='array_record')"
+        '.download_and_prepare()"'
+    )
+    return (
+        f"With TensorFlow installed, `{prepare}` writes it there. "
+        f"(The files are at {released.url}. Those of a CIFAR set can be read from "
+        "--published-dir without TensorFlow.)"
+    )
 
 
 def _decoded(data: bytes) -> np.ndarray:

@@ -75,33 +75,7 @@ def find(path: str | os.PathLike[str]) -> EncodedImages:
     name = f"folder:{path}"
     if not root.is_dir():
         raise DatasetError(f"{name}: {root} is not a folder.")
-    if (root / "train").is_dir():
-        held = [root / t for t in _TEST if (root / t).is_dir()]
-        if not held:
-            raise DatasetError(
-                f"{name}: {root} has a folder train and none of {', '.join(_TEST)}. "
-                f"To hold out a fifth of the images, use folder:{root / 'train'}."
-            )
-        train, test = _classes(name, root / "train"), _classes(name, held[0])
-        for missing, place in (
-            (train.keys() - test.keys(), held[0]),
-            (test.keys() - train.keys(), root / "train"),
-        ):
-            if missing:
-                raise DatasetError(
-                    f"{name}: {place} has no folder for the class "
-                    f"{', '.join(sorted(missing))}."
-                )
-    else:
-        whole = _classes(name, root)
-        test = {c: paths[_FIFTH - 1 :: _FIFTH] for c, paths in whole.items()}
-        held_out = {p for paths in test.values() for p in paths}
-        if not held_out:
-            raise DatasetError(
-                f"{name}: {root} has fewer than {_FIFTH} images of every class, which "
-                "is too few to hold out a fifth of them as the test set."
-            )
-        train = {c: [p for p in ps if p not in held_out] for c, ps in whole.items()}
+    train, test = _splits(name, root)
     names = tuple(sorted(train))
     files = {
         split: Files(
@@ -175,6 +149,40 @@ def _unpack(archive: pathlib.Path, root: pathlib.Path) -> None:
         inner.rename(root)
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+def _splits(
+    name: str, root: pathlib.Path
+) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
+    """Returns the paths of the training and test images of each class."""
+    if not (root / "train").is_dir():
+        whole = _classes(name, root)
+        test = {c: paths[_FIFTH - 1 :: _FIFTH] for c, paths in whole.items()}
+        held_out = {p for paths in test.values() for p in paths}
+        if not held_out:
+            raise DatasetError(
+                f"{name}: {root} has fewer than {_FIFTH} images of every class, which "
+                "is too few to hold out a fifth of them as the test set."
+            )
+        train = {c: [p for p in ps if p not in held_out] for c, ps in whole.items()}
+        return train, test
+    held = [root / t for t in _TEST if (root / t).is_dir()]
+    if not held:
+        raise DatasetError(
+            f"{name}: {root} has a folder train and none of {', '.join(_TEST)}. "
+            f"To hold out a fifth of the images, use folder:{root / 'train'}."
+        )
+    train, test = _classes(name, root / "train"), _classes(name, held[0])
+    for missing, place in (
+        (train.keys() - test.keys(), held[0]),
+        (test.keys() - train.keys(), root / "train"),
+    ):
+        if missing:
+            raise DatasetError(
+                f"{name}: {place} has no folder for the class "
+                f"{', '.join(sorted(missing))}."
+            )
+    return train, test
 
 
 def _classes(name: str, place: pathlib.Path) -> dict[str, list[str]]:
