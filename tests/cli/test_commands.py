@@ -10,6 +10,7 @@ import pytest
 
 from zosam_jax import models
 from zosam_jax.cli import main as cli
+from zosam_jax.data.table import DATASETS
 from zosam_jax.runs.config import TrainConfig
 from zosam_jax.runs.presets import PRESETS
 from zosam_jax.sparsity import registry as sparsity
@@ -92,12 +93,14 @@ def test_the_help_explains_every_flag(capsys):
             )
 
 
-def test_the_help_lists_every_method_and_model(capsys, monkeypatch):
+def test_the_help_lists_every_data_set_method_and_model(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     with pytest.raises(SystemExit):
         cli.main(["train", "--help"])
     text = capsys.readouterr().out
     assert "- dense: " in text
+    for name in DATASETS:
+        assert f"- {name}: " in text
     for name in sparsity.METHODS:
         assert (f"- {name}: " in text) == (name != "ticket"), name
     models_help = text[text.index("--model STR") : text.index("--width")]
@@ -212,11 +215,12 @@ def test_a_report_that_cannot_be_written_is_an_error(tmp_path, capsys):
 
 def test_data_list(capsys):
     assert cli.main(["data", "list"]) == 0
-    names = ["digits", "cifar10", "cifar100", "imagenette", "oxford_iiit_pet"]
-    names += ["imagenet2012", "pydoc"]
     *listed, others = capsys.readouterr().out.splitlines()
-    assert listed == names
-    assert "folder:PATH" in others
+    assert [line.partition(": ")[0] for line in listed] == list(DATASETS)
+    assert all(
+        row.label in line for row, line in zip(DATASETS.values(), listed, strict=True)
+    )
+    assert others.startswith("any other name: an image classification set of TFDS")
 
 
 def test_digits_need_no_preparation(capsys):

@@ -6,9 +6,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
-from tyro.conf import OmitSubcommandPrefixes, Positional, subcommand
+from tyro.conf import OmitSubcommandPrefixes, Positional, arg, subcommand
 
+from zosam_jax.data.table import DATASETS, describe, prepare
 from zosam_jax.runs.errors import RunError
+
+_NAMES = [name for name, row in DATASETS.items() if row.archives or row.prepare]
+_PREPARE = (
+    f"Data set: {', '.join(_NAMES)}. imagenet2012 needs archives that you download, "
+    "folder:PATH the --archive to unpack. For another TFDS set, the command that "
+    "prepares it is shown."
+)
 
 
 def _print(text: str) -> None:
@@ -20,10 +28,7 @@ def _print(text: str) -> None:
 class Prepare:
     """Download a data set, or unpack its archive, into the form that training reads."""
 
-    name: Positional[str]
-    """Data set: cifar10, cifar100, imagenette, oxford_iiit_pet, imagenet2012 (from \
-archives that you download) or folder:PATH (from --archive). For another TFDS set, the \
-command that prepares it is shown."""
+    name: Positional[Annotated[str, arg(help=_PREPARE)]]
     data_dir: str | None = None
     """TFDS directory. None: TFDS_DATA_DIR or ~/tensorflow_datasets."""
     archive: Path | None = None
@@ -32,10 +37,8 @@ instead of a download."""
 
     def execute(self) -> int:
         """Prepares the data set and returns the exit status."""
-        from zosam_jax import data
-
         try:
-            data.prepare(
+            prepare(
                 self.name,
                 data_dir=self.data_dir,
                 archive=self.archive,
@@ -48,17 +51,12 @@ instead of a download."""
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class List:
-    """List the data sets."""
+    """List the data sets with their sizes and sources."""
 
     def execute(self) -> int:
-        """Prints the names and returns the exit status."""
-        from zosam_jax import data
-
-        for name in data.names():
-            _print(name)
-        _print(
-            "and any other image classification set of TFDS, folder:PATH and text:PATH"
-        )
+        """Prints the data sets and returns the exit status."""
+        _print(describe())
+        _print("any other name: an image classification set of TFDS")
         return 0
 
 

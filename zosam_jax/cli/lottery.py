@@ -6,6 +6,7 @@ from typing import Self
 
 from tyro.conf import Suppress
 
+from zosam_jax.cli import names
 from zosam_jax.cli.train import absolute, draw_curves, fields, print_config
 from zosam_jax.lottery.config import LotteryConfig
 from zosam_jax.runs.config import METHOD_FIELDS, TrainConfig
@@ -20,6 +21,7 @@ class Lottery(LotteryConfig):
     is the summary of all rounds. The same command resumes. Flags override the preset.
     """
 
+    dataset: names.Dataset = "digits"
     method: Suppress[str] = "dense"
     budget: Suppress[str] = "auto"
     update_interval: Suppress[int | None] = None

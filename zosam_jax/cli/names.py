@@ -5,6 +5,7 @@ from typing import Annotated
 
 from tyro.conf import arg
 
+from zosam_jax.data.table import DATASETS
 from zosam_jax.sparsity import registry as sparsity
 
 
@@ -19,6 +20,18 @@ def _what(row: sparsity.NamedMethod) -> str:
     """Returns what a sparse method prunes and grows."""
     return f"prunes {row.prunes}" + (f"; grows {row.grows}" if row.grows else "")
 
+
+_OTHERS = {"any other name": "an image classification set of TFDS"}
+
+Dataset = Annotated[
+    str,
+    arg(
+        help=_listed(
+            "Data set; `zosam data list` has their sizes:",
+            {name: row.label for name, row in DATASETS.items()} | _OTHERS,
+        )
+    ),
+]
 
 # `zosam lottery` sets the method "ticket" itself.
 _METHODS = {n: _what(row) for n, row in sparsity.METHODS.items() if n != "ticket"}

@@ -25,6 +25,7 @@ class Train(TrainConfig):
     The same command resumes an interrupted run. Flags override the preset.
     """
 
+    dataset: names.Dataset = "digits"
     method: names.Method = "rigl"
     ticket: Suppress[tuple[str, ...] | None] = None
     preset: str = "digits"
