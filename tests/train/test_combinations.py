@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tiny_run
 
-from zosam_jax.train import gradients, methods, plan
+from zosam_jax.train import named_gradient, named_method
 
 EVERYTHING = {
     "optimizer": "adamw",
@@ -23,6 +23,7 @@ EVERYTHING = {
     "augment": ("crop=1", "flip", "erasing=0.5", "mixup=0.8", "cutmix=1"),
 }
 OPTIONS = {
+    "dynamic": {"method_options": ("drop=magnitude", "grow=saliency")},
     "nm": {"method_options": ("n=2", "m=4"), "sparsity": 0.5},
     "units": {"sparsity": 0.5},
 }
@@ -41,30 +42,28 @@ class Net(nn.Module):
         return nn.Dense(4, name="head")(x)
 
 
-def task_of(**fields):
+def experiment_of(**fields):
     config = tiny_run.config("unused", **{**EVERYTHING, **fields})
-    return plan.plan(config, tiny_run.dataset(), Net()).task
+    return tiny_run.prepare(config, model=Net()).experiment
 
 
-@pytest.mark.parametrize("gradient", gradients.NAMES)
+@pytest.mark.parametrize("gradient", named_gradient.METHODS)
 def test_every_gradient_with_all_that_a_recipe_asks_for(gradient):
     method = "set" if gradient == "zeroth_order" else "rigl"
-    task = task_of(gradient=gradient, method=method, accumulate_steps=2)
-    assert task.optimizer_steps == task.total_steps // 2
+    experiment = experiment_of(gradient=gradient, method=method, accumulate_steps=2)
+    assert experiment.optimizer_steps == experiment.total_steps // 2
 
 
-@pytest.mark.parametrize(
-    "method", [m for m in methods.NAMES if m not in ("ticket", "units")]
-)
+@pytest.mark.parametrize("method", [m for m in named_method.NAMES if m != "units"])
 def test_every_method_with_all_that_a_recipe_asks_for(method):
     fields = {"method": method, "accumulate_steps": 2, **OPTIONS.get(method, {})}
-    task_of(**fields)
+    experiment_of(**fields)
 
 
 def test_a_step_of_all_at_once_is_finite_and_on_its_mask():
     """Two batches, one step of the optimizer, an average that is zero off the mask."""
-    task = task_of(accumulate_steps=2, augment=("flip", "mixup=0.8"))
-    state, advance = tiny_run.begin(task), tiny_run.advance(task)
+    experiment = experiment_of(accumulate_steps=2, augment=("flip", "mixup=0.8"))
+    state, advance = tiny_run.begin(experiment), tiny_run.advance(experiment)
     before = jax.device_get(state.params)
     for _ in range(4):
         state = advance(state)

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from zosam_jax.runs import config
-from zosam_jax.train import PRESETS, TrainConfig, methods, preset
-from zosam_jax.train import optimizer as tables
+from zosam_jax.train import PRESETS, TrainConfig, choices, preset
+from zosam_jax.train import optimizers as tables
+from zosam_jax.train.named_method import Needs
 
 
 @pytest.mark.quick
@@ -37,7 +38,7 @@ from zosam_jax.train import optimizer as tables
 )
 def test_a_bad_value_is_named_with_what_would_work(field, value, part):
     with pytest.raises(ValueError, match=field) as error:
-        TrainConfig(**{field: value})
+        choices.check(TrainConfig(**{field: value}))
     assert part in str(error.value)
 
 
@@ -53,33 +54,39 @@ def test_a_bad_value_is_named_with_what_would_work(field, value, part):
 )
 def test_what_a_method_has_no_use_for_is_refused(method, fields, part):
     with pytest.raises(ValueError, match=re.escape(part)):
-        TrainConfig(method=method, **fields)
+        choices.check(TrainConfig(method=method, **fields))
+
+
+def made(config, total_steps):
+    """The sparse method of a configuration."""
+    return choices.choose(config).method.build(config, Needs(total_steps, (), dict))
 
 
 def test_scores_are_options_by_name():
     c = TrainConfig(method="itop", method_options=("grow=random",))
-    assert methods.make(c, 6500).dense_gradient_every is None
-    assert bool(methods.make(c, 6500).fires(100))  # 65 changes, not 24.
+    assert made(c, 6500).dense_gradient_every is None
+    assert bool(made(c, 6500).fires(100))  # 65 changes, not 24.
     # Random growth looks at no gradient of pruned weights.
-    TrainConfig(method="itop", gradient="zeroth_order", method_options=c.method_options)
+    c = dataclasses.replace(c, gradient="zeroth_order")
+    choices.check(c)
     with pytest.raises(ValueError, match="gradient of pruned weights"):
-        TrainConfig(method="itop", gradient="zeroth_order")
+        choices.check(dataclasses.replace(c, method_options=()))
 
 
 def test_a_method_may_be_given_what_its_row_has():
     c = TrainConfig(method="srigl", method_options=("last=('logits/kernel',)",))
     params = {"logits": {"kernel": np.zeros((10, 10), np.float32)}}
-    assert methods.make(c, 1000).init(params).masks["logits"]["kernel"].sum() == 10
+    assert made(c, 1000).init(params).masks["logits"]["kernel"].sum() == 10
 
 
 def test_the_sparsity_of_n_of_m_may_be_rounded():
-    TrainConfig(method="nm", sparsity=0.666667, method_options=("n=1", "m=3"))
+    c = TrainConfig(method="nm", sparsity=0.666667, method_options=("n=1", "m=3"))
+    choices.check(c)
     with pytest.raises(ValueError, match=r"Say --sparsity 0\.666667"):
-        TrainConfig(method="nm", sparsity=0.6667, method_options=("n=1", "m=3"))
+        choices.check(dataclasses.replace(c, sparsity=0.6667))
 
 
 def test_each_choice_has_its_row_in_a_table():
-    assert set(config.OPTIMIZERS) == set(tables.OPTIMIZERS)
     assert set(config.SCHEDULES) == set(tables.SCHEDULES)
 
 
@@ -103,6 +110,8 @@ def test_presets():
     assert rigl.decay == "kernels"
     assert rigl.model_options == ("zero_init_residual=True",)
     assert all(p.claim and p.cost and p.evidence for p in PRESETS.values())
+    for each in PRESETS.values():
+        choices.check(each.config)
     with pytest.raises(ValueError, match="Did you mean 'digits'"):
         preset("digit")
 
@@ -150,6 +159,6 @@ def test_what_presets_and_flags_say_together():
     with pytest.raises(ValueError, match=r"warmup_epochs=1 must be less than epochs=1"):
         TrainConfig(warmup_epochs=1, epochs=1)
     with pytest.raises(ValueError, match="--update-interval None"):
-        TrainConfig(method="synflow", update_interval=25)
+        choices.check(TrainConfig(method="synflow", update_interval=25))
     with pytest.raises(ValueError, match="of this very run"):
         TrainConfig(teacher="runs/a", out="runs/../runs/a")

@@ -1,8 +1,8 @@
 """Every gradient of the library in the trainer: options, probes, steps, resumption."""
 
-import dataclasses
 import functools
 import re
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 import tiny_run
 
-import zosam_jax as zs
 from zosam_jax import tree
-from zosam_jax.train import RunError, TrainConfig, gradients, objective, optimizer, plan
+from zosam_jax.train import RunError, TrainConfig, build, choices, named_gradient
+from zosam_jax.train import loss as loss_
+from zosam_jax.train.objects import Objects
 
 
 @pytest.mark.parametrize(
@@ -49,7 +50,7 @@ from zosam_jax.train import RunError, TrainConfig, gradients, objective, optimiz
 )
 def test_what_cannot_be_made_is_refused_with_what_would_work(fields, part):
     with pytest.raises(ValueError, match=re.escape(part)):
-        TrainConfig(**fields)
+        choices.check(TrainConfig(**fields))
 
 
 def test_every_option_that_the_trainer_sets_is_refused():
@@ -58,13 +59,13 @@ def test_every_option_that_the_trainer_sets_is_refused():
         *("sync_ascent", "total_steps", "ascent_value_fn"),
     ):
         with pytest.raises(ValueError, match=f"gradient_options: {name} "):
-            TrainConfig(gradient_options=(f"{name}=1",))
+            choices.check(TrainConfig(gradient_options=(f"{name}=1",)))
 
 
 @pytest.mark.parametrize(
     ("name", "options"),
     [
-        *((name, ()) for name in gradients.NAMES),
+        *((name, ()) for name in named_gradient.METHODS),
         ("wsam", ("decouple=True",)),
         ("gsam", ("rho_min=0.01",)),
         ("ssam", ("mask=dynamic",)),
@@ -78,7 +79,7 @@ def test_every_method_makes_a_step_of_a_sparse_and_of_a_dense_run(name, options)
         config = tiny_run.config(
             "unused", gradient=name, gradient_options=options, method=method
         )
-        plan.plan(config, tiny_run.dataset(), tiny_run.Net())
+        tiny_run.prepare(config)
 
 
 def test_a_value_that_does_not_fit_the_data_is_told_before_anything_is_written(
@@ -99,15 +100,16 @@ def test_a_value_that_does_not_fit_the_data_is_told_before_anything_is_written(
 def made(monkeypatch, **fields):
     """The arguments that the trainer gives to the method's constructor."""
     config = TrainConfig(method="dense", **fields)
-    constructor, seen = getattr(zs, config.gradient), {}
+    constructor, seen = named_gradient.METHODS[config.gradient], {}
 
     @functools.wraps(constructor)
     def record(**arguments):
         seen.update(arguments)
         return constructor(**arguments)
 
-    monkeypatch.setattr(zs, config.gradient, record)
-    gradients.make(config, 120, lambda step: 0.2 * (1 - step / 100))
+    monkeypatch.setitem(named_gradient.METHODS, config.gradient, record)
+    rate = lambda step: 0.2 * (1 - step / 100)  # noqa: E731
+    choices.choose(config).gradient.build(config, 120, rate)
     return seen
 
 
@@ -148,9 +150,12 @@ def test_wsam_decoupled_clips_and_decays_the_gradient_alone():
         clip_norm=1.0,
     )
     w, curvature = jnp.array([3.0, -4.0]), jnp.array([1.0, 2.0])
-    tx = optimizer.make(config, 10, dense=(), aux_like=jnp.zeros(()), value_fn=None)
+    chosen = choices.choose(config)
+    tx = build.optimization(config, Objects(), chosen, 10, jnp.zeros(())).optimizer
+    nothing: Any = None
+    updates: Any
     updates, _ = tx.update(
-        None,
+        nothing,
         tx.init(w),
         w,
         value_fn=lambda w: (0.5 * jnp.sum(curvature * w * w), jnp.zeros(())),
@@ -163,18 +168,18 @@ def test_wsam_decoupled_clips_and_decays_the_gradient_alone():
     np.testing.assert_allclose(updates, expected, rtol=1e-5)
 
 
-def task_of(model=None, **fields):
-    """A dense run with plain SGD at 0.5, and its task."""
+def experiment_of(model=None, **fields):
+    """A dense run with plain SGD at 0.5, and its experiment."""
     usual = {"method": "dense", "schedule": "constant", "learning_rate": 0.5}
     usual |= {"momentum": 0.0, "weight_decay": 0.0, "optimizer": "sgd"}
     config = tiny_run.config("unused", **{**usual, **fields})
-    return plan.plan(config, tiny_run.dataset(), model or tiny_run.Net()).task
+    return tiny_run.prepare(config, model=model).experiment
 
 
-def first_step(task):
+def first_step(experiment):
     """The state before and after the first step, and its batch."""
-    state = tiny_run.begin(task)
-    return state, tiny_run.advance(task)(state), tiny_run.batch(task, 0)[:2]
+    state = tiny_run.begin(experiment)
+    return state, tiny_run.advance(experiment)(state), tiny_run.batch(experiment, 0)[:2]
 
 
 def forward(state, images, labels):
@@ -202,8 +207,8 @@ def assert_close(a, b):
 
 def test_a_look_at_a_quarter_of_the_batch():
     """SAM's direction from the first 4 of 16 images, all else from all of them."""
-    task = task_of(gradient="sam", rho=0.3, probe_fraction=0.25)
-    state, after, (images, labels) = first_step(task)
+    experiment = experiment_of(gradient="sam", rho=0.3, probe_fraction=0.25)
+    state, after, (images, labels) = first_step(experiment)
     part = forward(state, images[:4], labels[:4])
     g = jax.grad(part, has_aux=True)(state.params)[0]
     scale = 0.3 / tree.norm(g)
@@ -221,8 +226,10 @@ def test_a_look_at_a_quarter_of_the_batch():
 
 def test_each_part_of_a_batch_has_a_perturbation_and_all_answers_count():
     """microbatches=4: four SAM gradients of four images each, averaged."""
-    task = task_of(gradient="sam", rho=0.3, gradient_options=("microbatches=4",))
-    state, after, (images, labels) = first_step(task)
+    experiment = experiment_of(
+        gradient="sam", rho=0.3, gradient_options=("microbatches=4",)
+    )
+    state, after, (images, labels) = first_step(experiment)
     losses, rights, found = [], [], []
     for k in range(0, 16, 4):
         part = forward(state, images[k : k + 4], labels[k : k + 4])
@@ -241,10 +248,10 @@ def test_each_part_of_a_batch_has_a_perturbation_and_all_answers_count():
 
 
 def test_losses_of_single_examples():
-    task = task_of(gradient="esam")
-    state = tiny_run.begin(task)
-    whole = tiny_run.batch(task, 0)
-    value_fn = objective.value_fn(task, state.model_state, state.step, whole)
+    experiment = experiment_of(gradient="esam")
+    state = tiny_run.begin(experiment)
+    whole = tiny_run.batch(experiment, 0)
+    value_fn = loss_.value_fn(experiment, state.model_state, state.step, whole)
     batch = whole[:2]
     losses, (_, correct) = value_fn(state.params)
     mean, right = forward(state, *batch)(state.params)
@@ -272,13 +279,13 @@ class Typed(nn.Module):
 
 
 def test_a_look_in_bfloat16_has_a_loss_in_float32():
-    task = task_of(Typed(), probe_dtype="bfloat16")
-    state = tiny_run.begin(task)
-    batch = tiny_run.batch(task, 0)
+    experiment = experiment_of(Typed(), probe_dtype="bfloat16")
+    state = tiny_run.begin(experiment)
+    batch = tiny_run.batch(experiment, 0)
     images, labels, _ = batch
-    arguments = (task, state.model_state, state.step, batch)
-    plain, _ = objective.value_fn(*arguments)(state.params)
-    look, _ = objective.value_fn(*arguments, probe=True)(state.params)
+    arguments = (experiment, state.model_state, state.step, batch)
+    plain, _ = loss_.value_fn(*arguments)(state.params)
+    look, _ = loss_.value_fn(*arguments, probe=True)(state.params)
     logits = Typed("bfloat16").apply({"params": state.params}, images, train=True)
     assert logits.dtype == jnp.bfloat16
     log_p = jax.nn.log_softmax(logits.astype(jnp.float32))
@@ -287,8 +294,8 @@ def test_a_look_in_bfloat16_has_a_loss_in_float32():
     assert float(look) == pytest.approx(float(expected), rel=1e-6)
     assert float(look) != float(plain)
     assert float(look) == pytest.approx(float(plain), rel=2**-7)
-    same = dataclasses.replace(task.config, probe_dtype="float32")
-    assert not same.probes
+    assert experiment.probes
+    assert not experiment_of(Typed(), probe_dtype="float32").probes
 
 
 @pytest.mark.parametrize(

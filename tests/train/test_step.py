@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 import tiny_run
 
-from zosam_jax.train import accuracy, plan
+from zosam_jax.train import accuracy, build
 from zosam_jax.train import batch as batches
+from zosam_jax.train.objects import Objects
 
 
 @pytest.fixture(scope="module")
-def task():
+def experiment():
     config = tiny_run.config(
         "unused",
         method="dense",
@@ -23,14 +24,14 @@ def task():
         weight_decay=0.01,
         momentum=0.9,
     )
-    return plan.plan(config, tiny_run.dataset(), tiny_run.Net()).task
+    return tiny_run.prepare(config).experiment
 
 
-def test_an_order_is_a_permutation_of_its_own_for_each_epoch_and_seed(task):
-    other = dataclasses.replace(
-        task, config=dataclasses.replace(task.config, seed=task.config.seed + 1)
-    )
-    orders = [np.asarray(batches.epoch_order(task, jnp.int32(e))) for e in (0, 1, 0)]
+def test_an_order_is_a_permutation_of_its_own_for_each_epoch_and_seed(experiment):
+    other = dataclasses.replace(experiment, seed=experiment.seed + 1)
+    orders = [
+        np.asarray(batches.epoch_order(experiment, jnp.int32(e))) for e in (0, 1, 0)
+    ]
     orders.append(np.asarray(batches.epoch_order(other, jnp.int32(0))))
     for order in orders:
         np.testing.assert_array_equal(np.sort(order), np.arange(70))
@@ -39,40 +40,43 @@ def test_an_order_is_a_permutation_of_its_own_for_each_epoch_and_seed(task):
     assert (orders[0] != orders[3]).any()
 
 
-def test_an_epoch_takes_each_image_once_in_its_order(task):
+def test_an_epoch_takes_each_image_once_in_its_order(experiment):
     """Without augmentation, the batches' labels are those of the order."""
-    plain = dataclasses.replace(task.config, augment=())
-    task = dataclasses.replace(task, config=plain)
-    order = batches.epoch_order(task, jnp.int32(0))
+    plain = build.experiment(
+        tiny_run.config("unused", method="dense", gradient="backprop", augment=()),
+        Objects(tiny_run.dataset(), tiny_run.Net()),
+    )
+    experiment = dataclasses.replace(experiment, augmentation=plain.augmentation)
+    order = batches.epoch_order(experiment, jnp.int32(0))
     seen = []
     for step in range(4):
-        images, labels, _ = tiny_run.batch(task, step)
+        images, labels, _ = tiny_run.batch(experiment, step)
         chosen = np.asarray(order)[16 * step : 16 * step + 16]
-        expected = (task.dataset.train_images[chosen] / 255 - 0.3) / 0.2
+        expected = (experiment.dataset.train_images[chosen] / 255 - 0.3) / 0.2
         np.testing.assert_allclose(images, expected, atol=2e-6)
-        np.testing.assert_array_equal(labels, task.dataset.train_labels[chosen])
+        np.testing.assert_array_equal(labels, experiment.dataset.train_labels[chosen])
         seen += list(chosen)
     assert len(set(seen)) == 64
 
 
-def test_augmentation_depends_on_the_step_alone(task):
-    order = batches.epoch_order(task, jnp.int32(0))
-    first, again = (tiny_run.batch(task, 1, order).inputs for _ in "ab")
+def test_augmentation_depends_on_the_step_alone(experiment):
+    order = batches.epoch_order(experiment, jnp.int32(0))
+    first, again = (tiny_run.batch(experiment, 1, order).inputs for _ in "ab")
     np.testing.assert_array_equal(first, again)
     # The same images come at the same place of the next epoch, cropped otherwise.
-    later = tiny_run.batch(task, 5, order).inputs
+    later = tiny_run.batch(experiment, 5, order).inputs
     assert (first != later).any()
 
 
-def test_two_steps_of_sgd_with_momentum_and_coupled_decay(task):
+def test_two_steps_of_sgd_with_momentum_and_coupled_decay(experiment):
     """w' = w - lr m, m' = mu m + (gradient + decay w), the gradient by jax.grad."""
-    state, advance = tiny_run.begin(task), tiny_run.advance(task)
+    state, advance = tiny_run.begin(experiment), tiny_run.advance(experiment)
     params, momentum = state.params, jax.tree.map(jnp.zeros_like, state.params)
     model_state = state.model_state
     net = tiny_run.Net()
     total = 0.0
     for step in range(2):
-        images, labels, _ = tiny_run.batch(task, step)
+        images, labels, _ = tiny_run.batch(experiment, step)
 
         def loss(p, model_state=model_state, images=images, labels=labels):
             logits, new = net.apply(
@@ -102,19 +106,19 @@ def test_two_steps_of_sgd_with_momentum_and_coupled_decay(task):
     assert int(state.totals.steps) == 2
 
 
-def test_the_last_evaluation_batch_counts_each_image_once(task, monkeypatch):
+def test_the_last_evaluation_batch_counts_each_image_once(experiment, monkeypatch):
     """22 images in batches of 8, against all at once."""
-    state = tiny_run.begin(task)
+    state = tiny_run.begin(experiment)
     found = []
     for size in (22, 8):
-        monkeypatch.setattr(accuracy, "batch_size", lambda task, size=size: size)
+        monkeypatch.setattr(accuracy, "batch_size", lambda experiment, size=size: size)
         totals, counts = accuracy.no_totals(), []
-        for images, labels, count in accuracy.batches(task, "test"):
+        for images, labels, count in accuracy.batches(experiment, "test"):
             assert images.shape == (size, 6, 6, 1)
             counts.append(count)
             arrays = jnp.asarray(images), jnp.asarray(labels), count
             totals = accuracy.add_batch(
-                task, state.params, state.model_state, *arrays, totals
+                experiment, state.params, state.model_state, *arrays, totals
             )
         found.append((totals, counts))
     (whole, _), (parts, counts) = found

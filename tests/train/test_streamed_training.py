@@ -7,7 +7,7 @@ import pytest
 import tiny_run
 from PIL import Image
 
-from zosam_jax.train import RunError, run, trained
+from zosam_jax.train import RunError, load_run, run
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def test_images_that_stay_on_disk_are_trained_on_and_resumed(
     assert first.status == "interrupted"
     again = run(config, model=tiny_run.Net())
     a, b = (
-        trained.load(tmp_path / name, model=tiny_run.Net()).variables for name in "ab"
+        load_run.load(tmp_path / name, model=tiny_run.Net()).variables for name in "ab"
     )
     tiny_run.assert_same(a, b)
     assert again.summary["test_loss"] == whole.summary["test_loss"]

@@ -10,7 +10,8 @@ import tiny_run
 from zosam_jax.data.sets import text
 from zosam_jax.runs.errors import RunError
 from zosam_jax.train import batch as batches
-from zosam_jax.train import objective, plan, run, trained
+from zosam_jax.train import load_run, run
+from zosam_jax.train import loss as loss_
 
 LENGTH = 16
 FIELDS = {"method": "dense", "gradient": "backprop", "dataset": "letters", "epochs": 1}
@@ -29,18 +30,18 @@ def letters():
     return text.sequences("letters", b"abcdefgh" * 400, length=LENGTH)
 
 
-def programs(**fields):
+def prepared(**fields):
     config = tiny_run.config("unused", **{**FIELDS, **fields})
-    return plan.plan(config, letters(), Bytes())
+    return tiny_run.prepare(config, letters(), Bytes())
 
 
-def loss_of(task, teacher=None):
+def loss_of(experiment, teacher=None):
     """The loss of the first batch, and log-probabilities and labels by hand."""
-    data = task.dataset
+    data = experiment.dataset
     raw = jnp.asarray(data.train_images[:16]), jnp.asarray(data.train_labels[:16])
-    batch = batches.prepare(task, jnp.int32(0), *raw, teacher)
+    batch = batches.prepare(experiment, jnp.int32(0), *raw, teacher)
     params = Bytes().init(jax.random.key(0), raw[0], train=False)["params"]
-    loss, (_, correct) = objective.value_fn(task, {}, jnp.int32(0), batch)(params)
+    loss, (_, correct) = loss_.value_fn(experiment, {}, jnp.int32(0), batch)(params)
     logits = Bytes().apply({"params": params}, raw[0], train=True)
     log_p = np.asarray(jax.nn.log_softmax(logits), np.float64)
     return float(loss), float(correct), log_p, np.asarray(raw[1])
@@ -52,7 +53,7 @@ def picked(log_p, labels):
 
 def test_labels_of_tokens_are_smoothed():
     """(1 - e) CE(next token) + e mean over the tokens of CE, mean over N and T."""
-    loss, correct, log_p, labels = loss_of(programs(label_smoothing=0.2).task)
+    loss, correct, log_p, labels = loss_of(prepared(label_smoothing=0.2).experiment)
     expected = -(0.8 * picked(log_p, labels) + 0.2 * log_p.mean(-1)).mean()
     assert loss == pytest.approx(expected, rel=1e-5)
     hits = (log_p.argmax(-1) == labels).sum()
@@ -62,14 +63,15 @@ def test_labels_of_tokens_are_smoothed():
 def test_a_teachers_tokens_are_half_of_the_loss(tmp_path, monkeypatch):
     path = str(tmp_path / "teacher")
     run(tiny_run.config(path, **FIELDS), dataset=letters(), model=Bytes())
-    load = trained.load
+    load = load_run.load
     monkeypatch.setattr(
-        trained, "load", lambda path, **rest: load(path, **{**rest, "model": Bytes()})
+        load_run, "load", lambda path, **rest: load(path, **{**rest, "model": Bytes()})
     )
-    task = programs(teacher=path).task
-    net, variables = task.teacher
-    loss, _, log_p, labels = loss_of(task, variables)
-    logits = net.apply(variables, task.dataset.train_images[:16], train=False)
+    experiment = prepared(teacher=path).experiment
+    assert experiment.teacher is not None
+    net, variables = experiment.teacher
+    loss, _, log_p, labels = loss_of(experiment, variables)
+    logits = net.apply(variables, experiment.dataset.train_images[:16], train=False)
     taught = np.argmax(logits, -1)
     assert (taught != labels).any()
     expected = -(picked(log_p, labels) + picked(log_p, taught)).mean() / 2
@@ -78,5 +80,5 @@ def test_a_teachers_tokens_are_half_of_the_loss(tmp_path, monkeypatch):
 
 def test_images_operations_on_text_are_refused():
     with pytest.raises(RunError, match="letters is text"):
-        programs(augment=("mixup=0.8",))
-    programs(augment=())
+        prepared(augment=("mixup=0.8",))
+    prepared(augment=())

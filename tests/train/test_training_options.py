@@ -1,6 +1,7 @@
 """Options of training other than the gradient and the masks, each checked by hand."""
 
 import dataclasses
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -12,7 +13,9 @@ import tiny_run
 import zosam_jax as zs
 from zosam_jax import tree
 from zosam_jax.data.sets import text
-from zosam_jax.train import RunError, objective, optimizer, plan, run, trained
+from zosam_jax.train import RunError, build, choices, load_run, loop, optimizers, run
+from zosam_jax.train import loss as loss_
+from zosam_jax.train.objects import Objects
 
 PLAIN = {
     "method": "dense",
@@ -24,9 +27,9 @@ PLAIN = {
 }
 
 
-def task_of(model=None, **fields):
+def experiment_of(model=None, **fields):
     config = tiny_run.config("unused", **{**PLAIN, **fields})
-    return plan.plan(config, tiny_run.dataset(), model or tiny_run.Net()).task
+    return tiny_run.prepare(config, model=model).experiment
 
 
 def assert_close(a, b, rtol=1e-5):
@@ -45,11 +48,11 @@ def test_the_average_is_the_papers_recursion_on_the_present_mask():
 
     RigL changes the masks in step 3.
     """
-    task = task_of(method="rigl", ema=0.25, update_interval=3)
-    state, advance = tiny_run.begin(task), tiny_run.advance(task)
+    experiment = experiment_of(method="rigl", ema=0.25, update_interval=3)
+    state, advance = tiny_run.begin(experiment), tiny_run.advance(experiment)
     average = (state.params, state.model_state)
     assert_close(state.average, average, 0)
-    first = zs.sparsity.masks(state.opt_state)
+    first = masks = zs.sparsity.masks(state.opt_state)
     for step in range(1, 6):
         state = advance(state)
         decay = min(0.25, (1 + step) / (10 + step))
@@ -68,26 +71,26 @@ def test_the_average_is_the_papers_recursion_on_the_present_mask():
 def test_the_average_is_what_is_tested(tmp_path):
     path = tmp_path / "run"
     result = tiny_run.train(path, **{**PLAIN, "ema": 0.9})
-    found = trained.load(path, dataset=tiny_run.dataset(), model=tiny_run.Net())
+    found = load_run.load(path, dataset=tiny_run.dataset(), model=tiny_run.Net())
     state = tiny_run.final(path, **{**PLAIN, "ema": 0.9})
     assert_close((found.params, found.model_state), state.average, 0)
     assert float(distance(found.params, state.params)) > 1e-3
-    data = found.task.dataset
+    data = found.experiment.dataset
     images = (data.test_images / np.float32(255) - data.mean[0]) / data.std[0]
-    logits = found.task.model.apply(found.variables, images, train=False)
+    logits = found.experiment.model.apply(found.variables, images, train=False)
     accuracy = np.mean(np.argmax(logits, -1) == data.test_labels)
     assert result.summary["test_accuracy"] == pytest.approx(accuracy)
 
 
 @pytest.mark.parametrize("method", ["dense", "random"])
 def test_accumulated_batches_are_one_step_of_their_mean_gradient(method):
-    task = task_of(method=method, accumulate_steps=2, momentum=0.9)
-    assert (task.total_steps, task.optimizer_steps) == (12, 6)
-    state, advance = tiny_run.begin(task), tiny_run.advance(task)
+    experiment = experiment_of(method=method, accumulate_steps=2, momentum=0.9)
+    assert (experiment.total_steps, experiment.optimizer_steps) == (12, 6)
+    state, advance = tiny_run.begin(experiment), tiny_run.advance(experiment)
     begin, model_state, grads = state.params, state.model_state, []
     for step in range(2):
         assert_close(state.params, begin, 0)
-        images, labels, _ = tiny_run.batch(task, step)
+        images, labels, _ = tiny_run.batch(experiment, step)
 
         def loss(params, model_state=model_state, images=images, labels=labels):
             logits, new = tiny_run.Net().apply(
@@ -126,7 +129,7 @@ def test_schedules_count_the_steps_of_the_optimizer(tmp_path):
 
 def test_a_run_that_would_not_make_a_step_is_refused():
     with pytest.raises(RunError, match=r"accumulate_steps=13 .* 12 batches"):
-        task_of(accumulate_steps=13)
+        experiment_of(accumulate_steps=13)
 
 
 @pytest.mark.parametrize("method", ["dense", "random"])
@@ -134,8 +137,8 @@ def test_the_radius_of_all_batches_of_a_step_is_that_of_its_rate(method):
     """rho_t = rho lr_t / lr_max where rho_min = 0 (gsam), t a step of 2 batches."""
     fields = {"gradient": "gsam", "rho": 0.1, "gradient_options": ("rho_min=0",)}
     fields |= {"schedule": "cosine", "accumulate_steps": 2, "epochs": 1}
-    task = task_of(method=method, **fields)
-    state, advance = tiny_run.begin(task), tiny_run.advance(task)
+    experiment = experiment_of(method=method, **fields)
+    state, advance = tiny_run.begin(experiment), tiny_run.advance(experiment)
     for step in (0, 0, 1, 1):
         state = advance(state)
         expected = 0.1 * (1 + np.cos(np.pi * step / 2)) / 2
@@ -145,19 +148,19 @@ def test_the_radius_of_all_batches_of_a_step_is_that_of_its_rate(method):
 
 def test_milestones_and_the_end_of_the_cosine():
     config = tiny_run.config("x", schedule="step", milestones=(0.3, 0.7, 0.9))
-    rate = optimizer.learning_rate(config, 100)
+    rate = optimizers.learning_rate(config, 100)
     found = [float(rate(t)) for t in (0, 29, 30, 69, 70, 89, 90, 99)]
     powers = np.array([0, 0, 1, 1, 2, 2, 3, 3])
     np.testing.assert_allclose(found, 0.1 * 0.1**powers, rtol=1e-6)
     config = tiny_run.config("x", final_learning_rate=0.004, epochs=10, warmup_epochs=1)
-    rate = optimizer.learning_rate(config, 100)
+    rate = optimizers.learning_rate(config, 100)
     assert float(rate(5)) == pytest.approx(0.05)
     assert float(rate(100)) == pytest.approx(0.004)
     middle = 0.004 + (0.1 - 0.004) / 2
     assert float(rate(55)) == pytest.approx(middle, rel=1e-6)
     fields = {"schedule": "step", "epochs": 10, "warmup_epochs": 2}
     config = tiny_run.config("x", **fields, milestones=(0.3, 0.6))
-    rate = optimizer.learning_rate(config, 100)
+    rate = optimizers.learning_rate(config, 100)
     found = [float(rate(t)) for t in (10, 20, 29, 30, 59, 60)]
     np.testing.assert_allclose(found, [0.05, 0.1, 0.1, 0.01, 0.01, 0.001], rtol=1e-6)
     with pytest.raises(ValueError, match="milestones"):
@@ -170,28 +173,23 @@ def test_milestones_and_the_end_of_the_cosine():
 @pytest.mark.parametrize("name", ["sgd", "adamw", "lion", "adafactor"])
 def test_weight_decay_is_for_kernels_alone(name):
     """No gradient: what moves is what decays."""
-    config = tiny_run.config(
-        "x",
-        **{**PLAIN, "weight_decay": 0.1, "optimizer": name, "decay": "kernels"},
-    )
+    fields = {**PLAIN, "weight_decay": 0.1, "optimizer": name, "decay": "kernels"}
+    config = tiny_run.config("x", **fields, model="vit")
     params = {
         "head": {"kernel": jnp.ones((3, 2)), "bias": jnp.ones(2)},
         "position_embedding": jnp.ones((4, 3)),
     }
     zero = jax.tree.map(jnp.zeros_like, params)
-    tx = optimizer.make(
-        config,
-        10,
-        dense=(),
-        embeddings=("position_embedding",),
-        aux_like=jnp.zeros(()),
-        value_fn=float,
+    parts = build.optimization(
+        config, Objects(), choices.choose(config), 10, jnp.zeros(())
     )
+    tx = parts.optimizer
 
     def value_fn(params):
         flat = sum(jnp.sum(x * 0) for x in jax.tree.leaves(params))
         return flat, jnp.zeros(())
 
+    updates: Any
     updates, _ = tx.update(zero, tx.init(params), params, value_fn=value_fn)
     assert (np.asarray(updates["head"]["kernel"]) < 0).all()
     assert not np.asarray(updates["head"]["bias"]).any()
@@ -200,12 +198,12 @@ def test_weight_decay_is_for_kernels_alone(name):
 
 def test_labels_are_smoothed():
     """(1 - e) CE(label) + e mean over the classes of CE."""
-    task = task_of(label_smoothing=0.2)
-    state, batch = tiny_run.begin(task), tiny_run.batch(task, 0)
-    loss, (_, correct) = objective.value_fn(task, state.model_state, state.step, batch)(
-        state.params
-    )
-    plain = tiny_run.batch(task_of(), 0)
+    experiment = experiment_of(label_smoothing=0.2)
+    state, batch = tiny_run.begin(experiment), tiny_run.batch(experiment, 0)
+    loss, (_, correct) = loss_.value_fn(
+        experiment, state.model_state, state.step, batch
+    )(state.params)
+    plain = tiny_run.batch(experiment_of(), 0)
     logits, _ = tiny_run.Net().apply(
         {"params": state.params, **state.model_state},
         plain.inputs,
@@ -223,14 +221,15 @@ def test_a_held_out_share_chooses_an_epoch(tmp_path):
     path = tmp_path / "run"
     result = tiny_run.train(path, **{**PLAIN, "validation": 0.25, "batch_size": 8})
     config = tiny_run.config(path, **{**PLAIN, "validation": 0.25, "batch_size": 8})
-    task = plan.plan(config, tiny_run.dataset(), tiny_run.Net()).task
+    experiment = tiny_run.prepare(config).experiment
     whole = tiny_run.dataset()
-    images, labels = task.validation
-    assert len(labels) + task.dataset.num_train == 70
+    assert experiment.validation is not None
+    images, labels = experiment.validation
+    assert len(labels) + experiment.dataset.num_train == 70
     for label in range(4):
         share = (labels == label).sum() / (whole.train_labels == label).sum()
         assert abs(share - 0.25) < 0.5 / (whole.train_labels == label).sum() + 1e-9
-    seen = {x.tobytes() for x in task.dataset.train_images}
+    seen = {x.tobytes() for x in experiment.dataset.train_images}
     assert not seen & {x.tobytes() for x in images}
     records = tiny_run.records(path)
     held = {r["epoch"]: r["accuracy"] for r in records if r["split"] == "validation"}
@@ -245,28 +244,29 @@ def test_a_held_out_share_chooses_an_epoch(tmp_path):
 
 @pytest.fixture(scope="module")
 def teacher(tmp_path_factory):
-    """A finished run, and a function that loads it as `plan` does."""
+    """A finished run, and a function that loads it as `prepare` does."""
     path = tmp_path_factory.mktemp("teacher") / "run"
     tiny_run.train(path, **PLAIN)
     return path
 
 
 def test_a_teachers_classes_are_half_of_the_loss(teacher, monkeypatch):
-    load = trained.load
+    load = load_run.load
     monkeypatch.setattr(
-        trained,
+        load_run,
         "load",
         lambda path, **rest: load(path, **{**rest, "model": tiny_run.Net()}),
     )
-    task = task_of(teacher=str(teacher))
-    state = tiny_run.begin(task)
-    images, labels, _ = tiny_run.batch(task, 0)
-    net, variables = task.teacher
+    experiment = experiment_of(teacher=str(teacher))
+    state = tiny_run.begin(experiment)
+    images, labels, _ = tiny_run.batch(experiment, 0)
+    assert experiment.teacher is not None
+    net, variables = experiment.teacher
     taught = np.argmax(net.apply(variables, images, train=False), -1)
     assert (taught != labels).any()
-    batch = tiny_run.batch(task, 0, teacher=variables)
+    batch = tiny_run.batch(experiment, 0, teacher=variables)
     np.testing.assert_array_equal(batch.taught, taught)
-    loss, _ = objective.value_fn(task, state.model_state, state.step, batch)(
+    loss, _ = loss_.value_fn(experiment, state.model_state, state.step, batch)(
         state.params
     )
     logits, _ = tiny_run.Net().apply(
@@ -291,11 +291,11 @@ class Dropping(nn.Module):
 
 
 def test_all_passes_of_a_step_draw_one_dropout():
-    task = task_of(Dropping())
-    state, batch = tiny_run.begin(task), tiny_run.batch(task, 0)
+    experiment = experiment_of(Dropping())
+    state, batch = tiny_run.begin(experiment), tiny_run.batch(experiment, 0)
 
     def losses(step, **keys):
-        loss = objective.value_fn(task, {}, jnp.int32(step), batch)
+        loss = loss_.value_fn(experiment, {}, jnp.int32(step), batch)
         return float(loss(state.params, **keys)[0])
 
     assert losses(3) == losses(3)
@@ -304,10 +304,12 @@ def test_all_passes_of_a_step_draw_one_dropout():
 
 
 def test_each_part_of_a_batch_draws_its_own_dropout():
-    task = task_of(Dropping(), gradient="esam")
-    batch = jax.tree.map(lambda x: jnp.repeat(x[:1], 16, 0), tiny_run.batch(task, 0))
-    loss = objective.value_fn(task, {}, jnp.int32(0), batch)
-    params = tiny_run.begin(task).params
+    experiment = experiment_of(Dropping(), gradient="esam")
+    batch = jax.tree.map(
+        lambda x: jnp.repeat(x[:1], 16, 0), tiny_run.batch(experiment, 0)
+    )
+    loss = loss_.value_fn(experiment, {}, jnp.int32(0), batch)
+    params = tiny_run.begin(experiment).params
     whole, front, rest = (
         loss(params, examples=x)[0] for x in (None, jnp.arange(8), jnp.arange(8, 16))
     )
@@ -318,17 +320,17 @@ def test_each_part_of_a_batch_draws_its_own_dropout():
 def test_sam_with_fresh_keys_draws_another_dropout_for_each_pass():
     found = []
     for options in ((), ("fresh_keys=True",)):
-        task = task_of(Dropping(), gradient="sam", gradient_options=options)
-        found.append(tiny_run.advance(task)(tiny_run.begin(task)).params)
+        experiment = experiment_of(Dropping(), gradient="sam", gradient_options=options)
+        found.append(tiny_run.advance(experiment)(tiny_run.begin(experiment)).params)
     assert float(distance(*found)) > 1e-4
 
 
 def test_a_run_that_is_not_finished_has_no_network(tmp_path, teacher):
     with pytest.raises(RunError, match="no config"):
-        trained.load(tmp_path)
+        load_run.load(tmp_path)
     (teacher / "summary.json").rename(teacher / "hidden")
     with pytest.raises(RunError, match="not finished"):
-        trained.load(teacher, dataset=tiny_run.dataset(), model=tiny_run.Net())
+        load_run.load(teacher, dataset=tiny_run.dataset(), model=tiny_run.Net())
     (teacher / "hidden").rename(teacher / "summary.json")
 
 
@@ -349,8 +351,10 @@ def test_a_text_is_trained_on_token_by_token(tmp_path):
         **{**PLAIN, "method": "rigl", "optimizer": "adamw", "learning_rate": 0.05},
     )
     result = run(config, dataset=data, model=Bytes())
-    found = trained.load(tmp_path / "run", dataset=data, model=Bytes())
-    logits = found.task.model.apply(found.variables, data.test_images, train=False)
+    found = load_run.load(tmp_path / "run", dataset=data, model=Bytes())
+    logits = found.experiment.model.apply(
+        found.variables, data.test_images, train=False
+    )
     right = np.argmax(logits, -1) == data.test_labels
     assert result.summary["test_accuracy"] == pytest.approx(right.mean())
     assert result.summary["test_accuracy"] > 0.9
@@ -375,10 +379,10 @@ def test_what_does_not_fit_the_data_is_said_before_anything_is_compiled(
 ):
     config = tiny_run.config("x", dataset="digits", batch_size=64, model="resnet20")
     with pytest.raises(RunError, match=message):
-        plan.plan(dataclasses.replace(config, **fields))
+        loop.prepare(dataclasses.replace(config, **fields), Objects())
 
 
 def test_a_teacher_of_other_data_is_named(teacher):
     config = tiny_run.config("x", dataset="digits", teacher=str(teacher))
     with pytest.raises(RunError, match="was trained on quadrants, not on digits"):
-        plan.plan(config, model=tiny_run.Net())
+        loop.prepare(config, Objects(model=tiny_run.Net()))

@@ -8,13 +8,14 @@ from tyro.conf import Suppress
 
 from zosam_jax.cli import names
 from zosam_jax.cli.train import absolute, draw_curves, fields, print_config
-from zosam_jax.lottery.config import LotteryConfig
+from zosam_jax.lottery.config import LotteryConfig, LotteryOptions
 from zosam_jax.runs.config import METHOD_FIELDS, TrainConfig
 from zosam_jax.runs.presets import Preset
+from zosam_jax.train import choices
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Lottery(LotteryConfig):
+class Lottery(TrainConfig, LotteryOptions):
     """Find lottery tickets: train, prune the smallest weights, rewind, repeat.
 
     Every round is a run folder OUT/round-NN that `zosam report` reads; OUT/lottery.json
@@ -28,12 +29,21 @@ class Lottery(LotteryConfig):
     drop_fraction: Suppress[float | None] = None
     stop_fraction: Suppress[float | None] = None
     method_options: Suppress[tuple[str, ...]] = ()
-    ticket: Suppress[tuple[str, ...] | None] = None
     preset: str = "digits"
     """Preset that sets the defaults of all flags; its sparse method is not used. \
 `zosam presets` lists them."""
     print_config: bool = False
     """Print the resulting configuration as JSON and exit."""
+
+    def __post_init__(self):
+        TrainConfig.__post_init__(self)
+        choices.check(self)
+        self.config()
+
+    def config(self) -> LotteryConfig:
+        """Returns the configuration of the search."""
+        train = TrainConfig(**absolute(fields(TrainConfig, self)))
+        return LotteryConfig(train=train, **fields(LotteryOptions, self))
 
     @classmethod
     def of(cls, name: str, preset: Preset) -> Self:
@@ -44,13 +54,13 @@ class Lottery(LotteryConfig):
 
     def execute(self, line: Sequence[str]) -> int:
         """Trains all rounds, draws their curves and returns the exit status."""
-        config = LotteryConfig(**absolute(fields(LotteryConfig, self)))
+        config = self.config()
         if self.print_config:
             return print_config(config)
+        from zosam_jax.lottery import run_lottery
         from zosam_jax.runs import progress
-        from zosam_jax.train import run_lottery
 
-        show = progress.display(config.log_every)
+        show = progress.display(self.log_every)
         result = run_lottery(config, display=show, command=line)
         if result.status == "interrupted":
             return 128 + (result.signal or 0)

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-from tyro.conf import Suppress
-
 from zosam_jax.cli import names
+from zosam_jax.lottery.config import LotteryConfig
 from zosam_jax.runs.config import TrainConfig
 from zosam_jax.runs.files import JSON
 from zosam_jax.runs.presets import Preset
+from zosam_jax.train import choices
 
 if TYPE_CHECKING:
     from zosam_jax.runs.progress import Display
@@ -27,11 +27,14 @@ class Train(TrainConfig):
 
     dataset: names.Dataset = "digits"
     method: names.Method = "rigl"
-    ticket: Suppress[tuple[str, ...] | None] = None
     preset: str = "digits"
     """Preset that sets the defaults of all flags; `zosam presets` lists them."""
     print_config: bool = False
     """Print the resulting configuration as JSON and exit."""
+
+    def __post_init__(self):
+        TrainConfig.__post_init__(self)
+        choices.check(self)
 
     @classmethod
     def of(cls, name: str, preset: Preset) -> Self:
@@ -67,9 +70,9 @@ def absolute(config: JSON) -> JSON:
     return config | {"dataset": f"{kind}:{Path(path).expanduser().resolve()}"}
 
 
-def print_config(config: TrainConfig) -> int:
+def print_config(config: TrainConfig | LotteryConfig) -> int:
     """Prints a configuration as JSON and returns the exit status 0."""
-    sys.stdout.write(json.dumps(dataclasses.asdict(config), indent=2) + "\n")
+    sys.stdout.write(json.dumps(config.record(), indent=2) + "\n")
     return 0
 
 

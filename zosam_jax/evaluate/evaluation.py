@@ -10,7 +10,8 @@ import datetime
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+
+import optax
 
 from zosam_jax import _check, data
 from zosam_jax.data import corruptions as corruptions_
@@ -18,10 +19,13 @@ from zosam_jax.evaluate import figures as figures_
 from zosam_jax.evaluate.image_sets import CLEAN, SOURCES, ImageSets
 from zosam_jax.evaluate.results import open_results
 from zosam_jax.evaluate.scoring import Progress, score
+from zosam_jax.gradients.transformation import GradientEstimator
 from zosam_jax.runs import environment, files
 from zosam_jax.runs.errors import RunError
 from zosam_jax.runs.files import JSON
-from zosam_jax.train import checkpoint, trained
+from zosam_jax.sparsity import SparseMethod
+from zosam_jax.train import checkpoint, load_run
+from zosam_jax.train.experiment import Model
 
 
 def evaluate(
@@ -38,7 +42,10 @@ def evaluate(
     out: str | os.PathLike[str] | None = None,
     overwrite: bool = False,
     dataset: data.Dataset | data.Streamed | None = None,
-    model: Any = None,
+    model: Model | None = None,
+    method: SparseMethod | None = None,
+    gradient: GradientEstimator | None = None,
+    optimizer: optax.GradientTransformation | None = None,
     on_progress: Callable[[Progress], None] | None = None,
     command: Sequence[str] | None = None,
 ) -> JSON:
@@ -64,6 +71,9 @@ def evaluate(
       overwrite: Evaluate all sets again.
       dataset: A data set to use instead of the one that the run's configuration names.
       model: A Linen module to use instead of the one that the configuration names.
+      method: The sparse method that the run was given, if it was.
+      gradient: The gradient estimator that the run was given, if it was.
+      optimizer: The optimizer that the run was given, if it was.
       on_progress: Called after every batch, and once for a finished set.
       command: The command line, for the record.
 
@@ -76,14 +86,22 @@ def evaluate(
       zosam_jax.data.DatasetError: A data set is missing or damaged.
     """
     _check_options(corruptions, severities, source, images, seed)
-    found = trained.load(Path(run), data_dir=data_dir, dataset=dataset, model=model)
-    task, network = found.task, (found.params, found.model_state)
+    found = load_run.load(
+        Path(run),
+        data_dir=data_dir,
+        dataset=dataset,
+        model=model,
+        method=method,
+        gradient=gradient,
+        optimizer=optimizer,
+    )
+    experiment, network = found.experiment, (found.params, found.model_state)
     sets = ImageSets(
-        task.dataset,
+        experiment.dataset,
         source=source,
         images=images,
         seed=seed,
-        data_dir=task.config.data_dir,
+        data_dir=found.config.data_dir,
         published_dir=published_dir,
         frost_dir=frost_dir,
     )
@@ -97,14 +115,14 @@ def evaluate(
     folder = Path(out).expanduser().resolve() if out else found.folder
     path = folder / "evaluation.jsonl"
     with contextlib.closing(open_results(path, same, overwrite)) as results:
-        score(task, network, sets, keys, results, on_progress or (lambda _: None))
+        score(experiment, network, sets, keys, results, on_progress or (lambda _: None))
         on_sets = [results.get(key) for key in keys]
     figures = {
         "run": found.folder.name,
         "step": found.summary["steps"],
         **figures_.figures(sets, [result for result in on_sets if result is not None]),
         "left_out": left_out,
-        "test_images": task.dataset.num_test,
+        "test_images": experiment.dataset.num_test,
         "training_test_accuracy": found.summary["test_accuracy"],
         **same,
         "commit": environment.commit(),

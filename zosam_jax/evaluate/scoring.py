@@ -12,7 +12,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
 
 from zosam_jax._types import PyTree
 from zosam_jax.evaluate import calibration
@@ -22,8 +21,8 @@ from zosam_jax.runs.errors import RunError
 from zosam_jax.runs.files import JSON
 from zosam_jax.train import accuracy
 from zosam_jax.train.batch import normalized
-from zosam_jax.train.objective import cross_entropy
-from zosam_jax.train.task import Task
+from zosam_jax.train.experiment import Experiment
+from zosam_jax.train.loss import cross_entropy
 
 # Threads that read or corrupt images while the devices compute.
 _THREADS = 4
@@ -59,12 +58,17 @@ class _Sums(NamedTuple):
 
 
 def _step(
-    task: Task, variables: PyTree, images: jax.Array, labels: jax.Array, sums: _Sums
+    experiment: Experiment,
+    network: PyTree,
+    images: jax.Array,
+    labels: jax.Array,
+    sums: _Sums,
 ) -> _Sums:
     """Returns the sums with a batch added. Images of label -1 do not count."""
-    params, model_state = variables
-    batch = normalized(task, images)
-    logits = task.model.apply({"params": params, **model_state}, batch, train=False)
+    params, model_state = network
+    inputs = normalized(experiment, images)
+    variables = {"params": params, **model_state}
+    logits = experiment.model.apply(variables, inputs, train=False)
     logits = logits.astype(jnp.float32)
     counts = labels >= 0
     losses = cross_entropy(logits, jnp.maximum(labels, 0))
@@ -76,8 +80,8 @@ def _step(
 
 
 def score(
-    task: Task,
-    variables: PyTree,
+    experiment: Experiment,
+    network: PyTree,
     sets: ImageSets,
     keys: Sequence[JSON],
     results: Results,
@@ -88,23 +92,22 @@ def score(
     One program is compiled. It sees every set in batches of one size.
 
     Args:
-      task: The model, its normalization of images, and the devices.
-      variables: `(params, model_state)` of the network.
+      experiment: The model, its normalization of images, and the devices.
+      network: `(params, model_state)` of the model.
       sets: The image sets.
       keys: The keys of the results; each names its "corruption" and "severity".
       results: The results of earlier calls, which are kept.
       on_progress: Called after every batch, and once for a finished set.
     """
-    size = min(
-        accuracy.batch_size(task), -(-sets.count // task.mesh.size) * task.mesh.size
-    )
+    devices = experiment.mesh.size
+    size = min(accuracy.batch_size(experiment), -(-sets.count // devices) * devices)
     batches = -(-sets.count // size)
-    variables = jax.device_put(variables, task.replicated())
-    step = jax.jit(functools.partial(_step, task))
-    split = NamedSharding(task.mesh, PartitionSpec("data"))
+    network = jax.device_put(network, experiment.replicated())
+    step = jax.jit(functools.partial(_step, experiment))
+    split = experiment.over_devices()
     zero = jnp.zeros((calibration.NUM_BINS,), jnp.float32)
     none = _Sums(jnp.zeros((), jnp.float32), calibration.Bins(zero, zero, zero))
-    none = jax.device_put(none, task.replicated())
+    none = jax.device_put(none, experiment.replicated())
     missing = [key for key in keys if results.get(key) is None]
     jobs = itertools.chain.from_iterable(
         sets.batches(key["corruption"], key["severity"], size) for key in missing
@@ -119,7 +122,7 @@ def score(
             sums = none
             for number, batch in enumerate(itertools.islice(prefetched, batches)):
                 on_progress(Progress(done, *where, number / batches, None, False))
-                sums = step(variables, *jax.device_put(batch, split), sums)
+                sums = step(network, *jax.device_put(batch, split), sums)
             result = _result(key, jax.device_get(sums))
             results.add(result)
             on_progress(Progress(done + 1, *where, 1.0, result["accuracy"], False))

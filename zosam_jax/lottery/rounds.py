@@ -1,14 +1,14 @@
 """Lottery tickets: rounds of training, pruning and rewinding, each one a run.
 
-    OUT/lottery.json     the configuration, and what every round reached
+    OUT/lottery.json     the configuration, and the figures of every round
     OUT/round-00         trained with all weights; an ordinary run, as all rounds are
-    OUT/round-01 ...     with the mask of the largest weights of the round before
-    OUT/rewind           states of round 0 that the others go back to
+    OUT/round-01 ...     with the mask of the largest weights of the previous round
+    OUT/rewind           states of round 0 that the others rewind to
     OUT/early-bird       masks and their distances by epoch, with early_bird
 
-A round that was interrupted resumes from its own checkpoint, which holds its mask. One
-that has none starts again from the last checkpoint of the round before and a state in
-`rewind`, so that it makes no difference where the rounds were cut off.
+An interrupted round resumes from its own checkpoint, which holds its mask. A round
+without a checkpoint starts again from the last checkpoint of the previous round and a
+state in `rewind`. The numbers do not depend on where the rounds were interrupted.
 """
 
 import contextlib
@@ -16,21 +16,24 @@ import dataclasses
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
+import optax
 
-import zosam_jax as zs
-from zosam_jax import data, tree
+from zosam_jax import data, sparsity, tree
+from zosam_jax.gradients.transformation import GradientEstimator
 from zosam_jax.lottery import tickets
 from zosam_jax.lottery.config import LotteryConfig
 from zosam_jax.runs import files, folder
 from zosam_jax.runs.config import TrainConfig
+from zosam_jax.runs.files import JSON
 from zosam_jax.runs.progress import Display, Silent
-from zosam_jax.train import checkpoint, loop
-from zosam_jax.train.plan import plan
-from zosam_jax.train.programs import Programs
+from zosam_jax.train import build, checkpoint, loop
+from zosam_jax.train.compiled_run import CompiledRun
+from zosam_jax.train.experiment import Model
+from zosam_jax.train.objects import Objects
 from zosam_jax.train.step import TrainState
 
 RECORD = folder.LOTTERY_RECORD
@@ -43,42 +46,66 @@ class LotteryResult(NamedTuple):
       folder: The folder of all rounds.
       status: "finished", "unchanged" (it was finished before), or "interrupted".
       rounds: One record for each finished round, as in `lottery.json`.
-      signal: The signal that interrupted it, else None.
+      signal: The signal that interrupted it, or None.
     """
 
     folder: Path
     status: str
-    rounds: list[dict[str, Any]]
+    rounds: list[JSON]
     signal: int | None = None
+
+
+class _Search(NamedTuple):
+    """A search under way.
+
+    Attributes:
+      config: Its configuration.
+      rounds: The configuration of each round.
+      given: The objects that all rounds use; the method is that of tickets.
+      compiled: The programs of all rounds.
+      display: Where to show progress.
+      command: The command line, or None.
+    """
+
+    config: LotteryConfig
+    rounds: Sequence[TrainConfig]
+    given: Objects
+    compiled: CompiledRun
+    display: Display
+    command: Sequence[str] | None
 
 
 def run_lottery(
     config: LotteryConfig,
     *,
     dataset: data.Dataset | None = None,
-    model: Any = None,
+    model: Model | None = None,
+    gradient: GradientEstimator | None = None,
+    optimizer: optax.GradientTransformation | None = None,
     display: Display | None = None,
     command: Sequence[str] | None = None,
 ) -> LotteryResult:
     """Trains round after round, each with a sparser mask, and leaves a run folder each.
 
-    The same call goes on where an earlier one was interrupted, between rounds or within
-    one, to the same numbers.
+    The same call continues an interrupted search, between rounds or within one, to the
+    same numbers.
 
     Args:
       config: The configuration.
       dataset: As for `run`.
       model: As for `run`.
-      display: Where to show what happens. Default: nowhere.
+      gradient: As for `run`.
+      optimizer: As for `run`.
+      display: Where to show progress. Default: nowhere.
       command: The command line, for the record.
 
     Raises:
-      RunError: It cannot start or go on; the message says what would work.
+      RunError: It cannot start or continue; the message says what would work.
       zosam_jax.data.DatasetError: The data set is missing or damaged.
     """
     show = display or Silent()
     folder.check(config, RECORD)
-    sparsities = zs.sparsity.ticket_sparsities(config.sparsity, config.total_rounds)
+    sparsities = sparsity.ticket_sparsities(config.train.sparsity, config.total_rounds)
     rounds = [_round(config, *pair) for pair in enumerate(sparsities)]
     if not config.overwrite:
         done = [_record(c) for c in rounds if folder.read_summary(c) is not None]
@@ -87,71 +114,61 @@ def run_lottery(
                 f"{config.folder} is finished already; --overwrite would start anew."
             )
             return LotteryResult(config.folder, "unchanged", done)
-    programs = plan(rounds[0], dataset, model)
-    size = checkpoint.size_in_bytes(programs.abstract)
+    method = build.ticket_method(rounds[0])
+    given = Objects(dataset, model, method, gradient, optimizer)
+    compiled = loop.prepare(rounds[0], given)
+    size = checkpoint.size_in_bytes(compiled.abstract)
     unfinished = [c for c in rounds if config.overwrite or not _is_finished(c)]
     folder.check_space(config, (len(unfinished) * config.keep + 4) * size)
+    search = _Search(config, rounds, given, compiled, show, command)
     with folder.claim(config) as path:
         if config.overwrite:
             _clear(path)
-        return _run_rounds(config, rounds, programs, path, show, command)
+        return _run_rounds(search, path)
 
 
 def _round(config: LotteryConfig, number: int, sparsity: float) -> TrainConfig:
-    """Returns the configuration of a round, which says all that its mask comes from."""
-    says = {
+    """Returns the configuration of a round."""
+    return dataclasses.replace(
+        config.train,
+        method="ticket",
+        sparsity=sparsity,
+        out=str(config.folder / f"round-{number:02}"),
+        overwrite=False,
+    )
+
+
+def _origin(config: LotteryConfig, number: int) -> JSON:
+    """Returns where the mask of a round comes from, for its `config.json`."""
+    origin = {
         "round": number,
         "rounds": config.total_rounds,
-        "final_sparsity": config.sparsity,
+        "final_sparsity": config.train.sparsity,
         "per_layer": config.per_layer,
         "rewind": config.rewinds,
         "rewind_epoch": config.rewind_epoch,
     }
     if config.early_bird:
-        says["early_bird_window"] = config.early_bird_window
-        says["early_bird_tolerance"] = config.early_bird_tolerance
-    common = {f.name: getattr(config, f.name) for f in dataclasses.fields(TrainConfig)}
-    own = {
-        "method": "ticket",
-        "ticket": tuple(f"{name}={value}" for name, value in says.items()),
-        "sparsity": sparsity,
-        "out": str(config.folder / f"round-{number:02}"),
-        "overwrite": False,
-    }
-    return TrainConfig(**{**common, **own})
+        origin["early_bird_window"] = config.early_bird_window
+        origin["early_bird_tolerance"] = config.early_bird_tolerance
+    return origin
 
 
 def _is_finished(config: TrainConfig) -> bool:
     return folder.read_summary(config) is not None
 
 
-def _run_rounds(
-    config: LotteryConfig,
-    rounds: Sequence[TrainConfig],
-    programs: Programs,
-    path: Path,
-    show: Display,
-    command: Sequence[str] | None,
-) -> LotteryResult:
-    records: list[dict[str, Any]] = []
+def _run_rounds(search: _Search, path: Path) -> LotteryResult:
+    """Runs the rounds that are not finished, and returns how that ended."""
+    config, rounds, show = search.config, search.rounds, search.display
+    records: list[JSON] = []
     for number, chosen in enumerate(rounds):
         _write(config, path, records)
         folder.check(chosen)
         if not _is_finished(chosen):
-            programs = programs.again(chosen)
             show.message(f"round {number} of {len(rounds) - 1}")
-            start = None
-            if number and not _has_checkpoint(chosen):
-                start = _start(config, rounds[number - 1], chosen, programs)
-                _warn_of_empty_layers(start, show)
-            result = loop.run(
-                chosen,
-                display=show,
-                command=command,
-                programs=programs,
-                start=start,
-                on_epoch=None if number else tickets.observer(config, programs),
-            )
+            result = _run_round(search, number)
+            search = search._replace(compiled=search.compiled.again())
             is_last = number == len(rounds) - 1
             if result.status == "interrupted" or (result.signal and not is_last):
                 return LotteryResult(path, "interrupted", records, result.signal)
@@ -162,8 +179,29 @@ def _run_rounds(
     return LotteryResult(path, "finished", records)
 
 
+def _run_round(search: _Search, number: int) -> loop.Result:
+    """Trains one round from its ticket."""
+    config, chosen = search.config, search.rounds[number]
+    start = observer = None
+    if number == 0:
+        observer = tickets.observer(config, search.compiled.experiment)
+    elif not _has_checkpoint(chosen):
+        start = _start(search, number)
+        _warn_of_empty_layers(start, search.display)
+    return loop.run(
+        chosen,
+        **search.given._asdict(),
+        display=search.display,
+        command=search.command,
+        compiled=search.compiled,
+        start=start,
+        on_epoch=observer,
+        record={"lottery": _origin(config, number)},
+    )
+
+
 def _has_checkpoint(config: TrainConfig) -> bool:
-    """Whether a round resumes by itself, for which nothing need be made ready."""
+    """Returns whether a round resumes from a checkpoint of its own."""
     path = config.folder / "checkpoints"
     if not path.exists():
         return False
@@ -171,45 +209,44 @@ def _has_checkpoint(config: TrainConfig) -> bool:
         return bool(found.steps())
 
 
-def _start(
-    config: LotteryConfig, before: TrainConfig, now: TrainConfig, programs: Programs
-) -> TrainState:
-    """Returns the state that a round begins with, from what is on disk."""
-    steps_per_epoch = programs.task.steps_per_epoch
+def _start(search: _Search, number: int) -> TrainState:
+    """Returns the state that a round begins with, from the files of earlier rounds."""
+    config, compiled = search.config, search.compiled
+    before = search.rounds[number - 1]
     last = folder.read_summary(before)
     assert last is not None
     trained = tickets.read(
         before.folder / "checkpoints",
         last["steps"],
-        programs,
+        compiled,
         f"Delete {before.folder / 'summary.json'} and run the same command: that round "
         "goes on from an earlier checkpoint, to the same numbers.",
     )
     anew = "Start anew with --overwrite."
     kept = config.folder / "rewind"
-    fresh = tickets.read(kept, 0, programs, anew)
-    step = config.rewind_epoch * steps_per_epoch
-    early = tickets.read(kept, step, programs, anew) if step else fresh
+    fresh = tickets.read(kept, 0, compiled, anew)
+    step = config.rewind_epoch * compiled.experiment.steps_per_epoch
+    early = tickets.read(kept, step, compiled, anew) if step else fresh
     return tickets.ticket(
         trained,
         early,
         fresh,
-        now.sparsity,
+        search.rounds[number].sparsity,
         rewind=config.rewinds,
         per_layer=config.per_layer,
     )
 
 
 def _warn_of_empty_layers(start: TrainState, show: Display) -> None:
-    masks = zs.sparsity.masks(start.opt_state)
+    masks = sparsity.masks(start.opt_state)
     pairs = zip(tree.paths(masks), jax.tree.leaves(masks), strict=True)
     empty = [path for path, m in pairs if np.ndim(m) and not np.any(m)]
     if empty:
         show.message(f"no weight is left in {', '.join(empty)}; try --per-layer")
 
 
-def _record(config: TrainConfig) -> dict[str, Any]:
-    """Returns what a finished round reached."""
+def _record(config: TrainConfig) -> JSON:
+    """Returns the figures of a finished round."""
     summary = folder.read_summary(config)
     assert summary is not None
     sparsified = summary["parameters_sparsified"]
@@ -227,10 +264,9 @@ def _record(config: TrainConfig) -> dict[str, Any]:
     }
 
 
-def _write(
-    config: LotteryConfig, path: Path, records: Sequence[dict[str, Any]]
-) -> None:
-    content: dict[str, Any] = {"config": dataclasses.asdict(config), "rounds": records}
+def _write(config: LotteryConfig, path: Path, records: Sequence[JSON]) -> None:
+    """Writes `lottery.json`."""
+    content: JSON = {"config": config.record(), "rounds": records}
     if config.early_bird and records:
         found = records[0]["status"] == "stopped"
         last = records[0]["epochs"]
@@ -244,7 +280,7 @@ def _write(
     files.write_json(path / RECORD, content)
 
 
-def _table(records: Sequence[dict[str, Any]]) -> list[str]:
+def _table(records: Sequence[JSON]) -> list[str]:
     """Returns the rounds as lines of text."""
     lines = [f"{'round':10}{'density':>9}{'live weights':>15}{'test accuracy':>16}"]
     for r in records:
@@ -256,7 +292,7 @@ def _table(records: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def _clear(path: Path) -> None:
-    """Deletes the rounds and what belongs to them: its own files and nothing else."""
+    """Deletes the rounds and their files; other files in the folder stay."""
     for entry in path.glob("round-[0-9]*"):
         folder.clear(entry)
         (entry / ".lock").unlink(missing_ok=True)
@@ -264,6 +300,6 @@ def _clear(path: Path) -> None:
             entry.rmdir()
     for name in ("rewind", "early-bird"):
         shutil.rmtree(path / name, ignore_errors=True)
-    # Last: without it, the folder would not be known for one of rounds.
+    # The record last: without it, the folder is not recognised as one of rounds.
     for name in ("curves.png", RECORD):
         (path / name).unlink(missing_ok=True)

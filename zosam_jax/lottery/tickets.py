@@ -1,24 +1,25 @@
-"""What passes from one round of a lottery to the next: states, masks, distances."""
+"""The states, masks and mask distances that pass from one round to the next."""
 
 import contextlib
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
 import optax
 
-import zosam_jax as zs
+from zosam_jax import sparsity as sparse
+from zosam_jax._types import Masks, OptState
 from zosam_jax.lottery.config import LotteryConfig
 from zosam_jax.runs.errors import RunError
 from zosam_jax.sparsity.mask_trees import reset_moments
 from zosam_jax.train import checkpoint
-from zosam_jax.train.programs import Programs
+from zosam_jax.train.compiled_run import CompiledRun
+from zosam_jax.train.experiment import Experiment
 from zosam_jax.train.step import TrainState
 
-_prune = jax.jit(zs.sparsity.prune_ticket, static_argnames=("sparsity", "per_layer"))
+_prune = jax.jit(sparse.prune_ticket, static_argnames=("sparsity", "per_layer"))
 
 
 def ticket(
@@ -32,26 +33,26 @@ def ticket(
 ) -> TrainState:
     """Returns the state at the start of a round, as NumPy arrays.
 
+    Step, schedules and data order are always those of `early`.
+
     Args:
-      trained: The state at the end of the round before.
-      early: That of the first round at the step to go back to.
-      fresh: That of the first round before its first step.
-      sparsity: Of the new mask, which is drawn from the weights of `trained`.
-      rewind: "weights": parameters, batch statistics and the optimizer's state are
-        those of `early`, and so is the moving average, where there is one; the moments
-        of pruned weights are fresh. "learning-rate": parameters and batch statistics
-        are those of `trained`, where the average begins; all moments (and what corrects
-        their bias) are fresh. Step, schedules and order of the data are those of
-        `early` in both.
-      per_layer: See `zosam_jax.sparsity.prune_ticket`.
+      trained: The state at the end of the previous round.
+      early: The state of the first round at the rewind step.
+      fresh: The state of the first round before its first step.
+      sparsity: Sparsity of the new mask, which is made from the weights of `trained`.
+      rewind: "weights": parameters, batch statistics, optimizer state and moving
+        average are those of `early`; the moments of pruned weights are reset.
+        "learning-rate": parameters and batch statistics are those of `trained`, where
+        the moving average begins; all moments and their bias corrections are reset.
+      per_layer: As for `zosam_jax.sparsity.prune_ticket`.
     """
-    old = zs.sparsity.masks(trained.opt_state)
+    old = sparse.masks(trained.opt_state)
     masks = _prune(trained.params, old, sparsity=sparsity, per_layer=per_layer)
     source = early if rewind == "weights" else trained
-    params = zs.sparsity.apply_masks(source.params, masks)
+    params = sparse.apply_masks(source.params, masks)
     average = (params, source.model_state) if early.average else ()
     if early.average and rewind == "weights":
-        average = (zs.sparsity.apply_masks(early.average[0], masks), early.average[1])
+        average = (sparse.apply_masks(early.average[0], masks), early.average[1])
     start = TrainState(
         step=early.step,
         params=params,
@@ -63,14 +64,19 @@ def ticket(
     return checkpoint.snapshot(start)
 
 
-def _with_masks(early: Any, fresh: Any, masks: Any, rewind: str) -> Any:
-    """Returns the state of `sparsify` with other masks: all that knows its fields."""
+def _with_masks(
+    early: sparse.SparsifyState,
+    fresh: sparse.SparsifyState,
+    masks: Masks,
+    rewind: str,
+) -> sparse.SparsifyState:
+    """Returns the state of `sparsify` with other masks."""
     if rewind == "weights":
         pruned = jax.tree.map(np.logical_not, masks)
         inner = reset_moments(early.inner, fresh.inner, pruned)
         return early._replace(masks=masks, inner=inner)
 
-    def is_schedule(x: Any) -> bool:
+    def is_schedule(x: OptState) -> bool:
         return isinstance(x, optax.ScaleByScheduleState)
 
     inner = jax.tree.map(
@@ -79,20 +85,20 @@ def _with_masks(early: Any, fresh: Any, masks: Any, rewind: str) -> Any:
         early.inner,
         is_leaf=is_schedule,
     )
-    # Its step gives the keys.
+    # The gradient's step count, which gives the PRNG keys, is rewound too.
     gradient = early.gradient._replace(memory=fresh.gradient.memory)
     return early._replace(masks=masks, inner=inner, gradient=gradient)
 
 
 def observer(
-    config: LotteryConfig, programs: Programs
+    config: LotteryConfig, experiment: Experiment
 ) -> Callable[[int, TrainState], bool]:
-    """Returns what is done at the epochs of round 0: keep states, see the early bird.
+    """Returns the `on_epoch` of round 0: it keeps states and detects early birds.
 
     It may be called with the same epoch again, when the round resumes.
     """
-    path, per_epoch = config.folder, programs.task.steps_per_epoch
-    rule = zs.sparsity.early_bird(
+    path, per_epoch = config.folder, experiment.steps_per_epoch
+    rule = sparse.early_bird(
         window=config.early_bird_window, tolerance=config.early_bird_tolerance
     )
     update = jax.jit(rule.update)
@@ -104,8 +110,8 @@ def observer(
             return False
         masks = _prune(
             state.params,
-            zs.sparsity.masks(state.opt_state),
-            sparsity=config.sparsity,
+            sparse.masks(state.opt_state),
+            sparsity=config.train.sparsity,
             per_layer=config.per_layer,
         )
         seen = rule.init(masks)
@@ -125,21 +131,21 @@ def _keep(directory: Path, step: int, state: TrainState) -> None:
             kept.wait()
 
 
-def read(directory: Path, step: int, programs: Programs, advice: str) -> TrainState:
-    """Returns the state of a step as NumPy arrays.
+def read(directory: Path, step: int, compiled: CompiledRun, advice: str) -> TrainState:
+    """Returns the checkpoint of a step as NumPy arrays.
 
     Args:
-      directory: Of checkpoints.
+      directory: Folder of the checkpoints.
       step: The step.
-      programs: Those of the run.
-      advice: A sentence that says what would work where it cannot be read.
+      compiled: The programs, which tell the shapes of the state.
+      advice: A sentence for the error message that says what to do.
 
     Raises:
-      RunError: It cannot.
+      RunError: The checkpoint cannot be read.
     """
     with contextlib.closing(checkpoint.Checkpoints(directory, 2)) as kept:
         try:
-            return kept.read(step, programs.abstract)
+            return kept.read(step, compiled.abstract)
         except Exception as error:
             raise RunError(
                 f"the state of step {step} in {directory} cannot be read: "
@@ -151,7 +157,7 @@ def _epoch_file(path: Path, epochs: int) -> Path:
     return path / "early-bird" / f"epoch-{epochs:04}.npz"
 
 
-def _store(path: Path, seen: Any) -> None:
+def _store(path: Path, seen: sparse.EarlyBirdState) -> None:
     path.parent.mkdir(exist_ok=True)
     temporary = path.with_suffix(".tmp")
     with temporary.open("wb") as file:
@@ -160,7 +166,7 @@ def _store(path: Path, seen: Any) -> None:
     os.replace(temporary, path)
 
 
-def _load(path: Path, like: Any) -> Any:
+def _load(path: Path, like: sparse.EarlyBirdState) -> sparse.EarlyBirdState:
     try:
         with np.load(path) as file:
             count = jax.tree.structure(like).num_leaves
@@ -174,7 +180,7 @@ def _load(path: Path, like: Any) -> Any:
 
 
 def changes(path: Path, epochs: int) -> list[int]:
-    """Returns how many entries of the mask changed in epochs 2, 3, ..., `epochs`."""
+    """Returns the numbers of mask entries that changed in epochs 2 to `epochs`."""
     found = []
     for epoch in range(2, epochs + 1):
         with np.load(_epoch_file(path, epoch)) as file:

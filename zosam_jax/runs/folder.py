@@ -1,16 +1,15 @@
 """The folder of a run: its checks, its lock and its `config.json`."""
 
 import contextlib
-import dataclasses
 import datetime
 import fcntl
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from zosam_jax.runs import environment, files, summary
-from zosam_jax.runs.config import TrainConfig, differences
+from zosam_jax.runs.config import differences
 from zosam_jax.runs.errors import RunError
 from zosam_jax.runs.files import JSON
 
@@ -24,7 +23,30 @@ _FOLDERS = ("checkpoints", "damaged", "tensorboard")
 _ENVIRONMENT = ("commit", "cpus", "backend", "device", "devices")
 
 
-def check(config: TrainConfig, record: str = "config.json") -> None:
+class RecordedConfig(Protocol):
+    """A configuration with a folder: of one run, or of the rounds of a lottery."""
+
+    @property
+    def folder(self) -> Path:
+        """The absolute folder."""
+        ...
+
+    @property
+    def overwrite(self) -> bool:
+        """Whether to delete what is in the folder."""
+        ...
+
+    @property
+    def keep(self) -> int:
+        """Number of checkpoints to keep."""
+        ...
+
+    def record(self) -> JSON:
+        """Returns all fields as a flat dictionary."""
+        ...
+
+
+def check(config: RecordedConfig, record: str = "config.json") -> None:
     """Raises `RunError` unless a run of `config` may start or resume in its folder.
 
     Nothing is written. A missing or empty folder is free. A folder that holds a run
@@ -49,7 +71,7 @@ def check(config: TrainConfig, record: str = "config.json") -> None:
         return
     if config.overwrite:
         return
-    stored, wanted = read_config(folder, record)["config"], dataclasses.asdict(config)
+    stored, wanted = read_config(folder, record)["config"], config.record()
     changed = differences(stored, wanted)
     if changed:
         other = any((name in stored) != (name in wanted) for name in changed)
@@ -61,7 +83,7 @@ def check(config: TrainConfig, record: str = "config.json") -> None:
         )
 
 
-def check_space(config: TrainConfig, needed: int) -> None:
+def check_space(config: RecordedConfig, needed: int) -> None:
     """Raises `RunError` unless the disk of the run's folder has enough free space.
 
     Args:
@@ -107,7 +129,7 @@ def read_config(folder: Path, record: str = "config.json") -> JSON:
     return content
 
 
-def read_summary(config: TrainConfig) -> JSON | None:
+def read_summary(config: RecordedConfig) -> JSON | None:
     """Returns the `summary.json` of a configuration's run.
 
     Returns None if the run is unfinished, or if `config.overwrite` is set.
@@ -119,7 +141,7 @@ def read_summary(config: TrainConfig) -> JSON | None:
 
 
 @contextlib.contextmanager
-def claim(config: TrainConfig) -> Iterator[Path]:
+def claim(config: RecordedConfig) -> Iterator[Path]:
     """Creates the run's folder, locks it against other processes, and yields it.
 
     With `config.overwrite`, an existing run is deleted first: only its own files.
@@ -153,10 +175,11 @@ def clear(folder: Path) -> None:
 
 def write_config(
     folder: Path,
-    config: TrainConfig,
+    config: RecordedConfig,
     command: Sequence[str] | None,
     step: int,
     devices: Mapping[str, Any],
+    beside: Mapping[str, Any] | None = None,
 ) -> list[str]:
     """Writes `config.json`: the configuration and every session that trained the run.
 
@@ -167,6 +190,7 @@ def write_config(
       step: The step at which this session starts.
       devices: The devices of this session: "backend", "device" (their kind) and
         "devices" (their number).
+      beside: Further entries, beside "config" and "sessions".
 
     Returns:
       What changed since the session before, as "jax 0.10.2 -> 0.12.0". The figures of
@@ -185,7 +209,7 @@ def write_config(
             **devices,
         }
     )
-    content = {"config": dataclasses.asdict(config), "sessions": sessions}
+    content = {"config": config.record(), **(beside or {}), "sessions": sessions}
     files.write_json(path, content)
     if len(sessions) == 1:
         return []

@@ -3,16 +3,13 @@
     config = TrainConfig(dataset="digits", sparsity=0.95, out="runs/mine")
     result = run(config)        # a second call resumes
 
-All names are loaded on first use, for the trainer brings in Flax, Orbax and TFDS.
+All names are loaded on first use: the trainer imports Flax, Orbax and TFDS.
 """
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from zosam_jax.lottery.config import LotteryConfig as LotteryConfig
-    from zosam_jax.lottery.rounds import LotteryResult as LotteryResult
-    from zosam_jax.lottery.rounds import run_lottery as run_lottery
     from zosam_jax.runs.config import TrainConfig as TrainConfig
     from zosam_jax.runs.errors import RunError as RunError
     from zosam_jax.runs.presets import PRESETS as PRESETS
@@ -21,10 +18,7 @@ if TYPE_CHECKING:
     from zosam_jax.train.loop import Result as Result
     from zosam_jax.train.loop import run as run
 
-_HOMES = {
-    "LotteryConfig": "lottery.config",
-    "LotteryResult": "lottery.rounds",
-    "run_lottery": "lottery.rounds",
+_MODULES = {
     "TrainConfig": "runs.config",
     "RunError": "runs.errors",
     "PRESETS": "runs.presets",
@@ -36,6 +30,6 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"zosam_jax.{_HOMES[name]}"), name)
+    return getattr(importlib.import_module(f"zosam_jax.{_MODULES[name]}"), name)

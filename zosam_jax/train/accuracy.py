@@ -1,22 +1,23 @@
 """Loss and accuracy on held-out examples, batch by batch."""
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from zosam_jax._types import Params
 from zosam_jax.data import Streamed
 from zosam_jax.train.batch import normalized
-from zosam_jax.train.objective import cross_entropy, right
-from zosam_jax.train.task import Task
+from zosam_jax.train.experiment import Experiment, ModelState
+from zosam_jax.train.loss import cross_entropy, is_correct
 
 _LARGEST = 512
 
 
 class EvalTotals(NamedTuple):
-    """Sums over examples: loss (float32) and right predictions (int32)."""
+    """Sums over examples: loss (float32) and correct predictions (int32)."""
 
     loss: jax.Array
     correct: jax.Array
@@ -27,31 +28,33 @@ def no_totals() -> EvalTotals:
     return EvalTotals(jnp.zeros((), jnp.float32), jnp.zeros((), jnp.int32))
 
 
-def batch_size(task: Task) -> int:
-    """Returns the examples of a batch: at most 512, equally many on each device."""
-    devices = task.mesh.size
-    return -(-min(task.dataset.num_test, _LARGEST) // devices) * devices
+def batch_size(experiment: Experiment) -> int:
+    """Returns the evaluation batch size: at most 512, a multiple of the devices."""
+    devices = experiment.mesh.size
+    return -(-min(experiment.dataset.num_test, _LARGEST) // devices) * devices
 
 
-def batches(task: Task, split: str) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
-    """Yields raw examples and labels of a held-out set, and how many of them count.
+def batches(
+    experiment: Experiment, split: str
+) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
+    """Yields raw examples, their labels and how many of them count.
 
-    All batches have the same size: the last is filled up.
+    All batches have one size. The last one is padded; its first examples count.
 
     Args:
-      task: The task.
+      experiment: The experiment.
       split: "test" or "validation".
     """
-    size = batch_size(task)
-    data = task.dataset
-    if isinstance(data, Streamed):
+    size = batch_size(experiment)
+    dataset = experiment.dataset
+    if isinstance(dataset, Streamed):
         # Threads: processes would start anew for every evaluation.
-        yield from data.evaluation_batches(size)
+        yield from dataset.evaluation_batches(size)
         return
-    images, labels = data.test_images, data.test_labels
+    images, labels = dataset.test_images, dataset.test_labels
     if split == "validation":
-        assert task.validation is not None
-        images, labels = task.validation
+        assert experiment.validation is not None
+        images, labels = experiment.validation
     for start in range(0, len(labels), size):
         index = np.arange(start, start + size)
         count = int(np.sum(index < len(labels)))
@@ -60,9 +63,9 @@ def batches(task: Task, split: str) -> Iterator[tuple[np.ndarray, np.ndarray, in
 
 
 def add_batch(
-    task: Task,
-    params: Any,
-    model_state: Any,
+    experiment: Experiment,
+    params: Params,
+    model_state: ModelState,
     images: jax.Array,
     labels: jax.Array,
     count: jax.Array,
@@ -71,20 +74,20 @@ def add_batch(
     """Returns the totals with a batch added.
 
     Args:
-      task: The task.
-      params: Of the network itself: zero where pruned.
+      experiment: The experiment.
+      params: Parameters of the network, zero where pruned.
       model_state: Its other collections.
-      images: Raw examples.
+      images: Raw examples, `[N, ...]`.
       labels: Their classes, int32 `[N]`, or `[N, T]`.
-      count: How many of them count, from the front.
+      count: How many of them count, from the front. int32.
       totals: Sums of the batches before.
     """
-    logits = task.model.apply(
-        {"params": params, **model_state}, normalized(task, images), train=False
-    )
+    inputs = normalized(experiment, images)
+    variables = {"params": params, **model_state}
+    logits = experiment.model.apply(variables, inputs, train=False)
     counts = jnp.arange(len(labels)) < count
     losses = jnp.where(counts, cross_entropy(logits, labels), 0.0)
-    hits = right(logits, labels) & counts.reshape(-1, *(1,) * (labels.ndim - 1))
+    hits = is_correct(logits, labels) & counts.reshape(-1, *(1,) * (labels.ndim - 1))
     return EvalTotals(
         totals.loss + jnp.sum(losses), totals.correct + jnp.sum(hits, dtype=jnp.int32)
     )

@@ -1,18 +1,18 @@
-"""What a step sees: examples in the seed's order, augmented, and their targets."""
+"""The batches of training: order of the examples, augmentation and targets."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from zosam_jax._streams import AUGMENT, ORDER
+from zosam_jax._types import PyTree
 from zosam_jax.data import augment
-from zosam_jax.runs.config import TrainConfig
-from zosam_jax.train.task import Task
+from zosam_jax.train.experiment import Experiment
 
 
 class Batch(NamedTuple):
-    """A batch as the network takes it.
+    """A batch as the model takes it.
 
     Attributes:
       inputs: Normalised images `[N, H, W, C]`, or tokens `[N, T]`.
@@ -26,92 +26,89 @@ class Batch(NamedTuple):
     taught: jax.Array | None = None
 
 
-def epoch_order(task: Task, epoch: jax.Array) -> jax.Array:
-    """Returns the training examples' indices in the order of an epoch, from the seed.
+def epoch_order(experiment: Experiment, epoch: jax.Array) -> jax.Array:
+    """Returns a permutation of the training examples for an epoch, int32 `[num_train]`.
 
     Args:
-      task: The task.
-      epoch: From 0. int32.
+      experiment: The experiment; gives the seed.
+      epoch: Number of the epoch, from 0. int32.
     """
-    return jax.random.permutation(task.key(ORDER, epoch), task.dataset.num_train)
+    key = experiment.key(ORDER, epoch)
+    return jax.random.permutation(key, experiment.dataset.num_train)
 
 
 def gather(
-    task: Task, step: jax.Array, order: jax.Array, images: jax.Array, labels: jax.Array
+    experiment: Experiment,
+    step: jax.Array,
+    order: jax.Array,
+    images: jax.Array,
+    labels: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
-    """Returns the raw examples and labels of a step, out of the whole set.
+    """Returns the raw examples and labels of a step, taken from the whole set.
 
     Args:
-      task: The task.
+      experiment: The experiment.
       step: The step. int32.
       order: `epoch_order` of its epoch.
-      images: The training set.
-      labels: Its labels.
+      images: All training examples, `[num_train, ...]`.
+      labels: Their labels.
     """
-    size = task.config.batch_size
-    start = step % task.steps_per_epoch * size
-    chosen = task.split(jax.lax.dynamic_slice(order, (start,), (size,)))
-    return task.split((images[chosen], labels[chosen]))
+    size = experiment.batch_size
+    start = step % experiment.steps_per_epoch * size
+    chosen = experiment.split(jax.lax.dynamic_slice(order, (start,), (size,)))
+    return experiment.split((images[chosen], labels[chosen]))
 
 
 def prepare(
-    task: Task, step: jax.Array, images: jax.Array, labels: jax.Array, teacher: Any
+    experiment: Experiment,
+    step: jax.Array,
+    images: jax.Array,
+    labels: jax.Array,
+    teacher: PyTree = None,
 ) -> Batch:
-    """Returns raw examples augmented and normalised, and their targets.
+    """Returns the batch of raw examples: augmented, normalised, with its targets.
 
-    All that is random comes from the seed and the step.
+    The augmentation depends on the seed and the step alone.
 
     Args:
-      task: The task.
+      experiment: The experiment.
       step: The step. int32.
       images: uint8 `[N, H, W, C]`, or tokens `[N, T]`.
       labels: int32 `[N]`, or `[N, T]`.
       teacher: The teacher's variables, or None.
     """
-    config, data = task.config, task.dataset
-    if data.kind == "text":
-        return Batch(images, _smooth(task, labels), _taught(task, images, teacher))
-    key = task.key(AUGMENT, step)
-    images, targets = transform(config, data)(key, images, labels)
-    inputs = task.split(normalized(task, images))
-    return Batch(inputs, _smooth(task, targets), _taught(task, inputs, teacher))
-
-
-def transform(config: TrainConfig, dataset: Any) -> augment.Augmentation:
-    """Returns the augmentation that a configuration names, or the set's own.
-
-    Raises:
-      ValueError: A name is unknown, or a strength out of range.
-    """
-    return augment.make(
-        config.augment,
-        num_classes=dataset.num_classes,
-        crop_padding=dataset.crop_padding,
-        flip=dataset.flip,
-        mean=dataset.mean,
-        std=dataset.std,
-        image_size=dataset.image_shape[0],
+    targets = labels
+    if experiment.augmentation is not None:
+        key = experiment.key(AUGMENT, step)
+        images, targets = experiment.augmentation(key, images, labels)
+    inputs = normalized(experiment, images)
+    if experiment.dataset.kind == "image":
+        inputs = experiment.split(inputs)
+    return Batch(
+        inputs, _smooth(experiment, targets), _taught(experiment, inputs, teacher)
     )
 
 
-def normalized(task: Task, images: jax.Array) -> jax.Array:
-    """Returns examples as the network takes them."""
-    data = task.dataset
-    if data.kind == "text":
+def normalized(experiment: Experiment, images: jax.Array) -> jax.Array:
+    """Returns raw examples as the model takes them; tokens stay as they are."""
+    dataset = experiment.dataset
+    if dataset.kind == "text":
         return images
-    return augment.normalize(images, data.mean, data.std, task.dtype)
+    return augment.normalize(images, dataset.mean, dataset.std, experiment.dtype)
 
 
-def _smooth(task: Task, targets: jax.Array) -> jax.Array:
-    if not task.config.label_smoothing:
+def _smooth(experiment: Experiment, targets: jax.Array) -> jax.Array:
+    factor = experiment.label_smoothing
+    if not factor:
         return targets
-    classes, share = task.dataset.num_classes, task.config.label_smoothing
-    return augment.smooth_labels(targets, share, classes)
+    return augment.smooth_labels(targets, factor, experiment.dataset.num_classes)
 
 
-def _taught(task: Task, inputs: jax.Array, teacher: Any) -> jax.Array | None:
-    """The classes that the teacher sees in the very inputs that the network sees."""
-    if task.teacher is None or teacher is None:
+def _taught(
+    experiment: Experiment, inputs: jax.Array, teacher: PyTree
+) -> jax.Array | None:
+    """Returns the teacher's classes for the augmented inputs of the model."""
+    if experiment.teacher is None or teacher is None:
         return None
-    logits = task.teacher[0].apply(teacher, inputs, train=False)
+    logits = experiment.teacher.model.apply(teacher, inputs, train=False)
     return jnp.argmax(logits, -1)

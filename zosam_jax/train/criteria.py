@@ -1,44 +1,44 @@
-"""What criteria at initialisation score by, by the name that `methods.ROWS` uses."""
+"""The functions by whose derivatives criteria at initialisation rank weights."""
 
+import functools
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from zosam_jax.train.objective import cross_entropy
+from zosam_jax._types import Key, Params, ValueFn
+from zosam_jax.train.experiment import Model, ModelState
+from zosam_jax.train.loss import cross_entropy
 
-# Of the logits, in GraSP's public code: a softer softmax, so a Hessian of more weight.
+# GraSP's public code divides the logits by 200: a flatter softmax gives the Hessian
+# term more weight against the gradient.
 _TEMPERATURE = 200.0
 
 
-def value_fn(
-    name: str,
-    model: Any,
-    model_state: Any,
+def loss(
+    model: Model,
+    model_state: ModelState,
     inputs: jax.Array,
     targets: jax.Array,
-    key: jax.Array | None = None,
-) -> Callable[[Any], jax.Array]:
-    """Returns `params -> scalar` for a criterion.
+    key: Key | None = None,
+    *,
+    temperature: float = 1.0,
+) -> ValueFn:
+    """Returns the mean cross-entropy of a batch, in training mode (SNIP, GraSP).
 
     Args:
-      name: "loss": the mean cross-entropy of the batch, in training mode (SNIP).
-        "cooled loss": the same with the logits divided by 200 (GraSP). "flow": the sum
-        of the logits of one image of ones, in evaluation mode (SynFlow).
-      model: A Linen module, called with `(images, train=...)`.
-      model_state: Its other collections.
-      inputs: The batch, as the network takes it.
-      targets: Its classes, or their probabilities.
-      key: What dropout is drawn from; None: a network without.
+      model: Linen module, called with `(inputs, train=...)`.
+      model_state: Its collections other than the parameters.
+      inputs: The batch as the model takes it, `[N, ...]`.
+      targets: Classes, int32 `[N]`, or their probabilities, float32 `[N, K]`.
+      key: PRNG key of dropout; None for a model without dropout.
+      temperature: Divisor of the logits.
+
+    Returns:
+      `params -> scalar`.
     """
 
-    def flow(params: Any) -> jax.Array:
-        variables = {"params": params, **model_state}
-        logits = model.apply(variables, jnp.ones_like(inputs[:1]), train=False)
-        return jnp.sum(logits.astype(jnp.float32))
-
-    def loss(params: Any) -> jax.Array:
+    def value(params: Params) -> jax.Array:
         outputs, _ = model.apply(
             {"params": params, **model_state},
             inputs,
@@ -48,8 +48,45 @@ def value_fn(
         )
         # A network with a distillation token has two heads.
         logits = outputs[0] if isinstance(outputs, tuple) else outputs
-        if name == "cooled loss":
-            logits = logits.astype(jnp.float32) / _TEMPERATURE
+        if temperature != 1:
+            logits = logits.astype(jnp.float32) / temperature
         return jnp.mean(cross_entropy(logits, targets))
 
-    return flow if name == "flow" else loss
+    return value
+
+
+def flow(
+    model: Model,
+    model_state: ModelState,
+    inputs: jax.Array,
+    targets: jax.Array,
+    key: Key | None = None,
+) -> ValueFn:
+    """Returns the sum of the logits for an input of ones, in evaluation mode (SynFlow).
+
+    Args:
+      model: As in `loss`.
+      model_state: As in `loss`.
+      inputs: A batch, of which the shape is used.
+      targets: Unused.
+      key: Unused.
+
+    Returns:
+      `params -> scalar`.
+    """
+    del targets, key
+
+    def value(params: Params) -> jax.Array:
+        variables = {"params": params, **model_state}
+        logits = model.apply(variables, jnp.ones_like(inputs[:1]), train=False)
+        return jnp.sum(logits.astype(jnp.float32))
+
+    return value
+
+
+SCORES: dict[str, Callable[..., ValueFn]] = {
+    "loss": loss,
+    "cooled loss": functools.partial(loss, temperature=_TEMPERATURE),
+    "flow": flow,
+}
+"""By the names that the table of sparse methods uses."""

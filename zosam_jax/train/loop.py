@@ -1,32 +1,32 @@
-"""A run from its configuration to its summary: the host's side of training."""
+"""A run from its configuration to its summary."""
 
-import collections
 import contextlib
 import dataclasses
 import errno
-import math
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
+import optax
 
 from zosam_jax import data
-from zosam_jax.runs import files, folder, metrics, summary
+from zosam_jax.gradients.transformation import GradientEstimator
+from zosam_jax.runs import folder, metrics
 from zosam_jax.runs.config import TrainConfig
 from zosam_jax.runs.errors import RunError
-from zosam_jax.runs.progress import Display, Silent, Status, duration
-from zosam_jax.train import checkpoint, gradients, methods, optimizer
+from zosam_jax.runs.files import JSON
+from zosam_jax.runs.progress import Display, Silent
+from zosam_jax.sparsity import SparseMethod
+from zosam_jax.train import build, checkpoint, choices, load_run, objects
+from zosam_jax.train.choices import Choices
+from zosam_jax.train.compiled_run import CompiledRun
+from zosam_jax.train.experiment import Experiment, Model
 from zosam_jax.train.interruption import interruptions
-from zosam_jax.train.plan import plan
-from zosam_jax.train.programs import Programs
-from zosam_jax.train.step import Totals, TrainState, count_weights
-
-# Steps (or blocks of them) that are dispatched before the host looks at the oldest.
-_LAG = 2
-# Seconds that a block of compiled steps should take.
-_BLOCK_SECONDS = 1.0
+from zosam_jax.train.objects import Objects
+from zosam_jax.train.session import OnEpoch, Session, Setup
+from zosam_jax.train.step import TrainState
 
 
 class Result(NamedTuple):
@@ -37,12 +37,12 @@ class Result(NamedTuple):
       status: "finished", "stopped" (by `on_epoch`), "unchanged" (it was one of these
         before), or "interrupted".
       summary: The contents of `summary.json`; None where interrupted.
-      signal: The signal that came in during the run, else None.
+      signal: The signal that was received during the run, or None.
     """
 
     folder: Path
     status: str
-    summary: dict[str, Any] | None
+    summary: JSON | None
     signal: int | None = None
 
 
@@ -50,41 +50,55 @@ def run(
     config: TrainConfig,
     *,
     dataset: data.Dataset | data.Streamed | None = None,
-    model: Any = None,
+    model: Model | None = None,
+    method: SparseMethod | None = None,
+    gradient: GradientEstimator | None = None,
+    optimizer: optax.GradientTransformation | None = None,
     display: Display | None = None,
     command: Sequence[str] | None = None,
-    programs: Programs | None = None,
+    compiled: CompiledRun | None = None,
     start: TrainState | None = None,
-    on_epoch: Callable[[int, TrainState], bool] | None = None,
+    on_epoch: OnEpoch | None = None,
+    record: Mapping[str, Any] | None = None,
 ) -> Result:
     """Trains as the configuration says, and leaves a run folder.
 
-    A run that is in the folder already goes on from its last complete checkpoint, to
+    A run that is already in the folder resumes from its last complete checkpoint, to
     the same numbers bit for bit on the same machine and software. SIGINT and SIGTERM
-    end the step, write a checkpoint and return; a second one acts at once.
+    end the step, write a checkpoint and return; a second signal acts at once.
+
+    An object takes the place of what the configuration names, whose fields are then
+    not read. `config.json` records it, and the run resumes with the same object only.
 
     Args:
       config: The configuration.
-      dataset: Images to train on instead of those that `config.dataset` names.
-      model: A Linen module, called with `(images, train=...)`, instead of the one that
-        `config.model` names.
-      display: Where to show what happens. Default: nowhere.
+      dataset: Training and test examples.
+      model: Linen module, called with `(images, train=...)`.
+      method: Sparse method, as `zs.sparsity.rigl(0.9, total_steps)`.
+      gradient: Gradient estimator, as `zs.zosam(rho=0.1)`. The trainer sets its
+        `has_aux`, `aux_like` and `seed`.
+      optimizer: Optax optimizer, as `optax.adam(1e-3)`, with its own learning rate,
+        weight decay and clipping.
+      display: Where to show progress. Default: nowhere.
       command: The command line, for the record.
-      programs: Those of `config`, instead of new ones for `dataset` and `model`; see
-        `Programs.again`.
-      start: A state of another run, as NumPy arrays, to begin with instead of the
-        initial one; training goes on from its step. Not read where the run resumes.
+      compiled: The programs of an experiment, instead of new ones; see `prepare`.
+      start: A state to begin with instead of the initial one, as NumPy arrays. Training
+        goes on from its step. Not used if the run resumes.
       on_epoch: Called with the number of epochs done and the state: before the first
         step, and after every epoch, before its checkpoint is written. True ends the run
         there, if a step was done. A run that resumes repeats the calls from its
         checkpoint on.
+      record: Further entries of `config.json`.
 
     Raises:
-      RunError: The run cannot start or go on; the message says what would work.
+      RunError: The run cannot start or resume; the message says what would work.
       zosam_jax.data.DatasetError: The data set is missing or damaged.
     """
     show = display or Silent()
+    given = Objects(dataset, model, method, gradient, optimizer)
+    chosen = _choose(config, given)
     folder.check(config)
+    _check_objects(config, given)
     finished = folder.read_summary(config)
     if finished is not None:
         show.message(
@@ -92,9 +106,10 @@ def run(
             f"{finished['test_accuracy']:.2%}; --overwrite would start anew."
         )
         return Result(config.folder, "unchanged", finished)
-    programs = programs or plan(config, dataset, model)
-    needed = (config.keep + 2) * checkpoint.size_in_bytes(programs.abstract)
+    compiled = compiled or prepare(config, given, chosen)
+    needed = (config.keep + 2) * checkpoint.size_in_bytes(compiled.abstract)
     folder.check_space(config, needed)
+    beside = {"objects": given.record(), **(record or {})}
     with (
         folder.claim(config) as path,
         interruptions() as received,
@@ -104,13 +119,58 @@ def run(
         ) as checkpoints,
         _full_disks(path, checkpoints),
     ):
-        session = _Session(programs, path, checkpoints, show, received, start, on_epoch)
-        return session.run(command)
+        setup = Setup(config, compiled, path, checkpoints, show, received, on_epoch)
+        return _run(setup, start, command, beside)
+
+
+def prepare(
+    config: TrainConfig, given: Objects, chosen: Choices | None = None
+) -> CompiledRun:
+    """Returns the programs of a configuration, traced and not compiled.
+
+    Tracing checks that gradient, method, model and data fit together.
+
+    Args:
+      config: The configuration.
+      given: Objects in place of what the configuration names.
+      chosen: What the names stand for, if it is known.
+
+    Raises:
+      RunError: They do not fit together.
+      zosam_jax.data.DatasetError: The data set is missing or damaged.
+    """
+    if config.tensorboard:
+        metrics.check_tensorboard()
+    chosen = chosen or _choose(config, given)
+    try:
+        experiment = build.experiment(config, given, chosen)
+        if config.teacher is not None:
+            teacher = load_run.load_teacher(config, experiment.dataset)
+            experiment = dataclasses.replace(experiment, teacher=teacher)
+        return CompiledRun(experiment)
+    except ValueError as error:
+        raise RunError(str(error)) from error
+
+
+def _choose(config: TrainConfig, given: Objects) -> Choices:
+    try:
+        given.check_types()
+        return choices.choose(config, gradient=given.gradient, method=given.method)
+    except ValueError as error:
+        raise RunError(str(error)) from error
+
+
+def _check_objects(config: TrainConfig, given: Objects) -> None:
+    """Raises `RunError` if a run in the folder was given other objects."""
+    if config.overwrite or not (config.folder / "config.json").exists():
+        return
+    stored = folder.read_config(config.folder)
+    objects.check_recorded(stored.get("objects"), given.record(), config.folder)
 
 
 @contextlib.contextmanager
 def _full_disks(path: Path, checkpoints: checkpoint.Checkpoints) -> Iterator[None]:
-    """Says what is left where a file could not be written for lack of room."""
+    """Names the last checkpoint if a file cannot be written for lack of space."""
     try:
         yield
     except OSError as error:
@@ -122,267 +182,103 @@ def _full_disks(path: Path, checkpoints: checkpoint.Checkpoints) -> Iterator[Non
         ) from error
 
 
-@dataclasses.dataclass
-class _Session:
-    """One process at work on a run."""
-
-    programs: Programs
-    path: Path
-    checkpoints: checkpoint.Checkpoints
-    show: Display
-    received: list[int]
-    begin: TrainState | None
-    on_epoch: Callable[[int, TrainState], bool] | None
-
-    def run(self, command: Sequence[str] | None) -> Result:
-        self.config = self.programs.task.config
-        self.schedule = optimizer.learning_rate(
-            self.config, self.programs.task.optimizer_steps
+def _run(
+    setup: Setup,
+    start: TrainState | None,
+    command: Sequence[str] | None,
+    beside: Mapping[str, Any],
+) -> Result:
+    """Trains to the end or an interruption, and returns how it ended."""
+    session, state = _begin(setup, start, command, beside)
+    try:
+        state = session.train(state)
+    finally:
+        session.log.close()
+    number = setup.signals[0] if setup.signals else None
+    if not session.is_complete:
+        setup.display.message(
+            f"interrupted at step {session.position.step}. "
+            f"{setup.checkpoints.last_good()} The same command goes on from here."
         )
-        state = self._start(command)
-        self.log = metrics.MetricsLog(
-            self.path, tensorboard=self.config.tensorboard, step=self.first_step
-        )
-        try:
-            state = self._train(state)
-        finally:
-            self.log.close()
-        number = self.received[0] if self.received else None
-        if self.step < self.programs.task.total_steps and not self.is_stopped:
-            self.show.message(
-                f"interrupted at step {self.step}. {self.checkpoints.last_good()} The "
-                "same command goes on from here."
-            )
-            return Result(self.path, "interrupted", None, number)
-        figures = self._summarize(state)
-        return Result(self.path, figures["status"], figures, number)
+        return Result(setup.folder, "interrupted", None, number)
+    summary = session.summarize(state)
+    return Result(setup.folder, summary["status"], summary, number)
 
-    def _start(self, command: Sequence[str] | None) -> TrainState:
-        """Compiles, and returns the state to start from: restored, or new."""
-        programs, show = self.programs, self.show
-        restored = self.checkpoints.restore(programs.abstract, show.message)
-        given = self.begin if restored is None else restored
-        step = 0 if given is None else int(given.step)
-        devices = {
-            "backend": jax.default_backend(),
-            "device": jax.local_devices()[0].device_kind,
-            "devices": jax.local_device_count(),
-        }
-        changes = folder.write_config(self.path, self.config, command, step, devices)
-        show.message(self._headline())
-        advice = methods.advice(self.config, programs.task.optimizer_steps)
-        if advice:
-            show.message(advice)
-        if restored is not None:
-            show.message(f"resuming at step {step} of {programs.task.total_steps}")
-        if restored is not None and changes:
+
+def _begin(
+    setup: Setup,
+    start: TrainState | None,
+    command: Sequence[str] | None,
+    beside: Mapping[str, Any],
+) -> tuple[Session, TrainState]:
+    """Returns a session and the state that it trains on from.
+
+    It restores the last checkpoint, writes `config.json`, tells what will happen and
+    compiles.
+
+    Args:
+      setup: What does not change.
+      start: A state to begin with if there is no checkpoint; None for the initial one.
+      command: The command line, for the record.
+      beside: Further entries of `config.json`.
+    """
+    compiled, show = setup.compiled, setup.display
+    restored = setup.checkpoints.restore(compiled.abstract, show.message)
+    given = start if restored is None else restored
+    step = 0 if given is None else int(given.step)
+    devices = {
+        "backend": jax.default_backend(),
+        "device": jax.local_devices()[0].device_kind,
+        "devices": jax.local_device_count(),
+    }
+    changes = folder.write_config(
+        setup.folder, setup.config, command, step, devices, beside
+    )
+    show.message(_headline(setup))
+    if text := _advice(setup.experiment):
+        show.message(text)
+    if restored is not None:
+        show.message(f"resuming at step {step} of {setup.experiment.total_steps}")
+        if changes:
             show.message(
                 "not as in the session before, so the last digits may differ: "
                 + ", ".join(changes)
             )
-        if not programs.is_compiled:
-            show.message("compiling")
-        programs.compile()
-        state = programs.init() if given is None else programs.place(given)
-        self.step = self.first_step = self.saved_step = step
-        kept = metrics.cut(self.path / "metrics.jsonl", step)
-        self.seconds_before = max((r["seconds"] for r in kept), default=0.0)
-        tests = [r["accuracy"] for r in kept if r["split"] == "test"]
-        self.test_accuracy = tests[-1] if tests else None
-        self.sparsity = count_weights(state, self.config.method)["sparsity"]
-        total = sum(programs.compile_seconds.values())
-        show.message(f"compiled in {total:.1f} s")
-        self.block = 1
-        self.is_stopped = False
-        epochs, within = divmod(step, programs.task.steps_per_epoch)
-        if self.on_epoch is not None and not within:
-            self.is_stopped = self.on_epoch(epochs, state) and epochs > 0
-        self.started = time.perf_counter()
-        return state
+    if not compiled.is_compiled:
+        show.message("compiling")
+    compiled.compile()
+    state = compiled.init() if given is None else compiled.place(given)
+    records = metrics.cut(setup.folder / "metrics.jsonl", step)
+    show.message(f"compiled in {sum(compiled.compile_seconds.values()):.1f} s")
+    return Session(setup, state, records), state
 
-    def _headline(self) -> str:
-        task, c = self.programs.task, self.config
-        count = sum(x.size for x in jax.tree.leaves(self.programs.abstract.params))
-        sparse = "" if c.method == "dense" else f" at sparsity {c.sparsity:g}"
-        examples = "images" if task.dataset.kind == "image" else "sequences"
-        return (
-            f"{c.dataset}: {task.dataset.num_train:,} training and "
-            f"{task.dataset.num_test:,} test {examples}; {c.model} with {count:,} "
-            f"parameters; {c.method}{sparse}, {c.gradient}, {c.optimizer}; "
-            f"{task.mesh.size} x {jax.local_devices()[0].device_kind}; {self.path}"
-        )
 
-    def _train(self, state: TrainState) -> TrainState:
-        task = self.programs.task
-        first = self.step // task.steps_per_epoch
-        for epoch in range(first, first if self.is_stopped else self.config.epochs):
-            state, totals, speed = self._epoch(state, epoch)
-            is_last = self.step == task.total_steps
-            is_due = False
-            if totals and self.step == (epoch + 1) * task.steps_per_epoch:
-                self._record(state, epoch, totals, speed)
-                is_due = (epoch + 1) % self.config.checkpoint_every == 0
-                if self.on_epoch is not None:
-                    self.is_stopped = self.on_epoch(epoch + 1, state)
-            is_end = is_last or self.is_stopped or bool(self.received)
-            if self.step > self.saved_step and (is_due or is_end):
-                self._save(state)
-            if is_end:
-                break
-        self.checkpoints.wait()
-        return state
+def _headline(setup: Setup) -> str:
+    experiment, labels = setup.experiment, setup.experiment.labels
+    count = sum(x.size for x in jax.tree.leaves(setup.compiled.abstract.params))
+    sparse = f" at sparsity {setup.config.sparsity:g}"
+    if experiment.method is None:
+        sparse = ""
+    examples = "images" if experiment.dataset.kind == "image" else "sequences"
+    return (
+        f"{labels['dataset']}: {experiment.dataset.num_train:,} training and "
+        f"{experiment.dataset.num_test:,} test {examples}; {labels['model']} with "
+        f"{count:,} parameters; {labels['method']}{sparse}, {labels['gradient']}, "
+        f"{labels['optimizer']}; {experiment.mesh.size} x "
+        f"{jax.local_devices()[0].device_kind}; {setup.folder}"
+    )
 
-    def _epoch(
-        self, state: TrainState, epoch: int
-    ) -> tuple[TrainState, Totals | None, float]:
-        """Trains to the end of an epoch, or to an interruption."""
-        programs, begin = self.programs, self.step
-        end = (epoch + 1) * programs.task.steps_per_epoch
-        batches = programs.batches(begin)
-        waiting: collections.deque[tuple[int, Totals]] = collections.deque()
-        totals = None
-        self.epoch, self.epoch_began = epoch, time.perf_counter()
-        self.epoch_step = begin
-        self.looked = self.ready = self.epoch_began
-        while self.step < end and not self.received:
-            stop = min(self.step + self.block, end)
-            state, totals = programs.advance(state, next(batches), stop)
-            waiting.append((stop - self.step, totals))
-            self.step = stop
-            if len(waiting) > _LAG:
-                self._look(*waiting.popleft())
-        batches.close()
-        if totals is None:
-            return state, None, 0.0
-        totals = jax.device_get(totals)
-        self._check_finite(totals)
-        elapsed = time.perf_counter() - self.epoch_began
-        return state, totals, (self.step - begin) * self.config.batch_size / elapsed
 
-    def _look(self, size: int, totals: Totals) -> None:
-        """Waits for an earlier block of steps, and shows it if it is time to."""
-        jax.block_until_ready(totals)
-        now = time.perf_counter()
-        if self.programs.scans:
-            per_step = max(now - self.ready, 1e-6) / size
-            self.block = max(1, min(int(_BLOCK_SECONDS / per_step), 2 * self.block))
-        self.ready = now
-        if now - self.looked < self.show.interval:
-            return
-        self.looked = now
-        totals = jax.device_get(totals)
-        self._check_finite(totals)
-        spe = self.programs.task.steps_per_epoch
-        done = self.epoch * spe + int(totals.steps)
-        speed = (done - self.epoch_step) * self.config.batch_size
-        self.show.update(self._status(done, totals, speed / (now - self.epoch_began)))
-
-    def _status(self, step: int, totals: Totals, speed: float) -> Status:
-        task, count = self.programs.task, max(int(totals.steps), 1)
-        elapsed = time.perf_counter() - self.started
-        left = (task.total_steps - step) * elapsed / max(step - self.first_step, 1)
-        return Status(
-            step=step,
-            total_steps=task.total_steps,
-            epoch=self.epoch + 1,
-            epochs=self.config.epochs,
-            loss=float(totals.loss) / count,
-            accuracy=float(totals.correct) / (count * self.config.batch_size),
-            test_accuracy=self.test_accuracy,
-            sparsity=self.sparsity,
-            images_per_second=speed,
-            seconds_left=left,
-        )
-
-    def _check_finite(self, totals: Totals) -> None:
-        if totals.bad_step >= 0 or not math.isfinite(totals.loss):
-            self._fail(int(totals.bad_step))
-
-    def _fail(self, step: int) -> None:
-        self.checkpoints.wait()
-        where = f"at step {step}" if step >= 0 else f"near step {self.step}"
-        rho = gradients.radius(self.config)
-        raise RunError(
-            f"the loss is not finite {where} (epoch {self.epoch + 1}). "
-            f"{self.checkpoints.last_good()} Try, with another --out, a lower "
-            f"--learning-rate (now {self.config.learning_rate:g}), --clip-norm 1"
-            + (f", or a smaller --rho (now {rho:g})." if rho else ".")
-        )
-
-    def _record(
-        self, state: TrainState, epoch: int, totals: Totals, speed: float
-    ) -> None:
-        """Evaluates at the end of an epoch, and writes and shows the figures."""
-        tested = {}
-        for split in ("test", *self._validation):
-            tested[split] = self.programs.evaluate(state, split)
-            if not math.isfinite(tested[split][0]):
-                self._fail(-1)
-        self.test_accuracy = tested["test"][1]
-        self.sparsity = count_weights(state, self.config.method)["sparsity"]
-        seconds = self.seconds_before + time.perf_counter() - self.started
-        status = self._status(self.step, totals, speed)
-        where = {"step": self.step, "epoch": epoch + 1}
-        steps = int(totals.steps)
-        updates = self.step // self.config.accumulate_steps
-        self.log.write(
-            {
-                **where,
-                "split": "train",
-                "loss": status.loss,
-                "accuracy": status.accuracy,
-                "sparsity": self.sparsity,
-                "learning_rate": float(self.schedule(max(updates - 1, 0))),
-                "perturbation_norm": float(totals.perturbation_norm) / steps,
-                "perturbation_cosine": float(totals.perturbation_cosine) / steps,
-                "unperturbed_steps": int(totals.unperturbed),
-                "images_per_second": speed,
-                "seconds": seconds,
-            }
-        )
-        for split, (loss, accuracy) in tested.items():
-            self.log.write(
-                {
-                    **where,
-                    "split": split,
-                    "loss": loss,
-                    "accuracy": accuracy,
-                    "sparsity": self.sparsity,
-                    "seconds": seconds,
-                }
-            )
-        self.show.epoch(status)
-
-    def _save(self, state: TrainState) -> None:
-        saved = checkpoint.snapshot(state)
-        if not checkpoint.is_finite((saved.params, saved.model_state)):
-            self._fail(-1)
-        self.checkpoints.save(self.step, saved)
-        self.saved_step = self.step
-
-    def _summarize(self, state: TrainState) -> dict[str, Any]:
-        """Writes `summary.json` and returns its contents."""
-        found = summary.summarize(
-            metrics.read(self.path / "metrics.jsonl"),
-            step=self.step,
-            steps_per_epoch=self.programs.task.steps_per_epoch,
-            status="stopped" if self.is_stopped else "finished",
-            counts=count_weights(state, self.config.method),
-            compile_seconds=self.programs.compile_seconds,
-        )
-        files.write_json(self.path / "summary.json", found)
-        self.show.message(
-            f"{found['status']}: test accuracy {found['test_accuracy']:.2%} at "
-            f"sparsity {found['sparsity']:.2%} in {duration(found['seconds'])} and "
-            f"{found['compile_seconds']:.0f} s of compilation"
-        )
-        if "selected_epoch" in found:
-            self.show.message(
-                f"the held-out images choose epoch {found['selected_epoch']}: test "
-                f"accuracy {found['selected_test_accuracy']:.2%}"
-            )
-        return found
-
-    @property
-    def _validation(self) -> tuple[str, ...]:
-        return () if self.programs.task.validation is None else ("validation",)
+def _advice(experiment: Experiment) -> str | None:
+    """Returns what to say of masks that never change, or None."""
+    method, total_steps = experiment.method, experiment.optimizer_steps
+    if method is None or method.fires is None:
+        return None
+    fires = jax.jit(jax.vmap(method.fires))
+    for start in range(0, total_steps, 4096):
+        if fires(jnp.arange(start, min(start + 4096, total_steps))).any():
+            return None
+    return (
+        f"the masks of method={experiment.labels['method']!r} never change in "
+        f"{total_steps} steps: take a smaller --update-interval"
+    )

@@ -1,24 +1,25 @@
-"""Options of a method as strings NAME=VALUE, as a command line has them."""
+"""Options written as strings NAME=VALUE, as on a command line."""
 
 import ast
-from collections.abc import Mapping, Sequence
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from zosam_jax import _check
 
 
 def parse(field: str, options: Sequence[str]) -> dict[str, Any]:
-    """Returns NAME=VALUE strings as a dictionary; a value that is no literal is text.
+    """Returns NAME=VALUE strings as a dictionary. A value that is no literal is text.
 
     >>> parse("gradient_options", ("directions=guided", "m=2", "delta=None"))
     {'directions': 'guided', 'm': 2, 'delta': None}
 
     Args:
-      field: The field of the configuration that they come from, for messages.
+      field: Name of the configuration field, for error messages.
       options: The strings.
 
     Raises:
-      ValueError: One is of another form, or a name comes twice.
+      ValueError: A string has another form, or a name occurs twice.
     """
     values: dict[str, Any] = {}
     for option in [options] if isinstance(options, str) else options:
@@ -37,27 +38,46 @@ def parse(field: str, options: Sequence[str]) -> dict[str, Any]:
     return values
 
 
+def defaults(make: Callable[..., Any], shared: type | None = None) -> dict[str, Any]:
+    """Returns the arguments of a constructor with their defaults.
+
+    >>> defaults(lambda a, b=2: None)["b"]
+    2
+
+    Args:
+      make: The constructor.
+      shared: A `TypedDict` of the options that it accepts as `**options`.
+    """
+    found: dict[str, Any] = {}
+    for name, parameter in inspect.signature(make).parameters.items():
+        if parameter.kind is not parameter.VAR_KEYWORD:
+            found[name] = parameter.default
+        elif shared is not None:
+            found |= dict.fromkeys(shared.__annotations__)
+    return found
+
+
 def check(
     field: str,
     owner: tuple[str, str],
     values: Mapping[str, Any],
     takes: Mapping[str, Any],
-    elsewhere: Mapping[str, str],
+    reserved: Mapping[str, str],
 ) -> None:
-    """Raises `ValueError` for options that a method has not, or that are set elsewhere.
+    """Raises `ValueError` for unknown options and for those that the trainer sets.
 
     Args:
-      field: The field of the configuration that they come from.
-      owner: The field that names the method, and its name.
-      values: The options, as from `parse`.
-      takes: The defaults of the method's arguments, by name.
-      elsewhere: Arguments that are no options, and what is to be said of each.
+      field: Name of the configuration field of the options.
+      owner: The field that names the constructor, and its value.
+      values: The options, as `parse` returns them.
+      takes: Arguments of the constructor with their defaults.
+      reserved: For each argument that the trainer sets, what the error says of it.
     """
     kind, name = owner
-    known = [option for option in takes if option not in elsewhere]
+    known = [option for option in takes if option not in reserved]
     for option, value in values.items():
-        if option in elsewhere:
-            raise ValueError(f"{field}: {option} {elsewhere[option]}.")
+        if option in reserved:
+            raise ValueError(f"{field}: {option} {reserved[option]}.")
         if not known:
             raise ValueError(
                 f"{field}: {kind}={name!r} has no options; got {option!r}."

@@ -1,32 +1,35 @@
-"""The state of a training, and one step of it, as pure functions of arrays."""
+"""The state of a training and one step of it, as pure functions of arrays."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-import zosam_jax as zs
-from zosam_jax import models
+from zosam_jax import sparsity
 from zosam_jax._streams import DROPOUT, INIT
-from zosam_jax.train import criteria, methods, objective
+from zosam_jax._types import Estimate, OptState, Params, PyTree
+from zosam_jax.gradients.transformation import estimate
+from zosam_jax.train import loss
 from zosam_jax.train.batch import prepare
-from zosam_jax.train.task import Task
+from zosam_jax.train.experiment import Experiment, ModelState
 
 
 class Totals(NamedTuple):
-    """Sums over the steps of the present epoch; part of the state, so resumed with it.
+    """Sums over the steps of the current epoch; part of the state, so resumed with it.
 
     Attributes:
-      steps: Steps so far. int32.
-      loss: Sum of the losses, clean ones where the method has them. float32.
-      correct: Training images classified right; the count of a pass that saw part of
-        the batch, scaled to all of it. float32.
-      perturbation_norm: Sum of the norms of the perturbation. float32.
-      perturbation_cosine: Sum of its cosines to the gradient there. float32.
-      unperturbed: Steps that fell back to the plain gradient. int32.
-      bad_step: The first step of the run whose loss was not finite, or -1. int32.
+      steps: Number of steps so far. int32.
+      loss: Sum of the losses, at the unperturbed weights if the gradient knows them.
+        float32.
+      correct: Number of correct training examples. A pass over part of the batch is
+        scaled to the whole batch. float32.
+      perturbation_norm: Sum of the norms of the perturbations. float32.
+      perturbation_cosine: Sum of the cosines between perturbation and gradient.
+        float32.
+      unperturbed: Number of steps that fell back to the plain gradient. int32.
+      bad_step: The first step of the run with a loss that is not finite, or -1. int32.
     """
 
     steps: jax.Array
@@ -39,59 +42,68 @@ class Totals(NamedTuple):
 
 
 class TrainState(NamedTuple):
-    """All that training changes, and all that a checkpoint holds.
+    """Everything that training changes and that a checkpoint holds.
 
     Attributes:
-      step: Batches done. int32.
-      params: Parameters, pruned ones exactly zero (but for straight-through methods).
+      step: Number of batches done. int32.
+      params: Parameters. Pruned ones are exactly zero, except with straight-through
+        methods.
       model_state: BatchNorm statistics, or {}.
       opt_state: State of the optimizer, with the masks.
-      totals: Sums of the present epoch.
+      totals: Sums over the current epoch.
       average: Exponential moving average of `(params, model_state)`, or ().
     """
 
     step: jax.Array
-    params: Any
-    model_state: Any
-    opt_state: Any
+    params: Params
+    model_state: ModelState
+    opt_state: OptState
     totals: Totals
-    average: Any = ()
+    average: PyTree = ()
 
 
-def init(task: Task, images: jax.Array, labels: jax.Array) -> TrainState:
-    """Returns the state before the first step, masks applied.
+def init(experiment: Experiment, images: jax.Array, labels: jax.Array) -> TrainState:
+    """Returns the state before the first step, with the masks applied.
 
     Args:
-      task: The task.
+      experiment: The experiment.
       images: The raw examples of the first batch, which criteria score by.
       labels: Their labels.
     """
-    config = task.config
-    params, model_state = models.initialize(
-        task.model, task.key(INIT), task.dataset.image_shape
-    )
+    params, model_state = experiment.initialize(experiment.key(INIT))
     zero = jnp.zeros((), jnp.int32)
+    optimizer, criterion = experiment.optimizer, experiment.criterion
+    if criterion is not None:
 
-    def score(params: Any) -> jax.Array:
-        batch = prepare(task, zero, images, labels, None)
-        loss = criteria.value_fn(
-            methods.scores_by(config),
-            task.model,
-            model_state,
-            batch.inputs,
-            batch.targets,
-            task.key(DROPOUT, zero),
-        )
-        return loss(params)
+        def score(params: Params) -> jax.Array:
+            batch = prepare(experiment, zero, images, labels)
+            key = experiment.key(DROPOUT, zero)
+            value = criterion.score(
+                experiment.model, model_state, batch.inputs, batch.targets, key
+            )
+            return value(params)
 
-    tx = task.optimizer((model_state, jnp.zeros((), jnp.float32)), score)
-    opt_state = tx.init(params)
-    if not methods.trains_pruned(config):
-        params = methods.live_params(config, params, opt_state)
+        optimizer = criterion.optimizer(score)
+    opt_state = optimizer.init(params)
+    if not experiment.trains_pruned:
+        params = live_params(experiment, params, opt_state)
     # Copies: a donated state may not hold an array twice.
-    average = jax.tree.map(jnp.copy, (params, model_state)) if config.ema else ()
+    average = jax.tree.map(jnp.copy, (params, model_state)) if experiment.ema else ()
     totals = _no_totals(zero - 1)
     return TrainState(zero, params, model_state, opt_state, totals, average)
+
+
+def live_params(experiment: Experiment, params: Params, opt_state: OptState) -> Params:
+    """Returns the parameters of the network that is used: zero where pruned.
+
+    Args:
+      experiment: The experiment.
+      params: Parameters of a state. Straight-through methods train the pruned ones too.
+      opt_state: The optimizer state of the same state.
+    """
+    if experiment.method is None:
+        return params
+    return sparsity.apply_masks(params, sparsity.masks(opt_state))
 
 
 def _no_totals(bad_step: jax.Array) -> Totals:
@@ -100,85 +112,86 @@ def _no_totals(bad_step: jax.Array) -> Totals:
 
 
 def train_step(
-    task: Task, state: TrainState, images: jax.Array, labels: jax.Array, teacher: Any
+    experiment: Experiment,
+    state: TrainState,
+    images: jax.Array,
+    labels: jax.Array,
+    teacher: PyTree,
 ) -> TrainState:
     """Returns the state after one more batch.
 
-    All that is random in it comes from the seed and `state.step`.
+    All random numbers come from the seed and `state.step`.
 
     Args:
-      task: The task.
+      experiment: The experiment.
       state: The state.
       images: The raw examples of the step, uint8 `[N, H, W, C]`, or tokens `[N, T]`.
       labels: Their labels, int32 `[N]`, or `[N, T]`.
       teacher: The teacher's variables, or None.
     """
-    batch = prepare(task, state.step, images, labels, teacher)
-    value_fn = objective.value_fn(task, state.model_state, state.step, batch)
-    probe = None
-    if task.config.probes:
-        probe = objective.value_fn(
-            task, state.model_state, state.step, batch, probe=True
-        )
-    like = jax.eval_shape(value_fn, state.params)[1]
-    tx = task.optimizer(like, value_fn)
-    updates, opt_state = tx.update(
-        *(None, state.opt_state, state.params),
-        value_fn=value_fn,
+    batch = prepare(experiment, state.step, images, labels, teacher)
+    arguments = experiment, state.model_state, state.step, batch
+    probe = loss.value_fn(*arguments, probe=True) if experiment.probes else None
+    no_gradient: PyTree = None
+    updates, opt_state = experiment.optimizer.update(
+        *(no_gradient, state.opt_state, state.params),
+        value_fn=loss.value_fn(*arguments),
         ascent_value_fn=probe,
-        # Of a dense run; `sparsify` counts its own.
-        optimizer_step=state.step // task.config.accumulate_steps,
+        # For a dense run; `sparsify` counts its own steps.
+        optimizer_step=state.step // experiment.accumulate_steps,
     )
-    estimate = zs.estimate(opt_state)
-    model_state, correct = estimate.aux
-    totals = _add(task, state, estimate, correct)
+    found = estimate(opt_state)
+    model_state, correct = found.aux
+    totals = _add(experiment, state, found, correct)
     params = optax.apply_updates(state.params, updates)
     new = TrainState(state.step + 1, params, model_state, opt_state, totals)
-    return new._replace(average=_average(task, state, new))
+    return new._replace(average=_average(experiment, state, new))
 
 
-def _average(task: Task, old: TrainState, new: TrainState) -> Any:
-    """Returns the moving average with a step's network in it, on the new masks.
+def _average(experiment: Experiment, old: TrainState, new: TrainState) -> PyTree:
+    """Returns the moving average with the new network added, on the new masks.
 
-    At first it forgets faster, so that it does not keep the initial weights.
+    The decay is smaller in the first steps, so that the initial weights are forgotten.
     """
-    config = task.config
-    if not config.ema:
+    if not experiment.ema:
         return ()
-    count = new.step // config.accumulate_steps
-    decay = jnp.minimum(config.ema, (1 + count) / (10 + count)).astype(jnp.float32)
-    # Between two steps of the optimizer nothing moves.
-    decay = jnp.where(new.step % config.accumulate_steps == 0, decay, 1.0)
+    count = new.step // experiment.accumulate_steps
+    decay = jnp.minimum(experiment.ema, (1 + count) / (10 + count)).astype(jnp.float32)
+    # Nothing moves between two optimizer steps.
+    is_step = new.step % experiment.accumulate_steps == 0
+    decay = jnp.where(is_step, decay, 1.0)
     params, model_state = jax.tree.map(
         lambda a, x: (decay * a + (1 - decay) * x).astype(a.dtype),
         old.average,
         (new.params, new.model_state),
     )
-    if not methods.trains_pruned(config):
-        params = methods.live_params(config, params, new.opt_state)
+    if not experiment.trains_pruned:
+        params = live_params(experiment, params, new.opt_state)
     return params, model_state
 
 
-def trained(state: TrainState) -> tuple[Any, Any]:
-    """Returns `(params, model_state)` to evaluate: the averages, where there are any.
+def evaluated(state: TrainState) -> tuple[Params, ModelState]:
+    """Returns `(params, model_state)` to evaluate: the moving averages, if there are.
 
-    Of a straight-through method the pruned parameters are not zero.
+    With straight-through methods, the pruned parameters are not zero.
     """
     return state.average or (state.params, state.model_state)
 
 
-def _add(task: Task, state: TrainState, estimate: Any, correct: jax.Array) -> Totals:
-    """Returns the totals with a step added, begun anew where an epoch begins."""
-    old, info = state.totals, estimate.info
-    begins = state.step % task.steps_per_epoch == 0
+def _add(
+    experiment: Experiment, state: TrainState, found: Estimate, correct: jax.Array
+) -> Totals:
+    """Returns the totals with a step added; the first step of an epoch resets them."""
+    old, info = state.totals, found.info
+    begins = state.step % experiment.steps_per_epoch == 0
     old = jax.tree.map(
         lambda zero, value: jnp.where(begins, zero, value),
         _no_totals(old.bad_step),
         old,
     )
-    # A cheaper look's loss is not that of the batch.
-    value = info.descent_value if task.config.probes else estimate.value
-    # The probes may be finite where the descent pass, and so the gradient, is not.
+    # The loss of a cheaper ascent step is not the loss of the batch.
+    value = info.descent_value if experiment.probes else found.value
+    # The ascent step may be finite where the descent, and so the gradient, is not.
     finite = jnp.isfinite(value) & jnp.isfinite(info.descent_value)
     is_bad = ~finite & (old.bad_step < 0)
     return Totals(
@@ -192,20 +205,16 @@ def _add(task: Task, state: TrainState, estimate: Any, correct: jax.Array) -> To
     )
 
 
-def count_weights(state: TrainState, method: str) -> dict[str, Any]:
-    """Returns the counts of parameters, of live ones, and both sparsities.
+def count_weights(experiment: Experiment, state: TrainState) -> dict[str, int | float]:
+    """Returns the numbers of parameters and of live ones, and two sparsities.
 
-    `sparsity` is the share of zeros among the sparsified leaves; `sparsity_all` that
-    among all parameters, the dense ones included.
-
-    Args:
-      state: A state.
-      method: "dense" where it has no masks.
+    `sparsity` is the fraction of zeros in the sparse layers, `sparsity_all` the one
+    among all parameters, dense ones included.
     """
     params = [np.asarray(x) for x in jax.tree.leaves(state.params)]
     masks = [np.ones((), bool)] * len(params)
-    if method != "dense":
-        tree = zs.sparsity.masks(state.opt_state)
+    if experiment.method is not None:
+        tree = sparsity.masks(state.opt_state)
         masks = [np.asarray(m) for m in jax.tree.leaves(tree)]
     sparse = [m for m in masks if m.ndim]
     total = sum(x.size for x in params)

@@ -15,18 +15,17 @@ from tiny_lottery import Recorder, config, leaf_masks, search, spy, state_at
 from tiny_lottery import template as make_template
 
 from zosam_jax.lottery import tickets
-from zosam_jax.train import TrainConfig, optimizer
+from zosam_jax.train import TrainConfig, build, choices, optimizers
+from zosam_jax.train.objects import Objects
 
 
-@pytest.mark.parametrize("name", sorted(optimizer.OPTIMIZERS))
+@pytest.mark.parametrize("name", sorted(optimizers.OPTIMIZERS))
 def test_moments_start_at_zero_and_their_clocks_anew(name):
     """Rewinding the learning rate: schedules count on, bias corrections do not."""
-    chosen = TrainConfig(
-        optimizer=name, method="ticket", ticket=("test",), gradient="backprop"
-    )
-    tx = optimizer.make(
-        chosen, 100, dense=(), aux_like=jnp.zeros(()), value_fn=lambda p: 0.0
-    )
+    config = TrainConfig(optimizer=name, method="ticket", gradient="backprop")
+    given = Objects(method=build.ticket_method(config))
+    chosen = choices.choose(config, method=given.method)
+    tx = build.optimization(config, given, chosen, 100, jnp.zeros(())).optimizer
     params = {"w": jnp.arange(12.0).reshape(3, 4) - 5, "b": jnp.ones(4)}
     fresh = early = tx.init(params)
     # Pruned entries take fresh ones: they must be those of a weight at zero.
@@ -141,8 +140,7 @@ def test_a_bad_search_is_refused(tmp_path, fields, part):
 
 def test_a_ticket_is_no_method_of_a_single_run(tmp_path):
     with pytest.raises(ValueError, match="zosam lottery"):
-        TrainConfig(method="ticket")
-    with pytest.raises(ValueError, match="zosam lottery"):
-        TrainConfig(ticket=("round=1",))
-    default = dataclasses.replace(config(tmp_path), out=None)
+        choices.check(TrainConfig(method="ticket"))
+    train = dataclasses.replace(config(tmp_path).train, out=None)
+    default = dataclasses.replace(config(tmp_path), train=train)
     assert default.folder.name == "quadrants-tiny-lottery-0.6-backprop-s0"

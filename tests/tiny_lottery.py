@@ -1,5 +1,6 @@
 """A search for lottery tickets that takes seconds, and what its tests read it with."""
 
+import dataclasses
 import signal
 
 import jax
@@ -7,8 +8,10 @@ import numpy as np
 import tiny_run
 
 import zosam_jax as zs
+from zosam_jax.lottery import LotteryConfig, run_lottery
+from zosam_jax.lottery.config import LotteryOptions
 from zosam_jax.runs.progress import Silent
-from zosam_jax.train import LotteryConfig, loop, plan, run_lottery
+from zosam_jax.train import TrainConfig, build, loop
 from zosam_jax.train.checkpoint import Checkpoints
 
 
@@ -40,12 +43,16 @@ def config(out, **fields):
         "batch_size": 16,
         "epochs": 3,
         "sparsity": 0.6,
+        "method": "dense",
         "gradient": "backprop",
         "checkpoint_every": 1,
         "rounds": 2,
         "rewind_epoch": 1,
     }
-    return LotteryConfig(**{**usual, **fields})
+    own = {field.name for field in dataclasses.fields(LotteryOptions)}
+    values = {**usual, **fields}
+    train = TrainConfig(**{k: v for k, v in values.items() if k not in own})
+    return LotteryConfig(train=train, **{k: v for k, v in values.items() if k in own})
 
 
 def search(out, display=None, **fields):
@@ -71,9 +78,8 @@ def spy(monkeypatch):
 
 def template():
     """Shapes of the state, the same in all rounds."""
-    fields = {"method": "ticket", "ticket": ("test",), "gradient": "backprop"}
-    chosen = tiny_run.config("unused", **fields)
-    return plan.plan(chosen, tiny_run.dataset(), tiny_run.Net()).abstract
+    chosen = tiny_run.config("unused", method="ticket", gradient="backprop")
+    return tiny_run.prepare(chosen, method=build.ticket_method(chosen)).abstract
 
 
 def state_at(path, step, template):

@@ -14,7 +14,8 @@ from zosam_jax.data import DatasetError, corruptions
 from zosam_jax.data.corruptions import published
 from zosam_jax.evaluate import evaluate, scoring
 from zosam_jax.evaluate import figures as evaluation_figures
-from zosam_jax.train import RunError, methods, trained
+from zosam_jax.train import RunError, load_run
+from zosam_jax.train import step as steps
 
 FIELDS = {"method": "ste", "gradient": "backprop", "epochs": 2}
 SEVERITIES = (1, 4)
@@ -42,8 +43,8 @@ def tiny(path, **options):
 def by_hand(run, images, labels):
     """Accuracy, loss and ECE from the logits, in float64, one image at a time."""
     state = tiny_run.final(run, **FIELDS)
-    config = tiny_run.config(run, **FIELDS)
-    params = methods.live_params(config, state.params, state.opt_state)
+    experiment = tiny_run.prepare(tiny_run.config(run, **FIELDS)).experiment
+    params = steps.live_params(experiment, state.params, state.opt_state)
     x = (images / 255 - 0.3) / 0.2
     variables = {"params": params, **state.model_state}
     logits = tiny_run.Net().apply(variables, x.astype(np.float32), train=False)
@@ -117,7 +118,7 @@ def test_the_record_is_complete_and_says_what_the_images_are(run):
 
 def test_a_last_batch_that_is_filled_up_changes_nothing(run, monkeypatch):
     whole = tiny(run, images=21)
-    monkeypatch.setattr(scoring.accuracy, "batch_size", lambda task: 8)
+    monkeypatch.setattr(scoring.accuracy, "batch_size", lambda experiment: 8)
     parts = tiny(run, images=21, overwrite=True)
     for name in ("clean", "corruptions", "reliability"):
         for a, b in zip(
@@ -325,9 +326,9 @@ def test_a_run_that_is_not_there_or_not_finished_is_said(run, tmp_path):
 
 @pytest.fixture
 def loads_tiny(monkeypatch):
-    load = trained.load
+    load = load_run.load
     monkeypatch.setattr(
-        trained,
+        load_run,
         "load",
         lambda run, **rest: load(
             run, data_dir=None, dataset=tiny_run.dataset(), model=tiny_run.Net()

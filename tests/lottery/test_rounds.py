@@ -137,7 +137,9 @@ def test_the_record_of_a_search(whole):
         assert record["density_nominal"] == pytest.approx(0.4 ** (j / 2), rel=1e-15)
         assert record["test_accuracy"] == summary["test_accuracy"]
         chosen = folder.read_config(path)["config"]
-        assert (chosen["method"], chosen["ticket"][0]) == ("ticket", f"round={j}")
+        origin = folder.read_config(path)["lottery"]
+        assert (chosen["method"], origin["round"], origin["rounds"]) == ("ticket", j, 2)
+        assert (origin["final_sparsity"], origin["rewind_epoch"]) == (0.6, 1)
         assert chosen["sparsity"] == pytest.approx(1 - 0.4 ** (j / 2), rel=1e-15)
         steps = [r["step"] for r in metrics.read(path / "metrics.jsonl")]
         assert steps == ([4, 4] if j == 0 else []) + [8, 8, 12, 12]

@@ -21,10 +21,12 @@ import numpy as np
 
 from zosam_jax.data import Dataset
 from zosam_jax.runs.progress import Silent
-from zosam_jax.train import RunError, TrainConfig, plan, run
+from zosam_jax.train import RunError, TrainConfig, loop, run
 from zosam_jax.train import batch as batches
 from zosam_jax.train import step as steps
 from zosam_jax.train.checkpoint import Checkpoints
+from zosam_jax.train.compiled_run import CompiledRun
+from zosam_jax.train.objects import Objects
 
 STATIC = ("random", "magnitude", "snip", "grasp", "synflow", "ticket")
 
@@ -83,11 +85,17 @@ def train(out, display=None, **fields):
     return run(chosen, dataset=dataset(), model=Net(), display=display)
 
 
+def prepare(chosen, data=None, model=None, **objects) -> CompiledRun:
+    """The traced programs of a configuration."""
+    given = Objects(data or dataset(), model or Net(), **objects)
+    return loop.prepare(chosen, given)
+
+
 def final(out, **fields):
     """The state in the newest checkpoint of a run, as NumPy arrays."""
-    programs = plan.plan(config(out, **fields), dataset(), Net())
+    compiled = prepare(config(out, **fields))
     checkpoints = Checkpoints(out / "checkpoints", 2)
-    state = checkpoints.restore(programs.abstract, print)
+    state = checkpoints.restore(compiled.abstract, print)
     checkpoints.close()
     return state
 
@@ -99,31 +107,34 @@ def records(out):
     ]
 
 
-def batch(task, step, order=None, teacher=None):
+def batch(experiment, step, order=None, teacher=None):
     """The batch of a step as the network takes it."""
     step = jnp.int32(step)
     if order is None:
-        order = batches.epoch_order(task, step // task.steps_per_epoch)
-    data = task.dataset.train_images, task.dataset.train_labels
-    raw = batches.gather(task, step, order, *map(jnp.asarray, data))
-    return batches.prepare(task, step, *raw, teacher)
+        order = batches.epoch_order(experiment, step // experiment.steps_per_epoch)
+    data = experiment.dataset.train_images, experiment.dataset.train_labels
+    raw = batches.gather(experiment, step, order, *map(jnp.asarray, data))
+    return batches.prepare(experiment, step, *raw, teacher)
 
 
-def begin(task):
+def begin(experiment):
     """The state before the first step."""
-    return jax.jit(plan.Programs(task)._first)(
-        jnp.asarray(task.dataset.train_images), jnp.asarray(task.dataset.train_labels)
+    return jax.jit(CompiledRun(experiment)._first)(
+        jnp.asarray(experiment.dataset.train_images),
+        jnp.asarray(experiment.dataset.train_labels),
     )
 
 
-def advance(task):
+def advance(experiment):
     """`state -> state` after one more step, compiled."""
-    data = task.dataset.train_images, task.dataset.train_labels
+    data = experiment.dataset.train_images, experiment.dataset.train_labels
 
     def step(state):
-        order = batches.epoch_order(task, state.step // task.steps_per_epoch)
-        raw = batches.gather(task, state.step, order, *map(jnp.asarray, data))
-        return steps.train_step(task, state, *raw, None)
+        order = batches.epoch_order(
+            experiment, state.step // experiment.steps_per_epoch
+        )
+        raw = batches.gather(experiment, state.step, order, *map(jnp.asarray, data))
+        return steps.train_step(experiment, state, *raw, None)
 
     return jax.jit(step)
 

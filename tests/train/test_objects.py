@@ -1,0 +1,137 @@
+"""The user's own gradient, method, optimizer, model and data set in a run."""
+
+import dataclasses
+import json
+
+import numpy as np
+import optax
+import pytest
+import tiny_run
+
+import zosam_jax as zs
+from zosam_jax.evaluate import evaluate
+from zosam_jax.runs import record
+from zosam_jax.train import RunError, TrainConfig, load_run, run
+
+STEPS = 12  # Of three epochs.
+OBJECTS = {
+    "gradient": lambda: zs.vasso(rho=0.1),
+    "method": lambda: zs.sparsity.set_(0.5, STEPS, interval=3, seed=7),
+    "optimizer": lambda: optax.adam(1e-2),
+}
+KINDS = {
+    "gradient": "vasso (given)",
+    "method": "SparseMethod (given)",
+    "optimizer": "ScaleByAdam (given)",
+}
+
+
+def given(kind):
+    """A run's arguments with one object of its own, beside model and data set."""
+    objects = {"dataset": tiny_run.dataset(), "model": tiny_run.Net()}
+    return objects | ({kind: OBJECTS[kind]()} if kind else {})
+
+
+def config(out, kind, **fields):
+    usual = {"gradient": "backprop", "method": "dense", "epochs": 3}
+    return tiny_run.config(out, **{**usual, **fields}, update_interval=None)
+
+
+@pytest.mark.parametrize("kind", OBJECTS)
+def test_a_given_object_trains_resumes_and_is_reported(tmp_path, kind):
+    whole = run(config(tmp_path / "a", kind), **given(kind))
+    assert whole.status == "finished"
+    plain = run(config(tmp_path / "plain", kind), **given(""))
+    assert whole.summary["test_loss"] != plain.summary["test_loss"]
+    if kind == "method":
+        assert whole.summary["sparsity"] == 0.5
+
+    show = tiny_run.Interrupter(6)
+    cut = run(config(tmp_path / "b", kind), display=show, **given(kind))
+    assert cut.status == "interrupted"
+    again = run(config(tmp_path / "b", kind), **given(kind))
+    a, b = (
+        load_run.load(tmp_path / name, **given(kind)).variables for name in ("a", "b")
+    )
+    tiny_run.assert_same(a, b)
+    assert again.summary["test_loss"] == whole.summary["test_loss"]
+
+    (found,) = record.read_all([tmp_path / "a"])
+    assert found.summary == whole.summary
+    stored = json.loads((tmp_path / "a" / "config.json").read_text())
+    assert stored["objects"] == {
+        "dataset": "quadrants (given)",
+        "model": "Net (given)",
+        kind: KINDS[kind],
+    }
+    figures = evaluate(
+        tmp_path / "a", corruptions=("fog",), severities=(1,), **given(kind)
+    )
+    assert figures["clean"]["accuracy"] == whole.summary["test_accuracy"]
+
+
+def test_a_run_is_not_continued_without_its_object_or_with_another(tmp_path):
+    path = tmp_path / "run"
+    run(config(path, "gradient"), display=tiny_run.Interrupter(2), **given("gradient"))
+    with pytest.raises(RunError, match=r"vasso \(given\).* gradient= is missing"):
+        run(config(path, "gradient"), **given(""))
+    other = given("") | {"gradient": zs.sam(0.1)}
+    with pytest.raises(RunError, match=r"gradient= is sam \(given\)"):
+        run(config(path, "gradient"), **other)
+    with pytest.raises(RunError, match="optimizer that its configuration names"):
+        run(config(path, "x"), **given("gradient"), optimizer=optax.adam(1e-2))
+    assert run(config(path, "x"), **given("gradient")).status == "finished"
+    with pytest.raises(RunError, match="gradient= is missing"):
+        load_run.load(path, **given(""))
+
+
+def test_a_run_of_an_older_version_has_no_record_of_objects(tmp_path):
+    path = tmp_path / "run"
+    run(config(path, ""), **given(""))
+    stored = json.loads((path / "config.json").read_text())
+    del stored["objects"]
+    stored["config"]["ticket"] = None
+    (path / "config.json").write_text(json.dumps(stored))
+    found = load_run.load(path, **given(""))
+    assert found.config.method == "dense"
+    assert run(config(path, ""), **given("")).status == "unchanged"
+
+
+@pytest.mark.parametrize(
+    ("fields", "kind", "part"),
+    [
+        ({"rho": 0.3}, "gradient", "rho=0.3 is for a gradient"),
+        ({"gradient_options": ("x=1",)}, "gradient", "gradient_options"),
+        ({"budget": "uniform"}, "method", "budget='uniform' is for a method"),
+        ({"gradient": "gsam", "gradient_options": ("rho_min=0",)}, "optimizer", "rate"),
+        ({"probe_fraction": 0.5}, "", "looks uphill for a direction alone"),
+    ],
+)
+def test_fields_of_a_name_do_not_go_with_an_object(tmp_path, fields, kind, part):
+    with pytest.raises(RunError, match=part):
+        run(config(tmp_path / "run", kind, **fields), **given(kind))
+
+
+def test_what_is_no_gradient_and_no_method_is_refused(tmp_path):
+    for kind, wrong in (("gradient", zs.zosam), ("method", zs.sparsity.rigl)):
+        with pytest.raises(RunError, match=f"{kind}= must be a"):
+            run(config(tmp_path / "run", ""), **given(""), **{kind: wrong})
+
+
+def test_a_given_gradient_may_look_at_part_of_the_batch(tmp_path):
+    """As the named one does, to the same bits."""
+    fields = {"probe_fraction": 0.5, "epochs": 1}
+    chosen = config(tmp_path / "a", "", gradient="sam", **fields)
+    named = run(chosen, **given(""))
+    chosen = dataclasses.replace(chosen, out=str(tmp_path / "b"), gradient="mine")
+    own = run(chosen, **given(""), gradient=zs.sam())
+    assert own.summary["test_loss"] == named.summary["test_loss"]
+
+
+def test_given_model_and_data_need_no_names(tmp_path):
+    chosen = TrainConfig(
+        dataset="mine", model="mine", out=str(tmp_path), epochs=1, method="dense"
+    )
+    chosen = dataclasses.replace(chosen, batch_size=16)
+    result = run(chosen, **given(""))
+    assert np.isfinite(result.summary["test_loss"])

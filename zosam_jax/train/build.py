@@ -1,0 +1,404 @@
+"""From a configuration to an `Experiment`: every object is made here, once."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import AxisType
+
+from zosam_jax import _check, data, gradients, models, sparsity
+from zosam_jax._types import Aux, Schedule, ValueFn
+from zosam_jax.data import augment
+from zosam_jax.data.augment import Augmentation
+from zosam_jax.gradients.transformation import GradientEstimator
+from zosam_jax.runs.config import TrainConfig
+from zosam_jax.sparsity import SparseMethod, registry
+from zosam_jax.train import choices, criteria, optimizers
+from zosam_jax.train.choices import Choices
+from zosam_jax.train.experiment import Criterion, Experiment, Model
+from zosam_jax.train.named_method import Needs
+from zosam_jax.train.objects import Objects
+
+Data = data.Dataset | data.Streamed
+Images = tuple[np.ndarray, np.ndarray]
+
+# The advice if the data set is of a kind that the model does not take.
+_MISFIT = {
+    "text": "{0.dataset} is text, and model={0.model!r} is for images. Say --model "
+    "tinylm, or start from --preset tinylm.",
+    "image": "{0.dataset} are images, and model={0.model!r} is for text. Say --model "
+    "resnet20, or --dataset pydoc.",
+}
+
+
+def experiment(
+    config: TrainConfig,
+    given: Objects = Objects(),  # noqa: B008 - an immutable tuple
+    chosen: Choices | None = None,
+) -> Experiment:
+    """Returns the objects of a run, all but its teacher; trains and writes nothing.
+
+    Args:
+      config: The configuration.
+      given: Objects in place of what the configuration names.
+      chosen: What `choices.choose` returns for both, if it was called before.
+
+    Raises:
+      ValueError: The configuration, its data, model and devices do not fit together.
+      zosam_jax.data.DatasetError: The data set is missing or damaged.
+    """
+    if chosen is None:
+        chosen = choices.choose(config, gradient=given.gradient, method=given.method)
+    mesh = _mesh()
+    dataset, validation = _data(config, given)
+    _check_batch(config, dataset.num_train, mesh.size)
+    augmentation = _augmentation(config, dataset)
+    model = _model(config, given, chosen, dataset)
+    initialize = functools.partial(
+        models.initialize, model, image_shape=dataset.image_shape
+    )
+    _, model_state = jax.eval_shape(initialize, jax.random.key(0))
+    aux_like = model_state, jax.ShapeDtypeStruct((), jnp.float32)
+    parts = optimization(
+        config, given, chosen, _optimizer_steps(config, dataset), aux_like
+    )
+    return Experiment(
+        dataset=dataset,
+        validation=validation,
+        augmentation=augmentation,
+        label_smoothing=config.label_smoothing,
+        batch_size=config.batch_size,
+        workers=config.workers,
+        model=model,
+        initialize=initialize,
+        dtype=jnp.dtype(config.dtype),
+        teacher=None,
+        probe_model=_probe_model(config, model),
+        probe_fraction=config.probe_fraction,
+        ema=config.ema,
+        accumulate_steps=config.accumulate_steps,
+        epochs=config.epochs,
+        seed=config.seed,
+        mesh=mesh,
+        scans=_scans(config, dataset, mesh),
+        labels=given.labels(config),
+        **parts._asdict(),
+    )
+
+
+def _mesh() -> jax.sharding.Mesh:
+    """Returns the local devices along one axis, "data"."""
+    return jax.make_mesh(
+        (jax.local_device_count(),),
+        ("data",),
+        axis_types=(AxisType.Auto,),
+        devices=jax.local_devices(),
+    )
+
+
+def _scans(config: TrainConfig, dataset: Data, mesh: jax.sharding.Mesh) -> bool:
+    if isinstance(dataset, data.Streamed):
+        return False
+    # Convolution gradients inside a compiled loop are slow on XLA:CPU.
+    is_cpu = mesh.devices.flat[0].platform == "cpu"
+    return not is_cpu if config.loop == "auto" else config.loop == "scan"
+
+
+def _optimizer_steps(config: TrainConfig, dataset: Data) -> int:
+    batches = dataset.num_train // config.batch_size * config.epochs
+    if batches < config.accumulate_steps:
+        raise ValueError(
+            f"accumulate_steps={config.accumulate_steps} is more than the {batches} "
+            "batches of the run, which would not make a step."
+        )
+    return batches // config.accumulate_steps
+
+
+class Optimization(NamedTuple):
+    """The fields of `Experiment` that make its optimizer."""
+
+    gradient: GradientEstimator
+    method: SparseMethod | None
+    criterion: Criterion | None
+    optimizer: optax.GradientTransformationExtraArgs
+    learning_rate: Schedule | None
+
+
+def optimization(
+    config: TrainConfig,
+    given: Objects,
+    chosen: Choices,
+    total_steps: int,
+    aux_like: Aux,
+) -> Optimization:
+    """Returns gradient, sparse method and the optimizer around them.
+
+    Args:
+      config: The configuration.
+      given: The given objects.
+      chosen: What the names stand for.
+      total_steps: Optimizer steps of the whole run.
+      aux_like: Shapes of the aux of `value_fn`.
+    """
+    # Patterns of the model's own dense parameters, which are no kernels either.
+    own: tuple[str, ...] = ()
+    if config.model in models.names():
+        own = models.dense_paths(config.model)
+    rate = None
+    if given.optimizer is None:
+        rate = optimizers.learning_rate(config, total_steps)
+    gradient = _gradient(config, given, chosen, total_steps, rate, aux_like)
+    rule = given.optimizer
+    if rule is None:
+        assert rate is not None
+        rule = optimizers.update_rule(config, rate, own)
+    if gradient.decoupled:
+        rule = _decoupled(rule, rate)
+    needs = Needs(
+        total_steps,
+        dense=(*own, *config.dense),
+        groups=lambda: choices.unit_groups(config, chosen),
+    )
+    method = given.method
+    if chosen.method is not None:
+        method = chosen.method.build(config, needs)
+    choices.check_together(config, gradient, method)
+
+    def optimizer(
+        method: SparseMethod | None,
+    ) -> optax.GradientTransformationExtraArgs:
+        return _optimizer(rule, method, gradient, config.accumulate_steps)
+
+    criterion = _criterion(config, chosen, needs, optimizer)
+    return Optimization(gradient, method, criterion, optimizer(method), rate)
+
+
+def _criterion(
+    config: TrainConfig,
+    chosen: Choices,
+    needs: Needs,
+    optimizer: Callable[[SparseMethod], optax.GradientTransformationExtraArgs],
+) -> Criterion | None:
+    """Returns how the method chooses its masks by the first batch, if it does."""
+    named = chosen.method
+    if named is None or not named.row.scores_by:
+        return None
+
+    def scored(value_fn: ValueFn) -> optax.GradientTransformationExtraArgs:
+        return optimizer(named.build(config, needs._replace(value_fn=value_fn)))
+
+    return Criterion(criteria.SCORES[named.row.scores_by], scored)
+
+
+def _gradient(
+    config: TrainConfig,
+    given: Objects,
+    chosen: Choices,
+    total_steps: int,
+    rate: Schedule | None,
+    aux_like: Aux,
+) -> GradientEstimator:
+    if chosen.gradient is not None:
+        return chosen.gradient.build(config, total_steps, rate, aux_like)
+    assert given.gradient is not None
+    gradient = given.gradient.with_options(
+        has_aux=True, aux_like=aux_like, seed=config.seed
+    )
+    aux_from = "descent" if config.probes else config.aux_from
+    return gradient if aux_from is None else gradient.with_options(aux_from=aux_from)
+
+
+def _decoupled(
+    rule: optax.GradientTransformation, rate: Schedule | None
+) -> optax.GradientTransformation:
+    if rate is None:
+        raise ValueError(
+            "a gradient in two parts (wsam with decouple=True) steps with the learning "
+            "rate, which an optimizer= of your own does not tell. Say decouple=False."
+        )
+    return gradients.decoupled(rule, rate)
+
+
+def _optimizer(
+    rule: optax.GradientTransformation,
+    method: SparseMethod | None,
+    gradient: GradientEstimator,
+    accumulate_steps: int,
+) -> optax.GradientTransformationExtraArgs:
+    """Returns the whole optimizer: gradient, update rule and masks."""
+    if method is not None:
+        return sparsity.sparsify(
+            rule, method, gradient=gradient, accumulate_steps=accumulate_steps
+        )
+    if accumulate_steps > 1:
+        rule = optax.MultiSteps(rule, accumulate_steps).gradient_transformation()
+    return optax.chain(gradient, rule)
+
+
+def ticket_method(config: TrainConfig) -> SparseMethod:
+    """Returns the sparse method of a lottery round: static masks, all live at first.
+
+    The state that a round starts from has its own masks.
+
+    Args:
+      config: Gives the parameters that stay dense.
+    """
+    own = models.dense_paths(config.model) if config.model in models.names() else ()
+    ticket = registry.METHODS["ticket"]
+    return ticket.make(**ticket.fixed, dense=(*own, *config.dense))
+
+
+def _model(
+    config: TrainConfig, given: Objects, chosen: Choices, dataset: Data
+) -> Model:
+    """Returns the given model, or the one that the configuration names."""
+    model = given.model
+    if model is None:
+        if models.kind(config.model) != dataset.kind:
+            raise ValueError(_MISFIT[dataset.kind].format(config))
+        model = create_model(config, dataset, chosen)
+    if getattr(model, "distillation", False) and config.teacher is None:
+        raise ValueError(
+            "model_options: distillation=True adds a head that learns from a teacher. "
+            "Say --teacher RUN, the folder of a finished run."
+        )
+    return model
+
+
+def create_model(config: TrainConfig, dataset: Data, chosen: Choices) -> Model:
+    """Returns the model that a configuration names.
+
+    Args:
+      config: The configuration.
+      dataset: The data set; gives the number of classes and the image size.
+      chosen: What the names stand for; gives the options of the model.
+
+    Raises:
+      ValueError: An option is unknown or out of range, or the examples do not fit.
+    """
+    return models.create(
+        config.model,
+        num_classes=dataset.num_classes,
+        width=config.width,
+        image_size=dataset.image_shape[0],
+        dtype=config.dtype,
+        **chosen.model_options,
+    )
+
+
+def _probe_model(config: TrainConfig, model: Model) -> Model:
+    """Returns the model of the ascent step."""
+    if config.probe_dtype in ("same", config.dtype):
+        return model
+    if not hasattr(model, "dtype"):
+        raise ValueError(
+            f"probe_dtype={config.probe_dtype!r} needs a model with a field dtype; "
+            f"{type(model).__name__} has none."
+        )
+    return model.clone(dtype=config.probe_dtype)
+
+
+def _check_batch(config: TrainConfig, images: int, devices: int) -> None:
+    size = config.batch_size
+    if size > images:
+        raise ValueError(
+            f"batch_size={size} is more than the {images} training images. "
+            f"Use batch_size={images} or less."
+        )
+    if size % devices:
+        raise ValueError(
+            f"batch_size={size} must be a multiple of the {devices} local devices; "
+            f"{max(size // devices, 1) * devices} would do."
+        )
+
+
+def _data(config: TrainConfig, given: Objects) -> tuple[Data, Images | None]:
+    """Returns the data set and the held-out validation images."""
+    if given.model is None:
+        _check.one_of("model", config.model, models.names())
+    return _hold_out(config, given.dataset or _load(config))
+
+
+def _load(config: TrainConfig) -> Data:
+    size = config.image_size
+    found = data.load(config.dataset, config.data_dir, image_size=size)
+    if size is not None and isinstance(found, data.Dataset):
+        raise ValueError(
+            f"image_size={size}: the images of {config.dataset} are used as they are. "
+            "Leave it out."
+        )
+    return found
+
+
+def _hold_out(config: TrainConfig, dataset: Data) -> tuple[Data, Images | None]:
+    """Returns the set without its validation images, and those.
+
+    Every class gives the same fraction, evenly spaced over the set, so that the images
+    are the same for every seed.
+    """
+    if not config.validation:
+        return dataset, None
+    if not isinstance(dataset, data.Dataset) or dataset.train_labels.ndim > 1:
+        raise ValueError(
+            f"validation={config.validation:g} needs labelled images in memory, which "
+            f"{config.dataset} are not."
+        )
+    labels = dataset.train_labels
+    held = np.zeros(len(labels), bool)
+    for label in range(dataset.num_classes):
+        members = np.flatnonzero(labels == label)
+        count = round(config.validation * len(members))
+        held[members[np.arange(count) * len(members) // max(count, 1)]] = True
+    if not held.any():
+        raise ValueError(
+            f"validation={config.validation:g} holds out no image of any class."
+        )
+    left = int((~held).sum())
+    if left < config.batch_size:
+        raise ValueError(
+            f"validation={config.validation:g} leaves {left} training images, fewer "
+            f"than batch_size={config.batch_size}."
+        )
+    images = dataset.train_images
+    rest = dataclasses.replace(
+        dataset, train_images=images[~held], train_labels=labels[~held]
+    )
+    return rest, (images[held], labels[held])
+
+
+def _augmentation(config: TrainConfig, dataset: Data) -> Augmentation | None:
+    """Returns the augmentation of a configuration, or the set's own; None for text."""
+    if dataset.kind == "text":
+        if config.augment:
+            raise ValueError(
+                f"augment={list(config.augment)}: {config.dataset} is text, and these "
+                "are operations on images. Leave it out."
+            )
+        return None
+    made = augment.make(
+        config.augment,
+        num_classes=dataset.num_classes,
+        crop_padding=dataset.crop_padding,
+        flip=dataset.flip,
+        mean=dataset.mean,
+        std=dataset.std,
+        image_size=dataset.image_shape[0],
+    )
+    operations = dict(made.operations)
+    side = min(dataset.image_shape[:2])
+    if operations.get("crop", 0) > side:
+        raise ValueError(
+            f"augment: crop={operations['crop']:g} is more than the {side} pixels of "
+            "an image, of which nothing may be left."
+        )
+    if "resized_crop" in operations and isinstance(dataset, data.Streamed):
+        raise ValueError(
+            f"augment: the images of {config.dataset} are random resized crops "
+            "already. Leave resized_crop out."
+        )
+    return made

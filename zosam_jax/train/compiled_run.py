@@ -1,0 +1,266 @@
+"""The compiled programs of a run and the arrays that they share."""
+
+import contextlib
+import copy
+import time
+from collections.abc import Callable, Generator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from zosam_jax._types import PyTree
+from zosam_jax.data import Streamed
+from zosam_jax.train import accuracy
+from zosam_jax.train import step as steps
+from zosam_jax.train.batch import epoch_order, gather
+from zosam_jax.train.experiment import Experiment
+from zosam_jax.train.step import Totals, TrainState
+
+Program = Callable[..., Any]
+"""A compiled function of arrays."""
+
+
+class _Traced(NamedTuple):
+    """A traced program and the seconds that tracing took."""
+
+    program: jax.stages.Traced
+    seconds: float
+
+
+class CompiledRun:
+    """The programs of an experiment, each compiled once, ahead of its first call.
+
+    A training set in memory is copied to the devices, where a step gathers its batch.
+    Batches of a streamed set come from the host, as those of all test sets do.
+
+    Attributes:
+      experiment: The experiment.
+      abstract: Shapes and shardings of the state.
+      is_compiled: Whether `compile` was called.
+      compile_seconds: Seconds of tracing and compilation, by program.
+    """
+
+    def __init__(self, experiment: Experiment):
+        """Traces the initial state and a step, which checks methods; compiles nothing.
+
+        Raises:
+          ValueError: The gradient or the method does not fit the model or the data.
+        """
+        self.experiment = experiment
+        self.compile_seconds: dict[str, float] = {}
+        self.is_compiled = False
+        self._teacher = experiment.teacher and experiment.teacher.variables
+        self._first_traced = self._trace(self._first, *self._examples())
+        self.abstract = self._abstract(self._first_traced.program.out_info)
+        advance, rest = self._advance_batch, []
+        if not experiment.streams:
+            advance = self._advance_scan if experiment.scans else self._advance_step
+            rest = [jax.eval_shape(lambda: epoch_order(experiment, jnp.int32(0)))]
+            rest += [np.int32(0)] if experiment.scans else []
+        rest = self._abstract([self._teacher, *rest])
+        self._train_traced = self._trace(
+            advance, self.abstract, *self._examples(), *rest, donate=0
+        )
+        self.compile_seconds["train"] = self._train_traced.seconds
+
+    def _abstract(self, tree: PyTree) -> PyTree:
+        """Returns the shapes and types of a tree of arrays, replicated."""
+        sharding = self.experiment.replicated()
+        return jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree
+        )
+
+    def _examples(self) -> tuple[jax.ShapeDtypeStruct, ...]:
+        """Shapes of the examples and labels that a step takes: a batch, or the set."""
+        dataset = self.experiment.dataset
+        if isinstance(dataset, Streamed):
+            return self._batch(self.experiment.batch_size)
+        return self._abstract((dataset.train_images, dataset.train_labels))
+
+    def _batch(self, size: int) -> tuple[jax.ShapeDtypeStruct, ...]:
+        """Shapes of a batch that comes from the host."""
+        place = self.experiment.over_devices()
+        return tuple(
+            jax.ShapeDtypeStruct((size, *x.shape), x.dtype, sharding=place)
+            for x in self.experiment.example
+        )
+
+    def _trace(
+        self, function: Program, *shapes: PyTree, donate: int | tuple[int, ...] = ()
+    ) -> _Traced:
+        started = time.perf_counter()
+        jitted = jax.jit(
+            function,
+            donate_argnums=donate,
+            out_shardings=self.experiment.replicated(),
+        )
+        traced = jitted.trace(*shapes)
+        return _Traced(traced, time.perf_counter() - started)
+
+    def _finish(self, name: str, traced: _Traced) -> Program:
+        """Returns a traced program, compiled, and notes its time under a name."""
+        started = time.perf_counter()
+        compiled = traced.program.lower().compile()
+        seconds = time.perf_counter() - started
+        self.compile_seconds[name] = traced.seconds + seconds
+        return compiled
+
+    def _compile(self, name: str, function: Program, *shapes: PyTree) -> Program:
+        return self._finish(name, self._trace(function, *shapes))
+
+    def compile(self) -> None:
+        """Puts the data on the devices and compiles all but the initial state.
+
+        A second call does nothing.
+        """
+        if self.is_compiled:
+            return
+        experiment, place = self.experiment, self.experiment.replicated()
+        self._teacher = jax.device_put(self._teacher, place)
+        dataset = experiment.dataset
+        if not isinstance(dataset, Streamed):
+            zero = self._abstract(np.int32(0))
+            examples = dataset.train_images, dataset.train_labels
+            self._set = jax.device_put(examples, place)
+            self._order = self._compile(
+                "order", lambda epoch: epoch_order(experiment, epoch), zero
+            )
+        self._advance = self._finish("train", self._train_traced)
+        self._live = None
+        if experiment.trains_pruned:
+            state = self.abstract
+            self._live = self._compile(
+                "mask",
+                lambda *arguments: steps.live_params(experiment, *arguments),
+                *(steps.evaluated(state)[0], state.opt_state),
+            )
+        self._evaluate = self._compile(
+            "evaluate",
+            lambda *arguments: accuracy.add_batch(experiment, *arguments),
+            *(self.abstract.params, self.abstract.model_state),
+            *self._batch(accuracy.batch_size(experiment)),
+            *self._abstract((np.int32(0), accuracy.no_totals())),
+        )
+        self.is_compiled = True
+
+    def again(self) -> "CompiledRun":
+        """Returns the same programs for another run, not compiled again.
+
+        The other run has the same experiment: it differs in its folder or in the state
+        that it starts from.
+        """
+        other = copy.copy(self)
+        other.compile_seconds = {} if self.is_compiled else dict(self.compile_seconds)
+        return other
+
+    def _first(self, images: jax.Array, labels: jax.Array) -> TrainState:
+        experiment, zero = self.experiment, jnp.zeros((), jnp.int32)
+        if not experiment.streams:
+            order = epoch_order(experiment, zero)
+            images, labels = gather(experiment, zero, order, images, labels)
+        return steps.init(experiment, images, labels)
+
+    def _advance_batch(
+        self, state: TrainState, images: jax.Array, labels: jax.Array, teacher: PyTree
+    ) -> tuple[TrainState, Totals]:
+        state = steps.train_step(self.experiment, state, images, labels, teacher)
+        return state, state.totals
+
+    def _advance_step(
+        self,
+        state: TrainState,
+        images: jax.Array,
+        labels: jax.Array,
+        teacher: PyTree,
+        order: jax.Array,
+    ) -> tuple[TrainState, Totals]:
+        batch = gather(self.experiment, state.step, order, images, labels)
+        return self._advance_batch(state, *batch, teacher)
+
+    def _advance_scan(
+        self, state: TrainState, *arguments: PyTree
+    ) -> tuple[TrainState, Totals]:
+        # The last step is an argument and no part of the program: an epoch, the rest of
+        # one after a resume, and a shorter block all run the same code.
+        *data, stop = arguments
+        state = jax.lax.while_loop(
+            lambda state: state.step < stop,
+            lambda state: self._advance_step(state, *data)[0],
+            state,
+        )
+        return state, state.totals
+
+    def init(self) -> TrainState:
+        """Returns the state before the first step."""
+        create = self._finish("init", self._first_traced)
+        if not self.experiment.streams:
+            return create(*self._set)
+        with contextlib.closing(self.batches(0)) as batches:
+            return create(*next(batches))
+
+    def place(self, snapshot: TrainState) -> TrainState:
+        """Returns a restored snapshot as a state on the devices."""
+        return jax.device_put(snapshot, self.experiment.replicated())
+
+    def batches(self, step: int) -> Generator[tuple[jax.Array, ...], None, None]:
+        """Yields the arguments of `advance` for every step of an epoch.
+
+        For a set in memory this is the order of the epoch, every time; for a streamed
+        set it is the batch of the step.
+
+        Args:
+          step: The step to begin with.
+        """
+        experiment = self.experiment
+        if not isinstance(experiment.dataset, Streamed):
+            order = self._order(np.int32(step // experiment.steps_per_epoch))
+            while True:
+                yield (order,)
+        stream = experiment.dataset.batches(
+            experiment.seed, experiment.batch_size, step, workers=experiment.workers
+        )
+        with contextlib.closing(stream):
+            for batch in stream:
+                yield jax.device_put(batch, experiment.over_devices())
+
+    def advance(
+        self, state: TrainState, batch: tuple[jax.Array, ...], stop: int
+    ) -> tuple[TrainState, Totals]:
+        """Returns the state at a later step, and a copy of its totals.
+
+        Returns without waiting for the devices. The buffers of `state` are donated.
+
+        Args:
+          state: The state.
+          batch: The next of `batches`.
+          stop: The step to train to. Without `experiment.scans` it must be the next.
+        """
+        if self.experiment.streams:
+            return self._advance(state, *batch, self._teacher)
+        last = [np.int32(stop)] if self.experiment.scans else []
+        return self._advance(state, *self._set, self._teacher, *batch, *last)
+
+    def evaluate(self, state: TrainState, split: str = "test") -> tuple[float, float]:
+        """Returns the mean loss and the top-1 accuracy on a held-out set.
+
+        Args:
+          state: The state. If it has a moving average, that is evaluated.
+          split: "test" or "validation".
+        """
+        experiment = self.experiment
+        params, model_state = steps.evaluated(state)
+        if self._live is not None:
+            params = self._live(params, state.opt_state)
+        totals = jax.device_put(accuracy.no_totals(), experiment.replicated())
+        examples = predictions = 0
+        for images, labels, count in accuracy.batches(experiment, split):
+            batch = jax.device_put((images, labels), experiment.over_devices())
+            totals = self._evaluate(
+                params, model_state, *batch, np.int32(count), totals
+            )
+            examples += count
+            predictions += labels[:count].size
+        loss, correct = jax.device_get(totals)
+        return float(loss) / examples, int(correct) / predictions

@@ -1,0 +1,170 @@
+"""The resolved objects and numbers of a training run."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import optax
+from jax.sharding import NamedSharding, PartitionSpec
+
+from zosam_jax._types import Key, Params, PyTree, Schedule, ValueFn
+from zosam_jax.data import Dataset, Streamed
+from zosam_jax.data.augment import Augmentation
+from zosam_jax.gradients.transformation import GradientEstimator
+from zosam_jax.sparsity import SparseMethod
+
+Model = Any
+"""A Linen module, called with `(inputs, train=...)`."""
+
+ModelState = dict[str, PyTree]
+"""The collections of a model other than its parameters, as `{"batch_stats": ...}`."""
+
+Score = Callable[[Model, ModelState, jax.Array, jax.Array, Key], ValueFn]
+"""`(model, model_state, inputs, targets, dropout_key) -> (params -> scalar)`."""
+
+
+class Criterion(NamedTuple):
+    """How a criterion at initialisation (SNIP, GraSP, SynFlow) chooses the masks.
+
+    Attributes:
+      score: Makes the function whose derivatives rank the weights.
+      optimizer: Returns the whole optimizer for such a function. Only its `init` is
+        called: it chooses the masks.
+    """
+
+    score: Score
+    optimizer: Callable[[ValueFn], optax.GradientTransformationExtraArgs]
+
+
+class Teacher(NamedTuple):
+    """A trained network whose predicted classes are distilled.
+
+    Attributes:
+      model: The network, called with `(inputs, train=False)`.
+      variables: Its parameters and other collections.
+    """
+
+    model: Model
+    variables: PyTree
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """Everything that a run computes with, made once from its configuration.
+
+    Attributes:
+      dataset: Training and test examples. A set in memory stays in host memory here.
+      validation: Images and labels held out of the training set, or None.
+      augmentation: Augmentation of the training images; None for text.
+      label_smoothing: Label-smoothing factor, in [0, 1).
+      batch_size: Examples of one batch, over all local devices together.
+      workers: Processes that decode streamed images; 0: this one.
+      model: Linen module, called with `(inputs, train=...)`.
+      initialize: `key -> (params, model_state)`.
+      dtype: Data type of the model's inputs.
+      teacher: The distilled network, or None.
+      gradient: Gradient estimator. Its `value_fn` returns `(loss, aux)` with aux
+        `(model_state, number of correct examples)`.
+      probe_model: Model of the ascent step: `model`, or a copy of another data type.
+      probe_fraction: Fraction of the batch, from its front, that the ascent step uses.
+      method: Sparse method; None trains all weights.
+      criterion: How masks are chosen by the first batch; None: without one.
+      optimizer: The whole optimizer: gradient, clipping, weight decay, update rule and
+        masks. `update` takes `value_fn` and no incoming gradient.
+      learning_rate: Learning-rate schedule over optimizer steps; None if unknown, for
+        an optimizer that the user made.
+      ema: Decay of the exponential moving average of the weights; 0: no average.
+      accumulate_steps: Batches of one optimizer step.
+      epochs: Passes over the training set.
+      seed: Seed of all random numbers.
+      mesh: Local devices along one axis, "data".
+      scans: Whether many steps run in one compiled loop.
+      labels: What the dataset, model, method, gradient and optimizer are called in
+        messages.
+    """
+
+    dataset: Dataset | Streamed
+    validation: tuple[np.ndarray, np.ndarray] | None
+    augmentation: Augmentation | None
+    label_smoothing: float
+    batch_size: int
+    workers: int
+    model: Model
+    initialize: Callable[[Key], tuple[Params, ModelState]]
+    dtype: np.dtype
+    teacher: Teacher | None
+    gradient: GradientEstimator
+    probe_model: Model
+    probe_fraction: float
+    method: SparseMethod | None
+    criterion: Criterion | None
+    optimizer: optax.GradientTransformationExtraArgs
+    learning_rate: Schedule | None
+    ema: float
+    accumulate_steps: int
+    epochs: int
+    seed: int
+    mesh: jax.sharding.Mesh
+    scans: bool
+    labels: Mapping[str, str]
+
+    @property
+    def probes(self) -> bool:
+        """Whether the ascent step uses a cheaper loss than the descent."""
+        return self.probe_fraction < 1 or self.probe_model is not self.model
+
+    @property
+    def trains_pruned(self) -> bool:
+        """Whether pruned weights are trained too, by a straight-through method."""
+        return self.method is not None and self.method.straight_through is not None
+
+    @property
+    def streams(self) -> bool:
+        """Whether training batches come from the host one by one."""
+        return isinstance(self.dataset, Streamed)
+
+    @property
+    def example(self) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
+        """Shape and type of one example and of its label."""
+        if isinstance(self.dataset, Streamed):
+            image = jax.ShapeDtypeStruct(self.dataset.image_shape, np.uint8)
+            return image, jax.ShapeDtypeStruct((), np.int32)
+        images, labels = self.dataset.train_images, self.dataset.train_labels
+        return (
+            jax.ShapeDtypeStruct(images.shape[1:], images.dtype),
+            jax.ShapeDtypeStruct(labels.shape[1:], labels.dtype),
+        )
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Whole batches of the training set."""
+        return self.dataset.num_train // self.batch_size
+
+    @property
+    def total_steps(self) -> int:
+        """Batches of the whole run. A step trains on one batch."""
+        return self.steps_per_epoch * self.epochs
+
+    @property
+    def optimizer_steps(self) -> int:
+        """Optimizer steps of the whole run: one per `accumulate_steps` batches."""
+        return self.total_steps // self.accumulate_steps
+
+    def key(self, stream: np.uint32, count: jax.typing.ArrayLike = 0) -> Key:
+        """Returns the PRNG key of a stream (see `zosam_jax._streams`) at a count."""
+        key = jax.random.fold_in(jax.random.key(self.seed), stream)
+        return jax.random.fold_in(key, count)
+
+    def replicated(self) -> NamedSharding:
+        """Returns the sharding of everything but batches."""
+        return NamedSharding(self.mesh, PartitionSpec())
+
+    def over_devices(self) -> NamedSharding:
+        """Returns the sharding of a batch: its first axis over the devices."""
+        return NamedSharding(self.mesh, PartitionSpec("data"))
+
+    def split(self, batch: PyTree) -> PyTree:
+        """Returns the batch with the first axis of every array over the devices."""
+        return jax.lax.with_sharding_constraint(batch, self.over_devices())

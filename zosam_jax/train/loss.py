@@ -1,0 +1,114 @@
+"""The training loss as a function of the parameters."""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from zosam_jax._streams import DROPOUT
+from zosam_jax._types import Aux, Key, Params, ValueFn
+from zosam_jax.train.batch import Batch
+from zosam_jax.train.experiment import Experiment, Model, ModelState
+
+# Weight of the teacher's classes in the loss (DeiT, arXiv:2012.12877, equation 3).
+_TAUGHT = 0.5
+
+
+def cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
+    """Returns the cross-entropy of every example, float32 `[N]`.
+
+    Args:
+      logits: `[N, K]`, or `[N, T, K]`, averaged over T.
+      targets: Classes, integers of the shape of `logits` without its last axis, or
+        probabilities of its whole shape.
+    """
+    logits = logits.astype(jnp.float32)
+    if jnp.issubdtype(targets.dtype, jnp.integer):
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
+    else:
+        losses = optax.softmax_cross_entropy(logits, targets)
+    return losses if losses.ndim == 1 else jnp.mean(losses, range(1, losses.ndim))
+
+
+def is_correct(logits: jax.Array, targets: jax.Array) -> jax.Array:
+    """Returns whether the top-1 prediction is the target's most likely class, bool."""
+    if not jnp.issubdtype(targets.dtype, jnp.integer):
+        targets = jnp.argmax(targets, -1)
+    return jnp.argmax(logits, -1) == targets
+
+
+def _losses(
+    experiment: Experiment,
+    model: Model,
+    params: Params,
+    model_state: ModelState,
+    batch: Batch,
+    key: Key,
+) -> tuple[jax.Array, Aux]:
+    """Returns the losses `[N]`, and the new model state with the number of correct."""
+    outputs, changed = model.apply(
+        {"params": params, **model_state},
+        batch.inputs,
+        train=True,
+        rngs={"dropout": key},
+        mutable=list(model_state),
+    )
+    logits, distilled = outputs if isinstance(outputs, tuple) else (outputs, outputs)
+    losses = cross_entropy(logits, batch.targets)
+    if batch.taught is not None:
+        taught = cross_entropy(distilled, batch.taught)
+        losses = (1 - _TAUGHT) * losses + _TAUGHT * taught
+    hits = is_correct(logits, batch.targets)
+    correct = jnp.sum(hits, dtype=jnp.float32)
+    # A pass over part of the batch is scaled to the whole batch.
+    return losses, (dict(changed), correct * (experiment.batch_size / hits.size))
+
+
+def value_fn(
+    experiment: Experiment,
+    model_state: ModelState,
+    step: jax.Array,
+    batch: Batch,
+    *,
+    probe: bool = False,
+) -> ValueFn:
+    """Returns `(params, examples=None, key=None) -> (loss, aux)` on a batch.
+
+    The loss is the mean over the examples, or one loss per example for gradients that
+    are `by_example`. aux is the new model state and the number of correct examples.
+
+    All passes of a step share one dropout key. There are two exceptions: a gradient may
+    give each pass a key, and for gradients that are `by_example` each part of the batch
+    has a key of its own.
+
+    Args:
+      experiment: The experiment.
+      model_state: BatchNorm statistics, or {}.
+      step: The step, from which the dropout key comes. int32.
+      batch: The batch.
+      probe: Return the loss of the ascent step, with `experiment.probe_model` and the
+        front of the batch.
+    """
+    by_example = experiment.gradient.by_example
+    model = experiment.probe_model if probe else experiment.model
+    fraction = experiment.probe_fraction if probe else 1.0
+    shared = experiment.key(DROPOUT, step)
+
+    def value(
+        params: Params, examples: jax.Array | None = None, key: Key | None = None
+    ) -> tuple[jax.Array, Aux]:
+        part, draws = batch, shared
+        if by_example:
+            first = 0 if examples is None else examples[0]
+            draws = jax.random.fold_in(shared, first)
+        if examples is not None:
+            part = jax.tree.map(lambda x: x[examples], part)
+        if fraction < 1:
+            count = max(1, round(fraction * len(part.inputs)))
+            part = jax.tree.map(lambda x: x[:count], part)
+        if len(part.inputs) % experiment.mesh.size == 0:
+            part = experiment.split(part)
+        draws = draws if key is None else key
+        losses, aux = _losses(experiment, model, params, model_state, part, draws)
+        return (losses if by_example else jnp.mean(losses)), aux
+
+    return value

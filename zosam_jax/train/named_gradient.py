@@ -1,0 +1,186 @@
+"""The gradient estimator that a configuration names."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from zosam_jax import _check, gradients, zosam_algorithm
+from zosam_jax._types import Aux, Radius, Schedule
+from zosam_jax.gradients import zeroth_order_optimizers
+from zosam_jax.gradients.transformation import GradientEstimator, backprop
+from zosam_jax.runs.config import TrainConfig, default
+from zosam_jax.train import option_strings
+
+METHODS: dict[str, Callable[..., GradientEstimator]] = {
+    "backprop": backprop,
+    "zeroth_order": zeroth_order_optimizers.zeroth_order,
+    **{
+        name: getattr(gradients, name)
+        for name in (
+            *("sam", "asam", "gsam", "fsam", "vasso", "wsam"),
+            *("esam", "looksam", "aesam", "ssam"),
+            *("s2sam", "msam", "rwp", "mrwp", "arwp"),
+        )
+    },
+    "zosam": zosam_algorithm.zosam,
+    "rst": gradients.rst,
+}
+
+_SHARED_BATCH = (
+    "has no meaning: the devices share a batch (--batch-size) and one perturbation. "
+    "microbatches=k gives each part of a batch its own"
+)
+_AUX = "is set: aux carries the batch statistics and the training accuracy"
+_RESERVED = {
+    "rho": "is a field of its own: rho (--rho)",
+    "seed": "is a field of its own: seed (--seed)",
+    "aux_from": "is a field of its own: aux_from (--aux-from)",
+    "total_steps": "follows from epochs (--epochs)",
+    "ascent_value_fn": "is made by probe_fraction (--probe-fraction) and probe_dtype "
+    "(--probe-dtype)",
+    "has_aux": _AUX,
+    "aux_like": _AUX,
+    "axis_name": _SHARED_BATCH,
+    "sync_ascent": _SHARED_BATCH,
+}
+
+
+class ChosenGradient(NamedTuple):
+    """A gradient estimator whose name and options are known to exist.
+
+    Attributes:
+      make: The constructor.
+      takes: Its arguments with their defaults.
+      options: The options of the configuration, by name.
+    """
+
+    make: Callable[..., GradientEstimator]
+    takes: Mapping[str, Any]
+    options: Mapping[str, Any]
+
+    def build(
+        self,
+        config: TrainConfig,
+        total_steps: int,
+        learning_rate: Schedule | None,
+        aux_like: Aux = None,
+    ) -> GradientEstimator:
+        """Returns the gradient estimator.
+
+        Args:
+          config: The configuration.
+          total_steps: Optimizer steps of the whole run.
+          learning_rate: The learning-rate schedule, to which `rho_min` of gsam ties the
+            radius; None if unknown.
+          aux_like: Shapes of aux.
+
+        Raises:
+          ValueError: An option is out of range.
+        """
+        options = dict(self.options)
+        rho: Radius | None = config.rho
+        if "rho_min" in options:
+            rho = self._tied_radius(config, learning_rate, options.pop("rho_min"))
+        values = {
+            "rho": rho,
+            "momentum": config.momentum,
+            "total_steps": total_steps,
+            "aux_from": "descent" if config.probes else config.aux_from,
+            "has_aux": True,
+            "aux_like": aux_like,
+            "seed": config.seed,
+        }
+        values = {k: v for k, v in values.items() if k in self.takes and v is not None}
+        try:
+            return self.make(**{**values, **options})
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"gradient={config.gradient!r} with "
+                f"gradient_options={list(config.gradient_options)}: {error}"
+            ) from error
+
+    def _tied_radius(
+        self, config: TrainConfig, learning_rate: Schedule | None, rho_min: float
+    ) -> Schedule:
+        """Returns the radius that follows the learning rate, from rho to `rho_min`."""
+        if learning_rate is None:
+            raise ValueError(
+                "gradient_options: rho_min ties the radius to the learning rate, which "
+                "an optimizer= of your own does not tell. Leave it out."
+            )
+        default = self.takes["rho"]
+        default = getattr(default, "value", default)
+        return gradients.tied_radius(
+            learning_rate,
+            rho_max=default if config.rho is None else config.rho,
+            rho_min=rho_min,
+            lr_max=config.learning_rate,
+        )
+
+
+def choose(config: TrainConfig) -> ChosenGradient:
+    """Returns the named gradient, its options parsed and checked against its signature.
+
+    Raises:
+      ValueError: The name or an option is unknown, or the trainer sets the option.
+    """
+    _check.one_of("gradient", config.gradient, METHODS)
+    make = METHODS[config.gradient]
+    takes = option_strings.defaults(make)
+    options = option_strings.parse("gradient_options", config.gradient_options)
+    known = takes | ({"rho_min": None} if config.gradient == "gsam" else {})
+    owner = "gradient", config.gradient
+    option_strings.check("gradient_options", owner, options, known, _RESERVED)
+    if "rho_min" in options:
+        _check.number("gradient_options: rho_min", options["rho_min"], least=0)
+    return ChosenGradient(make, takes, options)
+
+
+def check_unset(config: TrainConfig) -> None:
+    """Raises `ValueError` if a field describes a named gradient beside a given one."""
+    for field in ("rho", "gradient_options"):
+        value = getattr(config, field)
+        if value != default(field):
+            raise ValueError(
+                f"{field}={value!r} is for a gradient that the configuration names, "
+                "and gradient= is given. Leave one of them out."
+            )
+
+
+def check_fits(config: TrainConfig, gradient: GradientEstimator) -> None:
+    """Raises `ValueError` for fields that do not go with the gradient."""
+    if gradient.decoupled and config.accumulate_steps > 1:
+        raise ValueError(
+            f"accumulate_steps={config.accumulate_steps} averages one gradient, and "
+            f"that of gradient={gradient.name!r} with decouple=True has two parts. Say "
+            "decouple=False."
+        )
+    if not config.probes:
+        return
+    asked = f"probe_fraction={config.probe_fraction:g}"
+    if config.probe_fraction == 1:
+        asked = f"probe_dtype={config.probe_dtype!r}"
+    if not gradient.direction_only:
+        if gradient.name == "esam":
+            raise ValueError(
+                f"{asked}: esam compares the losses of its two passes, example by "
+                "example. Say gamma=1 in gradient_options."
+            )
+        raise ValueError(
+            f"{asked} needs a gradient that looks uphill for a direction alone: "
+            f"{', '.join(_direction_only())}; not gradient={gradient.name!r}."
+        )
+    if config.aux_from == "ascent":
+        raise ValueError(
+            f"{asked}: the batch statistics of a cheaper pass are not those of the "
+            "batch. Use aux_from='descent'."
+        )
+
+
+def _direction_only() -> list[str]:
+    """Returns the names of the gradients that look uphill for a direction alone."""
+    configs = {name: TrainConfig(gradient=name) for name in METHODS}
+    return [
+        name
+        for name, config in configs.items()
+        if choose(config).build(config, 1, None).direction_only
+    ]

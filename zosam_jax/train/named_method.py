@@ -1,0 +1,168 @@
+"""The sparse method that a configuration names."""
+
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from zosam_jax import _check, sparsity
+from zosam_jax._types import Units, ValueFn
+from zosam_jax.runs.config import METHOD_FIELDS, TrainConfig, default
+from zosam_jax.sparsity import SparseMethod
+from zosam_jax.sparsity.registry import METHODS, NamedMethod
+from zosam_jax.train import option_strings
+
+NAMES = ("dense", *(name for name in METHODS if name != "ticket"))
+BUDGETS = ("auto", *sparsity.budgets.BUDGETS, "global")
+
+# Arguments of the constructors that are fields of the configuration.
+_FIELDS = {
+    "sparsity": "sparsity",
+    "budget": "budget",
+    "dense": "dense",
+    "interval": "update_interval",
+    "drop_fraction": "drop_fraction",
+    "stop_fraction": "stop_fraction",
+    "seed": "seed",
+}
+_RESERVED = {
+    **{
+        argument: f"is a field of its own: {field} (--{field.replace('_', '-')})"
+        for argument, field in _FIELDS.items()
+    },
+    "total_steps": "follows from epochs (--epochs)",
+    "value_fn": "is set: the first batch",
+    "groups": "follow from the model (--model)",
+    "criterion": "is set by the method's name",
+    "masks": "cannot be given on a command line; call zs.sparsity.static(masks=...)",
+}
+
+
+class Needs(NamedTuple):
+    """What a sparse method needs beside the configuration.
+
+    Attributes:
+      total_steps: Optimizer steps of the whole run.
+      dense: Patterns of the parameters that stay dense.
+      groups: The prunable units of the model, called for method `units` alone.
+      value_fn: `params -> scalar` that criteria at initialisation score by.
+    """
+
+    total_steps: int
+    dense: tuple[str, ...]
+    groups: Callable[[], dict[str, Units]]
+    value_fn: ValueFn = float
+
+
+class ChosenMethod(NamedTuple):
+    """A sparse method whose name and options are known to exist.
+
+    Attributes:
+      row: Its row of the table of sparse methods.
+      takes: The constructor's arguments with their defaults.
+      options: The options of the configuration, by name.
+    """
+
+    row: NamedMethod
+    takes: Mapping[str, Any]
+    options: Mapping[str, Any]
+
+    def build(self, config: TrainConfig, needs: Needs) -> SparseMethod:
+        """Returns the sparse method.
+
+        Raises:
+          ValueError: An option is out of range.
+        """
+        values = {
+            argument: getattr(config, field)
+            for argument, field in _FIELDS.items()
+            if getattr(config, field) not in (None, "auto")
+        }
+        values |= {"dense": needs.dense, "total_steps": needs.total_steps}
+        if self.row.make is sparsity.nm:
+            values["dense"] = (*needs.dense, _undivided(self.options["m"]))
+        if "groups" in self.takes:
+            values["groups"] = needs.groups()
+        if self.row.scores_by:
+            values["value_fn"] = needs.value_fn
+        values = {k: v for k, v in values.items() if k in self.takes}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            try:
+                made = self.row.make(**{**values, **self.row.fixed, **self.options})
+            except (TypeError, ValueError) as error:
+                raise ValueError(
+                    f"method={config.method!r} with "
+                    f"method_options={list(config.method_options)}: {error}"
+                ) from error
+        if self.row.make is sparsity.nm:
+            _check_pattern(config, self.options["n"], self.options["m"])
+        return made
+
+    def check(self, config: TrainConfig) -> None:
+        """Raises `ValueError` for fields that do not go with this method."""
+        for argument, field in _FIELDS.items():
+            given = getattr(config, field)
+            if field in ("sparsity", "seed") or argument in self.takes:
+                continue
+            if given not in (default(field), []):
+                raise ValueError(
+                    f"{field}={given!r}: method={config.method!r} has none. Where a "
+                    f"preset set it, say --{field.replace('_', '-')} None."
+                )
+        if self.row.make is sparsity.nm and not {"n", "m"} <= set(self.options):
+            raise ValueError("method='nm' needs method_options: n=2 m=4, say.")
+
+
+def _undivided(m: int) -> Callable[[str, tuple[int, ...]], bool]:
+    """Returns the rule that keeps layers dense whose inputs `m` does not divide."""
+    return lambda _, shape: len(shape) > 1 and bool(shape[-2] % m)
+
+
+def _check_pattern(config: TrainConfig, n: int, m: int) -> None:
+    pattern = 1 - n / m
+    if abs(config.sparsity - pattern) > 1e-6:
+        raise ValueError(
+            f"method='nm' with n={n} of m={m} has sparsity {pattern:g}, and "
+            f"sparsity={config.sparsity:g}. Say --sparsity {pattern:g}."
+        )
+
+
+def choose(config: TrainConfig) -> ChosenMethod | None:
+    """Returns the named method, its options parsed and checked; None for "dense".
+
+    Raises:
+      ValueError: The name or an option is unknown, or the trainer sets the option.
+    """
+    if config.method == "ticket":
+        raise ValueError(
+            "method='ticket' is a round of lottery tickets, the outcome of earlier "
+            "rounds. Use `zosam lottery` (or run_lottery)."
+        )
+    _check.one_of("method", config.method, NAMES)
+    _check.one_of("budget", config.budget, BUDGETS)
+    options = option_strings.parse("method_options", config.method_options)
+    if config.method == "dense":
+        if options:
+            raise ValueError(
+                "method_options: method='dense' has no options; got "
+                f"{', '.join(options)}."
+            )
+        return None
+    row = METHODS[config.method]
+    takes = option_strings.defaults(row.make, sparsity.Options)
+    owner = "method", config.method
+    option_strings.check("method_options", owner, options, takes, _RESERVED)
+    named = ChosenMethod(row, takes, options)
+    named.check(config)
+    return named
+
+
+def check_unset(config: TrainConfig) -> None:
+    """Raises `ValueError` if a field describes a named method beside a given one."""
+    for field in METHOD_FIELDS:
+        value = getattr(config, field)
+        if field != "method" and value != default(field):
+            raise ValueError(
+                f"{field}={value!r} is for a method that the configuration names, and "
+                "method= is given. Leave one of them out."
+            )
