@@ -38,7 +38,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         cut = server.cuts.pop(0) if server.cuts else len(content)
         self.wfile.write(content[start : start + cut])
 
-    def log_message(self, *args):
+    def log_message(self, format, *args):
         pass
 
 

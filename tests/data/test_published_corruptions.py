@@ -88,8 +88,10 @@ def prepared(tmp_path):
             file.seek(0)
             yield index, {"image": file, "label": int(label)}
 
-    builder = tfds.builder_cls("cifar10_corrupted")(
-        config="elastic_2", data_dir=str(tmp_path), file_format="array_record"
+    builder = tfds.builder(
+        "cifar10_corrupted/elastic_2",
+        data_dir=str(tmp_path),
+        file_format="array_record",
     )
     builder._split_generators = lambda _: {"test": examples()}
     builder._log_download_bytes = builder._log_download_done = lambda: None

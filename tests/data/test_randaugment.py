@@ -158,7 +158,8 @@ def test_parameters_follow_timms_distributions():
     assert len(counts) == len(OPERATIONS)
     assert stats.chisquare(counts).pvalue > 0.01
     # Both layers draw on their own.
-    pairs = np.histogram2d(*operation, bins=[-1.5, -0.5, 4.5, 9.5, 15.5])[0]
+    edges = np.array([-1.5, -0.5, 4.5, 9.5, 15.5])
+    pairs = np.histogram2d(operation[0], operation[1], bins=[edges, edges])[0]
     assert stats.chi2_contingency(pairs).pvalue > 0.01
     below = magnitude[magnitude < 10]
     normal = stats.truncnorm(-np.inf, 2, 9, 0.5)

@@ -5,6 +5,7 @@ import io
 import json
 import tarfile
 import zipfile
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from zosam_jax import data
 from zosam_jax.data.sets import imagenet as imagenet_module
 
 
-def pack(path, files, mode="w"):
+def pack(path, files, mode: Literal["w", "w:gz"] = "w"):
     """Writes a tar of `{name: bytes}`; returns its path."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(path, mode) as tar:
@@ -163,7 +164,7 @@ def test_pets_have_their_lists_masks_and_boxes(pets, tmp_path):
     assert examples(found, "train") == train | {("Abyssinian", images["Abyssinian_5"])}
     assert examples(found, "test") == {("pug", images[f"pug_{i}"]) for i in (2, 3)}
     assert next(found.batches(0, 3))[0].shape == (3, 16, 16, 3)
-    builder = tfds.builder("oxford_iiit_pet", data_dir=tmp_path / "tfds")
+    builder: Any = tfds.builder("oxford_iiit_pet", data_dir=tmp_path / "tfds")
     rows = {e["file_name"]: e for e in builder.as_data_source("train")}
     first, last = rows[b"pug_0.jpg"], rows[b"Abyssinian_5.jpg"]
     # ymin, xmin, ymax, xmax in shares.
