@@ -8,11 +8,13 @@ on the page that `PAGES` names. A method without a measurement shows "not run".
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from zosam_jax.runs.presets import PRESETS
+from zosam_jax.sparsity.registry import METHODS as SPARSE_METHODS
+from zosam_jax.sparsity.registry import NamedMethod
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -88,134 +90,8 @@ METHODS = (
 )
 
 
-class Sparse(NamedTuple):
-    """A line of the table of sparse methods.
-
-    Attributes:
-      label: Name in the sparse grid, where it is there.
-      constructor: How to make it: `zs.sparsity.` and this.
-      prunes: What is pruned.
-      grows: What is grown.
-      paper: Source.
-    """
-
-    label: str
-    constructor: str
-    prunes: str
-    grows: str
-    paper: str
-
-
-SPARSE = (
-    Sparse(
-        "random, magnitude",
-        'static(0.9, "magnitude")',
-        "once, at the start",
-        "",
-        "controls",
-    ),
-    Sparse(
-        "SNIP, GraSP",
-        'static(0.9, "snip", value_fn=f)',
-        "once, by |w g|; GraSP by w (H g)",
-        "",
-        "1810.02340, 2002.07376",
-    ),
-    Sparse(
-        "SynFlow",
-        'static(0.9, "synflow", value_fn=f)',
-        "in 100 rounds, without data",
-        "",
-        "2006.05467",
-    ),
-    Sparse(
-        "LT",
-        "prune_ticket(params, masks, 0.9)",
-        "smallest |w| after each training; survivors are rewound",
-        "",
-        "1803.03635, 1912.05671, 2003.02389",
-    ),
-    Sparse(
-        "early-bird tickets",
-        "early_bird()",
-        "as LT, before the dense training ends",
-        "",
-        "1909.11957",
-    ),
-    Sparse(
-        "GMP",
-        "gmp(0.9, steps)",
-        "smallest |w|, up to the sparsity along a cubic",
-        "",
-        "1710.01878",
-    ),
-    Sparse(
-        "STE, SR-STE",
-        "ste(0.9, decay=2e-4)",
-        "smallest |w|, anew in each step; all weights train",
-        "",
-        "1308.3432, 2102.04010",
-    ),
-    Sparse("SET", "set_(0.9, steps)", "smallest |w|", "random", "1707.04780"),
-    Sparse(
-        "DSR",
-        "dsr(0.9, steps)",
-        "|w| below one threshold for all layers",
-        "random, more where more survived",
-        "1902.05967",
-    ),
-    Sparse("RigL", "rigl(0.9, steps)", "smallest |w|", "largest |g|", "1911.11134"),
-    Sparse(
-        "ITOP",
-        "itop(0.9, steps)",
-        "smallest |w|, in few large updates",
-        "largest |g|, or random",
-        "2102.02887",
-    ),
-    Sparse(
-        "MEST, EM",
-        "mest(0.9, steps)",
-        "smallest |w| + lambda |g|",
-        "random",
-        "2110.14032",
-    ),
-    Sparse(
-        "MEST, EM&S",
-        "mest(0.9, steps, soft=True)",
-        "as EM, from a denser network down",
-        "random",
-        "2110.14032",
-    ),
-    Sparse("SViTE", "svite(0.9, steps)", "smallest |w|", "largest |g|", "2106.04533"),
-    Sparse(
-        "S2ViTE",
-        "units(0.3, steps, groups)",
-        "whole heads, hidden units or channels",
-        "largest |g| of a unit",
-        "2106.04533",
-    ),
-    Sparse(
-        "SRigL",
-        "srigl(0.9, steps)",
-        "smallest |w|, and whole neurons",
-        "largest |g|, to one fan-in for all neurons",
-        "2305.02299",
-    ),
-    Sparse(
-        "N:M",
-        "nm(2, 4, steps)",
-        "all but the n best of each m inputs",
-        "largest |g| of the group",
-        "2102.04010, 2104.08378",
-    ),
-    Sparse(
-        "your own",
-        "dynamic(0.9, steps, drop=..., grow=...)",
-        "any score",
-        "any score",
-        "",
-    ),
-)
+# Labels in the sparse grid of methods that have another label in the registry.
+GRID_LABELS = {"MEST": "MEST, EM", "lottery ticket": "LT"}
 
 # Table label of a probe in the alignment benchmark, and its step in the throughput one.
 PROBES = (
@@ -267,16 +143,24 @@ def gradient_choice(gradients: Iterable[Gradient] = METHODS) -> list[list[str]]:
     return [["gradient", "`zs.`", "when to choose it"], *lines]
 
 
-def sparse_choice(methods: Iterable[Sparse] = SPARSE) -> list[list[str]]:
+def sparse_choice(
+    methods: Mapping[str, NamedMethod] = SPARSE_METHODS,
+) -> list[list[str]]:
     """Returns every sparse method and how it works, header first."""
-    lines = [["method", "`zs.sparsity.`", "prunes", "grows", "source"]]
-    for row in methods:
-        texts = (text.replace("|", "\\|") or "-" for text in row[2:4])
-        source = re.sub(
-            r"(\d{4}\.\d{4,5})", r"[\1](https://arxiv.org/abs/\1)", row.paper
-        )
-        lines.append([row.label, f"`{row.constructor}`", *texts, source or "-"])
+    lines = [["method", "`--method`", "`zs.sparsity.`", "prunes", "grows", "source"]]
+    for name, row in methods.items():
+        texts = (text.replace("|", "\\|") or "-" for text in (row.prunes, row.grows))
+        names = name, row.make.__name__
+        if name == "ticket":  # the command line runs its rounds itself
+            names = "zosam lottery", "prune_ticket"
+        codes = (f"`{code}`" for code in names)
+        lines.append([row.label, *codes, *texts, _source(row.paper)])
     return lines
+
+
+def _source(paper: str) -> str:
+    number = paper.removeprefix("arXiv:")
+    return f"[{number}](https://arxiv.org/abs/{number})" if number != paper else paper
 
 
 def _copies(copies: float) -> str:
@@ -327,7 +211,7 @@ def steps(throughput: dict[str, Any]) -> list[list[str]]:
 
 
 def grid_rows(
-    cells: list[dict[str, Any]], methods: Iterable[str] = ()
+    cells: list[dict[str, Any]], methods: Mapping[str, NamedMethod] | None = None
 ) -> list[list[str]]:
     """Returns the sparse grid: a line a method, a column a sparsity and a gradient.
 
@@ -336,14 +220,16 @@ def grid_rows(
 
     Args:
       cells: Cells of the result file.
-      methods: Labels of methods that get a line even without a measurement.
+      methods: Methods that get a line even without a measurement. Default: none.
     """
+    known = (row.label for name, row in (methods or {}).items() if name != "dynamic")
+    labels = [GRID_LABELS.get(label, label) for label in known]
     levels = sorted({c["sparsity"] for c in cells if c["sparsity"]})
     gradients = [g for g in GRADIENTS if any(c["gradient"] == g for c in cells)]
     columns = [(s, g) for s in levels for g in gradients]
     found = {(c["method"], c["sparsity"], c["gradient"]): c for c in cells}
     lines = [["method", *(f"{s:.0%}, {GRADIENTS[g]}" for s, g in columns)]]
-    for name in dict.fromkeys([*(c["method"] for c in cells), *methods]):
+    for name in dict.fromkeys([*(c["method"] for c in cells), *labels]):
         keys = [(name, s, g) for s, g in columns]
         own = [found.get(k) or found.get((name, 0.0, k[2])) for k in keys]
         lines.append([name, *map(_accuracy, own)])
@@ -502,7 +388,7 @@ def tables() -> dict[str, list[list[str]]]:
         "sparse-choice": sparse_choice(),
         "probes": probes(alignment, throughput),
         "steps": steps(throughput),
-        "sparse-grid": grid_rows(load(GRID)["cells"]),
+        "sparse-grid": grid_rows(load(GRID)["cells"], SPARSE_METHODS),
         **sparsity_rows(load(SPARSITY)["rows"]),
         "presets": preset_rows(),
         "corruptions": corruption_rows(load(EVALUATION)),

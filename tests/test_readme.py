@@ -4,6 +4,10 @@ import dataclasses
 import inspect
 import json
 import re
+import runpy
+import subprocess
+import sys
+import types
 import typing
 from pathlib import Path
 
@@ -127,9 +131,12 @@ def test_a_gradient_without_a_measurement_is_not_run():
 
 def test_a_sparse_method_without_a_measurement_is_not_run():
     cells = tables.load(tables.GRID)["cells"]
-    header, *lines = tables.grid_rows(cells, ["NEW", "RigL"])
+    rigl = tables.SPARSE_METHODS["rigl"]
+    added = {"rigl": rigl, "new": rigl._replace(label="NEW")}
+    header, *lines = tables.grid_rows(cells, added)
     assert lines[-1] == ["NEW", *["not run"] * (len(header) - 1)]
     assert [line[0] for line in lines].count("RigL") == 1
+    assert tables.sparse_choice(added)[-1][:2] == ["NEW", "`new`"]
 
 
 def test_every_method_is_in_the_table():
@@ -151,7 +158,7 @@ def test_every_sparse_method_is_on_the_page_of_choice():
     }
     assert len(methods) >= 13
     for name in methods:
-        assert f"`{name}(" in text, name
+        assert f"`{name}`" in text, name
 
 
 def test_the_figures_of_the_throughput_are_the_measured_ones():
@@ -275,3 +282,33 @@ def test_the_run_of_the_front_page_is_the_measured_one():
     assert f"{live:,} of {total:,} weights live" in text
     assert f"after {summary['seconds']:.0f} s of training" in text
     assert f"{summary['compile_seconds']:.0f} s of compilation" in text
+
+
+def test_links_are_absolute_on_the_package_index(monkeypatch):
+    interface = types.ModuleType("hatchling.metadata.plugin.interface")
+    vars(interface)["MetadataHookInterface"] = object
+    monkeypatch.setitem(sys.modules, interface.__name__, interface)
+    hook = runpy.run_path(str(ROOT / ".github" / "pypi_readme.py"))
+    text = hook["absolute"](README)
+    found = re.findall(r"\]\(([^)\s]+)\)", text)
+    assert len(found) == len(re.findall(r"\]\(([^)\s]+)\)", README))
+    for link in found:
+        assert link.startswith(("https://", "#")), link
+        if "/zosam_jax/main/" in link or "/blob/main/" in link:
+            path = re.split("/main/", link)[1].partition("#")[0]
+            assert (ROOT / path).exists(), link
+    (picture,) = re.findall(r"!\[Accuracy[^\]]*\]\(([^)]+)\)", text)
+    assert picture.startswith("https://raw.githubusercontent.com/")
+
+
+def test_the_site_builds(tmp_path):
+    pytest.importorskip("sphinx")
+    pytest.importorskip("myst_nb")
+    command = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going"]
+    result = subprocess.run(
+        [*command, ROOT / "examples" / "docs", tmp_path / "site"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr

@@ -12,8 +12,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, get_type_hints
 
-import jinja2
-
 import zosam_jax as zs
 from zosam_jax import data, models, sparsity, train
 
@@ -23,6 +21,7 @@ ROOT = HERE.parents[1]
 
 project = "zosam_jax"
 author = "The zosam_jax contributors"
+copyright = "2026, the zosam_jax contributors"
 release = importlib.metadata.version("zosam-jax")
 version = release
 
@@ -41,6 +40,8 @@ maximum_signature_line_length = 72
 myst_enable_extensions = ["dollarmath", "amsmath", "colon_fence"]
 myst_heading_anchors = 3
 nb_execution_mode = "off"
+# MyST configures MathJax 3, and Sphinx's default is MathJax 4.
+mathjax_path = "https://cdn.jsdelivr.net/npm/mathjax@3/es5/tex-mml-chtml.js"
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"
@@ -97,8 +98,9 @@ def _groups() -> dict[str, list[str]]:
         makes = hints.get("return") is sparsity.SparseMethod
         (methods if makes else rest).append(name)
     return {
-        "gradients": [name for name in gradients if name in facade],
-        "pure": pure,
+        # The page of gradients begins with ZO-SAM.
+        "gradients": [n for n in gradients if n in facade and n != "zosam_jax.zosam"],
+        "pure": [name for name in pure if name != "zosam_jax.zosam_gradient"],
         "zeroth": [n for n in facade if "zeroth" in n or ".zo_" in n],
         "facade": facade,
         "methods": methods,
@@ -110,6 +112,15 @@ def _groups() -> dict[str, list[str]]:
         "data": _public(data),
         "train": _public(train),
     }
+
+
+def _directives(match: re.Match[str]) -> str:
+    """Returns autodoc's directives for the members of a group."""
+    lines = []
+    for name in _groups()[match[1]]:
+        is_class = name.rpartition(".")[2][0].isupper()
+        lines.append(f".. auto{'class' if is_class else 'function'}:: {name}\n")
+    return "\n".join(lines)
 
 
 def _link(match: re.Match[str], source: Path) -> str:
@@ -137,7 +148,7 @@ def _read(app: Any, page: str, content: list[str]) -> None:
     if path.suffix == ".ipynb":
         pass
     elif page.startswith("api/"):
-        text = jinja2.Template(text, trim_blocks=True).render(**_groups())
+        text = re.sub(r"^\.\. group:: (\w+)$", _directives, text, flags=re.MULTILINE)
     else:
         pattern = r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^)\s]+)\)"
         text = re.sub(pattern, lambda m: _link(m, path), text)
