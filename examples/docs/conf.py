@@ -60,6 +60,12 @@ html_theme_options = {
 html_static_path = ["static"]
 html_css_files = ["zosam.css"]
 
+# What keeps its signs in a docstring: blocks of mathematics, doctests, roles, code.
+KEPT = re.compile(
+    r"^( *)\.\. math::.*?(?=^\1\S|\Z)|^ *>>> [^\n]*|:\w+:`[^`]*`|``[^`]*``|`[^`]*`",
+    re.DOTALL | re.MULTILINE,
+)
+
 # Pages that stand elsewhere in the repository, by the page of the site.
 ELSEWHERE = {
     "digits": ROOT / "examples" / "digits.ipynb",
@@ -159,22 +165,35 @@ def _escape(app: Any, what: str, name: str, *rest: Any) -> None:
     """Escapes what reStructuredText would take for markup in a docstring's prose."""
     del app, what, name
     lines = rest[-1]
-    indent: int | None = None
-    for i, line in enumerate(lines):
-        depth = len(line) - len(line.lstrip())
-        if indent is not None and line.strip() and depth <= indent:
-            indent = None
-        if line.lstrip().startswith((".. math::", ">>>", "...")):
-            indent = depth if line.lstrip().startswith("..") else indent
-            continue
-        if indent is None:
-            parts = re.split(r"(:\w+:`[^`]*`|``[^`]*``|`[^`]*`)", line)
-            parts[::2] = (_plain(part) for part in parts[::2])
-            lines[i] = "".join(parts)
+    parts, text, last = [], "\n".join(_bullets(lines)), 0
+    for match in KEPT.finditer(text):
+        parts += [_plain(text[last : match.start()]), match[0]]
+        last = match.end()
+    parts.append(_plain(text[last:]))
+    lines[:] = "".join(parts).split("\n")
+
+
+def _bullets(lines: list[str]) -> list[str]:
+    """Turns `name: text` under a sentence that ends with a colon into a list."""
+    found, inside = [], False
+    for before, line in zip(["", *lines], lines, strict=False):
+        indented = line.startswith("  ")
+        named = re.match(r"  \w+: ", line)
+        if named and not inside and before.endswith(":") and " " in before.strip():
+            inside = not before.startswith(" ")
+            found += [""] if inside else []
+        elif inside and not indented:
+            inside = False
+            found += [""] if line else []
+        if inside:
+            line = re.sub(r"^(\w+): ", r"* `\1`: ", line[2:])
+        found.append(line)
+    return found
 
 
 def _plain(text: str) -> str:
-    text = re.sub(r"([|*])", r"\\\1", text)
+    text = re.sub(r"(?<!\\)\|", r"\\|", text)
+    text = re.sub(r"(?<!\\)(?<!^)(?<!\n)(?<!  )\*(?! )", r"\\*", text)
     return re.sub(r"(\w)_(?!\w)", r"\1\\_", text)
 
 
