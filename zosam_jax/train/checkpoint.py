@@ -1,8 +1,8 @@
-"""Checkpoints of a run: complete or absent, few, checked when they are read."""
+"""The checkpoints of a run: written atomically, kept few, verified when read."""
 
 import shutil
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
+from zosam_jax._types import PyTree
 from zosam_jax.runs.errors import RunError
 
 
-def snapshot(state: Any) -> Any:
-    """Returns a copy of `state` in host memory, which a donated buffer cannot change.
+def snapshot(state: PyTree) -> PyTree:
+    """Returns a copy of `state` in host memory that outlives donated buffers.
 
     Args:
       state: Pytree of arrays, fully addressable from this process.
@@ -23,8 +24,8 @@ def snapshot(state: Any) -> Any:
     return jax.tree.map(lambda x: np.array(x, copy=True), state)
 
 
-def digest(state: Any) -> int:
-    """Returns the CRC-32 of all leaves of a snapshot, in order, with their types."""
+def digest(state: PyTree) -> int:
+    """Returns the CRC-32 of all leaves of a snapshot, with their types and shapes."""
     crc = 0
     for leaf in jax.tree.leaves(state):
         crc = zlib.crc32(f"{leaf.dtype}{leaf.shape}".encode(), crc)
@@ -32,7 +33,7 @@ def digest(state: Any) -> int:
     return crc
 
 
-def is_finite(state: Any) -> bool:
+def is_finite(state: PyTree) -> bool:
     """Returns whether every floating point number of a snapshot is finite."""
     floats = (
         leaf
@@ -42,19 +43,19 @@ def is_finite(state: Any) -> bool:
     return all(bool(np.isfinite(leaf.astype(np.float32)).all()) for leaf in floats)
 
 
-def size_in_bytes(state: Any) -> int:
-    """Returns the bytes of a state, or of its `jax.ShapeDtypeStruct`s, uncompressed."""
+def size_in_bytes(state: PyTree) -> int:
+    """Returns the uncompressed size in bytes of a state or of its shapes."""
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
 
 
-def _packed(state: Any) -> Any:
-    """Returns a snapshot with its masks, all boolean arrays, in one bit an entry."""
+def _packed(state: PyTree) -> PyTree:
+    """Returns a snapshot with its masks (all boolean arrays) packed, one bit each."""
     return jax.tree.map(
         lambda x: np.packbits(x.reshape(-1)) if _is_mask(x) else x, state
     )
 
 
-def _unpacked(state: Any, template: Any) -> Any:
+def _unpacked(state: PyTree, template: PyTree) -> PyTree:
     return jax.tree.map(
         lambda x, like: (
             np.unpackbits(x, count=like.size).astype(bool).reshape(like.shape)
@@ -66,8 +67,8 @@ def _unpacked(state: Any, template: Any) -> Any:
     )
 
 
-def _layout(state: Any) -> dict[str, tuple[tuple[int, ...], str]]:
-    """Returns shape and type of every array, or what describes one, by its path."""
+def _layout(state: PyTree) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Returns the shape and type of every array by its path."""
     return {
         jax.tree_util.keystr(path, simple=True, separator="/"): (
             tuple(x.shape),
@@ -77,25 +78,24 @@ def _layout(state: Any) -> dict[str, tuple[tuple[int, ...], str]]:
     }
 
 
-def _is_mask(x: Any) -> bool:
+def _is_mask(x: np.ndarray | jax.Array) -> bool:
     return x.dtype == np.bool_ and x.ndim > 0
 
 
 class Checkpoints:
-    """The checkpoints of one run, by step, in Orbax's layout.
+    """The checkpoints of one run by step, in Orbax's layout.
 
-    `save` copies the state to host memory and writes it in the background: into a
-    folder of another name, renamed when it is complete. Masks are written in one bit a
-    weight. Beside the state lies a CRC-32 of it, so that a restored one is known to be
-    what was saved.
+    `save` writes in the background, into a temporary folder that is renamed when it is
+    complete. Masks take one bit per weight. A CRC-32 is stored with the state and
+    verified when it is read.
     """
 
     def __init__(self, directory: Path, keep: int):
-        """Opens the folder, and makes it if need be.
+        """Opens the folder, and creates it if it does not exist.
 
         Args:
-          directory: An absolute path.
-          keep: Newest checkpoints to keep, >= 1.
+          directory: The folder, an absolute path.
+          keep: Number of newest checkpoints to keep, >= 1.
         """
         self._directory = directory
         self._keep = keep
@@ -111,15 +111,15 @@ class Checkpoints:
         """Returns the steps of the complete checkpoints, oldest first."""
         return sorted(self._manager.all_steps())
 
-    def save(self, step: int, state: Any) -> None:
-        """Starts to write a snapshot; an earlier one that failed is an error here.
+    def save(self, step: int, state: PyTree) -> None:
+        """Starts to write a snapshot. A failure of the previous one is raised here.
 
         Args:
-          step: Optimizer steps that the state has seen.
+          step: Number of steps that the state has seen.
           state: A `snapshot`.
 
         Raises:
-          RunError: This or the one before it could not be written.
+          RunError: This or the previous checkpoint could not be written.
         """
         args = ocp.args.Composite(
             state=ocp.args.StandardSave(_packed(state)),
@@ -135,8 +135,8 @@ class Checkpoints:
         """
         self._guard(self._manager.wait_until_finished)
 
-    def _guard(self, write: Callable[[], Any]) -> None:
-        """Runs `write`; what it raises becomes a `RunError` that says what is left."""
+    def _guard(self, write: Callable[[], object]) -> None:
+        """Calls `write`. Its errors become a `RunError` with the last checkpoint."""
         try:
             self._manager.check_for_errors()
             write()
@@ -156,18 +156,18 @@ class Checkpoints:
             return "There is no earlier checkpoint."
         return f"The last good checkpoint is that of step {steps[-1]}."
 
-    def restore(self, template: Any, warn: Callable[[str], None]) -> Any | None:
-        """Returns the newest intact state as NumPy arrays; None if there is none.
+    def restore(self, template: PyTree, warn: Callable[[str], None]) -> PyTree | None:
+        """Returns the newest intact state as NumPy arrays, or None without checkpoints.
 
-        Damaged ones that are newer than it are moved to `damaged/` beside the folder.
+        Newer, damaged checkpoints are moved to `damaged/` beside the folder.
 
         Args:
           template: Pytree of arrays or `jax.ShapeDtypeStruct`s to restore into.
-          warn: Called with a sentence about every checkpoint that is damaged.
+          warn: Called with a sentence for every damaged checkpoint.
 
         Raises:
-          RunError: There are checkpoints and all are damaged, or one is whole and of
-            another layout, as another version writes them; it stays where it is.
+          RunError: All checkpoints are damaged, or one is intact with other arrays, as
+            another version writes it. Nothing is moved then.
         """
         damaged = {}
         for step in reversed(self.steps()):
@@ -199,7 +199,7 @@ class Checkpoints:
             "anew with --overwrite."
         )
 
-    def read(self, step: int, template: Any) -> Any:
+    def read(self, step: int, template: PyTree) -> PyTree:
         """Returns the state of one step as NumPy arrays.
 
         Args:
@@ -207,7 +207,7 @@ class Checkpoints:
           template: As for `restore`.
 
         Raises:
-          Exception: It is damaged or not there; the types are Orbax's, and RunError.
+          Exception: It is damaged or missing: errors of Orbax, or a `RunError`.
         """
         empty = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), template)
         like = _packed(empty)
@@ -220,20 +220,20 @@ class Checkpoints:
             raise RunError("its contents are not those that were written (CRC-32).")
         return state
 
-    def _of_another_layout(self, step: int, template: Any) -> list[str]:
-        """Returns the arrays that a whole checkpoint has otherwise than a state."""
+    def _of_another_layout(self, step: int, template: PyTree) -> list[str]:
+        """Returns the paths of arrays that differ between a checkpoint and a state."""
         try:
             written = self._manager.item_metadata(step)["state"]
             found = _layout(getattr(written, "tree", written))
-        except Exception:  # It is damaged; Orbax's types differ by the damage.
+        except Exception:  # A damaged checkpoint; the error depends on the damage.
             return []
         empty = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), template)
         wanted = _layout(_packed(empty))
-        # Of deleted files it describes nothing.
+        # The metadata of deleted files are empty.
         paths = {**wanted, **found} if found else {}
         return [path for path in paths if wanted.get(path) != found.get(path)]
 
-    def _set_aside(self, steps: Any) -> None:
+    def _set_aside(self, steps: Iterable[int]) -> None:
         self._manager.close()
         aside = self._directory.parent / "damaged"
         for step in steps:
@@ -245,7 +245,7 @@ class Checkpoints:
         self._manager = self._open()
 
     def close(self) -> None:
-        """Ends the background threads; waits for what they write."""
+        """Waits for the background threads and ends them."""
         self._manager.close()
 
 

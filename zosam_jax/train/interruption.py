@@ -1,16 +1,16 @@
-"""The signals that end a run in good order."""
+"""The signals that end a run after the current step."""
 
 import contextlib
 import signal
 import sys
 import threading
 from collections.abc import Iterator
-from typing import Any
+from types import FrameType
 
 
 @contextlib.contextmanager
 def interruptions() -> Iterator[list[int]]:
-    """Collects SIGINT and SIGTERM in a list; the second one acts as it used to."""
+    """Yields a list that collects SIGINT and SIGTERM. A second signal acts at once."""
     received: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield received
@@ -23,11 +23,11 @@ def interruptions() -> Iterator[list[int]]:
         for number, handler in old.items():
             signal.signal(number, handler)
 
-    def note(number: int, frame: Any) -> None:
+    def note(number: int, frame: FrameType | None) -> None:
         del frame
         received.append(number)
         restore()
-        # Compilation cannot be interrupted, and is not answered for many seconds.
+        # A compilation cannot be interrupted and may take many seconds.
         sys.stderr.write("\nstopping after this step, or after the compilation...\n")
 
     for number in old:
