@@ -92,7 +92,6 @@ def test_norm_over_all_shrinks_the_radius_to_the_live_share(num_directions):
     np.testing.assert_allclose(estimate.info.perturbation_norm, 0.2 * share, rtol=1e-3)
 
 
-@pytest.mark.quick
 def test_rho_zero_is_the_plain_gradient_bit_for_bit():
     params, loss = mlp()
     plain = jax.jit(jax.grad(loss))(params)
