@@ -1,4 +1,4 @@
-"""A sharpness-aware method of your own: here SAM in the maximum norm, by signs.
+"""A sharpness-aware gradient of your own: here SAM in the maximum norm, by signs.
 
 python examples/own_ascent.py
 """
@@ -8,20 +8,20 @@ import jax.numpy as jnp
 import optax
 
 import zosam_jax as zs
-from zosam_jax import estimators, tree
+from zosam_jax.gradients import Ascent, GradientLook, Row, geometries
 
 
-def sign_sam(rho):
-    """The gradient at w + rho sign(g): the highest point of a cube, to first order."""
+def signs(point, memory):
+    """Looks along sign(g): to first order, a corner of the cube around w is highest."""
+    clean = zs.gradients.exact_gradient(point.losses.ascent, point.params)
+    direction = jax.tree.map(jnp.sign, clean.grad)
+    return GradientLook(direction, clean, memory=memory)
 
-    def gradient(value_fn, params, *, masks=None, **rest):
-        del rest  # key, step, memory, ascent_value_fn: not needed here
-        clean = estimators.backprop(value_fn, params)
-        signs = jax.tree.map(jnp.sign, tree.mask(clean.grad, masks))
-        seen = estimators.backprop(value_fn, tree.add_scaled(params, rho, signs))
-        return seen._replace(value=clean.value)
 
-    return zs.as_transformation("sign_sam", gradient)
+def sign_sam(rho=0.1, **options):
+    """The gradient at w + rho sign(g), with all shared options: `include`, `seed`..."""
+    row = Row(Ascent(signs, gives=GradientLook), geometries.as_it_is())
+    return zs.gradients.sharpness_aware("sign_sam", row, rho, **options)
 
 
 def main() -> tuple[float, float]:

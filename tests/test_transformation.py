@@ -22,7 +22,7 @@ def test_the_chain_is_the_pure_function_with_keys_from_seed_and_step():
     for step in range(3):
         grad, state = tx.update(None, state, params, value_fn=loss)
         key = jax.random.fold_in(jax.random.key(5), step)
-        pure = zs.zosam_gradient(loss, params, key, 0.1, 0.01, 2)
+        pure = zs.zosam_gradient(loss, params, key, 0.1, delta=0.01, num_directions=2)
         jax.tree.map(np.testing.assert_array_equal, grad, pure.grad)
         assert float(zs.estimate(state).value) == float(pure.value)
         assert float(zs.estimate(state).info.descent_value) == float(

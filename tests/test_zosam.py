@@ -27,7 +27,7 @@ def test_one_direction_is_a_signed_step_along_it(delta, scale, two_sided):
     problem = Quadratic(scale=scale)
     rho = 0.3
     estimate = zs.zosam_gradient(
-        problem.loss, problem.params, KEY, rho, delta, two_sided=two_sided
+        problem.loss, problem.params, KEY, rho, delta=delta, two_sided=two_sided
     )
     u = first_direction(problem.params)
     sign = np.sign(u @ problem.gradient(problem.params))
@@ -53,7 +53,13 @@ def test_several_directions_follow_the_mean_estimate(num_directions, masked):
     params = tree.mask(problem.params, masks)
     rho = 0.2
     estimate = zs.zosam_gradient(
-        problem.loss, params, KEY, rho, 0.01, num_directions, masks
+        problem.loss,
+        params,
+        KEY,
+        rho,
+        delta=0.01,
+        num_directions=num_directions,
+        masks=masks,
     )
     total = np.zeros(12)
     for i in range(num_directions):
@@ -76,8 +82,8 @@ def test_norm_over_all_shrinks_the_radius_to_the_live_share(num_directions):
         params,
         KEY,
         0.2,
-        0.01,
-        num_directions,
+        delta=0.01,
+        num_directions=num_directions,
         masks=masks,
         norm_over="all",
     )
@@ -133,8 +139,8 @@ def test_vmapped_chunks_change_nothing_but_rounding(num_directions, two_sided):
             params,
             KEY,
             0.1,
-            0.01,
-            num_directions,
+            delta=0.01,
+            num_directions=num_directions,
             two_sided=two_sided,
             chunk_size=chunk_size,
         )
@@ -298,8 +304,8 @@ def test_probe_aux_is_of_the_first_probe_or_the_clean_pass(two_sided, chunk_size
         params,
         KEY,
         0.3,
-        0.01,
-        2,
+        delta=0.01,
+        num_directions=2,
         has_aux=True,
         aux_from="ascent",
         two_sided=two_sided,
@@ -321,7 +327,7 @@ def test_aux_comes_from_the_pass_that_is_named():
             params,
             KEY,
             0.3,
-            0.01,
+            delta=0.01,
             has_aux=True,
             aux_from=aux_from,
         )
@@ -347,10 +353,18 @@ def test_value_is_the_mean_of_the_probes_or_the_clean_loss():
         for i in range(m):
             u = flat(tree.normal_like(jax.random.fold_in(KEY, i), problem.params))
             curvature += delta**2 / 2 * u @ problem.a @ u / m
-        two = zs.zosam_gradient(problem.loss, problem.params, KEY, 0.05, delta, m)
+        two = zs.zosam_gradient(
+            problem.loss, problem.params, KEY, 0.05, delta=delta, num_directions=m
+        )
         np.testing.assert_allclose(two.value, clean + curvature, rtol=1e-5)
         one = zs.zosam_gradient(
-            problem.loss, problem.params, KEY, 0.05, delta, m, two_sided=False
+            problem.loss,
+            problem.params,
+            KEY,
+            0.05,
+            delta=delta,
+            num_directions=m,
+            two_sided=False,
         )
         assert float(one.value) == clean
 
@@ -361,7 +375,9 @@ def test_the_page_equals_the_general_composition():
     params, loss = mlp()
     masks = half_masks(params)
     params = tree.mask(params, masks)
-    page = zs.zosam_gradient(loss, params, KEY, 0.1, 0.01, 3, masks)
+    page = zs.zosam_gradient(
+        loss, params, KEY, 0.1, delta=0.01, num_directions=3, masks=masks
+    )
     ascent, _ = estimators.rge(
         loss, params, KEY, delta=0.01, num_directions=3, masks=masks
     )

@@ -17,36 +17,35 @@ of the loss cancel. And its cosine to the gradient is about
 :math:`\sqrt{2 / (\pi d)}` over d live weights, 0.004 for ResNet-32 at 90 % sparsity:
 the perturbation is a random direction that points uphill.
 
-`zosam` is the same in an Optax chain, with directions that know more.
+`zs.zosam` and `zs.zosam_gradient` run this function. Where an option goes beyond it
+(other directions, a part of the leaves, microbatches), they compose the same steps
+from the pieces of `zs.gradients`, and a test holds both to the same bits.
 """
-
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from zosam_jax import _check, tree
-from zosam_jax._types import Estimate, ValueFn
-from zosam_jax.estimators import check_chunks, rge, scalar_loss
-from zosam_jax.gradients import zosam as zosam
+from zosam_jax import tree
+from zosam_jax._types import Estimate, Key, Masks, Params, Scalar, ValueFn
+from zosam_jax.estimators import rge, scalar_loss
 
 
-def zosam_gradient(
+def published_gradient(
     value_fn: ValueFn,
-    params: Any,
-    key: jax.Array,
-    rho: jax.typing.ArrayLike = 0.05,
-    delta: jax.typing.ArrayLike = 1e-3,
-    num_directions: int = 1,
-    masks: Any | None = None,
-    has_aux: bool = False,
+    params: Params,
+    key: Key,
     *,
+    rho: Scalar = 0.05,
+    delta: Scalar = 1e-3,
+    num_directions: int = 1,
     two_sided: bool = True,
     chunk_size: int | None = None,
+    masks: Masks | None = None,
+    has_aux: bool = False,
     aux_from: str = "descent",
     norm_over: str = "mask",
 ) -> Estimate:
-    """ZO-SAM's gradient as a pure function: no state, no optimizer.
+    """Returns ZO-SAM's gradient: no state, no optimizer, no checks of arguments.
 
     Args:
       value_fn: `params -> loss`, or `params -> (loss, aux)` with `has_aux`. All passes
@@ -56,16 +55,16 @@ def zosam_gradient(
       rho: Radius of the perturbation, >= 0. 0 gives the plain gradient.
       delta: Step of the finite difference, > 0. Immaterial at m = 1, but for the sign.
       num_directions: m, the directions that are averaged.
+      two_sided: Central differences, 2m forward passes; else forward ones, m + 1.
+      chunk_size: None evaluates one probe after another. k evaluates the probes of k
+        directions in one `jax.vmap`; on a CPU that is slower for convolutions.
       masks: Mask tree. Directions lie on it: a pruned weight is 0 in every pass.
       has_aux: Whether `value_fn` returns `(loss, aux)`.
-      two_sided: Central differences, 2m forward passes; else forward ones, m + 1.
-      chunk_size: None: one probe after another. k: the probes of k directions in one
-        `jax.vmap`. On a CPU a vmapped convolution costs several sequential ones.
-      aux_from: Which pass supplies aux: "descent", at w + eps, or "ascent", the first
-        probe at w + delta u (one-sided: at w). Descent lies rho from w, a probe about
-        `delta * sqrt(d)`, which is usually further.
-      norm_over: "mask": the norm of g over live weights, so that |eps| = rho. "all":
-        over every weight, as if g had been dense: |eps| < rho.
+      aux_from: The pass that supplies aux: "descent", at w + eps, or "ascent", the
+        first probe at w + delta u (one-sided: at w). The probe lies about
+        `delta * sqrt(d)` from w, which is usually further than rho.
+      norm_over: "mask": the norm of g counts live weights, so that |eps| = rho. "all":
+        it counts every weight, as if g had been dense, and |eps| < rho.
 
     Returns:
       `Estimate`: `value` is the mean of the two-sided probes, L(w) + O(delta^2), or
@@ -76,21 +75,12 @@ def zosam_gradient(
       In bfloat16, w + eps rounds to w where eps is below 1/256 of a weight, and much
       of a small perturbation is lost: `info.perturbation_norm` is what remains. Keep
       the parameters in float32, and compute in bfloat16 inside `value_fn`.
-
-    Raises:
-      ValueError: An argument is out of range, the masks do not fit the parameters, or
-        the loss is not a scalar.
-      TypeError: `value_fn` does not return what `has_aux` says; `key` is no PRNG key.
     """
-    _check_arguments(rho, delta, num_directions, chunk_size, aux_from, norm_over)
-    if masks is not None:
-        tree.check_masks(masks, params)
-    if isinstance(key, int):
-        raise TypeError(f"key={key!r} must be a PRNG key, such as jax.random.key(0).")
+    loss = scalar_loss(value_fn, has_aux)
 
     # g: the zeroth-order estimate of the gradient, from forward passes only.
     ascent, dense = rge(
-        value_fn,
+        loss,
         params,
         key,
         delta=delta,
@@ -98,7 +88,6 @@ def zosam_gradient(
         two_sided=two_sided,
         chunk_size=chunk_size,
         masks=masks,
-        has_aux=has_aux,
     )
     # eps = rho * g / |g|
     unit, norm = tree.normalize(ascent.grad)
@@ -106,8 +95,8 @@ def zosam_gradient(
     radius = rho if norm_over == "mask" else rho * norm / tree.norm(dense)
     radius = jnp.where(usable, radius, 0.0)
     perturbed = tree.add_scaled(params, radius, unit)
+
     # The gradient at w + eps: the only backward pass.
-    loss = scalar_loss(value_fn, has_aux)
     (value, aux), grad = jax.value_and_grad(loss, has_aux=True)(perturbed)
 
     epsilon = tree.subtract(perturbed, params)
@@ -125,18 +114,3 @@ def zosam_gradient(
         aux=aux if aux_from == "descent" else ascent.aux,
         info=info,
     )
-
-
-def _check_arguments(
-    rho: Any,
-    delta: Any,
-    num_directions: Any,
-    chunk_size: Any,
-    aux_from: str,
-    norm_over: str,
-) -> None:
-    _check.number("rho", rho, least=0)
-    _check.number("delta", delta, above=0)
-    check_chunks(num_directions, chunk_size)
-    _check.one_of("aux_from", aux_from, ("descent", "ascent"))
-    _check.one_of("norm_over", norm_over, ("mask", "all"))

@@ -1,19 +1,32 @@
 """The loss in the one form that the estimators evaluate, and its exact gradient."""
 
+import dataclasses
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from zosam_jax._types import Estimate, Info, ValueFn
-
-Loss = Callable[[Any], tuple[jax.Array, Any]]
-"""`params -> (loss, aux)`: a float32 (or wider) scalar, and None without aux."""
+from zosam_jax._types import Aux, Estimate, Info, Params, ValueFn
 
 
-def backprop(value_fn: ValueFn, params: Any, *, has_aux: bool = False) -> Estimate:
-    """The exact gradient: one backward pass at the parameters themselves.
+@dataclasses.dataclass(frozen=True)
+class Loss:
+    """A loss in the one form that the estimators evaluate.
+
+    Attributes:
+      function: `params -> (loss, aux)`: a float32 (or wider) scalar, and None without
+        aux.
+    """
+
+    function: Callable[[Params], tuple[jax.Array, Aux]]
+
+    def __call__(self, params: Params) -> tuple[jax.Array, Aux]:
+        """Returns `(loss, aux)` at the parameters."""
+        return self.function(params)
+
+
+def backprop(value_fn: ValueFn, params: Params, *, has_aux: bool = False) -> Estimate:
+    """Returns the exact gradient: one forward and one backward pass at the parameters.
 
     Args:
       value_fn: `params -> loss`, or `params -> (loss, aux)` with `has_aux`.
@@ -32,23 +45,22 @@ def backprop(value_fn: ValueFn, params: Any, *, has_aux: bool = False) -> Estima
 
 
 def scalar_loss(value_fn: ValueFn, has_aux: bool) -> Loss:
-    """`params -> (loss, aux)` from either form of `value_fn`, the loss checked.
+    """Returns the loss in the form that the estimators evaluate, with checks.
 
     Args:
-      value_fn: The user's function.
-      has_aux: Which of the two forms it has.
-
-    Returns:
-      A function whose loss is a float32 (or wider) scalar and whose aux is None
-      without `has_aux`.
+      value_fn: The user's function. A `Loss` is returned as it is.
+      has_aux: Whether it returns `(loss, aux)`.
 
     Raises:
-      TypeError: `value_fn` is no function, or it returns the other form.
-      ValueError: The loss is not a scalar.
+      TypeError: `value_fn` is no function; when it is called, it returns another form
+        than `has_aux` says.
+      ValueError: When it is called, the loss is not a scalar.
     """
+    if isinstance(value_fn, Loss):
+        return value_fn
     check_function(value_fn)
 
-    def loss(params: Any) -> tuple[jax.Array, Any]:
+    def loss(params: Params) -> tuple[jax.Array, Aux]:
         result = value_fn(params)
         if has_aux and not (isinstance(result, tuple) and len(result) == 2):
             raise TypeError(
@@ -69,10 +81,10 @@ def scalar_loss(value_fn: ValueFn, has_aux: bool) -> Loss:
             )
         return value.astype(jnp.promote_types(value.dtype, jnp.float32)), aux
 
-    return loss
+    return Loss(loss)
 
 
-def check_function(value_fn: Any) -> None:
+def check_function(value_fn: object) -> None:
     """Raises `TypeError` unless the loss is a function."""
     if not callable(value_fn):
         raise TypeError(

@@ -1,39 +1,30 @@
-"""The sharpness-aware family: each method a row of ascent, geometry and combination."""
+"""The idea that generates the sharpness-aware gradients, for your own ones.
 
-from zosam_jax._types import Decoupled as Decoupled
-from zosam_jax.gradients.efficient import aesam as aesam
-from zosam_jax.gradients.efficient import aesam_gradient as aesam_gradient
-from zosam_jax.gradients.efficient import esam as esam
-from zosam_jax.gradients.efficient import esam_gradient as esam_gradient
-from zosam_jax.gradients.efficient import looksam as looksam
-from zosam_jax.gradients.efficient import looksam_gradient as looksam_gradient
-from zosam_jax.gradients.efficient import ssam as ssam
-from zosam_jax.gradients.efficient import ssam_gradient as ssam_gradient
-from zosam_jax.gradients.first_order import asam as asam
-from zosam_jax.gradients.first_order import asam_gradient as asam_gradient
-from zosam_jax.gradients.first_order import decoupled as decoupled
-from zosam_jax.gradients.first_order import fsam as fsam
-from zosam_jax.gradients.first_order import fsam_gradient as fsam_gradient
-from zosam_jax.gradients.first_order import gsam as gsam
-from zosam_jax.gradients.first_order import gsam_gradient as gsam_gradient
-from zosam_jax.gradients.first_order import sam as sam
-from zosam_jax.gradients.first_order import sam_gradient as sam_gradient
-from zosam_jax.gradients.first_order import tied_radius as tied_radius
-from zosam_jax.gradients.first_order import vasso as vasso
-from zosam_jax.gradients.first_order import vasso_gradient as vasso_gradient
-from zosam_jax.gradients.first_order import wsam as wsam
-from zosam_jax.gradients.first_order import wsam_gradient as wsam_gradient
-from zosam_jax.gradients.shared_options import Options as Options
-from zosam_jax.gradients.single_pass import arwp as arwp
-from zosam_jax.gradients.single_pass import arwp_gradient as arwp_gradient
-from zosam_jax.gradients.single_pass import mrwp as mrwp
-from zosam_jax.gradients.single_pass import mrwp_gradient as mrwp_gradient
-from zosam_jax.gradients.single_pass import msam as msam
-from zosam_jax.gradients.single_pass import msam_gradient as msam_gradient
-from zosam_jax.gradients.single_pass import rwp as rwp
-from zosam_jax.gradients.single_pass import rwp_gradient as rwp_gradient
-from zosam_jax.gradients.single_pass import s2sam as s2sam
-from zosam_jax.gradients.single_pass import s2sam_gradient as s2sam_gradient
-from zosam_jax.gradients.zosam_variants import rst as rst
-from zosam_jax.gradients.zosam_variants import rst_gradient as rst_gradient
-from zosam_jax.gradients.zosam_variants import zosam as zosam
+A gradient is a `Row` of an ascent, a geometry, a descent and a combination, and
+`sharpness_aware` makes an Optax transformation of it. The methods of the library stand
+in `methods/`, a file for each; `registry.METHODS` is the table of them.
+"""
+
+from zosam_jax.gradients import ascents as ascents
+from zosam_jax.gradients import combinations as combinations
+from zosam_jax.gradients import geometries as geometries
+from zosam_jax.gradients.constructor import PureOptions as PureOptions
+from zosam_jax.gradients.constructor import pure_form as pure_form
+from zosam_jax.gradients.constructor import sharpness_aware as sharpness_aware
+from zosam_jax.gradients.devices import Devices as Devices
+from zosam_jax.gradients.pieces import Ascent as Ascent
+from zosam_jax.gradients.pieces import Combination as Combination
+from zosam_jax.gradients.pieces import Descent as Descent
+from zosam_jax.gradients.pieces import ExampleLook as ExampleLook
+from zosam_jax.gradients.pieces import Geometry as Geometry
+from zosam_jax.gradients.pieces import GradientLook as GradientLook
+from zosam_jax.gradients.pieces import Intermittent as Intermittent
+from zosam_jax.gradients.pieces import Look as Look
+from zosam_jax.gradients.pieces import Losses as Losses
+from zosam_jax.gradients.pieces import LossLook as LossLook
+from zosam_jax.gradients.pieces import OccasionalLook as OccasionalLook
+from zosam_jax.gradients.pieces import Point as Point
+from zosam_jax.gradients.pieces import Row as Row
+from zosam_jax.gradients.pieces import exact_gradient as exact_gradient
+from zosam_jax.gradients.registry import METHODS as METHODS
+from zosam_jax.gradients.registry import GradientMethod as GradientMethod

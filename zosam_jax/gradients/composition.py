@@ -1,164 +1,204 @@
-r"""The composition that every sharpness-aware method is a row of.
+r"""One gradient of a row at one point.
 
 .. math::
   \epsilon &= \rho \cdot \text{geometry}(\text{ascent direction on the mask}) \\
-  g &= \text{combination}(\nabla L(w), \nabla L(w + \epsilon))
-
-A method is a `Row`: the ascent that finds the direction, the geometry that scales it,
-the descent that takes the gradient at the perturbed point, and the combination.
+  g &= \text{combination}(\nabla L(w), \text{descent}(w + \epsilon))
 """
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+import dataclasses
+from typing import NamedTuple, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
 
 from zosam_jax import tree
-from zosam_jax._types import Estimate, Info, Scalar, Schedule
-from zosam_jax.gradients import combinations, descents, geometries
+from zosam_jax._types import Estimate, Grads, Info, Memory, Params, Radius, Scalar
 from zosam_jax.gradients.pieces import (
-    Ascent,
-    Combination,
-    Descent,
-    Geometry,
+    GradientLook,
+    Intermittent,
     Look,
+    LossLook,
+    OccasionalLook,
     Point,
+    Row,
 )
 
-
-class Row(NamedTuple):
-    """A sharpness-aware method.
-
-    Attributes:
-      ascent: Where it looks uphill.
-      geometry: From a direction to a perturbation of radius 1.
-      descent: The second pass.
-      combination: What becomes of its gradient.
-      steps: Ascent steps, of `rho / steps` each.
-      norm_over: "mask" or "all": over which weights the direction's norm is taken.
-      aux_from: "ascent" or "descent".
-      looks: Whether every step evaluates the loss on its way uphill.
-      by_example: Whether it needs the losses of single examples.
-      dense: Whether the second pass gives the gradient of pruned weights too.
-      direction_only: Whether the look uphill gives a direction and no more, so that it
-        may be by another loss.
-    """
-
-    ascent: Ascent
-    geometry: Geometry = geometries.l2()
-    descent: Descent = descents.backprop
-    combination: Combination = combinations.perturbed()
-    steps: int = 1
-    norm_over: str = "mask"
-    aux_from: str = "ascent"
-    looks: bool = True
-    by_example: bool = False
-    dense: bool = True
-    direction_only: bool = True
+L = TypeVar("L", bound=Look)
 
 
-def memory_of(row: Row) -> Callable[[Any], Any]:
-    """`params -> memory` before the first step."""
-    return lambda params: (row.ascent.init(params), row.combination.init(params))
-
-
-def evaluate(row: Row, point: Point, rho: Scalar | Schedule, memory: Any) -> Estimate:
-    """One gradient of a method at one point.
+def evaluate(
+    row: Row[L],
+    point: Point,
+    rho: Radius,
+    memory: Memory,
+    *,
+    norm_over: str,
+    aux_from: str,
+) -> Estimate:
+    """Returns the gradient of a row at a point.
 
     A zero or non-finite direction gives the gradient at w itself, and is counted in
-    `info.unperturbed`; the weights off the support stay as they are in every pass.
+    `info.unperturbed`. Weights off the support keep their values in every pass.
+
+    Args:
+      row: The method.
+      point: Where the gradient is wanted, and by which losses.
+      rho: Radius, or a schedule of it over `point.step`.
+      memory: That of the last estimate, at first `row.init(params)`.
+      norm_over: "mask" or "all": the weights that the direction's norm counts.
+      aux_from: "ascent" or "descent": the pass that supplies aux.
     """
+    radius = cast("Scalar", rho(point.step)) if callable(rho) else rho
+    if row.written_out is not None and point.is_plain:
+        return row.written_out(point, radius, norm_over, aux_from)._replace(
+            memory=memory
+        )
     ascent_memory, combination_memory = memory
     look = _look(row, point, ascent_memory)
-    radius = rho(point.step) if callable(rho) else rho
-
-    def descend(memory: Any) -> tuple[Any, Any, Estimate]:
-        moved, norm, usable = _perturb(row, point, look, radius)
-        seen = row.descent(point, look, moved)
-        grad, memory = row.combination.blend(point, look, seen.grad, memory)
-        moved_by = tree.subtract(moved, point.params)
-        info = seen.info._replace(
-            perturbation_norm=tree.norm(moved_by),
-            direction_norm=norm,
-            cosine=tree.cosine(moved_by, tree.mask(seen.grad, point.masks)),
-            unperturbed=1 - usable.astype(jnp.int32),
-        )
-        return grad, memory, seen._replace(info=_float32(info))
-
-    combination = row.combination
-    if combination.due is None:
-        grad, memory, seen = descend(combination_memory)
+    step = _Step(row, point, look, radius, norm_over)
+    if isinstance(row.combination, Intermittent) and isinstance(look, GradientLook):
+        second = _second_pass_if_due(step, row.combination, look, combination_memory)
     else:
-        assert combination.reuse is not None
-        reuse = combination.reuse
-        due, later = combination.due(point, look, combination_memory)
-
-        def stay(memory: Any) -> tuple[Any, Any, Estimate]:
-            clean = look.clean
-            assert clean is not None
-            info = Info.zeros()._replace(descent_value=clean.value)
-            clean = clean._replace(info=_float32(info))
-            return reuse(point, look, memory), memory, clean
-
-        grad, memory, seen = jax.lax.cond(
-            due, *(lambda m, f=f: point.vary(f(m)) for f in (descend, stay)), later
-        )
-
-    info = seen.info
-    clean_passes = 0.0 if look.clean is None else 1.0
-    info = info._replace(
-        forward_evaluations=info.forward_evaluations + look.forward,
-        backward_evaluations=info.backward_evaluations
-        + look.backward
-        + clean_passes * row.steps,
-    )
-    value = seen.value
-    if look.value is not None:
-        known = (info.unperturbed == 0) & look.seen
-        value = jnp.where(known, look.value, seen.value)
-        if look.clean is not None:
-            value = look.value
-    learned = row.ascent.learn(point, look.memory, seen.grad)
+        second = _second_pass(step, combination_memory)
+    learned = row.ascent.learn(point, look.memory, second.seen.grad)
     return Estimate(
-        value=value,
-        grad=grad,
-        aux=look.aux if row.aux_from == "ascent" else seen.aux,
-        info=info,
-        memory=(learned, memory),
+        value=_value(look, second.seen),
+        grad=second.grad,
+        aux=_estimate_of(look).aux if aux_from == "ascent" else second.seen.aux,
+        info=_count(row, look, second.seen.info),
+        memory=(learned, second.memory),
     )
 
 
-def _look(row: Row, point: Point, memory: Any) -> Look:
-    """What is seen uphill; by all devices together, where they share one ascent."""
+class _Step(NamedTuple):
+    """A step whose look uphill has been taken."""
+
+    row: Row
+    point: Point
+    look: Look
+    radius: Scalar
+    norm_over: str
+
+
+class _Second(NamedTuple):
+    """The second pass: the blended gradient, the new memory, and the pass itself."""
+
+    grad: Grads
+    memory: Memory
+    seen: Estimate
+
+
+class _Perturbed(NamedTuple):
+    """w + eps, the norm of the last direction, and whether any was usable."""
+
+    params: Params
+    norm: jax.Array
+    usable: jax.Array
+
+
+def _look(row: Row[L], point: Point, memory: Memory) -> L:
+    """The look uphill; with `sync_ascent`, that of all devices together."""
     look = row.ascent.look(point, memory)
-    direction, clean = point.mean(look.direction), look.clean
-    if clean is not None:
-        same = look.direction is clean.grad
-        clean = clean._replace(grad=direction if same else point.mean(clean.grad))
-    return look._replace(direction=direction, clean=clean)
+    if not isinstance(look, row.ascent.gives):
+        raise TypeError(
+            f"The ascent's look returned {type(look).__name__}; it says that it gives "
+            f"{row.ascent.gives.__name__}."
+        )
+    direction = point.devices.mean(look.direction)
+    if not isinstance(look, GradientLook):
+        return dataclasses.replace(look, direction=direction)
+    clean = look.estimate
+    grad = direction if look.direction is clean.grad else point.devices.mean(clean.grad)
+    estimate = clean._replace(grad=grad)
+    return dataclasses.replace(look, direction=direction, estimate=estimate)
 
 
-def _perturb(row: Row, point: Point, look: Look, radius: Any) -> tuple[Any, Any, Any]:
-    """The perturbed parameters, the last direction's norm, whether any was usable."""
-    params, seen = point.params, look
+def _second_pass(step: _Step, memory: Memory) -> _Second:
+    """The pass at the perturbed point, and what the combination makes of it."""
+    row, point, look = step.row, step.point, step.look
+    moved = _perturb(step)
+    seen = row.descent.descend(point, look, moved.params)
+    grad, memory = row.combination.blend(point, look, seen.grad, memory)
+    epsilon = tree.subtract(moved.params, point.params)
+    info = seen.info._replace(
+        perturbation_norm=tree.norm(epsilon),
+        direction_norm=moved.norm,
+        cosine=tree.cosine(epsilon, tree.mask(seen.grad, point.masks)),
+        unperturbed=1 - moved.usable.astype(jnp.int32),
+    )
+    return _Second(grad, memory, seen._replace(info=_float32(info)))
+
+
+def _second_pass_if_due(
+    step: _Step, combination: Intermittent, look: GradientLook, memory: Memory
+) -> _Second:
+    """The second pass, or in a step without one what the combination reuses."""
+    point = step.point
+    due, later = combination.due(point, look, memory)
+
+    def descend(memory: Memory) -> _Second:
+        return point.devices.vary(_second_pass(step, memory))
+
+    def stay(memory: Memory) -> _Second:
+        info = Info.zeros()._replace(descent_value=look.estimate.value)
+        clean = look.estimate._replace(info=_float32(info))
+        grad = combination.reuse(point, look, memory)
+        return point.devices.vary(_Second(grad, memory, clean))
+
+    return jax.lax.cond(due, descend, stay, later)
+
+
+def _perturb(step: _Step) -> _Perturbed:
+    """The perturbed parameters, after one ascent step or several."""
+    row, point, look = step.row, step.point, step.look
+    params = point.params
     norm, usable = jnp.zeros((), jnp.float32), jnp.asarray(False)
-    for turn in range(row.steps):
+    for turn in range(row.ascent.steps):
         if turn:
-            seen = _look(row, point._replace(params=params), look.memory)
-        direction = seen.direction
-        live = tree.mask(direction, point.support)
-        unit, norm = row.geometry(live, point.params, point.support)
-        length = radius / row.steps
-        if row.norm_over == "all":
-            _, whole = row.geometry(direction, point.params, None)
+            look = _look(row, point._replace(params=params), look.memory)
+        live = tree.mask(look.direction, point.support)
+        unit, norm = row.geometry.unit(live, point.params, point.support)
+        length = step.radius / row.ascent.steps
+        if step.norm_over == "all":
+            _, whole = row.geometry.unit(look.direction, point.params, None)
             length = length * norm / jnp.where(whole > 0, whole, 1)
-        if seen.factor is not None:
-            unit = jax.tree.map(jnp.multiply, seen.factor, unit)
+        if look.factor is not None:
+            unit = jax.tree.map(jnp.multiply, look.factor, unit)
         here = jnp.isfinite(norm) & (norm > 0)
         params = tree.add_scaled(params, jnp.where(here, length, 0.0), unit)
         usable = usable | here
-    return params, norm, usable
+    return _Perturbed(params, norm, usable)
+
+
+def _estimate_of(look: Look) -> Estimate:
+    """The passes of a look; those of a direction alone are none."""
+    if isinstance(look, LossLook | OccasionalLook):
+        return look.estimate
+    return Estimate(jnp.zeros(()), None, None, Info.zeros())
+
+
+def _value(look: Look, seen: Estimate) -> jax.Array:
+    """The loss at w where the look evaluated it, else that of the second pass."""
+    if isinstance(look, GradientLook):
+        return look.estimate.value
+    # A useless direction may come from useless probes: then the second pass is at w.
+    perturbed = seen.info.unperturbed == 0
+    if isinstance(look, LossLook):
+        return jnp.where(perturbed, look.estimate.value, seen.value)
+    if isinstance(look, OccasionalLook):
+        return jnp.where(perturbed & look.due, look.estimate.value, seen.value)
+    return seen.value
+
+
+def _count(row: Row, look: Look, info: Info) -> Info:
+    """The second pass's info, with the passes of all looks."""
+    passes, steps = _estimate_of(look).info, row.ascent.steps
+    return info._replace(
+        forward_evaluations=info.forward_evaluations
+        + steps * passes.forward_evaluations,
+        backward_evaluations=info.backward_evaluations
+        + steps * (passes.backward_evaluations + look.backward),
+    )
 
 
 def _float32(info: Info) -> Info:

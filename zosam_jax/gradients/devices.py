@@ -1,22 +1,70 @@
-"""Values on the devices of a mesh axis, inside `jax.shard_map`."""
+"""How the devices of a mesh axis share one step, inside `jax.shard_map`."""
 
-from typing import Any
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-
-def identity(x: Any) -> Any:
-    """The value itself."""
-    return x
+from zosam_jax._types import Estimate, PyTree
 
 
-def is_data(x: jax.Array) -> bool:
-    """Whether it comes from the batch: floats and masks do, counts and keys do not."""
+def _same(values: PyTree) -> PyTree:
+    return values
+
+
+class Devices(NamedTuple):
+    """How values are shared between the devices; for one device, not at all.
+
+    Attributes:
+      mean: Averages over the devices where they share one ascent (`sync_ascent`).
+      pool: Averages over the devices in any case: for statistics and for decisions
+        that all devices must take together.
+      vary: Gives values the type of values that differ between devices. Both branches
+        of a `lax.cond` must have one type.
+      axis: Name of the mesh axis; None for one device.
+    """
+
+    mean: Callable[[PyTree], PyTree] = _same
+    pool: Callable[[PyTree], PyTree] = _same
+    vary: Callable[[PyTree], PyTree] = _same
+    axis: str | None = None
+
+    def vary_data(self, memory: PyTree) -> PyTree:
+        """Returns the memory, its floats and masks in the type that varies.
+
+        Counts keep their type: they decide which branch all devices take together.
+        """
+        return jax.tree.map(lambda x: self.vary(x) if _is_data(x) else x, memory)
+
+    def average(self, estimate: Estimate) -> Estimate:
+        """Returns the mean of the devices' estimates; integers in aux are added up."""
+        if self.axis is None:
+            return estimate
+        aux = _mean_over(self.axis, estimate.aux, total=True)
+        return _mean_over(self.axis, estimate._replace(aux=None))._replace(aux=aux)
+
+
+def on_axis(axis: str | None, sync_ascent: bool) -> Devices:
+    """Returns how the devices of a mesh axis share a step; see `Devices`."""
+    if axis is None:
+        return Devices()
+    pool = functools.partial(_mean_over, axis)
+    return Devices(
+        mean=pool if sync_ascent else _same,
+        pool=pool,
+        vary=functools.partial(_vary, axis),
+        axis=axis,
+    )
+
+
+def _is_data(x: jax.Array) -> bool:
+    """Whether values come from the batch: floats and masks do, counts and keys not."""
     return jnp.issubdtype(x.dtype, jnp.floating) or x.dtype == jnp.bool_
 
 
-def vary(axis: str, values: Any) -> Any:
+def _vary(axis: str, values: PyTree) -> PyTree:
     """The same values, in the type of values that differ between the devices.
 
     Without it, shard_map's gradient of a replicated parameter is summed over the
@@ -30,8 +78,8 @@ def vary(axis: str, values: Any) -> Any:
     return jax.tree.map(leaf, values)
 
 
-def mean_over(axis: str, values: Any, *, total: bool = False) -> Any:
-    """Floats averaged over the devices; of the rest the largest, or integers' total."""
+def _mean_over(axis: str, values: PyTree, *, total: bool = False) -> PyTree:
+    """The mean of floats; the largest of other values, or the sum of integers."""
 
     def leaf(x: jax.Array) -> jax.Array:
         x = jnp.asarray(x)

@@ -1,132 +1,358 @@
-"""What the pieces of a sharpness-aware method hand to each other."""
+r"""The pieces of a sharpness-aware gradient, and the row that they make up.
 
+.. math::
+  \epsilon = \rho \cdot \text{geometry}(\text{ascent direction}), \qquad
+  g = \text{combination}(\nabla L(w), \text{descent}(w + \epsilon))
+
+An `Ascent` looks uphill and returns a look: a direction, and whatever else it saw. A
+`Geometry` scales the direction, a `Descent` takes the gradient at the perturbed point,
+and a `Combination` may blend it with what the look saw. Each piece says what it gives
+or needs, and a `Row` whose pieces do not fit together is an error when it is made.
+"""
+
+import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import ClassVar, Generic, NamedTuple, TypeVar
 
 import jax
-import jax.numpy as jnp
 
 from zosam_jax import tree
-from zosam_jax._types import Estimate
-from zosam_jax.estimators import Loss, backprop
+from zosam_jax._types import (
+    Aux,
+    Estimate,
+    Grads,
+    Key,
+    Masks,
+    Memory,
+    Params,
+    Scalar,
+)
+from zosam_jax.estimators.losses import Loss, backprop
+from zosam_jax.gradients.devices import Devices
+
+
+class Losses(NamedTuple):
+    """The losses of one step.
+
+    Attributes:
+      ascent: `params -> (loss, aux)`, the loss to look uphill by.
+      descent: `params -> (loss, aux)`, the loss whose gradient is returned. The same
+        object as `ascent` where one function serves both.
+      each: `(params, "ascent" or "descent", examples) -> (losses, aux)`, the losses of
+        single examples, `[n]`. Only for pieces that say `by_example=True`.
+      examples: Indices of the examples in this part of the batch, `[n]`; None for all.
+    """
+
+    ascent: Loss
+    descent: Loss
+    each: Callable[[Params, str, jax.Array | None], tuple[jax.Array, Aux]]
+    examples: jax.Array | None = None
 
 
 class Point(NamedTuple):
-    """Where a gradient is wanted, and the losses to find it by.
+    """Where a gradient is wanted.
 
     Attributes:
       params: w, zero off the masks.
-      step: Optimizer step, for schedules. int32.
-      masks: Mask tree of the live coordinates, or None for all: what is pruned has no
-        part in any norm or inner product.
-      support: Mask tree of those among them that may be perturbed, or None for all.
-      ascent: The loss that a method looks uphill by.
-      descent: The loss whose gradient it returns.
-      losses: `(params, which pass, examples) -> (losses [n], aux)`, or None.
-      examples: Indices of the examples that this point has; None for all.
-      random: The key of the directions, as a function so that a method without any
-        needs none.
-      mean: Mean over the devices, where they share one ascent.
-      pool: Mean over the devices in any case: of statistics, and what they decide.
-      vary: Gives a value the type of one that differs between devices, where each has
-        its own part of the batch: both branches of a `lax.cond` must be of one type.
+      losses: The losses of this step.
+      step: Optimizer step, for schedules. int32 scalar.
+      masks: Mask tree of the live weights, or None for all. A pruned weight has no part
+        in any norm or inner product.
+      support: Mask tree of the live weights that may be perturbed, or None for all.
+      random: Returns the key of this step. A function, since a method that draws
+        nothing needs no key.
+      devices: How values are shared between devices.
     """
 
-    params: Any
+    params: Params
+    losses: Losses
     step: jax.Array
-    masks: Any | None
-    support: Any | None
-    ascent: Loss
-    descent: Loss
-    losses: Callable[..., Any] | None
-    examples: jax.Array | None
-    random: Callable[[], jax.Array]
-    mean: Callable[[Any], Any]
-    pool: Callable[[Any], Any]
-    vary: Callable[[Any], Any]
+    masks: Masks | None
+    support: Masks | None
+    random: Callable[[], Key]
+    devices: Devices = Devices()
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether one loss serves both passes, on one device, on all live weights."""
+        one_loss = self.losses.ascent is self.losses.descent
+        return one_loss and self.support is self.masks and self.devices.axis is None
 
 
-class Look(NamedTuple):
-    """What was seen uphill.
+@dataclasses.dataclass(frozen=True)
+class Look:
+    """A look uphill that gives a direction alone.
 
     Attributes:
-      direction: The ascent direction over all weights, before any restriction.
-      memory: What the ascent carries on.
-      clean: The loss and exact gradient at w, from a backward pass; None without one.
-      value: The loss at w. None where the loss was not evaluated.
-      aux: Of the first pass made.
-      forward: Forward evaluations, in batches.
-      backward: Backward passes beside that of `clean`, likewise.
-      seen: False where value and aux were not evaluated in this step.
+      direction: The ascent direction over all weights; pruned ones are masked later.
+      memory: What the ascent carries to the next step.
       factor: Multiplies the perturbation, entry by entry; None for 1.
-      losses: Those of the examples at w, where the ascent made them.
+      backward: Backward passes beside those counted in `estimate.info`, in batches.
     """
 
-    direction: Any
-    memory: Any = ()
-    clean: Estimate | None = None
-    value: jax.Array | None = None
-    aux: Any = None
-    forward: Any = 0.0
-    backward: Any = 0.0
-    seen: Any = True
-    factor: Any | None = None
-    losses: jax.Array | None = None
+    direction: Params
+    memory: Memory = dataclasses.field(default=(), kw_only=True)
+    factor: Params | None = dataclasses.field(default=None, kw_only=True)
+    backward: Scalar = dataclasses.field(default=0.0, kw_only=True)
+    gives: ClassVar[str] = "a direction alone"
 
 
-class Ascent(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class OccasionalLook(Look):
+    """A look that evaluates the loss in some steps only.
+
+    Attributes:
+      estimate: `value` is the loss at w, where `due`; `info` counts the passes.
+      due: Whether this step evaluated the loss, bool scalar.
+    """
+
+    estimate: Estimate
+    due: jax.Array
+    gives: ClassVar[str] = "the loss at w in some steps"
+
+
+@dataclasses.dataclass(frozen=True)
+class LossLook(Look):
+    """A look that evaluates the loss in every step.
+
+    Attributes:
+      estimate: `value` is the loss at w, `aux` that of the first pass, and `info`
+        counts the passes.
+    """
+
+    estimate: Estimate
+    gives: ClassVar[str] = "the loss at w"
+
+
+@dataclasses.dataclass(frozen=True)
+class GradientLook(LossLook):
+    """A look with a backward pass at w: `estimate.grad` is the exact gradient there."""
+
+    gives: ClassVar[str] = "the gradient at w"
+
+
+@dataclasses.dataclass(frozen=True)
+class ExampleLook(GradientLook):
+    """A look that also gives the losses of the single examples at w.
+
+    Attributes:
+      losses: `[n]`.
+    """
+
+    losses: jax.Array
+    gives: ClassVar[str] = "the gradient and the losses of the examples at w"
+
+
+L = TypeVar("L", bound=Look)
+L_co = TypeVar("L_co", bound=Look, covariant=True)
+L_contra = TypeVar("L_contra", bound=Look, contravariant=True)
+
+
+def _no_memory(params: Params) -> Memory:
+    del params
+    return ()
+
+
+def _learn_nothing(point: Point, memory: Memory, grad: Grads) -> Memory:
+    del point, grad
+    return memory
+
+
+@dataclasses.dataclass(frozen=True)
+class Ascent(Generic[L_co]):
     """Where a method looks uphill.
 
     Attributes:
-      look: `(point, memory) -> Look`.
-      init: `params -> memory`.
+      look: `(point, memory) -> look`.
+      gives: The class of its looks: `Look`, `OccasionalLook`, `LossLook`,
+        `GradientLook` or `ExampleLook`.
+      init: `params -> memory` before the first step.
       learn: `(point, memory, gradient at the perturbed point) -> memory`.
+      steps: Ascent steps, of `rho / steps` each. Every one is a look of its own.
+      by_example: Whether it calls `point.losses.each`.
+      one_part: Why it cannot look at parts of a batch (`microbatches`); "" if it can.
     """
 
-    look: Callable[[Point, Any], Look]
-    init: Callable[[Any], Any] = lambda _: ()
-    learn: Callable[[Point, Any, Any], Any] = lambda _, memory, __: memory
+    look: Callable[[Point, Memory], L_co]
+    gives: type[L_co]
+    init: Callable[[Params], Memory] = _no_memory
+    learn: Callable[[Point, Memory, Grads], Memory] = _learn_nothing
+    steps: int = 1
+    by_example: bool = False
+    one_part: str = ""
 
 
-Geometry = Callable[[Any, Any, Any | None], tuple[Any, jax.Array]]
-"""`(direction, params, support) -> (unit, norm)`: the perturbation is `rho * unit`."""
+def _l2(
+    direction: Params, params: Params, support: Masks | None
+) -> tuple[Params, jax.Array]:
+    del params, support
+    return tree.normalize(direction)
 
-Descent = Callable[[Point, Look, Any], Estimate]
-"""`(point, look, perturbed params) -> Estimate`: the second pass."""
+
+@dataclasses.dataclass(frozen=True)
+class Geometry:
+    """From an ascent direction to a perturbation. `Geometry()` is the L2 ball.
+
+    Attributes:
+      unit: `(direction, params, support) -> (unit, norm)`. The direction is zero off
+        the support. The perturbation is `rho * unit`; a norm of 0, or one that is not
+        finite, means that there is no direction.
+      normalizes: Whether `unit` has length 1 in this geometry, so that rho is a radius.
+    """
+
+    unit: Callable[[Params, Params, Masks | None], tuple[Params, jax.Array]] = _l2
+    normalizes: bool = True
 
 
-class Combination(NamedTuple):
-    """What becomes of the gradient at the perturbed point.
+def exact_gradient(loss: Loss, params: Params) -> Estimate:
+    """Returns the estimate of one forward and one backward pass at `params`."""
+    return backprop(loss, params)
+
+
+def _backprop(point: Point, look: Look, params: Params) -> Estimate:
+    del look
+    return exact_gradient(point.losses.descent, params)
+
+
+@dataclasses.dataclass(frozen=True)
+class Descent(Generic[L_contra]):
+    """The pass at the perturbed point. `Descent()` is one backward pass.
+
+    Attributes:
+      descend: `(point, look, perturbed params) -> Estimate`.
+      needs: The class of looks that it reads.
+      dense: Whether its gradient has the entries of pruned weights.
+      by_example: Whether it calls `point.losses.each`.
+    """
+
+    descend: Callable[[Point, L_contra, Params], Estimate] = _backprop
+    needs: type[Look] = Look
+    dense: bool = True
+    by_example: bool = False
+
+
+def _unchanged(
+    point: Point, look: Look, grad: Grads, memory: Memory
+) -> tuple[Grads, Memory]:
+    del point, look
+    return grad, memory
+
+
+@dataclasses.dataclass(frozen=True)
+class Combination(Generic[L_contra]):
+    """What becomes of the gradient at the perturbed point. By default nothing.
 
     Attributes:
       blend: `(point, look, gradient, memory) -> (gradient, memory)`.
-      init: `params -> memory`.
-      due: `(point, look, memory) -> (bool scalar, memory)`: whether this step has a
-        second pass; None where every step has.
+      needs: The class of looks that it reads.
+      init: `params -> memory` before the first step.
+      same_loss: Whether what it reads must be of `value_fn`, the loss of the descent.
+      decoupled: Whether it returns a `Decoupled`.
+    """
+
+    blend: Callable[[Point, L_contra, Grads, Memory], tuple[Grads, Memory]] = _unchanged
+    needs: type[Look] = Look
+    init: Callable[[Params], Memory] = _no_memory
+    same_loss: bool = True
+    decoupled: bool = False
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Intermittent(Combination[GradientLook]):
+    """A combination that leaves out the second pass in some steps.
+
+    Attributes:
+      due: `(point, look, memory) -> (bool scalar, memory)`: whether this step has one.
       reuse: `(point, look, memory) -> gradient` of a step without one.
     """
 
-    blend: Callable[[Point, Look, Any, Any], tuple[Any, Any]]
-    init: Callable[[Any], Any] = lambda _: ()
-    due: Callable[[Point, Look, Any], tuple[jax.Array, Any]] | None = None
-    reuse: Callable[[Point, Look, Any], Any] | None = None
+    due: Callable[[Point, GradientLook, Memory], tuple[jax.Array, Memory]]
+    reuse: Callable[[Point, GradientLook, Memory], Grads]
+    needs: type[Look] = GradientLook
 
 
-def exact(loss: Loss, params: Any) -> Estimate:
-    """One forward and one backward pass."""
-    return backprop(loss, params, has_aux=True)
+WrittenOut = Callable[[Point, Scalar, str, str], Estimate]
+"""`(point, radius, norm_over, aux_from) -> Estimate`."""
 
 
-def zeros(params: Any) -> Any:
-    """Zeros in the shapes of the parameters, float32: the memory of a mean."""
-    return jax.tree.map(lambda x: jnp.zeros(jnp.shape(x), jnp.float32), params)
+@dataclasses.dataclass(frozen=True)
+class Row(Generic[L]):
+    """A sharpness-aware gradient: `sharpness_aware` makes a transformation of it.
+
+    Attributes:
+      ascent: Where it looks uphill.
+      geometry: From the direction to the perturbation.
+      descent: The pass at the perturbed point.
+      combination: What becomes of its gradient.
+      written_out: The same gradient written out by hand, which runs where
+        `point.is_plain`. None: the pieces run.
+
+    Raises:
+      TypeError: The ascent does not give what the descent or the combination needs.
+    """
+
+    ascent: Ascent[L]
+    geometry: Geometry = dataclasses.field(default_factory=Geometry)
+    descent: Descent[L] = dataclasses.field(default_factory=Descent)
+    combination: Combination[L] = dataclasses.field(default_factory=Combination)
+    written_out: WrittenOut | None = None
+
+    def __post_init__(self):
+        for name, kind in _KINDS.items():
+            if not isinstance(getattr(self, name), kind):
+                raise TypeError(
+                    f"Row({name}=...) must be of zs.gradients.{kind.__name__}; got "
+                    f"{type(getattr(self, name)).__name__}."
+                )
+        readers = {"descent": self.descent, "combination": self.combination}
+        for name, piece in readers.items():
+            if not issubclass(self.ascent.gives, piece.needs):
+                raise TypeError(
+                    f"Row: its {name} needs {piece.needs.gives} "
+                    f"({piece.needs.__name__}), and its ascent gives "
+                    f"{self.ascent.gives.gives} ({self.ascent.gives.__name__})."
+                )
+        if self.ascent.steps > 1 and not issubclass(self.ascent.gives, GradientLook):
+            raise TypeError(
+                f"Row: an ascent of {self.ascent.steps} steps must give "
+                f"{GradientLook.gives}, and it gives {self.ascent.gives.gives}."
+            )
+
+    def init(self, params: Params) -> Memory:
+        """Returns the memory before the first step."""
+        return self.ascent.init(params), self.combination.init(params)
+
+    @property
+    def by_example(self) -> bool:
+        """Whether a piece needs the losses of single examples."""
+        return self.ascent.by_example or self.descent.by_example
+
+    @property
+    def looks_at_every_step(self) -> bool:
+        """Whether every step evaluates the loss before it is perturbed."""
+        return issubclass(self.ascent.gives, LossLook)
+
+    @property
+    def aux_from(self) -> str:
+        """The pass that supplies aux by default: the first if at w, else the last."""
+        return "ascent" if issubclass(self.ascent.gives, GradientLook) else "descent"
+
+    @property
+    def takes_another_loss(self) -> bool:
+        """Whether it may look uphill by another loss than that of its descent."""
+        kept = self.combination.needs is not Look and self.combination.same_loss
+        return not kept and self.descent.needs is Look
+
+    @property
+    def direction_only(self) -> bool:
+        """Whether it evaluates the loss uphill, and for a direction alone."""
+        for_direction = self.combination.needs is Look and self.descent.needs is Look
+        return for_direction and self.ascent.gives is not Look
 
 
-def wide(x: Any) -> Any:
-    """The tree in float32."""
-    return jax.tree.map(lambda a: a.astype(jnp.float32), x)
-
-
-def average(old: Any, decay: Any, new: Any) -> Any:
-    """`decay * old + (1 - decay) * new` in the dtypes of `old`."""
-    return tree.mix(decay, old, 1 - decay, new)
+_KINDS = {
+    "ascent": Ascent,
+    "geometry": Geometry,
+    "descent": Descent,
+    "combination": Combination,
+}

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from zosam_jax import _check, estimators
+from zosam_jax import _check
 from zosam_jax._types import (
     Aux,
     Estimate,
@@ -56,7 +56,25 @@ class PureGradient(Protocol):
         step: Scalar | None = None,
         ascent_value_fn: ValueFn | None = None,
     ) -> Estimate:
-        """Returns the estimate; see `GradientEstimator.gradient`."""
+        """Returns the gradient as a pure function: no state, no optimizer.
+
+        Args:
+          value_fn: `params -> loss`, or `params -> (loss, aux)` with `has_aux`.
+          params: Pytree of floating point arrays, w; zero where the masks are False.
+          key: One PRNG key for all random draws. Methods that draw nothing need none.
+          masks: Mask tree: the perturbation lies on it.
+          memory: `memory` of the last `Estimate`; None at the first step.
+          step: Optimizer step, int32 scalar. A schedule of rho needs it.
+          ascent_value_fn: The loss to look uphill by. Default: `value_fn`.
+
+        Returns:
+          An `Estimate`, with the `memory` to pass to the next call. `grad` is with
+          respect to all weights, pruned ones too (where the method is `dense`).
+
+        Raises:
+          ValueError: `step` is missing, or the masks do not fit the parameters.
+          TypeError: `key` is no PRNG key, or missing where the method draws at random.
+        """
         ...
 
 
@@ -244,25 +262,6 @@ def _pure(
         step: Scalar | None = None,
         ascent_value_fn: ValueFn | None = None,
     ) -> Estimate:
-        """Returns the gradient as a pure function: no state, no optimizer.
-
-        Args:
-          value_fn: `params -> loss`, or `params -> (loss, aux)` with `has_aux`.
-          params: Pytree of floating point arrays, w; zero where the masks are False.
-          key: One PRNG key for all random draws. Methods that draw nothing need none.
-          masks: Mask tree: the perturbation lies on it.
-          memory: `memory` of the last `Estimate`; None at the first step.
-          step: Optimizer step, int32 scalar. A schedule of rho needs it.
-          ascent_value_fn: The loss to look uphill by. Default: `value_fn`.
-
-        Returns:
-          An `Estimate`, with the `memory` to pass to the next call. `grad` is with
-          respect to all weights, pruned ones too (where the method is `dense`).
-
-        Raises:
-          ValueError: `step` is missing, or the masks do not fit the parameters.
-          TypeError: `key` is no PRNG key, or missing where the method draws at random.
-        """
         if isinstance(key, int):
             raise TypeError(
                 f"key={key!r} must be a PRNG key, such as jax.random.key(0)."
@@ -282,37 +281,8 @@ def _pure(
             ascent_value_fn=ascent_value_fn,
         )
 
+    gradient.__doc__ = PureGradient.__call__.__doc__
     return gradient
-
-
-def backprop(
-    *,
-    has_aux: bool = False,
-    aux_like: PyTree | None = None,
-) -> GradientEstimator:
-    """The plain gradient of `value_fn`, as a transformation like `zosam`.
-
-    So that a training step calls every gradient in one way; `chain(backprop(), tx)` is
-    `tx` fed with `jax.grad(value_fn)(params)`.
-
-    Args:
-      has_aux: Whether `value_fn` returns `(loss, aux)`.
-      aux_like: An example of aux; see `zosam`.
-
-    Example:
-      >>> import jax.numpy as jnp, optax, zosam_jax as zs
-      >>> tx = optax.chain(zs.backprop(), optax.sgd(0.5))
-      >>> w = jnp.array([1.0, -2.0])
-      >>> updates, _ = tx.update(None, tx.init(w), w, value_fn=lambda w: jnp.sum(w**2))
-      >>> print(updates)
-      [-1.  2.]
-    """
-
-    def estimate(value_fn: ValueFn, params: Params, **rest: Any) -> Estimate:
-        del rest
-        return estimators.backprop(value_fn, params, has_aux=has_aux)
-
-    return as_transformation("backprop", estimate, has_aux=has_aux, aux_like=aux_like)
 
 
 def estimate(state: OptState) -> Estimate:

@@ -1,23 +1,31 @@
-"""Optimizers without any backward pass: zeroth-order gradients in Optax chains."""
+"""Zeroth-order gradients in Optax chains, and optimizers without a backward pass."""
 
-import inspect
-from collections.abc import Callable
-from typing import Any, TypedDict, TypeVar, Unpack
+import functools
+from typing import TypedDict, Unpack
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from zosam_jax import _check
-from zosam_jax._types import Estimate, Scalar, Schedule, ValueFn
+from zosam_jax._options import passes_options_to
+from zosam_jax._types import (
+    Estimate,
+    Key,
+    Masks,
+    Memory,
+    Params,
+    PyTree,
+    Scalar,
+    Schedule,
+    ValueFn,
+)
 from zosam_jax.estimators import DISTRIBUTIONS, check_chunks, rge
 from zosam_jax.gradients.transformation import GradientEstimator, as_transformation
 
-F = TypeVar("F", bound=Callable[..., Any])
-
 
 class Directions(TypedDict, total=False):
-    """Options of `zeroth_order`, which the optimizers pass on."""
+    """The options of `zeroth_order`, which the optimizers pass on."""
 
     delta: Scalar
     num_directions: int
@@ -25,7 +33,7 @@ class Directions(TypedDict, total=False):
     two_sided: bool
     chunk_size: int | None
     has_aux: bool
-    aux_like: Any | None
+    aux_like: PyTree | None
     seed: Scalar
 
 
@@ -37,10 +45,10 @@ def zeroth_order(
     two_sided: bool = True,
     chunk_size: int | None = None,
     has_aux: bool = False,
-    aux_like: Any | None = None,
+    aux_like: PyTree | None = None,
     seed: Scalar = 0,
 ) -> GradientEstimator:
-    r"""The gradient by random gradient estimation, as a transformation like `backprop`.
+    r"""Returns the random gradient estimate, as a transformation like `backprop`.
 
     .. math::
       \hat g = \frac{1}{m} \sum_{i=1}^m
@@ -70,13 +78,17 @@ def zeroth_order(
 
     def gradient(
         value_fn: ValueFn,
-        params: Any,
+        params: Params,
         *,
-        key: jax.Array,
-        masks: Any | None = None,
-        **rest: Any,
+        key: Key | None,
+        masks: Masks | None,
+        **rest: object,
     ) -> Estimate:
         del rest
+        if key is None:
+            raise TypeError(
+                "zs.zeroth_order draws at random: give it key=, a PRNG key."
+            )
         seen, _ = rge(
             value_fn,
             params,
@@ -102,25 +114,70 @@ def zeroth_order(
         aux_like=aux_like,
         seed=seed,
         dense=False,
+        make=functools.partial(
+            zeroth_order,
+            delta=delta,
+            num_directions=num_directions,
+            distribution=distribution,
+            two_sided=two_sided,
+            chunk_size=chunk_size,
+            has_aux=has_aux,
+            aux_like=aux_like,
+            seed=seed,
+        ),
     )
 
 
-def _with_directions(make: F) -> F:
-    """Writes the options of `zeroth_order` into an optimizer's signature."""
-    own = inspect.signature(make)
-    kept = [p for p in own.parameters.values() if p.kind is not p.VAR_KEYWORD]
-    shared = inspect.signature(zeroth_order).parameters.values()
-    signature = own.replace(parameters=[*kept, *shared])
-    # optax.inject_hyperparams reads it, and cannot pass on what it does not name.
-    vars(make)["__signature__"] = signature
-    return make
+def zeroth_order_gradient(
+    value_fn: ValueFn,
+    params: Params,
+    key: Key | None = None,
+    *,
+    delta: Scalar = 1e-3,
+    num_directions: int = 1,
+    distribution: str = "gaussian",
+    two_sided: bool = True,
+    chunk_size: int | None = None,
+    masks: Masks | None = None,
+    memory: Memory | None = None,
+    step: Scalar | None = None,
+    ascent_value_fn: ValueFn | None = None,
+    has_aux: bool = False,
+) -> Estimate:
+    """Returns the random gradient estimate as a pure function; see `zeroth_order`.
+
+    Args:
+      value_fn: `params -> loss`, or `params -> (loss, aux)` with `has_aux`.
+      params: Pytree of floating point arrays, w.
+      key: One PRNG key, for the directions.
+      delta: Step of the finite difference, > 0.
+      num_directions: m; 2m forward passes (one-sided m + 1).
+      distribution: "gaussian", "sphere" or "rademacher".
+      two_sided: Central or forward differences.
+      chunk_size: None, or directions evaluated in one `jax.vmap`.
+      masks: Mask tree: the estimate is zero off the mask.
+      memory: Not used; nor are `step` and `ascent_value_fn`.
+      step: See `memory`.
+      ascent_value_fn: See `memory`.
+      has_aux: Whether `value_fn` returns `(loss, aux)`.
+    """
+    del memory, step, ascent_value_fn
+    made = zeroth_order(
+        delta=delta,
+        num_directions=num_directions,
+        distribution=distribution,
+        two_sided=two_sided,
+        chunk_size=chunk_size,
+        has_aux=has_aux,
+    )
+    return made.gradient(value_fn, params, key, masks=masks)
 
 
-@_with_directions
+@passes_options_to(zeroth_order)
 def zo_sgd(
     learning_rate: Scalar | Schedule,
     *,
-    momentum: float | None = None,
+    momentum: Scalar | None = None,
     weight_decay: Scalar = 0.0,
     **options: Unpack[Directions],
 ) -> optax.GradientTransformationExtraArgs:
@@ -133,8 +190,6 @@ def zo_sgd(
       learning_rate: eta, or a schedule; MeZO's are 1e-7 to 1e-5.
       momentum: None, or a decay, which costs a copy of the parameters.
       weight_decay: lambda.
-      **options: `delta, num_directions, distribution, two_sided, chunk_size, has_aux,
-        aux_like, seed`, as in `zeroth_order`.
 
     Returns:
       An optimizer: `tx.update(None, state, params, value_fn=...)`.
@@ -157,7 +212,7 @@ def zo_sgd(
     )
 
 
-@_with_directions
+@passes_options_to(zeroth_order)
 def zo_signsgd(
     learning_rate: Scalar | Schedule, **options: Unpack[Directions]
 ) -> optax.GradientTransformationExtraArgs:
@@ -168,8 +223,6 @@ def zo_signsgd(
 
     Args:
       learning_rate: eta, or a schedule.
-      **options: `delta, num_directions, distribution, two_sided, chunk_size, has_aux,
-        aux_like, seed`, as in `zeroth_order`.
 
     Returns:
       An optimizer: `tx.update(None, state, params, value_fn=...)`.
@@ -181,13 +234,13 @@ def zo_signsgd(
     )
 
 
-@_with_directions
+@passes_options_to(zeroth_order)
 def zo_adam(
     learning_rate: Scalar | Schedule,
     *,
-    b1: float = 0.9,
-    b2: float = 0.999,
-    eps: float = 1e-8,
+    b1: Scalar = 0.9,
+    b2: Scalar = 0.999,
+    eps: Scalar = 1e-8,
     weight_decay: Scalar = 0.0,
     **options: Unpack[Directions],
 ) -> optax.GradientTransformationExtraArgs:
@@ -201,8 +254,6 @@ def zo_adam(
       b2: Decay of the second moment.
       eps: Added to the root of the second moment.
       weight_decay: Decoupled.
-      **options: `delta, num_directions, distribution, two_sided, chunk_size, has_aux,
-        aux_like, seed`, as in `zeroth_order`.
 
     Returns:
       An optimizer: `tx.update(None, state, params, value_fn=...)`.

@@ -1,0 +1,401 @@
+"""The two forms of a row: an Optax transformation, and a pure function."""
+
+import functools
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+
+from zosam_jax import _check, tree
+from zosam_jax._options import (
+    Signature,
+    join_args,
+    keys_of,
+    public_name,
+    split_args,
+    with_signature,
+)
+from zosam_jax._types import (
+    Estimate,
+    Key,
+    Masks,
+    Memory,
+    Params,
+    PyTree,
+    Radius,
+    Scalar,
+    SharedOptions,
+    ValueFn,
+)
+from zosam_jax.gradients.composition import evaluate
+from zosam_jax.gradients.devices import on_axis
+from zosam_jax.gradients.losses import Calls
+from zosam_jax.gradients.pieces import Point, Row
+from zosam_jax.gradients.transformation import (
+    GradientEstimator,
+    PureGradient,
+    as_transformation,
+)
+
+F = TypeVar("F", bound=Callable[..., object])
+
+
+class PureOptions(SharedOptions, total=False):
+    """The keyword options that the pure forms of all gradients share."""
+
+    masks: Masks | None
+    memory: Memory | None
+    step: Scalar | None
+    ascent_value_fn: ValueFn | None
+
+
+def sharpness_aware(
+    name: str,
+    row: Row,
+    rho: Radius,
+    *,
+    norm_over: str = "mask",
+    include: str | Sequence[str] = (),
+    exclude: str | Sequence[str] = (),
+    aux_from: str | None = None,
+    microbatches: int = 1,
+    fresh_keys: bool = False,
+    axis_name: str | None = None,
+    sync_ascent: bool = False,
+    has_aux: bool = False,
+    aux_like: PyTree | None = None,
+    seed: int | jax.Array = 0,
+) -> GradientEstimator:
+    r"""Returns the transformation of a sharpness-aware gradient, from its row.
+
+    .. math::
+      \epsilon = \rho \cdot \text{geometry}(\text{ascent direction}), \qquad
+      g = \text{combination}(\nabla L(w), \text{descent}(w + \epsilon))
+
+    Every method of the library is made by this function, and so are your own.
+
+    Args:
+      name: The method's name, for errors.
+      row: Its ascent, geometry, descent and combination.
+      rho: Radius of the perturbation, >= 0, or a schedule of it over optimizer steps.
+      norm_over: "mask": the direction's norm counts the weights that are perturbed, so
+        that the radius is rho. "all": it counts every weight, and the radius is less.
+      include: Glob patterns on `/`-joined key paths, such as `"*BatchNorm*/*"`. Only
+        these leaves are perturbed. Default: all.
+      exclude: Patterns of leaves that are not perturbed, such as `"*/bias"`.
+      aux_from: The pass that supplies aux: "ascent", the first, or "descent", the last.
+        Default: "ascent" where the first pass is a gradient at w, else "descent".
+      microbatches: Number of parts of the batch that each find a perturbation of their
+        own; their gradients are averaged (m-sharpness in one process). Above 1,
+        `value_fn` is called `value_fn(params, examples=indices)` and returns the losses
+        of those examples, `[n]` (all of them with `examples=None`).
+      fresh_keys: Whether the two passes draw dropout and augmentation apart. If so,
+        `value_fn` is called with `key=`, one key for all looks uphill and one for the
+        descent. Default: all passes share what `value_fn` closes over.
+      axis_name: Inside `jax.shard_map`, the mesh axis of the batch. Every device then
+        looks uphill on its own part of the batch (random draws are the same on all),
+        and gradients and value are averaged.
+      sync_ascent: With `axis_name`, average the ascent direction too, and gradients
+        before they are decomposed: one perturbation, as on the whole batch.
+      has_aux: Whether `value_fn` returns `(loss, aux)`. Over microbatches and devices,
+        floats in aux are averaged and integers are added up.
+      aux_like: An example of aux (arrays or `jax.ShapeDtypeStruct`). With it the state
+        has its final structure from `init` on, as `lax.scan` needs.
+      seed: All random draws of step t come from `fold_in(key(seed), t)`.
+
+    Returns:
+      An Optax transformation, to chain in front of an optimizer or to give `sparsify`
+      as `gradient=`: `tx.update(None, state, params, value_fn=...)`. Its attribute
+      `gradient` is the same as a pure function.
+
+    Raises:
+      ValueError: An option is out of range, or two do not go together.
+
+    Example:
+      SAM in the maximum norm, which perturbs along the signs of the gradient:
+
+      >>> import jax, jax.numpy as jnp, zosam_jax as zs
+      >>> from zosam_jax.gradients import Ascent, GradientLook, Row, geometries
+      >>> def signs(point, memory):
+      ...     clean = zs.gradients.exact_gradient(point.losses.ascent, point.params)
+      ...     direction = jax.tree.map(jnp.sign, clean.grad)
+      ...     return GradientLook(direction, clean, memory=memory)
+      >>> row = Row(Ascent(signs, gives=GradientLook), geometries.as_it_is())
+      >>> tx = zs.gradients.sharpness_aware("sign_sam", row, rho=0.5)
+      >>> print(tx.gradient(lambda w: w @ w, jnp.array([3.0, -4.0])).grad)
+      [ 7. -9.]
+    """
+    options = SharedOptions(
+        norm_over=norm_over,
+        include=include,
+        exclude=exclude,
+        aux_from=aux_from,
+        microbatches=microbatches,
+        fresh_keys=fresh_keys,
+        axis_name=axis_name,
+        sync_ascent=sync_ascent,
+        has_aux=has_aux,
+        aux_like=aux_like,
+        seed=seed,
+    )
+    _check_options(name, row, rho, options)
+    by_example = row.by_example or microbatches > 1
+    devices = on_axis(axis_name, sync_ascent)
+
+    def gradient(
+        value_fn: ValueFn,
+        params: Params,
+        *,
+        key: Key | None,
+        step: Scalar,
+        masks: Masks | None,
+        memory: Memory,
+        ascent_value_fn: ValueFn | None,
+    ) -> Estimate:
+        _check_call(name, row, params, masks, ascent_value_fn)
+        functions = {"ascent": ascent_value_fn or value_fn, "descent": value_fn}
+        calls = Calls(name, functions, by_example, has_aux, fresh_keys)
+        local, carried = devices.vary(params), devices.vary_data(memory)
+        support = _support(params, masks, include, exclude)
+
+        def estimate(part: int, examples: jax.Array | None) -> Estimate:
+            random = _key_of(name, key, part)
+            losses = calls.losses(random, examples)
+            point = Point(
+                local, losses, jnp.asarray(step), masks, support, random, devices
+            )
+            return evaluate(
+                row,
+                point,
+                rho,
+                carried,
+                norm_over=norm_over,
+                aux_from=aux_from or row.aux_from,
+            )
+
+        parts = calls.parts(params, microbatches, _key_of(name, key, 0))
+        seen = _average([estimate(i, part) for i, part in enumerate(parts)])
+        return _keep_sound_memory(devices.average(seen), memory)
+
+    return as_transformation(
+        name,
+        gradient,
+        memory=row.init,
+        has_aux=has_aux,
+        aux_like=aux_like,
+        seed=seed,
+        by_example=by_example,
+        dense=row.descent.dense,
+        direction_only=row.direction_only,
+        decoupled=row.combination.decoupled,
+        rho=rho,
+        make=functools.partial(sharpness_aware, name, row, rho, **options),
+    )
+
+
+def pure_form(constructor: Callable[..., GradientEstimator]) -> Callable[[F], F]:
+    """Returns a decorator that makes a method's gradient a pure function.
+
+    The decorated function states a signature: `(value_fn, params, key)`, then the
+    constructor's own parameters, then `**options: Unpack[PureOptions]`. It needs no
+    body: a call makes the transformation and calls its `gradient`.
+
+    Args:
+      constructor: The method's constructor.
+
+    Raises:
+      TypeError: The signature is not that of the constructor.
+    """
+
+    def decorate(function: F) -> F:
+        signature = _pure_signature(function, constructor)
+
+        @functools.wraps(function)
+        def gradient(
+            value_fn: ValueFn,
+            params: Params,
+            key: Key | None = None,
+            *rho: Radius,
+            masks: Masks | None = None,
+            memory: Memory | None = None,
+            step: Scalar | None = None,
+            ascent_value_fn: ValueFn | None = None,
+            **options: Any,
+        ) -> Estimate:
+            return constructor(*rho, **options).gradient(
+                value_fn,
+                params,
+                key,
+                masks=masks,
+                memory=memory,
+                step=step,
+                ascent_value_fn=ascent_value_fn,
+            )
+
+        doc = _pure_doc(function, constructor, list(signature.parameters))
+        return with_signature(gradient, signature, doc)  # pyright: ignore
+
+    return decorate
+
+
+_CALL = ("masks", "memory", "step", "ascent_value_fn")
+
+
+def _pure_signature(
+    function: Callable[..., object], constructor: Callable[..., object]
+) -> Signature:
+    """The signature of a pure form, checked against that of the constructor."""
+    own = inspect.signature(function)
+    stated = [p for p in own.parameters.values() if p.kind is not p.VAR_KEYWORD]
+    call = [inspect.signature(PureGradient.__call__).parameters[name] for name in _CALL]
+    taken = inspect.signature(constructor).parameters
+    unpacked = keys_of(function)
+    shared = [p for name, p in taken.items() if name in unpacked]
+    wanted = [p for name, p in taken.items() if name not in unpacked]
+    if stated[3:] != wanted or not set(unpacked) <= {*_CALL, *taken}:
+        raise TypeError(
+            f"{public_name(function)} must state the parameters of "
+            f"{public_name(constructor)}: {', '.join(map(str, wanted))}."
+        )
+    parameters = [*stated, *call, *shared]
+    return Signature(parameters, return_annotation=own.return_annotation)
+
+
+def _pure_doc(
+    function: Callable[..., object],
+    constructor: Callable[..., object],
+    names: Sequence[str],
+) -> str | None:
+    """The docstring of a pure form, with the arguments of the constructor."""
+    if function.__doc__ is None:
+        return None
+    before, _, _ = split_args(inspect.cleandoc(function.__doc__))
+    _, call, after = split_args(inspect.cleandoc(PureGradient.__call__.__doc__ or ""))
+    _, own, _ = split_args(inspect.cleandoc(constructor.__doc__ or ""))
+    entries = {**own, **call}
+    return join_args(before, {n: entries[n] for n in names if n in entries}, after)
+
+
+def _check_options(name: str, row: Row, rho: Radius, options: SharedOptions) -> None:
+    """Raises `ValueError` for shared options that do not go together."""
+    if not callable(rho):
+        _check.number("rho", rho, least=0)
+    parts, aux_from = options.get("microbatches", 1), options.get("aux_from")
+    known_before_tracing("microbatches", parts)
+    if row.ascent.one_part and parts > 1:
+        raise ValueError(row.ascent.one_part.format(microbatches=parts))
+    if options.get("sync_ascent") and options.get("axis_name") is None:
+        raise ValueError(
+            f"zs.{name}(sync_ascent=True) needs axis_name=, the mesh axis to average "
+            "over. (Under jit with a sharded batch, the ascent is global already.)"
+        )
+    _check.one_of("norm_over", options.get("norm_over"), ("mask", "all"))
+    if options.get("norm_over") == "all" and not row.geometry.normalizes:
+        raise ValueError(f"zs.{name} normalises nothing: norm_over= has no meaning.")
+    if aux_from is not None:
+        _check.one_of("aux_from", aux_from, ("ascent", "descent"))
+        if aux_from == "ascent" and not row.looks_at_every_step:
+            raise ValueError(
+                f'zs.{name}(aux_from="ascent"): not every step evaluates the loss '
+                'before it is perturbed. Say aux_from="descent".'
+            )
+
+
+def known_before_tracing(argument: str, value: object) -> None:
+    """Raises `ValueError` unless a positive integer is known before tracing."""
+    if _check.is_traced(value) or isinstance(value, jax.Array):
+        raise ValueError(
+            f"{argument} must be known before tracing; inside "
+            f'optax.inject_hyperparams, name it in static_args=("{argument}",).'
+        )
+    _check.whole(argument, value)
+
+
+def _check_call(
+    name: str,
+    row: Row,
+    params: Params,
+    masks: Masks | None,
+    ascent_value_fn: ValueFn | None,
+) -> None:
+    """Raises `ValueError` for masks or an ascent loss that do not fit."""
+    if masks is not None:
+        tree.check_masks(masks, params)
+    if ascent_value_fn is not None and not row.takes_another_loss:
+        raise ValueError(
+            f"zs.{name} uses the gradient or losses of its first pass beside those "
+            "of its second: both are of value_fn. Leave out ascent_value_fn."
+        )
+
+
+def _key_of(name: str, key: Key | None, part: int) -> Callable[[], Key]:
+    """The key of one part of the batch, asked for by what draws at random."""
+
+    def random() -> Key:
+        if key is None:
+            raise TypeError(f"zs.{name} draws at random: give it key=, a PRNG key.")
+        return jax.random.fold_in(key, part) if part else key
+
+    return random
+
+
+def _support(
+    params: Params,
+    masks: Masks | None,
+    include: str | Sequence[str],
+    exclude: str | Sequence[str],
+) -> Masks | None:
+    """The mask tree of the weights that may be perturbed."""
+    if not include and not exclude:
+        return masks
+    paths = tree.paths(params)
+    chosen = tree.matching("include", include, paths) if include else set(paths)
+    chosen -= tree.matching("exclude", exclude, paths)
+    if not chosen:
+        raise ValueError(f"include={include!r}, exclude={exclude!r} leave no leaf.")
+    leaves, treedef = jax.tree.flatten(params)
+    live = [True] * len(leaves) if masks is None else jax.tree.leaves(masks)
+    return jax.tree.unflatten(
+        treedef,
+        [
+            m if path in chosen else jnp.zeros(x.shape, bool)
+            for path, m, x in zip(paths, live, leaves, strict=True)
+        ],
+    )
+
+
+def _average(seen: list[Estimate]) -> Estimate:
+    """The mean of the parts' estimates; integers in aux are added up."""
+    if len(seen) == 1:
+        return seen[0]
+
+    def mean(*parts: jax.Array) -> jax.Array:
+        first = jnp.asarray(parts[0])
+        if not jnp.issubdtype(first.dtype, jnp.floating):
+            return first
+        wide = jnp.promote_types(first.dtype, jnp.float32)
+        total = jnp.sum(jnp.stack([jnp.asarray(x, wide) for x in parts]), axis=0)
+        return (total / len(parts)).astype(first.dtype)
+
+    def total(*parts: jax.Array) -> jax.Array:
+        if jnp.issubdtype(jnp.result_type(parts[0]), jnp.integer):
+            return jnp.sum(jnp.stack(parts), axis=0, dtype=jnp.result_type(parts[0]))
+        return mean(*parts)
+
+    average = jax.tree.map(mean, *seen)
+    unperturbed = jnp.max(jnp.stack([x.info.unperturbed for x in seen]))
+    return average._replace(
+        aux=jax.tree.map(total, *(x.aux for x in seen)),
+        info=average.info._replace(unperturbed=unperturbed),
+    )
+
+
+def _keep_sound_memory(estimate: Estimate, memory: Memory) -> Estimate:
+    """The estimate; with the old memory if gradient or new memory are not finite.
+
+    A value that is not finite would spoil the memory for good.
+    """
+    sound = tree.all_finite((estimate.grad, estimate.memory))
+    return estimate._replace(memory=tree.where(sound, estimate.memory, memory))

@@ -1,0 +1,145 @@
+"""The user's loss functions, called as the shared options say."""
+
+import dataclasses
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from zosam_jax import _streams
+from zosam_jax._types import Aux, Key, Params, ValueFn
+from zosam_jax.estimators.losses import Loss, check_function, scalar_loss
+from zosam_jax.gradients.pieces import Losses
+
+_PASSES = {"ascent": 0, "descent": 1}
+
+
+@dataclasses.dataclass(frozen=True)
+class Calls:
+    """How a method calls the user's functions.
+
+    Attributes:
+      name: The method's public name, for errors.
+      functions: The user's functions for the "ascent" and for the "descent".
+      by_example: Whether they take `examples=` and return the losses of those.
+      has_aux: Whether they return a pair with aux.
+      fresh_keys: Whether they take `key=`, another one for each of the two passes.
+    """
+
+    name: str
+    functions: dict[str, ValueFn]
+    by_example: bool
+    has_aux: bool
+    fresh_keys: bool
+
+    def __post_init__(self):
+        for function in self.functions.values():
+            check_function(function)
+
+    def losses(self, random: Callable[[], Key], examples: jax.Array | None) -> Losses:
+        """Returns the losses of one part of a batch.
+
+        Args:
+          random: Returns the key of the part.
+          examples: Indices of its examples; None for all.
+        """
+
+        def each(
+            params: Params, which: str, examples: jax.Array | None
+        ) -> tuple[jax.Array, Aux]:
+            return self._each(params, which, examples, random)
+
+        def loss(which: str) -> Loss:
+            if not self.by_example:
+                return scalar_loss(
+                    lambda p: self._call(p, which, None, random), self.has_aux
+                )
+
+            def mean(params: Params) -> tuple[jax.Array, Aux]:
+                losses, aux = each(params, which, examples)
+                return jnp.mean(losses), aux
+
+            return Loss(mean)
+
+        descent = loss("descent")
+        one = self.functions["ascent"] is self.functions["descent"]
+        ascent = descent if one and not self.fresh_keys else loss("ascent")
+        return Losses(ascent, descent, each, examples)
+
+    def parts(
+        self, params: Params, count: int, random: Callable[[], Key]
+    ) -> list[jax.Array | None]:
+        """Returns the indices of the examples of each part; None for all.
+
+        Args:
+          params: The parameters, for the shape of the losses.
+          count: Number of parts (`microbatches`), which divides the batch.
+          random: Returns the key of the step.
+        """
+        if count == 1:
+            return [None]
+        shape = jax.eval_shape(
+            lambda p: self._each(p, "descent", None, random)[0], params
+        )
+        (n,) = shape.shape
+        if n % count:
+            raise ValueError(f"microbatches={count} must divide the batch of {n}.")
+        return list(jnp.arange(n).reshape(count, -1))
+
+    def _each(
+        self,
+        params: Params,
+        which: str,
+        examples: jax.Array | None,
+        random: Callable[[], Key],
+    ) -> tuple[jax.Array, Aux]:
+        """The losses of single examples, `[n]`, and aux."""
+        if not self.by_example:
+            raise TypeError(
+                f"A piece of zs.{self.name} calls point.losses.each: it must say "
+                "by_example=True."
+            )
+        result = self._call(params, which, examples, random)
+        losses, aux = result if self.has_aux else (result, None)
+        losses = jnp.asarray(losses)
+        if losses.ndim != 1:
+            raise ValueError(
+                f"zs.{self.name} needs the losses of the examples, shape [n]: value_fn("
+                f"params, examples=indices) returned the shape {losses.shape}."
+            )
+        return losses.astype(jnp.promote_types(losses.dtype, jnp.float32)), aux
+
+    def _call(
+        self,
+        params: Params,
+        which: str,
+        examples: jax.Array | None,
+        random: Callable[[], Key],
+    ) -> Any:
+        """The user's function, with the keywords that the options add."""
+        keywords: dict[str, jax.Array | None] = {}
+        if self.fresh_keys:
+            key = jax.random.fold_in(random(), _streams.PASSES)
+            keywords["key"] = jax.random.fold_in(key, _PASSES[which])
+        if self.by_example:
+            keywords["examples"] = examples
+        function = self.functions[which]
+        self._check_keywords(function, list(keywords))
+        return function(params, **keywords)
+
+    def _check_keywords(self, function: ValueFn, keywords: list[str]) -> None:
+        """Raises `TypeError` unless the function takes the keywords."""
+        try:
+            inspect.signature(function).bind(None, **dict.fromkeys(keywords))
+        except TypeError:
+            wanted = ", ".join(f"{name}=..." for name in keywords)
+            raise TypeError(
+                f"zs.{self.name} with these options calls value_fn(params, {wanted}): "
+                "examples are the indices (None: all) of the examples whose losses [n] "
+                "it returns, key is a PRNG key. (esam(gamma=1), ssam(mask='dynamic'), "
+                "microbatches=1 and fresh_keys=False call value_fn(params).)"
+            ) from None
+        except ValueError:  # A builtin without a signature.
+            return

@@ -1,0 +1,1 @@
+"""A file for each method: its constructor, its pure form, and its own pieces."""

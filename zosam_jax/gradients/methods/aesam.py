@@ -1,0 +1,107 @@
+"""AE-SAM, an adaptive policy to employ SAM (ICLR 2023)."""
+
+from typing import Unpack
+
+import jax
+import jax.numpy as jnp
+
+from zosam_jax import _check, tree
+from zosam_jax._options import passes_options_to
+from zosam_jax._types import (
+    Estimate,
+    Grads,
+    Key,
+    Memory,
+    Params,
+    Radius,
+    Scalar,
+    SharedOptions,
+    ValueFn,
+)
+from zosam_jax.gradients import ascents
+from zosam_jax.gradients.constructor import PureOptions, pure_form, sharpness_aware
+from zosam_jax.gradients.pieces import GradientLook, Intermittent, Point, Row
+from zosam_jax.gradients.transformation import GradientEstimator
+
+
+@passes_options_to(sharpness_aware)
+def aesam(
+    rho: Radius = 0.05,
+    *,
+    total_steps: int | jax.Array,
+    lambda_1: Scalar = -1.0,
+    lambda_2: Scalar = 1.0,
+    delta: Scalar = 0.9,
+    **options: Unpack[SharedOptions],
+) -> GradientEstimator:
+    r"""AE-SAM: SAM where the gradient is large for its time, plain steps elsewhere.
+
+    .. math::
+      \mu_t &= \delta \mu_{t-1} + (1 - \delta) |g_t|^2, \quad
+      \sigma_t^2 = \delta \sigma_{t-1}^2 + (1 - \delta) (|g_t|^2 - \mu_t)^2 \\
+      &\text{SAM where}\; |g_t|^2 \ge \mu_t + c_t \sigma_t, \qquad
+      c_t = \tfrac{t}{T} \lambda_1 + (1 - \tfrac{t}{T}) \lambda_2
+
+    Jiang et al. (ICLR 2023, "An adaptive policy to employ SAM"). 1 + p passes of each
+    kind where a fraction p of the steps is SAM's; remembers two numbers.
+
+    Args:
+      rho: Radius, or a schedule.
+      total_steps: T, optimizer steps of the whole training.
+      lambda_1: Threshold at the end, in standard deviations. Low: SAM throughout.
+      lambda_2: Threshold at the start, in standard deviations.
+      delta: Decay of the statistics, in [0, 1).
+
+    Returns:
+      As `sam`.
+    """
+    _check.whole("total_steps", total_steps)
+    _check.number("delta", delta, least=0, below=1)
+    combination = adaptive(delta, (lambda_1, lambda_2), total_steps)
+    row = Row(ascents.gradient(), combination=combination)
+    return sharpness_aware("aesam", row, rho, **options)
+
+
+@pure_form(aesam)
+def aesam_gradient(
+    value_fn: ValueFn,
+    params: Params,
+    key: Key | None = None,
+    rho: Radius = 0.05,
+    *,
+    total_steps: int | jax.Array,
+    lambda_1: Scalar = -1.0,
+    lambda_2: Scalar = 1.0,
+    delta: Scalar = 0.9,
+    **options: Unpack[PureOptions],
+) -> Estimate:
+    """Returns AE-SAM's gradient as a pure function; see `aesam`."""
+    ...
+
+
+def adaptive(
+    delta: Scalar, lambdas: tuple[Scalar, Scalar], total_steps: Scalar
+) -> Intermittent:
+    """Returns SAM's gradient where the squared norm exceeds its running statistics."""
+
+    def init(params: Params) -> Memory:
+        del params
+        return jnp.zeros((), jnp.float32), jnp.zeros((), jnp.float32)
+
+    def due(
+        point: Point, look: GradientLook, memory: Memory
+    ) -> tuple[jax.Array, Memory]:
+        mean, variance = memory
+        norm = tree.norm(tree.mask(look.estimate.grad, point.masks))
+        square = point.devices.pool(jnp.square(norm.astype(jnp.float32)))
+        mean = delta * mean + (1 - delta) * square
+        variance = delta * variance + (1 - delta) * jnp.square(square - mean)
+        done = point.step / total_steps
+        c = done * lambdas[0] + (1 - done) * lambdas[1]
+        return square >= mean + c * jnp.sqrt(variance), (mean, variance)
+
+    def reuse(point: Point, look: GradientLook, memory: Memory) -> Grads:
+        del point, memory
+        return look.estimate.grad
+
+    return Intermittent(init=init, due=due, reuse=reuse)

@@ -1,0 +1,80 @@
+"""MSAM, momentum-SAM (arXiv:2401.12033)."""
+
+from typing import Unpack
+
+import jax
+import jax.numpy as jnp
+
+from zosam_jax import _check, tree
+from zosam_jax._options import passes_options_to
+from zosam_jax._types import (
+    Estimate,
+    Grads,
+    Key,
+    Memory,
+    Params,
+    Radius,
+    Scalar,
+    SharedOptions,
+    ValueFn,
+)
+from zosam_jax.gradients.constructor import PureOptions, pure_form, sharpness_aware
+from zosam_jax.gradients.memory import zeros
+from zosam_jax.gradients.pieces import Ascent, Look, Point, Row
+from zosam_jax.gradients.transformation import GradientEstimator
+
+
+@passes_options_to(sharpness_aware)
+def msam(
+    rho: Radius = 0.3,
+    *,
+    momentum: Scalar = 0.9,
+    **options: Unpack[SharedOptions],
+) -> GradientEstimator:
+    r"""MSAM: perturbs against the momentum, towards where the optimizer is going.
+
+    .. math::
+      v_t = \mu v_{t-1} + g_t, \qquad \epsilon_{t+1} = -\rho \, v_t / |v_t|
+
+    Becker et al. ("Momentum-SAM", arXiv:2401.12033). v is a momentum buffer of its own,
+    of the gradients before any clipping or decay; the weights stay unperturbed between
+    the steps. One pass; remembers a copy of the parameters. `value` is the loss at
+    w + eps.
+
+    Args:
+      rho: Radius, or a schedule.
+      momentum: mu in [0, 1); that of the optimizer behind it.
+
+    Returns:
+      As `sam`.
+    """
+    _check.number("momentum", momentum, least=0, below=1)
+    return sharpness_aware("msam", Row(against_momentum(momentum)), rho, **options)
+
+
+@pure_form(msam)
+def msam_gradient(
+    value_fn: ValueFn,
+    params: Params,
+    key: Key | None = None,
+    rho: Radius = 0.3,
+    *,
+    momentum: Scalar = 0.9,
+    **options: Unpack[PureOptions],
+) -> Estimate:
+    """Returns MSAM's gradient as a pure function; see `msam`."""
+    ...
+
+
+def against_momentum(decay: Scalar) -> Ascent[Look]:
+    """Returns the ascent along `-v`, with `v_t = decay v_{t-1} + g_t`."""
+
+    def look(point: Point, memory: Memory) -> Look:
+        del point
+        return Look(jax.tree.map(jnp.negative, memory), memory=memory)
+
+    def learn(point: Point, memory: Memory, grad: Grads) -> Memory:
+        del point
+        return tree.mix(decay, memory, 1.0, grad)
+
+    return Ascent(look, Look, zeros, learn)

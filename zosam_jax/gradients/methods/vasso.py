@@ -1,0 +1,77 @@
+"""VaSSO, variance-suppressed SAM (arXiv:2309.15639)."""
+
+from typing import Unpack
+
+from zosam_jax import _check
+from zosam_jax._options import passes_options_to
+from zosam_jax._types import (
+    Estimate,
+    Key,
+    Memory,
+    Params,
+    Radius,
+    Scalar,
+    SharedOptions,
+    ValueFn,
+)
+from zosam_jax.gradients.constructor import PureOptions, pure_form, sharpness_aware
+from zosam_jax.gradients.memory import average, zeros
+from zosam_jax.gradients.pieces import (
+    Ascent,
+    GradientLook,
+    Point,
+    Row,
+    exact_gradient,
+)
+from zosam_jax.gradients.transformation import GradientEstimator
+
+
+@passes_options_to(sharpness_aware)
+def vasso(
+    rho: Radius = 0.05,
+    *,
+    theta: Scalar = 0.9,
+    **options: Unpack[SharedOptions],
+) -> GradientEstimator:
+    r"""VaSSO: SAM along a running mean of the gradients, which is less noisy.
+
+    .. math::
+      d_t = (1 - \theta) d_{t-1} + \theta g_t, \quad \epsilon = \rho \, d_t / |d_t|
+
+    Li and Giannakis (arXiv:2309.15639). theta = 1 is SAM. Remembers d: one copy of the
+    parameters.
+
+    Args:
+      rho: Radius, or a schedule.
+      theta: Weight of the present gradient, in (0, 1].
+
+    Returns:
+      As `sam`.
+    """
+    _check.number("theta", theta, above=0, most=1)
+    return sharpness_aware("vasso", Row(averaged(theta)), rho, **options)
+
+
+@pure_form(vasso)
+def vasso_gradient(
+    value_fn: ValueFn,
+    params: Params,
+    key: Key | None = None,
+    rho: Radius = 0.05,
+    *,
+    theta: Scalar = 0.9,
+    **options: Unpack[PureOptions],
+) -> Estimate:
+    """Returns VaSSO's gradient as a pure function; see `vasso`."""
+    ...
+
+
+def averaged(theta: Scalar) -> Ascent[GradientLook]:
+    """Returns the ascent along `d_t = (1 - theta) d_{t-1} + theta g_t`."""
+
+    def look(point: Point, memory: Memory) -> GradientLook:
+        clean = exact_gradient(point.losses.ascent, point.params)
+        mean = average(memory, 1 - theta, clean.grad)
+        return GradientLook(mean, clean, memory=mean)
+
+    return Ascent(look, GradientLook, zeros)

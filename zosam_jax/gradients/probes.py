@@ -1,0 +1,194 @@
+"""Ascents by forward passes alone: ZO-SAM's, and those beyond it."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
+
+from zosam_jax import estimators, tree
+from zosam_jax._types import Estimate, Grads, Info, Memory, Params, Scalar
+from zosam_jax.gradients.memory import wide
+from zosam_jax.gradients.pieces import Ascent, LossLook, OccasionalLook, Point
+
+
+class Probes(NamedTuple):
+    """How the loss is probed; see `zosam`."""
+
+    delta: Scalar | None
+    num_directions: int
+    directions: str
+    two_sided: bool
+    chunk_size: int | None = None
+
+    def along_random(self) -> dict[str, Any]:
+        """Returns the keyword arguments of `estimators.slopes`."""
+        return {
+            "delta": self.delta,
+            "num_directions": self.num_directions,
+            "two_sided": self.two_sided,
+            "distribution": self.directions,
+        }
+
+
+def coordinates(probes: Probes, delta: Scalar) -> Ascent[LossLook]:
+    """Returns CGE: finite differences along every live coordinate."""
+
+    def look(point: Point, memory: Memory) -> LossLook:
+        seen = estimators.cge(
+            point.losses.ascent,
+            point.params,
+            delta=delta,
+            two_sided=probes.two_sided,
+            masks=point.support,
+        )
+        return LossLook(seen.grad, seen, memory=memory)
+
+    return Ascent(look, LossLook)
+
+
+def random_directions(
+    probes: Probes, every: int
+) -> Ascent[LossLook] | Ascent[OccasionalLook]:
+    """Returns RGE, ZO-SAM's ascent; with `every` = k it probes in every k-th step."""
+    if every > 1:
+        return _reused_directions(probes, every)
+
+    def look(point: Point, memory: Memory) -> LossLook:
+        seen, direction = estimators.rge(
+            point.losses.ascent,
+            point.params,
+            point.random(),
+            chunk_size=probes.chunk_size,
+            masks=point.support,
+            **probes.along_random(),
+        )
+        return LossLook(direction, seen, memory=memory)
+
+    return Ascent(look, LossLook)
+
+
+def _reused_directions(probes: Probes, every: int) -> Ascent[OccasionalLook]:
+    """RGE whose coefficients are used again between the probes.
+
+    Between them the directions are drawn anew from the key of the last probes: m
+    numbers and a key are all that is remembered.
+    """
+
+    def init(params: Params) -> Memory:
+        del params
+        count = jnp.zeros((), jnp.int32)
+        coefficients = jnp.zeros(probes.num_directions, jnp.float32)
+        return count, jax.random.key_data(jax.random.key(0)), coefficients
+
+    def look(point: Point, memory: Memory) -> OccasionalLook:
+        count, data, coefficients = memory
+        if jax.random.key_data(point.random()).shape != data.shape:
+            raise ValueError(
+                "every > 1 remembers keys of JAX's default implementation."
+            )
+
+        def probe() -> tuple[jax.Array, ...]:
+            c, seen = estimators.slopes(
+                point.losses.ascent,
+                point.params,
+                point.random(),
+                masks=point.support,
+                **probes.along_random(),
+            )
+            data = jax.random.key_data(point.random())
+            value = seen.value.astype(jnp.float32)
+            return data, c.astype(jnp.float32), value, seen.info.forward_evaluations
+
+        def reuse() -> tuple[jax.Array, ...]:
+            nothing = jnp.zeros((), jnp.float32)
+            return data, coefficients, nothing, nothing
+
+        due, vary = count % every == 0, point.devices.vary
+        data, coefficients, value, forward = jax.lax.cond(
+            due, lambda: vary(probe()), lambda: vary(reuse())
+        )
+        direction = estimators.combine(
+            jax.random.wrap_key_data(data),
+            coefficients,
+            point.params,
+            point.support,
+            probes.directions,
+        )
+        memory = count + 1, data, coefficients
+        return OccasionalLook(direction, _passes(value, forward), due, memory=memory)
+
+    one_part = (
+        f"every={every} remembers the coefficients of one set of directions, and "
+        "microbatches={microbatches} draw one each. Say every=1."
+    )
+    return Ascent(look, OccasionalLook, init, one_part=one_part)
+
+
+def _passes(value: jax.Array, forward: jax.Array) -> Estimate:
+    """What forward passes gave: their loss and their number, and no aux."""
+    info = Info.zeros()._replace(forward_evaluations=forward)
+    return Estimate(value, None, None, info)
+
+
+def guided(
+    probes: Probes,
+    delta: Scalar,
+    decays: tuple[float, ...],
+    exploration: Scalar,
+    every: int,
+) -> Ascent[LossLook] | Ascent[OccasionalLook]:
+    """Returns guided ZO-SAM: the span of running means of the perturbed gradients."""
+
+    def init(params: Params) -> Memory:
+        means = jnp.zeros((len(decays), tree.size(params)), jnp.float32)
+        slopes = jnp.zeros(len(decays), jnp.float32)
+        return means, slopes, jnp.zeros((), jnp.int32)
+
+    def project(point: Point, memory: Memory, m: int) -> tuple[Estimate, jax.Array]:
+        means, slopes, count = memory
+        return estimators.guided(
+            point.losses.ascent,
+            point.params,
+            point.random(),
+            means,
+            slopes,
+            count // every,
+            delta=delta,
+            num_directions=m,
+            exploration=exploration,
+            masks=point.support,
+        )
+
+    def look(point: Point, memory: Memory) -> LossLook:
+        means, _, count = memory
+        seen, slopes = project(point, memory, probes.num_directions)
+        return LossLook(seen.grad, seen, memory=(means, slopes, count + 1))
+
+    def look_if_due(point: Point, memory: Memory) -> OccasionalLook:
+        means, _, count = memory
+
+        def result(m: int) -> tuple[Grads, jax.Array, jax.Array, jax.Array]:
+            seen, slopes = project(point, memory, m)
+            value = seen.value.astype(jnp.float32)
+            return point.devices.vary(
+                (seen.grad, slopes, value, seen.info.forward_evaluations)
+            )
+
+        due = count % every == 0
+        grad, slopes, value, forward = jax.lax.cond(
+            due, lambda: result(probes.num_directions), lambda: result(0)
+        )
+        memory = means, slopes, count + 1
+        return OccasionalLook(grad, _passes(value, forward), due, memory=memory)
+
+    def learn(point: Point, memory: Memory, grad: Grads) -> Memory:
+        del point
+        means, slopes, count = memory
+        flat, _ = ravel_pytree(wide(grad))
+        decay = jnp.asarray(decays, jnp.float32)[:, None]
+        return decay * means + (1 - decay) * flat, slopes, count
+
+    if every > 1:
+        return Ascent(look_if_due, OccasionalLook, init, learn)
+    return Ascent(look, LossLook, init, learn)
