@@ -1,4 +1,4 @@
-"""The vocabulary that the modules share: what an estimate of a gradient holds."""
+"""The vocabulary that the modules share: types of arguments, and of estimates."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypedDict
@@ -19,7 +19,7 @@ Masks = PyTree
 """A mask tree: a boolean array for a sparse leaf, a scalar `True` for a dense one."""
 
 Aux = PyTree
-"""What `value_fn` returns beside the loss; None without `has_aux`."""
+"""What `value_fn` returns beside the loss, a pytree; None without `has_aux`."""
 
 Memory = PyTree
 """What a method carries from one step to the next; () for nothing."""
@@ -34,11 +34,10 @@ ValueFn = Callable[..., Any]
 """`params -> loss`, or `params -> (loss, aux)` with `has_aux=True`."""
 
 Scalar = float | jax.Array
-"""A number, or a scalar array: traced ones are let through."""
+"""A number or a scalar array, which may be traced."""
 
 Schedule = Callable[[jax.typing.ArrayLike], jax.typing.ArrayLike]
 """`step count (int32 scalar) -> value`, as Optax has them."""
-
 
 Radius = Scalar | Schedule
 """A radius of perturbation, or a schedule of it over optimizer steps."""
@@ -64,21 +63,21 @@ class SharedOptions(TypedDict, total=False):
 
 
 class Info(NamedTuple):
-    """What may be looked at beside a gradient. Free under `jit` where unused.
+    """Facts about an estimate beside its gradient. Under `jit` free where unused.
 
     Attributes:
-      perturbation_norm: |eps|, the distance at which the gradient was taken, as the
-        parameters' dtype represents it.
+      perturbation_norm: |eps|, the distance from w at which the gradient was taken,
+        after rounding to the parameters' dtype. float32 scalar, and so are the others.
       direction_norm: Norm of the ascent direction before it was normalised, over the
-        weights that are perturbed and in the method's geometry.
+        perturbed weights and in the method's geometry.
       cosine: Cosine of the angle between eps and the gradient that was taken there,
         over live weights.
       descent_value: The loss at the perturbed parameters.
-      unperturbed: 1 where there was no direction to perturb along (it was zero or not
-        finite), so that the plain gradient was returned; else 0. int32.
+      unperturbed: 1 where the direction was zero or not finite, so that the plain
+        gradient was returned; else 0. int32.
       forward_evaluations: Loss evaluations without a backward pass, of `value_fn` or
-        `ascent_value_fn`. One over a part of the batch that the method chose itself
-        counts as much.
+        `ascent_value_fn`. One on a part of the batch that the method itself chose
+        counts as the fraction that it is.
       backward_evaluations: Backward passes (each with its forward pass), likewise.
     """
 
@@ -92,7 +91,7 @@ class Info(NamedTuple):
 
     @staticmethod
     def zeros() -> "Info":
-        """The `Info` of no evaluation at all."""
+        """Returns the `Info` of no evaluation at all."""
         # An array each: a donated state may not hold one twice.
         zeros = {name: jnp.zeros((), jnp.float32) for name in Info._fields}
         return Info(**{**zeros, "unperturbed": jnp.zeros((), jnp.int32)})
@@ -102,27 +101,27 @@ class Estimate(NamedTuple):
     """An estimate of a gradient, and what came with it.
 
     Attributes:
-      value: The loss at the unperturbed parameters; the estimator's documentation says
-        whether it is exact.
+      value: The loss at the unperturbed parameters, scalar; the method's documentation
+        says whether it is exact.
       grad: The gradient, in the structure and dtypes of the parameters.
-      aux: What `value_fn` returned beside the loss, in the pass that the estimator's
-        documentation names; None without `has_aux`.
+      aux: What `value_fn` returned beside the loss, in the pass that `aux_from` names;
+        None without `has_aux`.
       info: See `Info`.
-      memory: What the method carries from one step to the next; () where nothing.
+      memory: What the method carries to the next step; () for nothing.
     """
 
     value: jax.Array
-    grad: Any
-    aux: Any
+    grad: Grads
+    aux: Aux
     info: Info
-    memory: Any = ()
+    memory: Memory = ()
 
 
 class EstimatorState(NamedTuple):
     """The state of a gradient estimator in an Optax chain.
 
     Attributes:
-      step: Number of estimates made; with the seed it determines the key. int32.
+      step: Number of estimates made, int32; with the seed it determines the key.
       value: The loss of the last estimate, float32.
       aux: What `value_fn` returned beside the loss.
       info: See `Info`.
@@ -141,11 +140,11 @@ class Decoupled(NamedTuple):
 
     Attributes:
       grad: The gradient at w, for the optimizer.
-      sharpness: What is stepped along beside it, with the plain learning rate.
+      sharpness: The direction of the second step, with the plain learning rate.
     """
 
-    grad: Any
-    sharpness: Any
+    grad: Grads
+    sharpness: Grads
 
 
 class Units(NamedTuple):

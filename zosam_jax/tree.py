@@ -70,6 +70,17 @@ def mask(tree: Any, masks: Any | None) -> Any:
     )
 
 
+def live_count(params: Any, masks: Any | None) -> jax.Array:
+    """Returns the number of weights on the mask, float32 scalar."""
+    if masks is None:
+        return jnp.asarray(size(params), jnp.float32)
+    counts = [
+        jnp.float32(x.size) if is_dense(m) and x.ndim else jnp.sum(m, dtype=jnp.float32)
+        for m, x in zip(jax.tree.leaves(masks), jax.tree.leaves(params), strict=True)
+    ]
+    return jnp.sum(jnp.stack(counts))
+
+
 @jax.custom_jvp
 def either(mask: jax.Array, x: jax.Array, y: jax.Array) -> jax.Array:
     """`jnp.where(mask, x, y)` of equal floats, bit by bit.

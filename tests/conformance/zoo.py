@@ -45,6 +45,21 @@ METHODS = {
 }
 
 
+# Options that a gradient cannot be made without.
+REQUIRED = {"aesam": {"total_steps": 100}}
+
+
+def gradient(name, **options):
+    """A gradient of the registry, and the loss in the form that it wants."""
+    made = zs.gradients.METHODS[name].make(**REQUIRED.get(name, {}), **options)
+
+    def losses(params, examples=None):
+        each = loss(params) * jnp.arange(1.0, 9.0)
+        return each if examples is None else each[examples]
+
+    return made, losses if made.by_example else loss
+
+
 def rule(total_steps=100, interval=3, **options):
     """RigL that changes the topology at steps 3 and 6, visibly."""
     return zs.sparsity.rigl(

@@ -1,26 +1,24 @@
 """Coordinate-wise gradient estimation: one finite difference for every live weight."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
 from zosam_jax import tree
-from zosam_jax._types import Estimate, Info, Scalar, ValueFn
+from zosam_jax._types import Estimate, Info, Masks, Params, Scalar, ValueFn
 from zosam_jax.estimators.losses import scalar_loss
 
 
 def cge(
     value_fn: ValueFn,
-    params: Any,
+    params: Params,
     *,
     delta: Scalar = 1e-3,
     two_sided: bool = True,
-    masks: Any | None = None,
+    masks: Masks | None = None,
     has_aux: bool = False,
 ) -> Estimate:
-    r"""Coordinate-wise gradient estimation: exact, and d times the price.
+    r"""Returns the coordinate-wise estimate: exact, at d times the price.
 
     .. math::
       \hat g = \sum_{i \in M}

@@ -1,21 +1,18 @@
 """Gradient estimation in a small subspace that training already holds."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
 from zosam_jax import tree
-from zosam_jax._types import Estimate, Info, Scalar, ValueFn
+from zosam_jax._types import Estimate, Info, Key, Masks, Params, Scalar, ValueFn
 from zosam_jax.estimators.losses import scalar_loss
-from zosam_jax.estimators.random_directions import draw, live
 
 
 def guided(
     value_fn: ValueFn,
-    params: Any,
-    key: jax.Array,
+    params: Params,
+    key: Key,
     guides: jax.Array,
     slopes: jax.Array,
     count: int | jax.Array,
@@ -23,10 +20,10 @@ def guided(
     delta: Scalar = 1e-3,
     num_directions: int = 1,
     exploration: Scalar = 0.05,
-    masks: Any | None = None,
+    masks: Masks | None = None,
     has_aux: bool = False,
 ) -> tuple[Estimate, jax.Array]:
-    r"""The gradient's projection on a subspace, by finite differences in turn.
+    r"""Returns the gradient's projection on a subspace, measured axis by axis.
 
     .. math::
       \hat g = \sum_{j=1}^{k} c_j q_j, \qquad
@@ -37,8 +34,8 @@ def guided(
     :math:`\sqrt{1 - a}\,q + \sqrt{a}\,r`, with the exploration a. Guided evolution
     strategies (arXiv:1806.10230) search with that mixture; here the subspace is so
     small that it is measured axis by axis. A call measures `num_directions` of the c,
-    in turn, and takes the others as they were measured last: they change slowly, so
-    that k axes cost no more passes than one.
+    in turn, and keeps the last measurement of the others. They change slowly, so k axes
+    cost no more passes than one.
 
     Args:
       value_fn: `params -> loss`, or `params -> (loss, aux)` with `has_aux`.
@@ -48,23 +45,23 @@ def guided(
         `jax.flatten_util.ravel_pytree` lays it out. One that is zero on the mask, or
         within 0.003 of the span of those before it, is replaced by r.
       slopes: The c of the last call, float32 `[k]`; zeros before the first.
-      count: Calls so far: says whose turn it is.
-      delta: Step of the finite difference per coordinate, so that the probes lie as far
-        from w as those of `rge`, `delta * sqrt(d)`.
-      num_directions: m <= k: the slopes measured in this call; 0 measures none.
+      count: Number of calls so far, which decides whose turn it is.
+      delta: Step of the finite difference per coordinate: the probes lie
+        `delta * sqrt(d)` from w, as those of `rge` do.
+      num_directions: m <= k, the number of slopes measured in this call, or 0.
       exploration: a in [0, 1].
       masks: Mask tree.
       has_aux: Whether `value_fn` returns `(loss, aux)`.
 
     Returns:
       `(estimate, slopes)`: `grad` float32, zero off the mask; `value` and `aux` as
-      those of `rge`; the slopes to give to the next call, 0 along a replaced guide.
+      those of `rge`; the slopes for the next call, 0 along a replaced guide.
     """
     loss = scalar_loss(value_fn, has_aux)
     wide = jax.tree.map(lambda x: x.astype(jnp.float32), params)
     unravel = ravel_pytree(wide)[1]
     basis, known = orthonormal(guides, key, exploration, wide, masks)
-    step = delta * jnp.sqrt(live(params, masks))
+    step = delta * jnp.sqrt(tree.live_count(params, masks))
     value, aux = jnp.zeros((), jnp.float32), None
     for turn in range(num_directions):
         j = (count * num_directions + turn) % len(guides)
@@ -75,7 +72,7 @@ def guided(
         value = value + (up + down) / (2 * num_directions)
         aux = seen if turn == 0 else aux
     grad = unravel(jnp.tensordot(slopes, basis, 1, precision="highest"))
-    # A slope along an axis drawn at random says nothing of the axis that comes next.
+    # The slope along a random axis says nothing about the axis of the next call.
     slopes = jnp.where(known, slopes, 0)
     info = Info.zeros()._replace(
         forward_evaluations=jnp.asarray(2.0 * num_directions, jnp.float32)
@@ -85,14 +82,14 @@ def guided(
 
 def orthonormal(
     guides: jax.Array,
-    key: jax.Array,
+    key: Key,
     exploration: Scalar,
-    params: Any,
-    masks: Any | None,
+    params: Params,
+    masks: Masks | None,
 ) -> tuple[jax.Array, jax.Array]:
-    """The guides orthonormal on the mask and explored, and which were not replaced."""
+    """Returns the axes, orthonormal on the mask and explored, and which are guides."""
     k = len(guides)
-    random = [draw(key, j, params, masks, "gaussian") for j in range(k)]
+    random = [tree.normal_like(jax.random.fold_in(key, j), params) for j in range(k)]
     vectors = [*guides, *(ravel_pytree(u)[0] for u in random)]
     support = jnp.ones_like(guides[0])
     if masks is not None:
@@ -104,7 +101,7 @@ def orthonormal(
         rest = _unit(support * vector, 0.0)[0]
         for axis in axes:
             rest = rest - _dot(axis, rest) * axis
-        # Of a vector that others span, rounding leaves some 1e-7: no direction.
+        # Rounding leaves some 1e-7 of a vector that others span: that is no direction.
         rest, is_new = _unit(rest, 3e-3)
         axes.append(rest)
         new.append(is_new)
@@ -118,7 +115,7 @@ def orthonormal(
 
 
 def _unit(x: jax.Array, least: float) -> tuple[jax.Array, jax.Array]:
-    """X at length 1, and True; zeros and False if it is not longer than `least`."""
+    """X at length 1 and True; zeros and False if its length is at most `least`."""
     length = jnp.sqrt(_dot(x, x))
     usable = length > least
     return x * jnp.where(usable, 1 / jnp.where(usable, length, 1), 0), usable

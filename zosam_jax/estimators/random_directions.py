@@ -1,17 +1,22 @@
-"""Random gradient estimation: differences of the loss along random directions."""
+"""Random gradient estimation: finite differences along random directions."""
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from zosam_jax import _check, tree
-from zosam_jax._types import Estimate, Info, ValueFn
+from zosam_jax._types import Aux, Estimate, Info, Key, Masks, Params, Scalar, ValueFn
 from zosam_jax.estimators.losses import Loss, scalar_loss
 
-Distribution = Callable[[jax.Array, Any], Any]
+Distribution = Callable[[Key, Params], Params]
 """`(key, tree) -> direction`, of entries with mean 0 and variance 1, float32."""
+
+Probe = tuple[Params, jax.Array, Aux]
+"""What one direction gives: the slope times the direction, the loss, and aux."""
+
+Slope = Callable[[Params], tuple[jax.Array, jax.Array, Aux]]
+"""`direction -> (slope along it, loss, aux)`."""
 
 DISTRIBUTIONS: dict[str, Distribution] = {
     "gaussian": tree.normal_like,
@@ -22,18 +27,18 @@ DISTRIBUTIONS: dict[str, Distribution] = {
 
 def rge(
     value_fn: ValueFn,
-    params: Any,
-    key: jax.Array,
+    params: Params,
+    key: Key,
     *,
     delta: jax.typing.ArrayLike | None = 1e-3,
     num_directions: int = 1,
     distribution: str = "gaussian",
     two_sided: bool = True,
     chunk_size: int | None = None,
-    masks: Any | None = None,
+    masks: Masks | None = None,
     has_aux: bool = False,
-) -> tuple[Estimate, Any]:
-    r"""Random gradient estimation: forward passes only, no backward pass.
+) -> tuple[Estimate, Params]:
+    r"""Returns the random gradient estimate: forward passes only, no backward pass.
 
     .. math::
       \hat g = \frac{1}{m} \sum_{i=1}^m c_i u_i, \qquad
@@ -52,12 +57,12 @@ def rge(
       value_fn: `params -> loss`, or `params -> (loss, aux)` with `has_aux`.
       params: Pytree of floating point arrays, w.
       key: One PRNG key.
-      delta: The step of the finite difference, per unit of u: the probes lie about
-        `delta * sqrt(d)` away from w. None: the limit 0, the exact directional
-        derivative by `jax.jvp`, at the price of three forward passes a direction.
-      num_directions: m. May be traced, where `chunk_size` is None.
-      distribution: Of u: "gaussian"; "sphere", uniform on |u|^2 = d over the d live
-        coordinates; "rademacher", entries of +-1.
+      delta: Step of the finite difference, per unit of u: the probes lie about
+        `delta * sqrt(d)` from w. None: the limit 0, the exact directional derivative
+        by `jax.jvp`, at the price of three forward passes a direction.
+      num_directions: m. May be traced if `chunk_size` is None.
+      distribution: That of u: "gaussian"; "sphere", uniform on |u|^2 = d over the d
+        live coordinates; "rademacher", entries of +-1.
       two_sided: Central differences, 2m evaluations; else forward differences, m + 1.
       chunk_size: None evaluates one probe after another. `k` evaluates the probes of
         `k` directions in one `jax.vmap`, chunk after chunk; k divides m.
@@ -74,7 +79,7 @@ def rge(
     loss = scalar_loss(value_fn, has_aux)
     slope, evaluations = _slope(loss, params, delta, two_sided, chunk_size is not None)
 
-    def probe(i: jax.typing.ArrayLike) -> tuple[Any, jax.Array, Any]:
+    def probe(i: jax.typing.ArrayLike) -> Probe:
         dense = draw(key, i, params, masks, distribution)
         c, value, aux = slope(tree.mask(dense, masks))
         return jax.tree.map(lambda x: c.astype(x.dtype) * x, dense), value, aux
@@ -90,19 +95,28 @@ def rge(
 
 def slopes(
     value_fn: ValueFn,
-    params: Any,
-    key: jax.Array,
+    params: Params,
+    key: Key,
     *,
     delta: jax.typing.ArrayLike | None = 1e-3,
     num_directions: int = 1,
     distribution: str = "gaussian",
     two_sided: bool = True,
-    masks: Any | None = None,
+    masks: Masks | None = None,
     has_aux: bool = False,
 ) -> tuple[jax.Array, Estimate]:
-    """The coefficients `c_i` of `rge`, to be used again in later steps.
+    """Returns the coefficients `c_i` of `rge`, for use in later steps.
 
-    Arguments are those of `rge`.
+    Args:
+      value_fn: As in `rge`, and so are all other arguments.
+      params: See `value_fn`.
+      key: See `value_fn`.
+      delta: See `value_fn`.
+      num_directions: See `value_fn`.
+      distribution: See `value_fn`.
+      two_sided: See `value_fn`.
+      masks: See `value_fn`.
+      has_aux: See `value_fn`.
 
     Returns:
       `(c, estimate)`: float32 `[m]`, and an `Estimate` without a gradient.
@@ -122,13 +136,21 @@ def slopes(
 
 
 def combine(
-    key: jax.Array,
+    key: Key,
     coefficients: jax.Array,
-    params: Any,
-    masks: Any | None = None,
+    params: Params,
+    masks: Masks | None = None,
     distribution: str = "gaussian",
-) -> Any:
-    """`mean_i c_i u_i`, drawn anew from the key of `slopes`: the `dense` of `rge`."""
+) -> Params:
+    """Returns `mean_i c_i u_i`, drawn anew from the key of `slopes`.
+
+    Args:
+      key: The key that `slopes` had.
+      coefficients: The `c_i`, `[m]`.
+      params: Pytree of floating point arrays, for the shapes.
+      masks: Mask tree; only the length of "sphere" directions depends on it.
+      distribution: That of `slopes`.
+    """
     m = len(coefficients)
     total = jax.tree.map(lambda x: jnp.zeros(jnp.shape(x), jnp.float32), params)
     for i in range(m):
@@ -138,63 +160,50 @@ def combine(
 
 
 def draw(
-    key: jax.Array,
+    key: Key,
     i: jax.typing.ArrayLike,
-    params: Any,
-    masks: Any | None,
+    params: Params,
+    masks: Masks | None,
     distribution: str,
-) -> Any:
-    """Direction i before it is restricted to the mask."""
+) -> Params:
+    """Returns direction i before it is restricted to the mask."""
     u = DISTRIBUTIONS[distribution](jax.random.fold_in(key, i), params)
     if distribution != "sphere":
         return u
     length = tree.norm(tree.mask(u, masks))
-    scale = jnp.sqrt(live(params, masks)) / jnp.where(length > 0, length, 1)
+    scale = jnp.sqrt(tree.live_count(params, masks)) / jnp.where(length > 0, length, 1)
     return jax.tree.map(lambda x: scale * x, u)
-
-
-def live(params: Any, masks: Any | None) -> jax.Array:
-    """d, the number of coordinates on the mask, float32 scalar."""
-    if masks is None:
-        return jnp.asarray(tree.size(params), jnp.float32)
-    counts = [
-        jnp.float32(x.size)
-        if tree.is_dense(m) and x.ndim
-        else jnp.sum(m, dtype=jnp.float32)
-        for m, x in zip(jax.tree.leaves(masks), jax.tree.leaves(params), strict=True)
-    ]
-    return jnp.sum(jnp.stack(counts))
 
 
 def _slope(
     loss: Loss,
-    params: Any,
-    delta: Any,
+    params: Params,
+    delta: jax.typing.ArrayLike | None,
     two_sided: bool,
     vmapped: bool,
-) -> tuple[Callable[[Any], tuple[jax.Array, jax.Array, Any]], Callable[[Any], Any]]:
-    """`u -> (c, loss, aux)`, and the evaluations that m directions cost."""
+) -> tuple[Slope, Callable[[Scalar], Scalar]]:
+    """The slope along a direction, and the evaluations that m directions cost."""
     if delta is None:
 
-        def exact(u: Any) -> tuple[jax.Array, jax.Array, Any]:
+        def exact(u: Params) -> tuple[jax.Array, jax.Array, Aux]:
             tangent = jax.tree.map(lambda x, w: x.astype(w.dtype), u, params)
             value, c, aux = jax.jvp(loss, (params,), (tangent,), has_aux=True)
             return c, value, aux
 
         return exact, lambda m: 3 * m
 
-    def at(sign: Any, u: Any) -> tuple[jax.Array, Any]:
+    def at(sign: Scalar, u: Params) -> tuple[jax.Array, Aux]:
         return loss(tree.add_scaled(params, sign * delta, u))
 
     if not two_sided:
         clean, clean_aux = loss(params)
 
-        def one_sided(u: Any) -> tuple[jax.Array, jax.Array, Any]:
+        def one_sided(u: Params) -> tuple[jax.Array, jax.Array, Aux]:
             return (at(1.0, u)[0] - clean) / delta, clean, clean_aux
 
         return one_sided, lambda m: m + 1
 
-    def central(u: Any) -> tuple[jax.Array, jax.Array, Any]:
+    def central(u: Params) -> tuple[jax.Array, jax.Array, Aux]:
         if vmapped:
             losses, auxes = jax.vmap(at, (0, None))(jnp.asarray([1.0, -1.0]), u)
             up, down, aux = losses[0], losses[1], jax.tree.map(lambda x: x[0], auxes)
@@ -206,15 +215,15 @@ def _slope(
 
 
 def _sum_over_directions(
-    probe: Callable[[Any], tuple[Any, jax.Array, Any]],
+    probe: Callable[[jax.typing.ArrayLike], Probe],
     num_directions: int,
     chunk_size: int | None,
-) -> tuple[Any, jax.Array, Any]:
+) -> Probe:
     """Sums the first two results of `probe(i)` over i < m; the third is of i = 0."""
     check_chunks(num_directions, chunk_size)
     chunks = num_directions if chunk_size is None else num_directions // chunk_size
 
-    def chunk(j: Any) -> tuple[Any, jax.Array, Any]:
+    def chunk(j: jax.typing.ArrayLike) -> Probe:
         if chunk_size is None:
             return probe(j)
         each = jax.vmap(probe)(j * chunk_size + jnp.arange(chunk_size))
@@ -225,7 +234,9 @@ def _sum_over_directions(
     total, value, aux = chunk(0)
     if not (isinstance(chunks, int) and chunks == 1):
 
-        def add(j: jax.Array, carry: tuple[Any, jax.Array]) -> tuple[Any, jax.Array]:
+        def add(
+            j: jax.Array, carry: tuple[Params, jax.Array]
+        ) -> tuple[Params, jax.Array]:
             more, more_value, _ = chunk(j)
             return jax.tree.map(jnp.add, carry, (more, more_value))
 
@@ -233,7 +244,7 @@ def _sum_over_directions(
     return total, value, aux
 
 
-def check_chunks(num_directions: Any, chunk_size: int | None) -> None:
+def check_chunks(num_directions: int | jax.Array, chunk_size: int | None) -> None:
     """Raises `ValueError` unless the directions can be evaluated in such chunks."""
     _check.whole("num_directions", num_directions)
     if chunk_size is None:
