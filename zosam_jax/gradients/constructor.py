@@ -1,5 +1,6 @@
 """The two forms of a row: an Optax transformation, and a pure function."""
 
+import dataclasses
 import functools
 import inspect
 from collections.abc import Callable, Sequence
@@ -30,7 +31,7 @@ from zosam_jax._types import (
     ValueFn,
 )
 from zosam_jax.gradients.composition import evaluate
-from zosam_jax.gradients.devices import on_axis
+from zosam_jax.gradients.devices import Devices, on_axis
 from zosam_jax.gradients.losses import Calls
 from zosam_jax.gradients.pieces import Point, Row
 from zosam_jax.gradients.transformation import (
@@ -141,10 +142,58 @@ def sharpness_aware(
         seed=seed,
     )
     _check_options(name, row, rho, options)
-    by_example = row.by_example or microbatches > 1
-    devices = on_axis(axis_name, sync_ascent)
+    method = _Method(
+        name=name,
+        row=row,
+        rho=rho,
+        norm_over=norm_over,
+        include=include,
+        exclude=exclude,
+        aux_from=aux_from or row.aux_from,
+        microbatches=microbatches,
+        fresh_keys=fresh_keys,
+        has_aux=has_aux,
+        devices=on_axis(axis_name, sync_ascent),
+    )
+    return as_transformation(
+        name,
+        method.gradient,
+        memory=row.init,
+        has_aux=has_aux,
+        aux_like=aux_like,
+        seed=seed,
+        by_example=method.by_example,
+        dense=row.descent.dense,
+        direction_only=row.direction_only,
+        decoupled=row.combination.decoupled,
+        rho=rho,
+        make=functools.partial(sharpness_aware, name, row, rho, **options),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Method:
+    """A row with its options: all that is known before a call."""
+
+    name: str
+    row: Row
+    rho: Radius
+    norm_over: str
+    include: str | Sequence[str]
+    exclude: str | Sequence[str]
+    aux_from: str
+    microbatches: int
+    fresh_keys: bool
+    has_aux: bool
+    devices: Devices
+
+    @property
+    def by_example(self) -> bool:
+        """Whether it needs the losses of single examples."""
+        return self.row.by_example or self.microbatches > 1
 
     def gradient(
+        self,
         value_fn: ValueFn,
         params: Params,
         *,
@@ -154,45 +203,66 @@ def sharpness_aware(
         memory: Memory,
         ascent_value_fn: ValueFn | None,
     ) -> Estimate:
-        _check_call(name, row, params, masks, ascent_value_fn)
-        functions = {"ascent": ascent_value_fn or value_fn, "descent": value_fn}
-        calls = Calls(name, functions, by_example, has_aux, fresh_keys)
-        local, carried = devices.vary(params), devices.vary_data(memory)
-        support = _support(params, masks, include, exclude)
+        """Returns the mean of the gradients that the parts of the batch find."""
+        self._check_call(params, masks, ascent_value_fn)
+        calls = Calls(
+            self.name,
+            {"ascent": ascent_value_fn or value_fn, "descent": value_fn},
+            by_example=self.by_example,
+            has_aux=self.has_aux,
+            fresh_keys=self.fresh_keys,
+        )
+        support = _support(params, masks, self.include, self.exclude)
+        local = self.devices.vary(params)
+        carried = self.devices.vary_data(memory)
 
         def estimate(part: int, examples: jax.Array | None) -> Estimate:
-            random = _key_of(name, key, part)
-            losses = calls.losses(random, examples)
+            random = self._key(key, part)
             point = Point(
-                local, losses, jnp.asarray(step), masks, support, random, devices
+                local,
+                calls.losses(random, examples),
+                jnp.asarray(step),
+                masks,
+                support,
+                random,
+                self.devices,
             )
             return evaluate(
-                row,
+                self.row,
                 point,
-                rho,
+                self.rho,
                 carried,
-                norm_over=norm_over,
-                aux_from=aux_from or row.aux_from,
+                norm_over=self.norm_over,
+                aux_from=self.aux_from,
             )
 
-        parts = calls.parts(params, microbatches, _key_of(name, key, 0))
-        seen = _average([estimate(i, part) for i, part in enumerate(parts)])
-        return _keep_sound_memory(devices.average(seen), memory)
+        parts = calls.parts(params, self.microbatches, self._key(key, 0))
+        mean = _average([estimate(i, part) for i, part in enumerate(parts)])
+        return _keep_sound_memory(self.devices.average(mean), memory)
 
-    return as_transformation(
-        name,
-        gradient,
-        memory=row.init,
-        has_aux=has_aux,
-        aux_like=aux_like,
-        seed=seed,
-        by_example=by_example,
-        dense=row.descent.dense,
-        direction_only=row.direction_only,
-        decoupled=row.combination.decoupled,
-        rho=rho,
-        make=functools.partial(sharpness_aware, name, row, rho, **options),
-    )
+    def _check_call(
+        self, params: Params, masks: Masks | None, ascent_value_fn: ValueFn | None
+    ) -> None:
+        """Raises `ValueError` for masks or an ascent loss that do not fit."""
+        if masks is not None:
+            tree.check_masks(masks, params)
+        if ascent_value_fn is not None and not self.row.takes_another_loss:
+            raise ValueError(
+                f"zs.{self.name} uses the gradient or losses of its first pass beside "
+                "those of its second: both are of value_fn. Leave out ascent_value_fn."
+            )
+
+    def _key(self, key: Key | None, part: int) -> Callable[[], Key]:
+        """Returns a function to the key of one part, for pieces that draw at random."""
+
+        def random() -> Key:
+            if key is None:
+                raise TypeError(
+                    f"zs.{self.name} draws at random: give it key=, a PRNG key."
+                )
+            return jax.random.fold_in(key, part) if part else key
+
+        return random
 
 
 def pure_form(constructor: Callable[..., GradientEstimator]) -> Callable[[F], F]:
@@ -313,34 +383,6 @@ def known_before_tracing(argument: str, value: object) -> None:
     _check.whole(argument, value)
 
 
-def _check_call(
-    name: str,
-    row: Row,
-    params: Params,
-    masks: Masks | None,
-    ascent_value_fn: ValueFn | None,
-) -> None:
-    """Raises `ValueError` for masks or an ascent loss that do not fit."""
-    if masks is not None:
-        tree.check_masks(masks, params)
-    if ascent_value_fn is not None and not row.takes_another_loss:
-        raise ValueError(
-            f"zs.{name} uses the gradient or losses of its first pass beside those "
-            "of its second: both are of value_fn. Leave out ascent_value_fn."
-        )
-
-
-def _key_of(name: str, key: Key | None, part: int) -> Callable[[], Key]:
-    """The key of one part of the batch, asked for by what draws at random."""
-
-    def random() -> Key:
-        if key is None:
-            raise TypeError(f"zs.{name} draws at random: give it key=, a PRNG key.")
-        return jax.random.fold_in(key, part) if part else key
-
-    return random
-
-
 def _support(
     params: Params,
     masks: Masks | None,
@@ -397,5 +439,7 @@ def _keep_sound_memory(estimate: Estimate, memory: Memory) -> Estimate:
 
     A value that is not finite would spoil the memory for good.
     """
+    if not jax.tree.leaves(memory):
+        return estimate
     sound = tree.all_finite((estimate.grad, estimate.memory))
     return estimate._replace(memory=tree.where(sound, estimate.memory, memory))
