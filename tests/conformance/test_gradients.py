@@ -15,7 +15,7 @@ def test_the_state_is_stable_and_the_update_is_like_the_parameters(name, base):
     """Shapes alone: nothing is compiled."""
     gradient, value_fn = zoo.gradient(name, has_aux=False)
     grow = zs.sparsity.rigl if gradient.dense else zs.sparsity.set_
-    tx = zs.sparsify(zoo.BASES[base](), grow(0.5, 100), gradient=gradient)
+    tx = zs.sparsify(zoo.BASES[base](), grow(0.5, 100, interval=3), gradient=gradient)
     params = zoo.start()
     state = tx.init(params)
 
@@ -33,7 +33,10 @@ def test_accumulated_gradients_keep_the_state(name):
     gradient, value_fn = zoo.gradient(name)
     grow = zs.sparsity.rigl if gradient.dense else zs.sparsity.set_
     tx = zs.sparsify(
-        optax.sgd(0.1), grow(0.5, 100), gradient=gradient, accumulate_steps=2
+        optax.sgd(0.1),
+        grow(0.5, 100, interval=3),
+        gradient=gradient,
+        accumulate_steps=2,
     )
     params = zoo.start(jnp.bfloat16)
     state = tx.init(params)
