@@ -11,10 +11,11 @@ import numpy as np
 import optax
 from jax.sharding import AxisType
 
-from zosam_jax import _check, data, gradients, models, sparsity
+from zosam_jax import _check, data, models, sparsity
 from zosam_jax._types import Aux, Schedule, ValueFn
 from zosam_jax.data import augment
 from zosam_jax.data.augment import Augmentation
+from zosam_jax.gradients.methods.wsam import decoupled
 from zosam_jax.gradients.transformation import GradientEstimator
 from zosam_jax.runs.config import TrainConfig
 from zosam_jax.sparsity import SparseMethod, registry
@@ -221,7 +222,7 @@ def _decoupled(
             "a gradient in two parts (wsam with decouple=True) steps with the learning "
             "rate, which an optimizer= of your own does not tell. Say decouple=False."
         )
-    return gradients.decoupled(rule, rate)
+    return decoupled(rule, rate)
 
 
 def _optimizer(

@@ -3,26 +3,16 @@
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from zosam_jax import _check, gradients, zosam_algorithm
+from zosam_jax import _check
 from zosam_jax._types import Aux, Radius, Schedule
-from zosam_jax.gradients import zeroth_order_optimizers
-from zosam_jax.gradients.transformation import GradientEstimator, backprop
+from zosam_jax.gradients import registry
+from zosam_jax.gradients.methods.gsam import tied_radius
+from zosam_jax.gradients.transformation import GradientEstimator
 from zosam_jax.runs.config import TrainConfig, default
 from zosam_jax.train import option_strings
 
 METHODS: dict[str, Callable[..., GradientEstimator]] = {
-    "backprop": backprop,
-    "zeroth_order": zeroth_order_optimizers.zeroth_order,
-    **{
-        name: getattr(gradients, name)
-        for name in (
-            *("sam", "asam", "gsam", "fsam", "vasso", "wsam"),
-            *("esam", "looksam", "aesam", "ssam"),
-            *("s2sam", "msam", "rwp", "mrwp", "arwp"),
-        )
-    },
-    "zosam": zosam_algorithm.zosam,
-    "rst": gradients.rst,
+    name: row.make for name, row in registry.METHODS.items()
 }
 
 _SHARED_BATCH = (
@@ -107,11 +97,9 @@ class ChosenGradient(NamedTuple):
                 "gradient_options: rho_min ties the radius to the learning rate, which "
                 "an optimizer= of your own does not tell. Leave it out."
             )
-        default = self.takes["rho"]
-        default = getattr(default, "value", default)
-        return gradients.tied_radius(
+        return tied_radius(
             learning_rate,
-            rho_max=default if config.rho is None else config.rho,
+            rho_max=self.takes["rho"] if config.rho is None else config.rho,
             rho_min=rho_min,
             lr_max=config.learning_rate,
         )
