@@ -88,6 +88,40 @@ def select_across(
     return _select([list(zip(scores, candidates, strict=True))], [count])[0][0]
 
 
+def select_globally(
+    scores: Sequence[jax.Array],
+    candidates: Sequence[jax.Array],
+    count: jax.typing.ArrayLike,
+) -> list[jax.Array]:
+    """As `select_across`, but the best candidate of every array is always chosen.
+
+    Args:
+      scores: Float arrays of fewer than 2^31 entries together; compared as float32.
+      candidates: Boolean arrays of the same shapes.
+      count: How many to choose, scalar, at least the number of arrays; may be traced.
+
+    Returns:
+      Boolean arrays: True where chosen.
+    """
+    raised = [_best_first(x, c) for x, c in zip(scores, candidates, strict=True)]
+    return select_across(raised, candidates, count)
+
+
+def _best_first(score: jax.Array, candidates: jax.Array) -> jax.Array:
+    """The scores, that of the best candidate raised above those of other leaves."""
+    wide = jnp.where(candidates, score.astype(jnp.float32), -jnp.inf)
+    wide = jnp.where(jnp.isnan(wide), -jnp.inf, wide)
+    # Not argmax, which flattens, and so gathers a sharded leaf.
+    index = sum(
+        jax.lax.broadcasted_iota(jnp.uint32, wide.shape, axis)
+        * jnp.uint32(math.prod(wide.shape[axis + 1 :]))
+        for axis in range(wide.ndim)
+    )
+    best = candidates & (wide == jnp.max(wide, initial=-jnp.inf, where=candidates))
+    first = jnp.min(index, initial=np.uint32(0xFFFFFFFF), where=best)
+    return jnp.where(best & (index == first), jnp.inf, wide)
+
+
 def select_along(
     scores: jax.Array,
     candidates: jax.Array,

@@ -15,7 +15,7 @@ from small_models import flat, nested
 import zosam_jax as zs
 from zosam_jax import models
 from zosam_jax.models import table
-from zosam_jax.sparsity.budgets import sparse_leaves
+from zosam_jax.sparsity.leaves import sparse_leaves
 
 FAMILIES = list(small_models.FAMILIES)
 
@@ -82,7 +82,7 @@ def test_the_completeness_test_says_what_is_missing(monkeypatch):
 @pytest.mark.parametrize("name", models.names())
 def test_kernels_are_sparse_by_default_and_all_else_is_dense(name):
     params = every(name)
-    sparse = set(sparse_leaves(params, models.dense_paths(name)))
+    sparse = set(sparse_leaves(params, models.dense_paths(name)).paths)
     assert sparse == {path for path in flat(params) if path.endswith("/kernel")}
 
 
@@ -92,7 +92,7 @@ def test_kernels_are_sparse_by_default_and_all_else_is_dense(name):
 def test_dense_paths_fit_with_options_too(family, name):
     model = small_models.make(family)
     params = small_models.shapes(model, small_models.inputs(family))["params"]
-    sparse = sparse_leaves(params, models.dense_paths(name))
+    sparse = sparse_leaves(params, models.dense_paths(name)).paths
     assert set(sparse) == {path for path in flat(params) if path.endswith("/kernel")}
 
 

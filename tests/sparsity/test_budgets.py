@@ -139,7 +139,7 @@ PARAMS = {
 
 
 def test_leaves_with_fewer_than_two_axes_are_dense_by_rule():
-    assert list(budgets.sparse_leaves(PARAMS)) == [
+    assert list(budgets.sparse_leaves(PARAMS).paths) == [
         "layers/0/kernel",
         "layers/1/kernel",
     ]
@@ -157,7 +157,7 @@ def test_leaves_with_fewer_than_two_axes_are_dense_by_rule():
     ],
 )
 def test_leaves_are_dense_by_path_or_function_or_both(dense):
-    assert list(budgets.sparse_leaves(PARAMS, dense)) == ["layers/0/kernel"]
+    assert list(budgets.sparse_leaves(PARAMS, dense).paths) == ["layers/0/kernel"]
 
 
 def test_first_and_last_layers_are_found_by_their_channels():
@@ -171,7 +171,7 @@ def test_first_and_last_layers_are_found_by_their_channels():
     params = {k: jnp.zeros(s) for k, s in shapes.items()}
 
     def sparse(*dense):
-        return set(budgets.sparse_leaves(params, dense))
+        return set(budgets.sparse_leaves(params, dense).paths)
 
     assert sparse() == {"stem", "conv", "embed", "head"}
     assert sparse(budgets.first_layer(3)) == {"conv", "head"}
@@ -192,7 +192,7 @@ def test_a_pattern_without_a_leaf_names_the_nearest():
 
 def test_a_path_that_looks_like_a_pattern_is_found_by_its_name():
     params = {"a[0]": jnp.ones((2, 2)), "b": jnp.ones((2, 2))}
-    assert list(budgets.sparse_leaves(params, "a[0]")) == ["b"]
+    assert list(budgets.sparse_leaves(params, "a[0]").paths) == ["b"]
 
 
 def test_two_leaves_of_one_path_are_refused():

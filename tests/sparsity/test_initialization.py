@@ -11,7 +11,8 @@ import pytest
 from problems import mlp
 
 import zosam_jax as zs
-from zosam_jax.sparsity.methods import criteria as initialization
+from zosam_jax.sparsity.methods.grasp import grasp_scores
+from zosam_jax.sparsity.methods.synflow import shares_of_flow
 
 KERNELS = ("hidden", "out")
 
@@ -34,13 +35,6 @@ def two_batches():
         bias = params[k]["bias"]
         params[k]["bias"] = jnp.asarray(rng.normal(size=bias.shape), jnp.float32)
     return params, [first, second]
-
-
-def request(losses, **options):
-    given = {"sparsity": 0.5, "budget": "global", "dense": (), "rounds": 1}
-    return initialization.Request(
-        losses=losses, key=jax.random.key(0), **(given | options)
-    )
 
 
 def test_snip_is_the_slope_along_the_connection_in_float64():
@@ -106,7 +100,7 @@ def test_grasp_is_theta_times_the_hessian_times_the_gradient():
     params, losses = two_batches()
     names = [(k, "kernel") for k in KERNELS]
     expected = explicit_grasp(params, losses, names)
-    found = initialization.grasp_scores(params, request(losses))
+    found = grasp_scores(params, losses)
     # Float32 on both sides: some ten roundings of sums of 100 terms.
     tolerance = 1e-5 * np.abs(expected).max()
     np.testing.assert_allclose(kernels(found), expected, rtol=0, atol=tolerance)
@@ -131,7 +125,7 @@ def test_grasp_removes_the_lowest_with_their_sign(sparsity):
 def test_grasp_removal_changes_the_gradient_flow_as_it_scores():
     """-2 theta Hg is the first-order change of g'g when a weight shrinks."""
     params, losses = two_batches()
-    scores = initialization.grasp_scores(params, request(losses))
+    scores = grasp_scores(params, losses)
 
     def flow(p):
         g = jax.grad(lambda p: sum(f(p) for f in losses) / 2)(p)
@@ -153,8 +147,8 @@ def test_grasp_of_bfloat16_parameters_is_computed_in_float32():
     exact = jax.tree.map(lambda x: x.astype(jnp.float32), low)
     jax.tree.map(
         np.testing.assert_array_equal,
-        initialization.grasp_scores(low, request(losses)),
-        initialization.grasp_scores(exact, request(losses)),
+        grasp_scores(low, losses),
+        grasp_scores(exact, losses),
     )
 
 
@@ -183,7 +177,7 @@ def relu_net(widths, seed=0, bias=False):
 def test_synflow_is_conserved_through_every_unit_and_layer():
     params, _, flow = relu_net([5, 9, 7, 4])
     theta = [jnp.abs(params[f"{i}"]["kernel"]) for i in range(3)]
-    value, shares = initialization.shares_of_flow(
+    value, shares = shares_of_flow(
         lambda t: flow({f"{i}": {"kernel": x} for i, x in enumerate(t)}), theta
     )
     product = np.ones((1, 5))
@@ -324,7 +318,7 @@ def test_the_flow_through_a_residual_network_is_that_of_float32():
     leaves, treedef = jax.tree.flatten(theta)
     value = lambda leaves: flow(treedef.unflatten(leaves))  # noqa: E731
     plain, slopes = jax.jit(jax.value_and_grad(value))(leaves)
-    found, shares = jax.jit(lambda t: initialization.shares_of_flow(value, t))(leaves)
+    found, shares = jax.jit(lambda t: shares_of_flow(value, t))(leaves)
     np.testing.assert_allclose(2.0**found, plain, rtol=1e-5)
     # Powers of two round nothing; R is divided by at another place.
     for share, slope, t in zip(shares, slopes, leaves, strict=True):

@@ -5,7 +5,7 @@ import optax
 import pytest
 
 import zosam_jax as zs
-from zosam_jax.sparsity import mask_trees as module
+from zosam_jax.sparsity import mask_trees
 
 PARAMS = {"kernel": jnp.arange(1.0, 7).reshape(2, 3), "bias": jnp.ones(3)}
 KERNEL = jnp.array([[True, False, True], [False, True, False]])
@@ -52,7 +52,7 @@ def test_landing_is_exact_whatever_the_updates(dtype):
         lambda x: jax.random.normal(key, x.shape).astype(dtype) * 1e3, PARAMS
     )
     updates = jax.tree.map(lambda x: jnp.full_like(x, 0.123), params)
-    landed = optax.apply_updates(params, module.landing(updates, params, MASKS))
+    landed = optax.apply_updates(params, mask_trees.landing(updates, params, MASKS))
     assert np.all(np.asarray(landed["kernel"])[~np.asarray(KERNEL)] == 0)
     assert landed["kernel"].dtype == dtype
     np.testing.assert_array_equal(landed["bias"], params["bias"] + updates["bias"])
@@ -79,7 +79,7 @@ def test_reset_takes_fresh_values_at_changed_entries_only(name):
     grads = jax.tree.map(jnp.ones_like, PARAMS)
     _, state = tx.update(grads, state, PARAMS)
     changed = {"kernel": KERNEL, "bias": jnp.asarray(False)}
-    reset = module.reset_moments(state, fresh, changed)
+    reset = zs.sparsity.reset_moments(state, fresh, changed)
     assert jax.tree.structure(reset) == jax.tree.structure(state)
     moments = 0
     for new, old, begun in zip(
@@ -98,7 +98,7 @@ def test_statistics_of_another_shape_stay():
     params = {"kernel": jnp.ones((4, 6))}
     _, state = tx.update({"kernel": jnp.ones((4, 6))}, tx.init(params), params)
     changed = {"kernel": jnp.ones((4, 6), bool)}
-    reset = module.reset_moments(state, tx.init(params), changed)
+    reset = zs.sparsity.reset_moments(state, tx.init(params), changed)
     rows = [x for x in jax.tree.leaves(reset) if x.shape == (4,)]
     assert rows
     assert all(np.all(np.asarray(x) > 0) for x in rows)
@@ -107,7 +107,7 @@ def test_statistics_of_another_shape_stay():
 def test_a_history_of_moments_is_reset_along_its_leading_axis():
     state = {"history": {"kernel": jnp.ones((5, 2, 3))}}
     fresh = jax.tree.map(jnp.zeros_like, state)
-    reset = module.reset_moments(state, fresh, {"kernel": KERNEL})
+    reset = zs.sparsity.reset_moments(state, fresh, {"kernel": KERNEL})
     np.testing.assert_array_equal(
         reset["history"]["kernel"], np.broadcast_to(~np.asarray(KERNEL), (5, 2, 3))
     )
@@ -117,6 +117,6 @@ def test_the_longest_path_decides_between_like_named_leaves():
     params = {"a": jnp.zeros((2, 2)), "b": {"a": jnp.zeros((2, 2))}}
     state = jax.tree.map(lambda x: x + 1, params)
     changed = {"a": jnp.zeros((2, 2), bool), "b": {"a": jnp.ones((2, 2), bool)}}
-    reset = module.reset_moments(state, params, changed)
+    reset = zs.sparsity.reset_moments(state, params, changed)
     np.testing.assert_array_equal(reset["a"], np.ones((2, 2)))
     np.testing.assert_array_equal(reset["b"]["a"], np.zeros((2, 2)))

@@ -379,11 +379,12 @@ def resnet():
 
 
 def first_ones(params, counts):
-    leaves = jax.tree.leaves(params)
-    masks = [np.asarray(True)] * len(leaves)
-    for i, count in counts.items():
-        flat = np.arange(math.prod(leaves[i].shape)) < count
-        masks[i] = flat.reshape(leaves[i].shape)
+    masks = [
+        (np.arange(math.prod(x.shape)) < counts[path]).reshape(x.shape)
+        if path in counts
+        else np.asarray(True)
+        for path, x in zip(zs.tree.paths(params), jax.tree.leaves(params), strict=True)
+    ]
     return jax.tree.unflatten(jax.tree.structure(params), masks)
 
 

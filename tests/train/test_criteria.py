@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from zosam_jax.sparsity.methods.criteria import shares_of_flow
+from zosam_jax.sparsity.methods.synflow import shares_of_flow
 from zosam_jax.train import criteria
 
 

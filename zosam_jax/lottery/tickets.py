@@ -13,7 +13,7 @@ from zosam_jax import sparsity as sparse
 from zosam_jax._types import Masks, OptState
 from zosam_jax.lottery.config import LotteryConfig
 from zosam_jax.runs.errors import RunError
-from zosam_jax.sparsity.mask_trees import reset_moments
+from zosam_jax.sparsity.moments import reset_moments
 from zosam_jax.train import checkpoint
 from zosam_jax.train.compiled_run import CompiledRun
 from zosam_jax.train.experiment import Experiment

@@ -1,9 +1,10 @@
 """Sparse training: initial budget x drop score x grow score x schedule.
 
-`sparsify` wraps an optimizer; `rigl`, `set_`, `mest`, `gmp`, `static`, ..., and with a
-structure `nm`, `srigl` and `units`, are the methods it takes; `dynamic` makes new ones
-from two `scores`; `masks` and `apply_masks` read and apply; `report` says what they
-amount to; `ticket_sparsities`, `prune_ticket` and `early_bird` choose lottery tickets.
+`sparsify` wraps an optimizer. The methods it takes are `rigl`, `set_`, `mest`, `gmp`,
+`static` and others; `nm`, `srigl` and `units` prune in a structure; `dynamic` makes a
+new method of two `scores`. `masks` reads the masks of a state, `apply_masks` applies
+them, and `report` counts weights and FLOPs. `ticket_sparsities`, `prune_ticket` and
+`early_bird` are for lottery tickets.
 """
 
 from zosam_jax._types import Units as Units
@@ -28,6 +29,7 @@ from zosam_jax.sparsity.methods.ste import ste as ste
 from zosam_jax.sparsity.methods.svite import svite as svite
 from zosam_jax.sparsity.methods.units import removable as removable
 from zosam_jax.sparsity.methods.units import units as units
+from zosam_jax.sparsity.moments import reset_moments as reset_moments
 from zosam_jax.sparsity.packing import pack as pack
 from zosam_jax.sparsity.packing import unpack as unpack
 from zosam_jax.sparsity.reports.findings import SparsityReport as SparsityReport

@@ -1,32 +1,43 @@
-"""Budgets: which leaves are sparse, and how many weights each of them keeps."""
+"""Budgets: how many weights each sparse leaf keeps.
+
+A budget of the user is a name or a function that gives each layer a density. `resolve`
+turns it into an object with exact integer counts, which selects the weights that stay:
+`PerLayer`, where every layer keeps its own count, or `Global`, where all layers share
+one ranking. (The N:M patterns of `patterns` have the same methods.)
+"""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 
 from zosam_jax import _check, tree
+from zosam_jax._types import Params
+from zosam_jax.selection import select, select_globally
+from zosam_jax.sparsity.leaves import DenseRule as DenseRule
+from zosam_jax.sparsity.leaves import Shape, SparseLeaves
+from zosam_jax.sparsity.leaves import first_layer as first_layer
+from zosam_jax.sparsity.leaves import last_layer as last_layer
+from zosam_jax.sparsity.leaves import sparse_leaves as sparse_leaves
 
-Shape = tuple[int, ...]
 Budget = Callable[[Mapping[str, Shape], float], Mapping[str, float]]
-"""`({path: shape}, sparsity) -> {path: density}` over the sparsified leaves."""
+"""`({path: shape}, sparsity) -> {path: density}` over the sparse leaves."""
 
 
 def uniform(shapes: Mapping[str, Shape], sparsity: float) -> dict[str, float]:
-    """Every layer the same density, `1 - sparsity`."""
+    """Returns the same density, `1 - sparsity`, for every layer."""
     return dict.fromkeys(shapes, 1.0 - sparsity)
 
 
 def erk(shapes: Mapping[str, Shape], sparsity: float) -> dict[str, float]:
-    r"""Erdos-Renyi-Kernel densities (RigL, arXiv:1911.11134, section 3.1).
+    r"""Returns Erdos-Renyi-Kernel densities (RigL, arXiv:1911.11134, section 3.1).
 
     .. math:: d_l = \min(1, \epsilon p_l), \quad
        p_l = \frac{\sum_k n_{l,k}}{\prod_k n_{l,k}}
 
-    over the axes :math:`n_{l,k}` of layer l, with the one epsilon that gives the total.
-    A layer without entries has density 1.
+    The :math:`n_{l,k}` are the lengths of the axes of layer l, and epsilon is the one
+    number that gives the total. A layer without entries has density 1.
 
     Raises:
       ValueError: `sparsity` is not in [0, 1].
@@ -35,12 +46,12 @@ def erk(shapes: Mapping[str, Shape], sparsity: float) -> dict[str, float]:
 
 
 def er(shapes: Mapping[str, Shape], sparsity: float) -> dict[str, float]:
-    r"""Erdos-Renyi densities (SET, arXiv:1707.04780): `erk` of the channels alone.
+    r"""Returns Erdos-Renyi densities (SET, arXiv:1707.04780): `erk` without the window.
 
     .. math:: d_l = \min(1, \epsilon p_l), \quad
        p_l = \frac{n_{in} + n_{out}}{n_{in} n_{out}}
 
-    where the last two axes are :math:`n_{in}, n_{out}`, as in Flax and Haiku. For
+    :math:`n_{in}` and :math:`n_{out}` are the last two axes, as in Flax and Haiku. For
     kernels with two axes it equals `erk`.
 
     Raises:
@@ -54,10 +65,10 @@ def er(shapes: Mapping[str, Shape], sparsity: float) -> dict[str, float]:
 def _scaled(
     shapes: Mapping[str, Shape], sparsity: float, weight: Callable[[Shape], float]
 ) -> dict[str, float]:
-    """min(1, epsilon * weight), epsilon solved for the total.
+    """Returns min(1, epsilon * weight), with epsilon solved for the total.
 
-    While some density would exceed 1, the layers of the largest weight become dense and
-    epsilon is solved again for the others. Epsilon stays positive: a layer goes over
+    While a density would exceed 1, the layers of the largest weight become dense, and
+    epsilon is solved again for the others. Epsilon stays positive: a density exceeds 1
     only if the budget that is left is larger than the layer.
     """
     _check.number("sparsity", sparsity, least=0, most=1)
@@ -80,23 +91,25 @@ def _scaled(
 
 
 BUDGETS: dict[str, Budget] = {"erk": erk, "er": er, "uniform": uniform}
+"""The budgets by name."""
 
 
 def by_path(patterns: Mapping[str, float], rest: str | Budget = "erk") -> Budget:
-    """A budget that fixes the sparsity of some leaves, and shares out what is left.
+    """Returns a budget with a fixed sparsity for some leaves.
 
     Args:
-      patterns: `{pattern: sparsity in [0, 1)}`, glob patterns on `/`-joined key paths,
-        as in `{"head/*": 0.5}`. Where several match, the first one counts.
-      rest: "erk", "er", "uniform" or a budget, for the leaves that none matches. They
-        get the sparsity at which the total is met.
+      patterns: `{pattern: sparsity}` with glob patterns on `/`-joined key paths and
+        sparsities in [0, 1), as `{"head/*": 0.5}`. If several patterns match a leaf,
+        the first one counts.
+      rest: "erk", "er", "uniform" or a budget, for the leaves that no pattern matches.
+        They get the sparsity with which the total is met.
 
     Returns:
-      A budget. It raises `ValueError` where a pattern matches no sparse leaf, or where
-      the other leaves cannot make up the total.
+      A budget. It raises `ValueError` if a pattern matches no sparse leaf, or if the
+      other leaves cannot make up the total.
 
     Raises:
-      ValueError: A sparsity is out of range, or `rest` unknown.
+      ValueError: A sparsity is out of range, or `rest` is unknown.
 
     Example:
       >>> from zosam_jax.sparsity import budgets
@@ -122,7 +135,7 @@ def by_path(patterns: Mapping[str, float], rest: str | Budget = "erk") -> Budget
         if not free:
             return {path: 1.0 - own for path, own in fixed.items()}
         sizes = {path: math.prod(shape) for path, shape in shapes.items()}
-        # Whole weights: nothing is left that rounding would take from fixed layers.
+        # Whole numbers here, so that later rounding takes nothing from fixed layers.
         whole = {
             p: min(max(_kept(sizes[p], own), 1), sizes[p]) for p, own in fixed.items()
         }
@@ -147,109 +160,155 @@ def _kept(size: int, sparsity: float) -> int:
     return size - round(sparsity * size)
 
 
-Predicate = Callable[[str, Shape], bool]
-"""`(path, shape) -> bool`."""
+class PerLayer(NamedTuple):
+    """The budget in which every leaf keeps its own number of weights.
 
-DenseRule = str | Predicate | Sequence[str | Predicate]
-"""Leaves that stay dense: glob patterns on paths, functions of path and shape."""
-
-
-def first_layer(inputs: int) -> Predicate:
-    """For `dense=`: kernels of so many input channels, as the first layer's.
-
-    They are read off the second-last axis, the layout of Flax and Haiku: `(..., in,
-    out)`, dense layers and convolutions alike. Grouped and depthwise convolutions hold
-    their channels a group there.
-
-    Args:
-      inputs: Channels of the network's input, 3 for colour images.
+    Attributes:
+      sparsity: Fraction of pruned weights over the sparse leaves together.
+      densities: Function that gives every leaf its density.
     """
-    _check.whole("inputs", inputs)
-    return lambda _, shape: len(shape) >= 2 and shape[-2] == inputs
+
+    sparsity: float
+    densities: Budget
+
+    across = False
+
+    def counts(self, leaves: SparseLeaves) -> list[int]:
+        """Returns the number of weights that each leaf keeps.
+
+        Raises:
+          ValueError: The budget cannot be met.
+        """
+        shapes = dict(zip(leaves.paths, leaves.shapes, strict=True))
+        densities = self.densities(shapes, self.sparsity)
+        _check_densities(densities, shapes)
+        exact = exact_counts(shapes, densities, self.sparsity)
+        return [exact[path] for path in leaves.paths]
+
+    def by_ranking(self, numbers: Sequence[int]) -> list[int]:
+        """Returns numbers of the leaves as numbers of the rankings: one a leaf."""
+        return list(numbers)
+
+    def select(
+        self,
+        leaves: SparseLeaves,
+        scores: Sequence[jax.Array],
+        counts: Sequence[jax.typing.ArrayLike] | jax.Array | None = None,
+        candidates: Sequence[jax.Array] | None = None,
+    ) -> list[jax.Array]:
+        """Returns masks of the highest scores of each leaf, ties to the lower index.
+
+        Args:
+          leaves: The sparse leaves.
+          scores: Scores of each leaf.
+          counts: How many to select of each, `[leaves]`; by default `self.counts`.
+          candidates: Masks of what may be selected; by default everything.
+        """
+        counts = self.counts(leaves) if counts is None else counts
+        candidates = leaves.all_live() if candidates is None else candidates
+        return select(scores, candidates, list(counts))
 
 
-def last_layer(outputs: int) -> Predicate:
-    """For `dense=`: kernels of so many outputs, as the last layer's.
+class Global(NamedTuple):
+    """The budget in which all leaves share one ranking.
 
-    They are read off the last axis, the layout of Flax and Haiku: `(..., in, out)`. A
-    hidden layer of the same width matches too; name the last one by its path then.
+    The best weight of every leaf is kept, whatever the others score.
 
-    Args:
-      outputs: Outputs of the network, such as the number of classes.
+    Attributes:
+      sparsity: Fraction of pruned weights over the sparse leaves together.
     """
-    _check.whole("outputs", outputs)
-    return lambda _, shape: len(shape) >= 2 and shape[-1] == outputs
+
+    sparsity: float
+
+    across = True
+
+    def counts(self, leaves: SparseLeaves) -> list[int]:
+        """Returns counts of the leaves of which only the sum has a meaning.
+
+        Raises:
+          ValueError: The budget keeps less than one weight a leaf.
+        """
+        return PerLayer(self.sparsity, uniform).counts(leaves)
+
+    def by_ranking(self, numbers: Sequence[int]) -> list[int]:
+        """Returns numbers of the leaves as numbers of the rankings: their sum."""
+        return [sum(numbers)]
+
+    def select(
+        self,
+        leaves: SparseLeaves,
+        scores: Sequence[jax.Array],
+        counts: Sequence[jax.typing.ArrayLike] | jax.Array | None = None,
+        candidates: Sequence[jax.Array] | None = None,
+    ) -> list[jax.Array]:
+        """Returns masks of the highest scores of all leaves, ties to the earlier.
+
+        Args:
+          leaves: The sparse leaves.
+          scores: Scores of each leaf.
+          counts: Numbers whose sum is how many to select; by default `self.counts`.
+          candidates: Masks of what may be selected; by default everything.
+        """
+        counts = self.counts(leaves) if counts is None else counts
+        candidates = leaves.all_live() if candidates is None else candidates
+        return select_globally(scores, candidates, _total(counts))
 
 
-def sparse_leaves(params: Any, dense: DenseRule = ()) -> dict[str, int]:
-    """Flattened index by path of the leaves that are sparsified.
+def _total(counts: Sequence[jax.typing.ArrayLike] | jax.Array) -> jax.typing.ArrayLike:
+    if isinstance(counts, jax.Array):
+        return counts.sum()
+    return counts[0] if len(counts) == 1 else sum(counts)
 
-    Biases and norms are dense by rule: leaves with fewer than two axes, and those of
-    more than two of which at most one is longer than 1 (a bias kept as `(out, 1, 1)`,
-    a class token `(1, 1, d)`).
+
+def resolve(
+    budget: str | Budget, sparsity: float, *, across: bool = False
+) -> PerLayer | Global:
+    """Returns the object that a method's `budget` and `sparsity` stand for.
 
     Args:
-      params: Pytree of arrays.
-      dense: Leaves that are dense besides: a glob pattern on `/`-joined key paths, as
-        `"head/*"` or `"*/embedding"`; a function `(path, shape) -> bool`, as
-        `first_layer(3)`; or a sequence of both.
+      budget: "erk", "er", "uniform", a function like them, or "global".
+      sparsity: Fraction of pruned weights over the sparse leaves together, in [0, 1).
+      across: Whether the method takes "global".
 
     Raises:
-      ValueError: A pattern matches no leaf, or no leaf is left.
+      ValueError: The sparsity is out of range, or the name is unknown.
     """
-    paths = tree.paths(params)
-    if len(set(paths)) < len(paths):
-        twice = sorted({path for path in paths if paths.count(path) > 1})
-        raise ValueError(f"Two leaves of params have one path: {', '.join(twice)}.")
-    shapes = [jnp.shape(x) for x in jax.tree.leaves(params)]
-    kept: set[str] = set()
-    for rule in [dense] if isinstance(dense, str) or callable(dense) else dense or ():
-        if callable(rule):
-            kept |= {p for p, s in zip(paths, shapes, strict=True) if rule(p, s)}
-        else:
-            kept |= tree.matching("dense", rule, paths)
-    sparse = {
-        path: index
-        for index, (path, shape) in enumerate(zip(paths, shapes, strict=True))
-        if _is_kernel(shape) and math.prod(shape) > 0 and path not in kept
-    }
-    if not sparse:
-        raise ValueError(
-            "No leaf of params is left to sparsify: it needs at least two axes and "
-            f"must not match dense={dense!r}. The leaves are: {', '.join(paths)}."
-        )
-    return sparse
-
-
-def _is_kernel(shape: Shape) -> bool:
-    return len(shape) == 2 or sum(n > 1 for n in shape) >= 2
+    _check.number("sparsity", sparsity, least=0, below=1)
+    if callable(budget):
+        return PerLayer(sparsity, budget)
+    _check.one_of("budget", budget, [*BUDGETS, *(["global"] if across else [])])
+    return (
+        Global(sparsity) if budget == "global" else PerLayer(sparsity, BUDGETS[budget])
+    )
 
 
 def counts(
-    params: Any, sparsity: float, budget: str | Budget, dense: DenseRule = ()
-) -> dict[int, int]:
-    """Weights that each sparse leaf keeps, by its flattened index.
+    params: Params, sparsity: float, budget: str | Budget, dense: DenseRule = ()
+) -> dict[str, int]:
+    """Returns the number of weights that each sparse leaf keeps, by path.
 
     Args:
       params: Pytree of arrays; only its structure and shapes are read.
       sparsity: Fraction of pruned weights over the sparse leaves together, in [0, 1).
       budget: "erk", "er", "uniform", or a function like them.
-      dense: See `sparse_leaves`.
+      dense: Leaves that stay dense; see `sparse_leaves`.
 
     Returns:
-      `{index: count}`; the counts add up to `N - round(sparsity * N)`.
+      `{path: count}`; the counts add up to `N - round(sparsity * N)` for N weights.
 
     Raises:
       ValueError: The budget cannot be met.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from zosam_jax.sparsity import budgets
+      >>> params = {"bias": jnp.zeros(4), "kernel": jnp.ones((5, 4))}
+      >>> budgets.counts(params, 0.9, "uniform")
+      {'kernel': 2}
     """
-    sparse = sparse_leaves(params, dense)
-    leaves = jax.tree.leaves(params)
-    shapes = {path: jnp.shape(leaves[i]) for path, i in sparse.items()}
-    rule = BUDGETS[budget] if isinstance(budget, str) else budget
-    densities = rule(shapes, sparsity)
-    _check_densities(densities, shapes)
-    exact = exact_counts(shapes, densities, sparsity)
-    return {sparse[path]: count for path, count in exact.items()}
+    leaves = sparse_leaves(params, dense)
+    exact = resolve(budget, sparsity).counts(leaves)
+    return dict(zip(leaves.paths, exact, strict=True))
 
 
 def _check_densities(
@@ -268,19 +327,19 @@ def _check_densities(
 def exact_counts(
     shapes: Mapping[str, Shape], densities: Mapping[str, float], sparsity: float
 ) -> dict[str, int]:
-    """Whole numbers of weights, near the densities, whose total is exact.
+    """Returns whole numbers of weights, near the densities, with the exact total.
 
-    Largest remainders: every layer is rounded down, and the weights that are left go to
+    Largest remainders: every count is rounded down, and the weights that are left go to
     the layers that lost the largest fraction, ties to the earlier layer.
 
     Args:
-      shapes: Shape of every sparsified leaf by path.
-      densities: Fraction of weights that each keeps.
+      shapes: `{path: shape}` of the sparse leaves.
+      densities: `{path: density}`, the fraction of weights that each keeps.
       sparsity: The total keeps `N - round(sparsity * N)` of its N weights.
 
     Returns:
-      Weights kept by path, at least 1 (where there is one) and at most the layer's
-      size.
+      `{path: count}`: at least 1 (0 for a layer without entries), at most the size of
+      the layer.
 
     Raises:
       ValueError: The total is too small for one weight in every layer.
@@ -301,6 +360,7 @@ def exact_counts(
             f"sparsity={sparsity} keeps {total} of {sum(sizes.values())}."
         )
     counts = {p: min(max(int(ideal[p]), 1), sizes[p]) for p in shapes}
+    # The bounds of 1 and of the size may move the total by more than one a layer.
     while (missing := total - sum(counts.values())) != 0:
         step = 1 if missing > 0 else -1
         open_paths = [p for p in shapes if 1 <= counts[p] + step <= sizes[p]]

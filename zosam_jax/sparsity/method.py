@@ -1,44 +1,47 @@
-"""What `sparsify` asks of a sparse-training method."""
+"""The interface between `sparsify` and a sparse-training method."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 
+from zosam_jax._types import Grads, Masks, Memory, Params
+
 
 class Topology(NamedTuple):
-    """Which weights are live, and what the method needs to know to change that.
+    """The live weights, and what the method needs to change them.
 
     Attributes:
       masks: Mask tree.
-      memory: Pytree of arrays of the method's own: exact integer targets, thresholds.
+      memory: Pytree of arrays that the method carries along: exact integer targets,
+        thresholds.
     """
 
-    masks: Any
-    memory: Any = ()
+    masks: Masks
+    memory: Memory = ()
 
 
 class SparseMethod(NamedTuple):
-    """A sparse-training method: three pure functions, and what a report asks of it.
+    """A sparse-training method: three pure functions, and facts for a report.
 
     Attributes:
-      init: `params -> Topology`, the first one.
+      init: `params -> Topology`, the first topology.
       fires: `step -> bool scalar`, whether the topology changes in this optimizer step
-        (int32, from 0); None, as `change`, where it never does.
+        (int32, from 0). None, like `change`, if it never does.
       change: `(topology, params, grads, step) -> Topology`. `grads` is the gradient
-        with respect to every weight, pruned ones too.
+        with respect to every weight, including the pruned ones.
       straight_through: None: pruned weights are zero. A number: pruned weights are
-        trained by the gradient at the masked ones (STE), plus this number times
-        themselves (SR-STE), and the topology is chosen anew after the step.
+        trained by the gradient at the masked weights (STE), plus this number times
+        their value (SR-STE), and the topology changes after the optimizer's step.
       dense_gradient_every: Steps between two uses of the gradient of pruned weights;
-        None where the method never looks at it.
-      mean_pruned: The share of the finally pruned weights that is pruned, averaged over
-        the training: 1 where the sparsity is that of the end all along.
+        None if the method never uses it.
+      mean_pruned: The number of pruned weights, divided by the final number and
+        averaged over the training. 1 if the sparsity is constant.
     """
 
-    init: Callable[[Any], Topology]
+    init: Callable[[Params], Topology]
     fires: Callable[[jax.Array], jax.Array] | None = None
-    change: Callable[[Topology, Any, Any, jax.Array], Topology] | None = None
+    change: Callable[[Topology, Params, Grads, jax.Array], Topology] | None = None
     straight_through: float | None = None
     dense_gradient_every: int | None = None
     mean_pruned: float = 1.0

@@ -1,44 +1,110 @@
 """N:M sparsity: of every M consecutive weights along an axis, N are live.
 
 Hardware that skips the zeros of a product (2:4 on NVIDIA's Ampere and later) needs the
-groups along the axis that the product sums over, the inputs. That is axis -2 of Flax's
-and Haiku's kernels `(..., in, out)`, and axis 1 of Equinox's `(out, in, ...)`.
+groups along the axis that the product sums over, the inputs. That is axis -2 of the
+kernels of Flax and Haiku, `(..., in, out)`, and axis 1 of Equinox's, `(out, in, ...)`.
 """
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from zosam_jax import _check
 from zosam_jax.selection import select_along
-from zosam_jax.sparsity.budgets import DenseRule, Shape, sparse_leaves
+from zosam_jax.sparsity.leaves import Shape, SparseLeaves
 
 Axis = int | Callable[[str, Shape], int]
 """An axis of every sparse leaf, or `(path, shape) -> axis`."""
 
 
 class Pattern(NamedTuple):
-    """`n` of every `m` consecutive weights along `axis` are live."""
+    """The budget in which `n` of every `m` consecutive weights along `axis` are live.
+
+    Attributes:
+      n: Live weights of each group.
+      m: Weights of each group.
+      axis: The axis along which the groups lie.
+    """
 
     n: int
     m: int
     axis: Axis
+
+    across = False
 
     @property
     def sparsity(self) -> float:
         """The fraction of pruned weights."""
         return 1 - self.n / self.m
 
+    def counts(self, leaves: SparseLeaves) -> list[int]:
+        """Returns the number of weights that each leaf keeps.
+
+        Raises:
+          ValueError: A leaf is not a whole number of groups; all such are named.
+        """
+        wrong = []
+        for path, shape in zip(leaves.paths, leaves.shapes, strict=True):
+            axis = axis_of(self.axis, path, shape)
+            if shape[axis] % self.m:
+                wrong.append(f"{path} of shape {shape} along axis {axis}")
+        if wrong:
+            first = wrong[0].split(" of shape ")[0]
+            raise ValueError(
+                f"groups of {self.m} weights do not divide {', '.join(wrong)}. Keep "
+                f"such leaves dense, as dense=({first!r},), or say another axis."
+            )
+        return [size // self.m * self.n for size in leaves.sizes]
+
+    def by_ranking(self, numbers: Sequence[int]) -> list[int]:
+        """Returns numbers of the leaves unchanged."""
+        return list(numbers)
+
+    def select(
+        self,
+        leaves: SparseLeaves,
+        scores: Sequence[jax.Array],
+        counts: Sequence[jax.typing.ArrayLike] | jax.Array | None = None,
+        candidates: Sequence[jax.Array] | None = None,
+    ) -> list[jax.Array]:
+        """Returns masks of the `n` highest scores of every group.
+
+        Args:
+          leaves: The sparse leaves.
+          scores: Scores of each leaf.
+          counts: Not used: the pattern fixes them. If None, the leaves are checked.
+          candidates: Masks of what may be selected; by default everything.
+        """
+        if counts is None:
+            self.counts(leaves)
+        candidates = leaves.all_live() if candidates is None else candidates
+        return [
+            best_of_groups(self, path, score, allowed)
+            for path, score, allowed in zip(
+                leaves.paths, scores, candidates, strict=True
+            )
+        ]
+
 
 def pattern_of(
-    pair: tuple[int, int], axis: Axis, sparsity: float | None, budget: Any
+    pair: tuple[int, int],
+    axis: Axis,
+    sparsity: float | None = None,
+    budget: object | None = None,
 ) -> Pattern:
-    """The pattern that a method's arguments say.
+    """Returns the pattern that a method's arguments stand for.
+
+    Args:
+      pair: `(n, m)`.
+      axis: The axis along which the groups lie.
+      sparsity: The sparsity that was given beside it, if any.
+      budget: The budget that was given beside it, if any.
 
     Raises:
-      ValueError: It is no pair `1 <= n <= m`, or `sparsity` or `budget` contradict it.
+      ValueError: `pair` is no `(n, m)` with `1 <= n <= m`, or `sparsity` or `budget`
+        contradicts it.
     """
     try:
         n, m = pair
@@ -63,7 +129,12 @@ def pattern_of(
 
 
 def axis_of(axis: Axis, path: str, shape: Shape) -> int:
-    """The axis of a leaf, not negative.
+    """Returns the axis of a leaf as an index from 0.
+
+    Args:
+      axis: The axis, or a function of path and shape.
+      path: Key path of the leaf.
+      shape: Shape of the leaf.
 
     Raises:
       ValueError: The leaf has no such axis.
@@ -74,47 +145,28 @@ def axis_of(axis: Axis, path: str, shape: Shape) -> int:
     return index % len(shape)
 
 
-def check_fits(pattern: Pattern, params: Any, dense: DenseRule) -> None:
-    """Raises `ValueError`, naming them, if leaves are no whole number of groups."""
-    leaves = jax.tree.leaves(params)
-    wrong = []
-    for path, index in sparse_leaves(params, dense).items():
-        shape = jnp.shape(leaves[index])
-        axis = axis_of(pattern.axis, path, shape)
-        if shape[axis] % pattern.m:
-            wrong.append(f"{path} of shape {shape} along axis {axis}")
-    if wrong:
-        first = wrong[0].split(" of shape ")[0]
-        raise ValueError(
-            f"groups of {pattern.m} weights do not divide {', '.join(wrong)}. Keep "
-            f"such leaves dense, as dense=({first!r},), or say another axis."
-        )
-
-
 def best_of_groups(
     pattern: Pattern,
     path: str,
     score: jax.Array,
-    candidates: jax.Array | None = None,
+    candidates: jax.Array,
     taken: jax.Array | None = None,
 ) -> jax.Array:
-    """The highest scoring candidates of every group, ties to the lower index.
+    """Returns the highest scoring candidates of every group, ties to the lower index.
 
     Args:
-      pattern: The groups; `n` are chosen of each, less what `taken` has there.
-      path: The leaf's, for a pattern whose axis depends on it.
-      score: The leaf's scores.
-      candidates: Which may be chosen; all by default.
-      taken: Entries that are live already, and no candidates; none by default.
+      pattern: The groups. Each gets `n` weights, less those that `taken` has in it.
+      path: Key path of the leaf, for a pattern whose axis depends on it.
+      score: Scores of the leaf.
+      candidates: Mask of what may be selected.
+      taken: Mask of what is live already and no candidate; by default nothing.
 
     Returns:
-      Boolean array: True where chosen.
+      Boolean array in the shape of the leaf: True where selected.
     """
     axis = axis_of(pattern.axis, path, score.shape)
     shape = (*score.shape[:axis], -1, pattern.m, *score.shape[axis + 1 :])
-    if candidates is None:
-        candidates = jnp.ones(score.shape, bool)
-    counts: Any = pattern.n
+    counts: jax.typing.ArrayLike = pattern.n
     if taken is not None:
         there = jnp.sum(taken.reshape(shape), axis + 1, keepdims=True, dtype=jnp.int32)
         counts = pattern.n - there
@@ -122,25 +174,3 @@ def best_of_groups(
         score.reshape(shape), candidates.reshape(shape), counts, (axis + 1,)
     )
     return chosen.reshape(score.shape)
-
-
-def best_of_leaves(
-    pattern: Pattern, params: Any, ranking: Any, dense: DenseRule
-) -> dict[int, jax.Array]:
-    """The masks with the `n` best of every group, by flattened index of the leaf.
-
-    Args:
-      pattern: The groups.
-      params: Pytree of arrays.
-      ranking: Scores, a tree like `params`.
-      dense: See `sparse_leaves`.
-
-    Raises:
-      ValueError: Leaves are no whole number of groups.
-    """
-    check_fits(pattern, params, dense)
-    ranked = [jnp.asarray(x) for x in jax.tree.leaves(ranking)]
-    return {
-        index: best_of_groups(pattern, path, ranked[index])
-        for path, index in sparse_leaves(params, dense).items()
-    }

@@ -10,20 +10,34 @@ import jax.numpy as jnp
 from zosam_jax import _check
 
 Fires = Callable[[jax.Array], jax.Array]
+"""`step -> bool scalar`, whether the topology changes in this step."""
+
+Fraction = Callable[[jax.Array], jax.Array]
+"""`step -> fraction`."""
 
 
 def periodic(interval: int, stop: float, start: int | None = None) -> Fires:
-    """Every `interval` steps from `start` (default: `interval`) until before `stop`."""
+    """Returns a schedule that fires every `interval` steps.
+
+    Args:
+      interval: Steps between two changes.
+      stop: All changes are before this step.
+      start: Step of the first change; by default `interval`.
+    """
     first = interval if start is None else start
     return lambda step: (
         (step >= first) & ((step - first) % interval == 0) & (step < stop)
     )
 
 
-def cosine(
-    peak: float, steps: float, end: float = 0.0
-) -> Callable[[jax.Array], jax.Array]:
-    r""":math:`e + \frac{p - e}{2} (1 + \cos \frac{\pi t}{T})`, and `end` after T."""
+def cosine(peak: float, steps: float, end: float = 0.0) -> Fraction:
+    r"""Returns :math:`e + \frac{p - e}{2} (1 + \cos \frac{\pi t}{T})`, with e after T.
+
+    Args:
+      peak: p, the value at step 0.
+      steps: T.
+      end: e, the value at step T and after.
+    """
 
     def schedule(step: jax.Array) -> jax.Array:
         angle = jnp.pi * jnp.minimum(step / max(steps, 1), 1)
@@ -33,16 +47,26 @@ def cosine(
 
 
 def cubic_steps(total: int, interval: int, start: float, stop: float) -> list[int]:
-    """The steps of gradual pruning: first to last, the last within `stop * total`."""
-    # 0.07 * 100 is 7.000000000000001, 0.29 * 100 is 28.999999999999996.
+    """Returns the steps in which gradual pruning prunes.
+
+    Args:
+      total: Steps of the training.
+      interval: Steps between two prunings.
+      start: The first is at `start * total`, rounded up.
+      stop: The last is not after `stop * total`.
+    """
+    # 0.07 * 100 is 7.000000000000001, and 0.29 * 100 is 28.999999999999996.
     begin, end = round(start * total, 6), round(stop * total, 6)
     first = min(math.ceil(begin), total - 1)
     last = max(first, min(math.floor(end), total - 1))
     return list(range(first, last + 1, interval))
 
 
-def cubic(steps: list[int]) -> Callable[[jax.Array], jax.Array]:
-    """`1 - (1 - t)^3`, t from 0 at the first to 1 at the last step (1 if one step)."""
+def cubic(steps: list[int]) -> Fraction:
+    """Returns `1 - (1 - t)^3`, with t from 0 at the first step to 1 at the last.
+
+    It is 1 if there is one step only.
+    """
     first, last = steps[0], steps[-1]
 
     def schedule(step: jax.Array) -> jax.Array:
@@ -55,16 +79,21 @@ def cubic(steps: list[int]) -> Callable[[jax.Array], jax.Array]:
 def dropping(
     total_steps: int,
     interval: int,
-    drop_fraction: float | Callable[[jax.Array], jax.Array],
+    drop_fraction: float | Fraction,
     stop_fraction: float,
-) -> tuple[Fires, Callable[[jax.Array], jax.Array]]:
-    """When the topology changes, and the fraction dropped then; see `dynamic`.
+) -> tuple[Fires, Fraction]:
+    """Returns when the topology changes, and the fraction dropped then.
+
+    Args:
+      total_steps: Optimizer steps of the whole training.
+      interval: Steps between two changes.
+      drop_fraction: The first fraction, annealed to 0 by a cosine; or a schedule.
+      stop_fraction: All changes are before step `stop_fraction * total_steps`.
 
     Raises:
       ValueError: An argument is out of range.
     """
-    _check.whole("total_steps", total_steps)
-    _check.whole("interval", interval)
+    check_steps(total_steps, interval)
     _check.number("stop_fraction", stop_fraction, least=0, most=1)
     stop = stop_fraction * total_steps
     fraction = drop_fraction
@@ -75,8 +104,19 @@ def dropping(
     return periodic(interval, stop), fraction
 
 
+def check_steps(total_steps: int, interval: int) -> None:
+    """Raises `ValueError` unless both are integers of at least 1."""
+    _check.whole("total_steps", total_steps)
+    _check.whole("interval", interval)
+
+
 def warn_if_static(first: float, stop: float) -> None:
-    """Says so where the first change would not be before step `stop` (0: never)."""
+    """Warns if the topology never changes.
+
+    Args:
+      first: Step of the first change.
+      stop: All changes are before this step; 0 if none is wanted.
+    """
     if not (_check.is_traced(first) or _check.is_traced(stop)) and 0 < stop <= first:
         warnings.warn(
             "the topology will never change: the first change would be in step "

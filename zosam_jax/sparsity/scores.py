@@ -1,35 +1,37 @@
 """Scores that rank weights.
 
-A score is a function `(params, grads, key) -> tree of float arrays`, the higher the
-better; what drops is what scores lowest. A new method is a new function.
+A score is a function `(params, grads, key) -> tree of float arrays`, higher for better
+weights. A method drops the live weights with the lowest drop scores and grows the
+pruned weights with the highest grow scores. A new score is a function and a row of
+`SCORES`.
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from zosam_jax import _check, tree
+from zosam_jax._types import Grads, Key, Params, PyTree
 
-Score = Callable[[Any, Any, jax.Array], Any]
+Score = Callable[[Params, Grads | None, Key], PyTree]
 """`(params, grads, key) -> scores`, all trees like the parameters."""
 
 
-def magnitude(params: Any, grads: Any, key: jax.Array) -> Any:
-    """|w|."""
+def magnitude(params: Params, grads: Grads | None, key: Key) -> PyTree:
+    """Returns |w|."""
     del grads, key
     return jax.tree.map(jnp.abs, params)
 
 
-def gradient(params: Any, grads: Any, key: jax.Array) -> Any:
-    """|dL/dw|, at pruned weights too: what RigL grows by (arXiv:1911.11134)."""
+def gradient(params: Params, grads: Grads | None, key: Key) -> PyTree:
+    """Returns |dL/dw|, for pruned weights too; RigL grows by it (arXiv:1911.11134)."""
     del params, key
     return jax.tree.map(jnp.abs, grads)
 
 
-def saliency(params: Any, grads: Any, key: jax.Array) -> Any:
-    """|w dL/dw|, SNIP's connection sensitivity (arXiv:1810.02340, equation 4)."""
+def saliency(params: Params, grads: Grads | None, key: Key) -> PyTree:
+    """Returns |w dL/dw|, SNIP's connection sensitivity (arXiv:1810.02340, eq. 4)."""
     del key
     return jax.tree.map(
         lambda w, g: jnp.abs(w.astype(jnp.float32) * g.astype(jnp.float32)),
@@ -38,8 +40,8 @@ def saliency(params: Any, grads: Any, key: jax.Array) -> Any:
     )
 
 
-def random(params: Any, grads: Any, key: jax.Array) -> Any:
-    """Independent uniform numbers."""
+def random(params: Params, grads: Grads | None, key: Key) -> PyTree:
+    """Returns independent numbers, uniform in [0, 1)."""
     del grads
     return tree.uniform_like(key, params)
 
@@ -54,10 +56,14 @@ SCORES: dict[str, Score] = {
 
 
 def named(argument: str, score: str | Score) -> Score:
-    """Returns the score of a name; a function is returned unchanged.
+    """Returns the score with a name; a function is returned unchanged.
+
+    Args:
+      argument: The argument's name, for the error.
+      score: A name in `SCORES`, or a function.
 
     Raises:
-      ValueError: The name is unknown; the message names the argument.
+      ValueError: The name is unknown.
     """
     if callable(score):
         return score

@@ -9,15 +9,20 @@ import jax.numpy as jnp
 import optax
 
 from zosam_jax import _check, tree
-from zosam_jax._types import Decoupled, EstimatorState
-from zosam_jax.sparsity.mask_trees import (
-    landing,
-    reset_moments,
-    restricted,
-    sparsity_of,
+from zosam_jax._types import (
+    Decoupled,
+    EstimatorState,
+    Grads,
+    Masks,
+    Memory,
+    OptState,
+    Params,
+    PyTree,
 )
+from zosam_jax.sparsity.mask_trees import landing, restricted, sparsity_of
 from zosam_jax.sparsity.method import SparseMethod, Topology
-from zosam_jax.sparsity.packing import pack, unpack
+from zosam_jax.sparsity.moments import reset_moments
+from zosam_jax.sparsity.packing import PackedMasks, pack, unpack
 
 
 class SparsifyState(NamedTuple):
@@ -26,21 +31,21 @@ class SparsifyState(NamedTuple):
     Attributes:
       step: Optimizer steps taken, int32.
       masks: Mask tree; with `packed=True` a packed one, which `masks(state)` unpacks.
-      memory: What the method remembers: exact integer targets, thresholds.
-      explored: Union of all masks until now, packed likewise; () where not tracked.
+      memory: What the method carries along: exact integer targets, thresholds.
+      explored: Union of all masks until now, packed likewise; () if not tracked.
       inner: State of the inner optimizer.
       gradient: State of the gradient estimator; () without one.
-      accumulated: Mean gradient of the micro-batches since the last step, and their
-        number; () without accumulation.
+      accumulated: `(number of micro-batches since the last step, their mean gradient)`;
+        () without accumulation.
     """
 
     step: jax.Array
-    masks: Any
-    memory: Any
-    explored: Any
-    inner: Any
-    gradient: Any
-    accumulated: Any
+    masks: Masks | PackedMasks
+    memory: Memory
+    explored: Masks | PackedMasks
+    inner: OptState
+    gradient: OptState
+    accumulated: PyTree
 
 
 def sparsify(
@@ -54,31 +59,35 @@ def sparsify(
 ) -> optax.GradientTransformationExtraArgs:
     """Sparse training with any optimizer: masks are state, updates land on them.
 
-    Each update (1) makes the gradient with `gradient`, on the masks; (2) where the
-    method says so, changes the topology, in a `lax.cond` branch, by the dense gradient,
-    and resets the optimizer's moments of dropped and grown weights; (3) steps `inner`
-    with the masked gradient; (4) emits updates after which every pruned weight is
-    exactly 0, so keep it outermost: what follows in a chain may move it off. One that
-    was NaN or infinite stays NaN: nothing added to it gives 0. `apply_masks` does.
+    Each update
+
+    1. takes the gradient with `gradient`, on the masks;
+    2. changes the topology by the dense gradient, if the method says so in this step
+       (a `lax.cond` branch), and resets the optimizer's moments of dropped and grown
+       weights;
+    3. steps `inner` with the masked gradient;
+    4. emits updates after which every pruned weight is exactly 0. So keep it outermost:
+       what follows it in a chain may move pruned weights. A pruned weight that was NaN
+       or infinite stays NaN, since nothing added to it gives 0; `apply_masks` does.
 
     A straight-through method (`ste`) trains the pruned weights too: `params` are dense,
-    nothing is reset, the gradient is that at the masked parameters, and the masks are
-    chosen after the step, so that `masks(state)` are those of `params` (the last choice
-    where `ste(interval=)` is above 1).
+    no moments are reset, and the gradient is taken at the masked parameters. The masks
+    are chosen after the step, so that `masks(state)` are those of `params` (with
+    `ste(interval=)` above 1, those of the last choice).
 
     Start with `state = tx.init(params)` and
     `params = zs.sparsity.apply_masks(params, zs.sparsity.masks(state))`.
 
     Args:
-      inner: The optimizer. Gradient clipping inside it sees live weights alone.
+      inner: The optimizer. Gradient clipping inside it sees live weights only.
       method: From `zs.sparsity`: `rigl`, `set_`, `static`, ...
       gradient: A gradient estimator, such as `zs.zosam(...)`; it is given `value_fn`
-        and the masks. None: `updates` is the gradient, with respect to every weight, as
+        and the masks. None: `updates` is the gradient with respect to every weight, as
         `jax.grad` gives it at the masked parameters.
-      accumulate_steps: Updates whose gradients are averaged into one optimizer step;
-        the others emit zeros. Schedules count optimizer steps.
-      packed: Keep the masks in the state in one bit a weight, not one byte; they are
-        unpacked in every update.
+      accumulate_steps: Number of updates whose gradients are averaged into one
+        optimizer step; the other updates are zero. Schedules count optimizer steps.
+      packed: Keep the masks in the state in one bit a weight instead of one byte. They
+        are unpacked in every update.
       track_exploration: Remember which weights were ever live, for `exploration`.
 
     Returns:
@@ -107,164 +116,199 @@ def sparsify(
     inner = optax.with_extra_args_support(inner)
     if gradient is not None:
         gradient = optax.with_extra_args_support(gradient)
+    step = _Step(inner, method, packed)
+    hold = step.hold
 
-    hold_masks = pack if packed else lambda masks: masks
-    fires, change, decay = method.fires, method.change, method.straight_through
-
-    def network(params: Any, masks: Any) -> Any:
-        """The parameters that the optimizer moves."""
-        return tree.mask(params, masks) if decay is None else params
-
-    def init(params: Any) -> SparsifyState:
+    def init(params: Params) -> SparsifyState:
         topology = method.init(params)
-        moments = inner.init(network(params, topology.masks))
+        moments = inner.init(step.network(params, topology.masks))
         _check_inner(moments)
-        accumulated = ()
-        if accumulate_steps > 1:
-            zeros = jax.tree.map(
-                lambda x: jnp.zeros(x.shape, jnp.promote_types(x.dtype, jnp.float32)),
-                params,
-            )
-            accumulated = (jnp.zeros((), jnp.int32), zeros)
         explored = ()
         if track_exploration:
             # Copies: a donated state may not hold an array twice.
-            explored = hold_masks(jax.tree.map(jnp.copy, topology.masks))
+            explored = hold(jax.tree.map(jnp.copy, topology.masks))
         return SparsifyState(
             step=jnp.zeros((), jnp.int32),
-            masks=hold_masks(topology.masks),
+            masks=hold(topology.masks),
             memory=topology.memory,
             explored=explored,
             inner=moments,
             gradient=() if gradient is None else gradient.init(params),
-            accumulated=accumulated,
+            accumulated=_nothing_yet(params) if accumulate_steps > 1 else (),
         )
 
-    def change_topology(grads: Any, state: SparsifyState, params: Any) -> SparsifyState:
-        assert change is not None
-        old = unpack(state.masks)
-        new = change(Topology(old, state.memory), params, grads, state.step)
-        if method.dense_gradient_every is not None and decay is None:
-            # A gradient with NaN in it ranks nothing. (A straight-through method ranks
-            # weights, and its masks are those of `params` whatever the gradient was.)
-            new = tree.where(tree.all_finite(grads), new, Topology(old, state.memory))
-        if decay is None:
-            changed = jax.tree.map(jnp.logical_xor, new.masks, old)
-            fresh = inner.init(tree.mask(params, new.masks))
-            moments = reset_moments(state.inner, fresh, changed)
-            state = state._replace(inner=moments)
-        if track_exploration:
-            ever = jax.tree.map(jnp.logical_or, unpack(state.explored), new.masks)
-            state = state._replace(explored=hold_masks(ever))
-        return state._replace(masks=hold_masks(new.masks), memory=new.memory)
-
-    def rewired(grads: Any, state: SparsifyState, params: Any) -> SparsifyState:
-        if fires is None:
-            return state
-        return jax.lax.cond(
-            fires(state.step),
-            change_topology,
-            lambda _, state, __: state,
-            *(grads, state, params),
-        )
-
-    def step(
-        grads: Any, state: SparsifyState, params: Any, extra_args: dict[str, Any]
-    ) -> tuple[Any, SparsifyState]:
-        if decay is None:
-            state = rewired(_main(grads), state, params)
+    def update(
+        updates: Grads,
+        state: OptState,
+        params: Params | None = None,
+        **extra_args: Any,
+    ) -> tuple[Grads, OptState]:
+        if params is None:
+            raise ValueError(
+                "zs.sparsify needs params: tx.update(grads, state, params)."
+            )
         masks = unpack(state.masks)
+        if gradient is None:
+            grads = updates
+        else:
+            grads, gradient_state = gradient.update(
+                updates,
+                state.gradient,
+                step.seen(params, masks),
+                **{**extra_args, "masks": masks, "optimizer_step": state.step},
+            )
+            state = state._replace(gradient=gradient_state)
+        _check_gradient(grads, params, accumulate_steps)
+        if accumulate_steps == 1:
+            return step(grads, state, masks, params, extra_args)
+
+        count, mean = state.accumulated
+        mean = jax.tree.map(lambda m, g: m + (g - m) / (count + 1), mean, grads)
+        emit = count + 1 == accumulate_steps
+
+        def take(
+            mean: Grads, state: SparsifyState, masks: Masks, params: Params
+        ) -> tuple[Grads, SparsifyState]:
+            grads = jax.tree.map(lambda m, g: m.astype(g.dtype), mean, params)
+            updates, state = step(grads, state, masks, params, extra_args)
+            zeros = jax.tree.map(jnp.zeros_like, mean)
+            return updates, state._replace(accumulated=(jnp.zeros_like(count), zeros))
+
+        def wait(
+            mean: Grads, state: SparsifyState, masks: Masks, params: Params
+        ) -> tuple[Grads, SparsifyState]:
+            shapes, _ = jax.eval_shape(take, mean, state, masks, params)
+            zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+            return zeros, state._replace(accumulated=(count + 1, mean))
+
+        return jax.lax.cond(emit, take, wait, mean, state, masks, params)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+class _Step:
+    """An optimizer step on the masks, with a change of topology where one is due."""
+
+    def __init__(
+        self,
+        inner: optax.GradientTransformationExtraArgs,
+        method: SparseMethod,
+        packed: bool,
+    ):
+        self.inner, self.method, self.packed = inner, method, packed
+        self.straight_through = method.straight_through is not None
+
+    def hold(self, masks: Masks) -> Masks | PackedMasks:
+        """Returns the masks as the state holds them."""
+        return pack(masks) if self.packed else masks
+
+    def network(self, params: Params, masks: Masks) -> Params:
+        """Returns the parameters that the optimizer moves."""
+        return params if self.straight_through else tree.mask(params, masks)
+
+    def seen(self, params: Params, masks: Masks) -> Params:
+        """Returns the parameters at which the gradient is taken."""
+        return tree.mask(params, masks) if self.straight_through else params
+
+    def __call__(
+        self,
+        grads: Grads | Decoupled,
+        state: SparsifyState,
+        masks: Masks,
+        params: Params,
+        extra_args: dict[str, Any],
+    ) -> tuple[Grads, SparsifyState]:
+        """Returns the updates and the state after the step; `masks` are the state's."""
+        decay = self.method.straight_through
         if decay is None:
+            state, masks = self._rewired(_main(grads), state, masks, params)
             given = _by_part(lambda part: restricted(part, masks), grads)
         else:
             given = _with_decay(grads, params, masks, decay)
-        updates, moments = inner.update(
-            given, state.inner, network(params, masks), **extra_args
+        updates, moments = self.inner.update(
+            given, state.inner, self.network(params, masks), **extra_args
         )
         state = state._replace(inner=moments)
         if decay is None:
             updates = landing(updates, params, masks)
         else:
             new = optax.apply_updates(params, updates)
-            state = rewired(_main(grads), state, new)
+            state, masks = self._rewired(_main(grads), state, masks, new)
         return updates, state._replace(step=optax.safe_increment(state.step))
 
-    def update(
-        updates: Any, state: Any, params: Any | None = None, **extra_args: Any
-    ) -> tuple[Any, Any]:
-        if params is None:
-            raise ValueError(
-                "zs.sparsify needs params: tx.update(grads, state, params)."
-            )
-        if gradient is not None:
-            masks = unpack(state.masks)
-            grads, gradient_state = gradient.update(
-                updates,
-                state.gradient,
-                params if decay is None else tree.mask(params, masks),
-                **{
-                    **extra_args,
-                    "masks": masks,
-                    "optimizer_step": state.step,
-                },
-            )
-            state = state._replace(gradient=gradient_state)
-        elif updates is None:
-            raise ValueError(
-                "zs.sparsify has no gradient: pass one as updates, or say "
-                "gradient=zs.zosam(...) (or zs.backprop()) and give value_fn."
-            )
-        else:
-            grads = updates
-        if jax.tree.structure(_main(grads)) != jax.tree.structure(params):
-            raise ValueError(
-                "the gradient must have the structure of params; got "
-                f"{jax.tree.structure(grads)} for {jax.tree.structure(params)}. "
-                "(Equinox: filter both, params = eqx.filter(model, "
-                "eqx.is_inexact_array).)"
-            )
-        if isinstance(grads, Decoupled) and accumulate_steps > 1:
-            raise ValueError(
-                "accumulate_steps > 1 averages one gradient, and that of "
-                "zs.wsam(decouple=True) has two parts. Say decouple=False."
-            )
-        if accumulate_steps == 1:
-            return step(grads, state, params, extra_args)
+    def _rewired(
+        self, grads: Grads, state: SparsifyState, masks: Masks, params: Params
+    ) -> tuple[SparsifyState, Masks]:
+        """Returns state and masks after a change of topology, if one is due.
 
-        count, mean = state.accumulated
-        mean = jax.tree.map(lambda m, g: m + (g - m) / (count + 1), mean, grads)
-        emit = count + 1 == accumulate_steps
+        What passes through the conditional is what the state holds; packed masks pass
+        beside the unpacked ones, so that only a change packs and unpacks.
+        """
+        if self.method.fires is None:
+            return state, masks
+        held = state.masks if self.packed else ()
 
-        def take(mean: Any, state: SparsifyState, params: Any) -> Any:
-            grads = jax.tree.map(lambda m, g: m.astype(g.dtype), mean, params)
-            updates, state = step(grads, state, params, extra_args)
-            zeros = jax.tree.map(jnp.zeros_like, mean)
-            return updates, state._replace(accumulated=(jnp.zeros_like(count), zeros))
+        def changed(
+            grads: Grads, state: SparsifyState, held: PyTree, params: Params
+        ) -> tuple[SparsifyState, PyTree]:
+            del held
+            state = self._changed(grads, state, params)
+            return state, pack(state.masks) if self.packed else ()
 
-        def hold(mean: Any, state: SparsifyState, params: Any) -> Any:
-            shapes, _ = jax.eval_shape(take, mean, state, params)
-            zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-            return zeros, state._replace(accumulated=(count + 1, mean))
+        state, held = jax.lax.cond(
+            self.method.fires(state.step),
+            changed,
+            lambda _, state, held, __: (state, held),
+            *(grads, state._replace(masks=masks), held, params),
+        )
+        masks = state.masks
+        return state._replace(masks=held if self.packed else masks), masks
 
-        return jax.lax.cond(emit, take, hold, mean, state, params)
-
-    return optax.GradientTransformationExtraArgs(init, update)
+    def _changed(
+        self, grads: Grads, state: SparsifyState, params: Params
+    ) -> SparsifyState:
+        """Returns the state after a change; its masks are unpacked before and after."""
+        method, old = self.method, state.masks
+        assert method.change is not None
+        before = Topology(old, state.memory)
+        new = method.change(before, params, grads, state.step)
+        if method.dense_gradient_every is not None and not self.straight_through:
+            # A gradient with NaN ranks nothing, so nothing changes. (A straight-through
+            # method ranks weights, and its masks follow `params` in any case.)
+            new = tree.where(tree.all_finite(grads), new, before)
+        if not self.straight_through:
+            changed = jax.tree.map(jnp.logical_xor, new.masks, old)
+            fresh = self.inner.init(tree.mask(params, new.masks))
+            moments = reset_moments(state.inner, fresh, changed)
+            state = state._replace(inner=moments)
+        if jax.tree.leaves(state.explored):
+            ever = jax.tree.map(jnp.logical_or, unpack(state.explored), new.masks)
+            state = state._replace(explored=self.hold(ever))
+        return state._replace(masks=new.masks, memory=new.memory)
 
 
-def masks(state: Any) -> Any:
-    """The mask tree held in an optimizer state.
+def _nothing_yet(params: Params) -> tuple[jax.Array, Grads]:
+    """Returns the accumulated gradient before the first micro-batch."""
+    zeros = jax.tree.map(
+        lambda x: jnp.zeros(x.shape, jnp.promote_types(x.dtype, jnp.float32)), params
+    )
+    return jnp.zeros((), jnp.int32), zeros
+
+
+def masks(state: OptState) -> Masks:
+    """Returns the mask tree held in an optimizer state.
 
     Args:
-      state: An Optax state with `sparsify` anywhere inside it. Where
+      state: An Optax state with `sparsify` anywhere inside it. If
         `optax.multi_transform` gives several `sparsify` their own leaves, their masks
-        are put together, and leaves of other optimizers stay `optax.MaskedNode()`,
-        which `apply_masks` takes for dense.
+        are put together. Leaves of other optimizers stay `optax.MaskedNode()`, which
+        `apply_masks` treats as dense.
 
     Returns:
       A tree like the parameters: boolean arrays, scalar True for dense leaves.
 
     Raises:
-      ValueError: There is no `sparsify` in it, or a leaf has masks of two.
+      ValueError: The state holds no `sparsify`, or two for the same leaf.
     """
     found = _states(state)
     if not found:
@@ -275,24 +319,24 @@ def masks(state: Any) -> Any:
     return functools.reduce(_merge, [unpack(x.masks) for x in found])
 
 
-def exploration(state: Any) -> jax.Array:
-    r"""ITOP's exploration rate: the share of the sparse leaves' weights ever live.
+def exploration(state: OptState) -> jax.Array:
+    r"""Returns ITOP's exploration rate: the fraction of weights that were ever live.
 
     .. math:: R_s = \frac{|\cup_t m_t|}{N}
 
-    (arXiv:2102.02887, section 3.2), float32 scalar.
+    over the sparse leaves (arXiv:2102.02887, section 3.2), float32 scalar.
 
     Args:
-      state: An Optax state that holds one of `sparsify(..., track_exploration=True)`.
+      state: An Optax state with `sparsify(..., track_exploration=True)` inside it.
 
     Raises:
-      ValueError: There is none in it.
+      ValueError: The state does not track what was explored.
     """
     return 1 - sparsity_of(explored(state))
 
 
-def explored(state: Any) -> Any:
-    """The union of all masks until now: a mask tree.
+def explored(state: OptState) -> Masks:
+    """Returns the union of all masks until now, a mask tree.
 
     Args:
       state: As in `exploration`.
@@ -310,15 +354,15 @@ def explored(state: Any) -> Any:
     return functools.reduce(_merge, map(unpack, found))
 
 
-def _states(state: Any) -> list[SparsifyState]:
-    def is_state(x: Any) -> bool:
+def _states(state: OptState) -> list[SparsifyState]:
+    def is_state(x: object) -> bool:
         return isinstance(x, SparsifyState)
 
     return [x for x in jax.tree.leaves(state, is_leaf=is_state) if is_state(x)]
 
 
-def _merge(a: Any, b: Any) -> Any:
-    """Two trees put together: each is `optax.MaskedNode` where the other is not."""
+def _merge(a: PyTree, b: PyTree) -> PyTree:
+    """Merges two trees, each of which is `optax.MaskedNode` where the other is not."""
     if isinstance(a, optax.MaskedNode):
         return b
     if isinstance(b, optax.MaskedNode):
@@ -333,20 +377,24 @@ def _merge(a: Any, b: Any) -> Any:
     return jax.tree.unflatten(treedef, map(_merge, children, others))
 
 
-def _main(grads: Any) -> Any:
-    """The gradient that the optimizer steps along."""
+def _main(grads: Grads | Decoupled) -> Grads:
+    """Returns the gradient that the optimizer steps along."""
     return grads.grad if isinstance(grads, Decoupled) else grads
 
 
-def _by_part(function: Callable[[Any], Any], grads: Any) -> Any:
-    """Applied to the gradient, or to both parts of a decoupled one."""
+def _by_part(
+    function: Callable[[Grads], Grads], grads: Grads | Decoupled
+) -> Grads | Decoupled:
+    """Applies a function to the gradient, or to both parts of a decoupled one."""
     if isinstance(grads, Decoupled):
         return Decoupled(*map(function, grads))
     return function(grads)
 
 
-def _with_decay(grads: Any, params: Any, masks: Any, decay: float) -> Any:
-    """SR-STE: the gradient, plus `decay` times the weights that are pruned."""
+def _with_decay(
+    grads: Grads | Decoupled, params: Params, masks: Masks, decay: float
+) -> Grads | Decoupled:
+    """Returns the gradient plus `decay` times the pruned weights (SR-STE)."""
     if not decay:
         return grads
     pruned = tree.subtract(params, tree.mask(params, masks))
@@ -354,8 +402,31 @@ def _with_decay(grads: Any, params: Any, masks: Any, decay: float) -> Any:
     return grads._replace(grad=moved) if isinstance(grads, Decoupled) else moved
 
 
-def _check_inner(state: Any) -> None:
-    """Refuses what an inner optimizer cannot hold, found by the state that it makes."""
+def _check_gradient(
+    grads: Grads | Decoupled | None, params: Params, accumulate_steps: int
+) -> None:
+    """Raises `ValueError` unless there is a gradient with which a step can be made."""
+    if grads is None:
+        raise ValueError(
+            "zs.sparsify has no gradient: pass one as updates, or say "
+            "gradient=zs.zosam(...) (or zs.backprop()) and give value_fn."
+        )
+    if jax.tree.structure(_main(grads)) != jax.tree.structure(params):
+        raise ValueError(
+            "the gradient must have the structure of params; got "
+            f"{jax.tree.structure(grads)} for {jax.tree.structure(params)}. "
+            "(Equinox: filter both, params = eqx.filter(model, "
+            "eqx.is_inexact_array).)"
+        )
+    if isinstance(grads, Decoupled) and accumulate_steps > 1:
+        raise ValueError(
+            "accumulate_steps > 1 averages one gradient, and that of "
+            "zs.wsam(decouple=True) has two parts. Say decouple=False."
+        )
+
+
+def _check_inner(state: OptState) -> None:
+    """Raises `TypeError` if the state is that of an optimizer that cannot be inner."""
 
     def holds(kind: type) -> bool:
         nodes = jax.tree.leaves(state, is_leaf=lambda x: isinstance(x, kind))

@@ -2,22 +2,23 @@
 
 import math
 import warnings
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from zosam_jax import _check
-from zosam_jax.sparsity import scores
+from zosam_jax._types import PyTree
+from zosam_jax.sparsity import budgets, schedules, scores
 from zosam_jax.sparsity.budgets import Budget, DenseRule
-from zosam_jax.sparsity.mask_trees import at_random
+from zosam_jax.sparsity.initial_masks import at_random
 from zosam_jax.sparsity.method import SparseMethod
-from zosam_jax.sparsity.prune_and_grow import Census, check, prune_and_grow
+from zosam_jax.sparsity.prune_and_grow import Census, prune_and_grow
 
-# From which share of the training on the interval is how many times the first one.
+# `(fraction of the training, factor)`: from there on, the interval is this many times
+# the first one.
 _INTERVALS = ((0.0, 1), (0.125, 2), (0.4, 4), (0.7, 8))
-# The range of the threshold: dead weights halve it for ever, a quota out of reach
-# doubles it.
+# Bounds of the threshold. Without them dead weights would halve it in every change, and
+# a quota out of reach would double it.
 _THRESHOLDS = (1e-30, 1e30)
 
 
@@ -35,35 +36,40 @@ def dsr(
 ) -> SparseMethod:
     """Dynamic sparse reparameterization (Mostafa and Wang, arXiv:1902.05967).
 
-    A change drops every live weight with |w| < H, the threshold of all layers, but for
-    the largest of each layer. H is doubled where less than 0.9 of the wanted number
-    was dropped and halved where more than 1.1: a set-point controller, with no sort.
-    As many weights grow at random, shared among the layers by the live weights that
-    they have left; what just dropped grows only where there is nothing else. So the
-    total is exact, and the layers' sparsities drift.
+    A change drops every live weight with |w| < H, except the largest of each layer; H
+    is one threshold for all layers. If less than 0.9 of the wanted number was dropped,
+    H is doubled; if more than 1.1, H is halved: a set-point controller, without a sort.
+    As many weights grow at random, shared among the layers in proportion to their
+    remaining live weights. A weight that was just dropped grows only if there is no
+    other. So the total is exact, and the layers' sparsities drift.
 
     Args:
       sparsity: Fraction of pruned weights over the sparse leaves together, in [0, 1).
       total_steps: Optimizer steps of the whole training.
-      interval: Steps between changes at first; 2, 4 and 8 times as many from 1/8, 0.4
-        and 0.7 of the training on, as in the paper's Wide ResNet (epochs 25, 80, 140
-        of 200).
-      drop_fraction: Wanted share of the live weights dropped by a change. The paper's
-        numbers are absolute: 20,000 weights, about 14 % of Wide ResNet at 90 %.
+      interval: Steps between two changes at first; 2, 4 and 8 times as many from 1/8,
+        0.4 and 0.7 of the training on, as for the paper's Wide ResNet (epochs 25, 80
+        and 140 of 200).
+      drop_fraction: Wanted fraction of the live weights that a change drops. (The
+        paper's numbers are absolute: 20,000 weights, about 14 % of its Wide ResNet at
+        90 %.)
       threshold: H at first.
-      stop_fraction: The last change is before step `stop_fraction * total_steps`.
-      budget: Of the first, random mask, as in `dynamic`.
-      dense: As in `dynamic`.
+      stop_fraction: All changes are before step `stop_fraction * total_steps`.
+      budget: Sparsity distribution of the first, random mask, as in `dynamic`.
+      dense: Leaves that stay dense, as in `dynamic`.
       seed: As in `dynamic`.
+
+    Returns:
+      A method for `sparsify`.
 
     Raises:
       ValueError: An argument is out of range; at init, a budget that cannot be met.
 
     Warns:
-      UserWarning: As in `dynamic`. Since the interval grows, it should be below an
-        eighth of the training.
+      UserWarning: The training is too short for one change. Since the interval grows,
+        it should be below an eighth of the training.
     """
-    check(sparsity, total_steps, interval, budget)
+    chosen = budgets.resolve(budget, sparsity)
+    schedules.check_steps(total_steps, interval)
     _check.number("drop_fraction", drop_fraction, above=0, most=1)
     _check.number("threshold", threshold, above=0)
     _check.number("stop_fraction", stop_fraction, least=0, most=1)
@@ -85,7 +91,7 @@ def dsr(
         due = (step > 0) & (step % (interval * times) == 0)
         return due & (step < stop_fraction * total_steps)
 
-    def quota(census: Census) -> tuple[jax.Array, jax.Array, Any]:
+    def quota(census: Census) -> tuple[jax.Array, jax.Array, PyTree]:
         memory, limit = census.memory, census.memory.rule
         above = [
             jnp.sum(m & (s.astype(jnp.float32) >= limit), dtype=jnp.int32)
@@ -98,11 +104,11 @@ def dsr(
             dropped < 0.9 * wanted, 2.0, jnp.where(dropped > 1.1 * wanted, 0.5, 1.0)
         )
         grown = share_out(dropped, kept, census.sizes - kept)
-        # 0 and infinity are no fixed points to be caught in.
+        # At 0 or infinity the threshold would never move again.
         return kept, kept + grown, jnp.clip(limit * factor, *_THRESHOLDS)
 
     return prune_and_grow(
-        at_random(sparsity, budget, dense, seed),
+        at_random(chosen, dense, seed),
         fires,
         quota,
         drop=scores.magnitude,
@@ -114,7 +120,7 @@ def dsr(
 
 
 def _first_change(total_steps: int, interval: int) -> int:
-    """The step of the first change, were there no last one; `total_steps` if none."""
+    """Returns the step of the first change; `total_steps` if there is none."""
     ends = [share for share, _ in _INTERVALS[1:]] + [1.0]
     for (share, factor), end in zip(_INTERVALS, ends, strict=True):
         every = interval * factor
@@ -125,15 +131,19 @@ def _first_change(total_steps: int, interval: int) -> int:
 
 
 def share_out(total: jax.Array, weights: jax.Array, room: jax.Array) -> jax.Array:
-    """Whole numbers in proportion to `weights`, at most `room`, that add up to `total`.
+    """Returns whole numbers in proportion to `weights` that add up to `total`.
 
-    What a layer has no room for goes to the others in their proportion; what rounding
-    leaves, one each to the largest fractions, ties to the earlier layer.
+    A layer gets at most its `room`; what it has no room for goes to the others, in
+    their proportion. What rounding leaves goes to the largest remainders, one each,
+    ties to the earlier layer.
 
     Args:
-      total: int32 scalar; beyond `sum(room)`, all of that is given.
-      weights: int32 `[L]`, not negative.
-      room: int32 `[L]`.
+      total: int32 scalar; if it exceeds `sum(room)`, `room` is returned.
+      weights: int32 `[layers]`, not negative.
+      room: int32 `[layers]`.
+
+    Returns:
+      int32 `[layers]`.
     """
 
     def unfinished(given: jax.Array) -> jax.Array:
@@ -144,15 +154,15 @@ def share_out(total: jax.Array, weights: jax.Array, room: jax.Array) -> jax.Arra
         is_open = given < room
         weight = jnp.where(is_open, jnp.maximum(weights, 1), 0)
         ideal = left * weight / jnp.sum(weight)
-        # A little less, so that float32 does not round the sum up beyond the total.
-        # (Its own sum of a thousand layers would; that of whole numbers is exact.)
+        # A little less, so that rounding in float32 never gives more than the total.
+        # (The sum of `whole` is a sum of integers, and exact.)
         whole = ((1 - 2.0**-20) * ideal).astype(jnp.int32)
         given = given + jnp.minimum(whole, room - given)
         is_open_still = given < room
         fraction = jnp.where(is_open_still, ideal - whole, -1.0)
         place = jnp.argsort(jnp.argsort(-fraction, stable=True), stable=True)
         one = is_open_still & (place < total - jnp.sum(given))
-        # Where a layer has just become full, its share is for the others first.
+        # If a layer has just become full, its rest is shared out again first.
         return given + jnp.where(jnp.all(is_open_still == is_open), one, False)
 
     return jax.lax.while_loop(unfinished, hand_out, jnp.zeros_like(room))

@@ -1,16 +1,14 @@
 """Gradual magnitude pruning: from a dense network to a sparse one, along a cubic."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 
 from zosam_jax import _check
-from zosam_jax.sparsity import schedules, scores
-from zosam_jax.sparsity.budgets import Budget, DenseRule
-from zosam_jax.sparsity.mask_trees import all_live, targets
+from zosam_jax._types import Masks, Params, PyTree
+from zosam_jax.sparsity import budgets, schedules, scores
+from zosam_jax.sparsity.budgets import Budget, DenseRule, sparse_leaves
 from zosam_jax.sparsity.method import SparseMethod
-from zosam_jax.sparsity.prune_and_grow import Census, check, prune_and_grow
+from zosam_jax.sparsity.prune_and_grow import Census, prune_and_grow
 
 
 def gmp(
@@ -27,37 +25,48 @@ def gmp(
 ) -> SparseMethod:
     r"""Gradual magnitude pruning (Zhu and Gupta, arXiv:1710.01878).
 
-    Starts dense. Every `interval` steps, from :math:`t_0` to :math:`t_0 + n \Delta t`,
-    the lowest scores are pruned up to the sparsity
+    The network starts dense. Every `interval` steps, from :math:`t_0` to :math:`t_0 + n
+    \Delta t`, the lowest scores of each layer are pruned up to the sparsity
 
     .. math:: s_t = s \left(1 - \left(1 - \frac{t - t_0}{n \Delta t}\right)^3\right)
 
-    of each layer, s its own under the budget. What is pruned stays pruned.
+    where s is the layer's final sparsity under the budget. Pruned weights stay pruned.
 
     Args:
-      sparsity: Fraction of pruned weights over the sparse leaves together, at the end.
+      sparsity: Fraction of pruned weights over the sparse leaves together at the end,
+        in [0, 1).
       total_steps: Optimizer steps of the whole training.
-      score: What scores lowest is pruned: a name or a function, as in `dynamic`.
-      interval: Steps between prunings.
-      start_fraction: The first is at step `start_fraction * total_steps`, rounded up.
-      stop_fraction: The last, which reaches the sparsity exactly, is within
-        `stop_fraction * total_steps`. If there is time for one only, it prunes all.
-      budget: As in `dynamic`, or "global": one threshold over all sparse leaves, each
-        of which keeps at least one weight.
-      dense: As in `dynamic`.
-      seed: Of a random score, as in `dynamic`.
+      score: Score whose lowest weights are pruned: a name or a function, as in
+        `dynamic`.
+      interval: Steps between two prunings.
+      start_fraction: The first pruning is at step `start_fraction * total_steps`,
+        rounded up.
+      stop_fraction: The last pruning, which reaches the sparsity exactly, is not after
+        step `stop_fraction * total_steps`. If there is time for one pruning only, it
+        prunes everything.
+      budget: Sparsity distribution, as in `dynamic`, or "global": one threshold for all
+        sparse leaves, each of which keeps at least one weight.
+      dense: Leaves that stay dense, as in `dynamic`.
+      seed: Seed of a random score, as in `dynamic`.
+
+    Returns:
+      A method for `sparsify`.
 
     Raises:
       ValueError: An argument is out of range; at init, a budget that cannot be met.
     """
-    check(sparsity, total_steps, interval, budget, ("global",))
+    chosen = budgets.resolve(budget, sparsity, across=True)
+    schedules.check_steps(total_steps, interval)
     _check.number("start_fraction", start_fraction, least=0, below=1)
     _check.number("stop_fraction", stop_fraction, least=start_fraction, most=1)
     steps = schedules.cubic_steps(total_steps, interval, start_fraction, stop_fraction)
     progress = schedules.cubic(steps)
-    across = budget == "global"
 
-    def quota(census: Census) -> tuple[jax.Array, jax.Array, Any]:
+    def all_live(params: Params) -> Masks:
+        leaves = sparse_leaves(params, dense)
+        return leaves.masks(leaves.all_live())
+
+    def quota(census: Census) -> tuple[jax.Array, jax.Array, PyTree]:
         done = progress(census.step)
         surplus = census.sizes - census.memory.target
         pruned = jnp.round(done * surplus).astype(jnp.int32)
@@ -67,12 +76,12 @@ def gmp(
         return kept, kept, census.memory.rule
 
     return prune_and_grow(
-        lambda params: all_live(params, dense),
+        all_live,
         schedules.periodic(interval, steps[-1] + 1, steps[0]),
         quota,
         drop=scores.named("score", score),
-        target=lambda params: targets(params, sparsity, budget, dense),
-        across=across,
+        target=lambda params: chosen.counts(sparse_leaves(params, dense)),
+        across=chosen.across,
         seed=seed,
         dense_gradient_every=None,
         mean_pruned=_mean_pruned(steps, total_steps),
@@ -80,7 +89,7 @@ def gmp(
 
 
 def _mean_pruned(steps: list[int], total: int) -> float:
-    """The average over training of the pruned share of the finally pruned weights."""
+    """Returns pruned / finally pruned weights, averaged over the training."""
     ends = [*steps[1:], total]
     shares = [
         1 - (1 - (s - steps[0]) / max(steps[-1] - steps[0], 1)) ** 3 for s in steps

@@ -2,20 +2,20 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from zosam_jax import _check
-from zosam_jax.sparsity import schedules, scores
+from zosam_jax._types import Grads, Key, Masks, Params, PyTree
+from zosam_jax.sparsity import budgets, schedules, scores
 from zosam_jax.sparsity.budgets import Budget, DenseRule
-from zosam_jax.sparsity.mask_trees import initial_masks
+from zosam_jax.sparsity.initial_masks import highest
 from zosam_jax.sparsity.method import SparseMethod
-from zosam_jax.sparsity.prune_and_grow import Census, check, prune_and_grow
+from zosam_jax.sparsity.prune_and_grow import Census, prune_and_grow
 
 Stages = Sequence[tuple[float, float, float]]
-"""`(until, prune_to, grow_to)`: fraction of training, and two sparsities."""
+"""Rows `(until, prune_to, grow_to)`: a fraction of the training, two sparsities."""
 
 
 def mest(
@@ -33,41 +33,45 @@ def mest(
     r"""MEST (arXiv:2110.14032): elastic mutation (EM), or with a soft bound (EM&S).
 
     A change prunes every layer to the sparsity `prune_to` by the lowest
-    :math:`|w| + \lambda |dL/dw|`, and grows it at random to `grow_to`, not more. The
-    first change is at step 0, the first mask that of the largest initial weights. In
-    EM the net trains at `sparsity` and mutates less from stage to stage; in EM&S it
-    trains denser, and ends at `sparsity`. After the last stage, whose end is a change
-    in any case, nothing grows.
+    :math:`|w| + \lambda |dL/dw|`, and grows at random to the sparsity `grow_to`. The
+    first masks keep the largest initial weights, and the first change is at step 0. EM
+    trains at `sparsity` and exchanges fewer weights from stage to stage. EM&S trains
+    denser and ends at `sparsity`. The last stage ends with a change, and nothing grows
+    after it.
 
     Args:
-      sparsity: Fraction of pruned weights over the sparse leaves together, at the end.
+      sparsity: Fraction of pruned weights over the sparse leaves together at the end,
+        in [0, 1).
       total_steps: Optimizer steps of the whole training.
       soft: EM&S instead of EM.
-      stages: `(until, prune_to, grow_to)` in order: up to `until * total_steps`. Over
-        the sparse leaves together; a layer of another sparsity has its live weights
-        scaled for the first, its pruned ones for the second. Default, at 90 % the
-        released recipe: EM `(0.5625, s + 0.2 d, s), (0.75, s + 0.1 d, s)` with the
-        density d = 1 - s; EM&S `(0.625, s, s - 0.05), (0.8125, s, s - 0.025)`. Then
-        `(1, s, s)`.
-      gradient_weight: lambda. The released code has 0.
-      interval: Steps between changes. Default: `total_steps // 32`, five of the
+      stages: `(until, prune_to, grow_to)` in order: up to step `until * total_steps`.
+        The sparsities are over the sparse leaves together. In a layer with another
+        sparsity, the live weights are scaled for `prune_to` and the pruned weights for
+        `grow_to`. Default, which at 90 % is the released recipe, with s for `sparsity`
+        and d = 1 - s: EM `(0.5625, s + 0.2 d, s), (0.75, s + 0.1 d, s)`; EM&S
+        `(0.625, s, s - 0.05), (0.8125, s, s - 0.025)`. Then `(1, s, s)`.
+      gradient_weight: lambda; 0 in the released code.
+      interval: Steps between two changes. None: `total_steps // 32`, five of the
         recipe's 160 epochs.
-      budget: As in `dynamic`.
-      dense: As in `dynamic`.
-      seed: Of the growth, as in `dynamic`.
+      budget: Sparsity distribution, as in `dynamic`.
+      dense: Leaves that stay dense, as in `dynamic`.
+      seed: Seed of the growth, as in `dynamic`.
+
+    Returns:
+      A method for `sparsify`.
 
     Raises:
       ValueError: An argument is out of range; stages that grow beyond what they prune,
-        or are out of order.
+        or that are out of order.
     """
+    chosen = budgets.resolve(budget, sparsity)
+    schedules.check_steps(total_steps, 1 if interval is None else interval)
     if interval is None:
-        _check.whole("total_steps", total_steps)
         interval = max(1, total_steps // 32)
-    check(sparsity, total_steps, interval, budget)
     _check.number("gradient_weight", gradient_weight, least=0)
     rows = [*(_usual(sparsity, soft) if stages is None else stages)]
     _check_stages(rows, sparsity)
-    # The last change is in time, whatever the interval.
+    # The last change comes before the end, whatever the interval.
     last = [min(until * total_steps, total_steps - 1) for until, _, _ in rows]
     ends = jnp.asarray(last, jnp.float32)
     regular = schedules.periodic(interval, total_steps, start=0)
@@ -76,22 +80,21 @@ def mest(
     relaxed = [1 - high / sparsity if sparsity else 0.0 for _, _, high in rows]
     freed = jnp.asarray([*relaxed, 0.0])
 
-    def first(params: Any) -> Any:
-        return initial_masks(
-            params, jax.tree.map(jnp.abs, params), sparsity, budget, dense
-        )
+    def first(params: Params) -> Masks:
+        return highest(params, jax.tree.map(jnp.abs, params), chosen, dense)
 
-    def quota(census: Census) -> tuple[jax.Array, jax.Array, Any]:
+    def quota(census: Census) -> tuple[jax.Array, jax.Array, PyTree]:
         stage = jnp.sum(census.step >= ends)
         final = census.memory.target
-        # What goes, not what stays, is rounded: float32 holds no large leaf's count.
+        # The pruned number is rounded, not the kept one: where nothing is pruned, the
+        # count of a large leaf stays exact, which float32 could not hold.
         kept = final - jnp.round(cut[stage] * final).astype(jnp.int32)
         extra = jnp.round(freed[stage] * (census.sizes - final)).astype(jnp.int32)
-        # Below what is live already there is nothing to keep.
+        # No more than what is live can be kept.
         kept = jnp.minimum(jnp.maximum(jnp.minimum(kept, final), 1), census.memory.live)
         return kept, jnp.minimum(final + extra, census.sizes), census.memory.rule
 
-    def drop(params: Any, grads: Any, key: jax.Array) -> Any:
+    def drop(params: Params, grads: Grads | None, key: Key) -> PyTree:
         del key
 
         def leaf(w: jax.Array, g: jax.Array) -> jax.Array:
@@ -112,6 +115,7 @@ def mest(
 
 
 def _usual(sparsity: float, soft: bool) -> Stages:
+    """Returns the stages of the released recipe, scaled to the sparsity."""
     density = 1 - sparsity
     if soft:
         return (
@@ -135,7 +139,7 @@ def _check_stages(stages: Stages, sparsity: float) -> None:
 
 
 def _mean_pruned(stages: Stages, sparsity: float) -> float:
-    """The average over training of the pruned share of the finally pruned weights."""
+    """Returns pruned / finally pruned weights, averaged over the training."""
     if not sparsity:
         return 1.0
     total, before = 0.0, 0.0

@@ -1,30 +1,24 @@
-r"""SRigL: the same number of weights into every neuron, and neurons ablated.
+r"""SRigL: the same number of weights into every neuron, and ablated neurons.
 
-A matrix whose rows have equally many non-zeros is a dense array of values and one of
-indices, which a plain loop multiplies fast; a neuron without inputs is a row less.
+If all rows of a matrix have the same number of non-zeros, it is a dense array of values
+and one of indices, which a plain loop multiplies fast. A neuron without inputs is one
+row less.
 """
 
-import fnmatch
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 
 from zosam_jax import _check, tree
+from zosam_jax._types import Masks, Params
 from zosam_jax.selection import select, select_along
-from zosam_jax.sparsity import scores
-from zosam_jax.sparsity.budgets import (
-    Budget,
-    DenseRule,
-    Shape,
-    counts,
-    sparse_leaves,
-)
-from zosam_jax.sparsity.mask_trees import from_leaves
+from zosam_jax.sparsity import budgets, schedules, scores
+from zosam_jax.sparsity.budgets import Budget, DenseRule, sparse_leaves
+from zosam_jax.sparsity.leaves import SparseLeaves, check_rule, named
 from zosam_jax.sparsity.method import SparseMethod
 from zosam_jax.sparsity.patterns import Axis, axis_of
-from zosam_jax.sparsity.prune_and_grow import Proposal, check, exchange
+from zosam_jax.sparsity.prune_and_grow import Proposal, exchange
 
 
 def srigl(
@@ -34,7 +28,7 @@ def srigl(
     gamma: float = 0.3,
     last: DenseRule = (),
     interval: int = 100,
-    drop_fraction: float | Callable[[jax.Array], jax.Array] = 0.3,
+    drop_fraction: float | schedules.Fraction = 0.3,
     stop_fraction: float = 0.75,
     budget: str | Budget = "erk",
     dense: DenseRule = (),
@@ -43,48 +37,48 @@ def srigl(
 ) -> SparseMethod:
     r"""SRigL (arXiv:2305.02299): RigL with constant fan-in and neuron ablation.
 
-    A neuron is one index of a kernel's output axis; all other axes are its fan-in. At a
-    change a layer with n live weights and fan-in k
+    A neuron is one index of a kernel's output axis; the other axes are its fan-in. At a
+    change, a layer with n live weights and fan-in k
 
     1. keeps the :math:`n - \lfloor \alpha_t n \rfloor` largest |w| of the layer;
-    2. calls salient what is kept, and the :math:`\lfloor \alpha_t n \rfloor` weights of
-       the layer with the largest |dL/dw|, live or not;
+    2. counts as salient the kept weights, and the :math:`\lfloor \alpha_t n \rfloor`
+       weights of the layer with the largest |dL/dw|, live or not;
     3. ablates every neuron with fewer than :math:`\max(1, \lfloor \gamma k \rfloor)`
        salient weights;
-    4. gives each of the a others :math:`k' = \lfloor N / a \rfloor` weights, N the
-       layer's number under the budget: its largest |w| of those kept, then the largest
-       |dL/dw| of the rest.
+    4. gives each of the a other neurons :math:`k' = \lfloor N / a \rfloor` weights,
+       where N is the layer's number under the budget: first the largest |w| of its kept
+       weights, then the largest |dL/dw| of the rest.
 
-    Neurons are judged anew at every change, those ablated before too: one comes back
-    as soon as the gradients of its weights make enough of them salient.
+    Every change judges all neurons anew, including ablated ones: a neuron comes back as
+    soon as the gradients of its weights make enough of them salient.
 
-    Where fewer neurons pass than :math:`\lceil N / \text{dense fan-in} \rceil`, which
-    can hold N weights, so many stay, those with the most salient weights. (The public
-    code keeps arbitrary weights of a neuron with more than k'; here it is the largest.)
+    At least :math:`\lceil N / \text{dense fan-in} \rceil` neurons, which can hold N
+    weights, are not ablated: those with the most salient weights. (Of a neuron with
+    more than k' kept weights, the public code keeps arbitrary ones; here the largest.)
 
     The count of a layer is :math:`a k' \le N`, with :math:`N - a k' < a`. N is in the
-    state, so that rounding never adds up: `state.memory.target` and, of now,
-    `state.memory.live`, an integer for each sparse leaf.
+    state, so that rounding errors never add up: `state.memory.target` is N and
+    `state.memory.live` the present count, one integer for each sparse leaf.
 
     Args:
       sparsity: Fraction of pruned weights over the sparse leaves together, in [0, 1),
         before the fan-ins are rounded down.
       total_steps: Optimizer steps of the whole training.
-      gamma: Share of the fan-in that must be salient, in [0, 1]. The paper has 0.3 for
-        convolutional networks, 0.95 for vision transformers; 0 ablates only neurons
-        without a salient weight.
-      last: Leaves whose neurons are never ablated, in the form of `dense`: name the
+      gamma: Fraction of the fan-in that must be salient, in [0, 1]. The paper uses 0.3
+        for convolutional networks and 0.95 for vision transformers. 0 ablates only
+        neurons without a salient weight.
+      last: Leaves whose neurons are never ablated, in the form of `dense`. Name the
         layer of the logits here.
       interval: As in `dynamic`.
       drop_fraction: As in `dynamic`.
       stop_fraction: As in `dynamic`.
       budget: As in `dynamic`.
-      dense: Leaves that stay dense; see `sparse_leaves`.
-      axis: The axis of the neurons, the outputs of the layer, as an index or
-        `(path, shape) -> index`: -1 in the layout of Flax and Haiku, `(..., in, out)`;
-        0 in Equinox's, `(out, in, ...)`.
-      seed: As in `dynamic`; of the first masks, in which every neuron has its fan-in
-        at random. A layer with more neurons than weights starts with some ablated.
+      dense: Leaves that stay dense, as in `dynamic`.
+      axis: Axis of the neurons, the outputs of the layer, as an index or `(path, shape)
+        -> index`: -1 for kernels `(..., in, out)` of Flax and Haiku; 0 for Equinox's,
+        `(out, in, ...)`.
+      seed: As in `dynamic`; also of the first masks, in which every neuron has random
+        inputs. A layer with more neurons than weights starts with ablated neurons.
 
     Returns:
       A method for `sparsify`.
@@ -93,43 +87,33 @@ def srigl(
       ValueError: An argument is out of range; at init, a budget that cannot be met, or
         a leaf of `last` with fewer weights than neurons.
     """
-    check(sparsity, total_steps, interval, budget)
+    chosen = budgets.resolve(budget, sparsity)
+    schedules.check_steps(total_steps, interval)
     _check.number("gamma", gamma, least=0, most=1)
 
-    def target(params: Any) -> list[int]:
-        return list(counts(params, sparsity, budget, dense).values())
+    def target(params: Params) -> list[int]:
+        return chosen.counts(sparse_leaves(params, dense))
 
-    def first(params: Any) -> Any:
-        leaves = jax.tree.leaves(params)
-        drawn = jax.tree.leaves(scores.random(params, None, jax.random.key(seed)))
-        kept = counts(params, sparsity, budget, dense)
-        _check_names(last, params)
-        masks = {}
-        for path, index in sparse_leaves(params, dense).items():
-            shape = jnp.shape(leaves[index])
-            place = axis_of(axis, path, shape)
-            neurons = shape[place]
-            if kept[index] < neurons and _names(last, path, shape):
-                raise ValueError(
-                    f"{path} keeps {kept[index]} weights, fewer than its {neurons} "
-                    "neurons, and last= says that none is ablated. Lower the "
-                    "sparsity, or keep it dense with dense=(...)."
-                )
-            masks[index] = _at_random(drawn[index], kept[index], place)
-        return from_leaves(params, masks)
+    def first(params: Params) -> Masks:
+        leaves = sparse_leaves(params, dense)
+        check_rule("last", last, tree.paths(params))
+        drawn = leaves.of(scores.random(params, None, jax.random.key(seed)))
+        counts, axes = chosen.counts(leaves), _axes(axis, leaves)
+        _check_last(last, leaves, counts, axes)
+        return leaves.masks(
+            [_at_random(*x) for x in zip(drawn, counts, axes, strict=True)]
+        )
 
     def arrange(proposal: Proposal) -> Sequence[jax.Array]:
-        shapes = [mask.shape for mask in proposal.masks]
-        axes = [
-            axis_of(axis, path, shape)
-            for path, shape in zip(proposal.paths, shapes, strict=True)
-        ]
-        everything = [jnp.ones(shape, bool) for shape in shapes]
-        pulled = select(proposal.growing, everything, list(proposal.grown))
+        leaves = proposal.leaves
+        axes = _axes(axis, leaves)
+        pulled = select(proposal.growing, leaves.all_live(), list(proposal.grown))
         salient = [k | p for k, p in zip(proposal.kept, pulled, strict=True)]
         active = _active(proposal, salient, axes, gamma)
-        for i, path in enumerate(proposal.paths):
-            if _names(last, path, shapes[i]):
+        for i, (path, shape) in enumerate(
+            zip(leaves.paths, leaves.shapes, strict=True)
+        ):
+            if named(last, path, shape):
                 active[i] = jnp.ones(active[i].shape, bool)
         return _with_fan_ins(proposal, active, axes)
 
@@ -147,14 +131,37 @@ def srigl(
     )
 
 
+def _axes(axis: Axis, leaves: SparseLeaves) -> list[int]:
+    """Returns the axis of the neurons of each leaf."""
+    return [
+        axis_of(axis, path, shape)
+        for path, shape in zip(leaves.paths, leaves.shapes, strict=True)
+    ]
+
+
+def _check_last(
+    last: DenseRule, leaves: SparseLeaves, counts: Sequence[int], axes: Sequence[int]
+) -> None:
+    """Raises `ValueError` if a leaf of `last` has fewer weights than neurons."""
+    for path, shape, count, axis in zip(
+        leaves.paths, leaves.shapes, counts, axes, strict=True
+    ):
+        if count < shape[axis] and named(last, path, shape):
+            raise ValueError(
+                f"{path} keeps {count} weights, fewer than its {shape[axis]} "
+                "neurons, and last= says that none is ablated. Lower the "
+                "sparsity, or keep it dense with dense=(...)."
+            )
+
+
 def _active(
     proposal: Proposal, salient: Sequence[jax.Array], axes: Sequence[int], gamma: float
 ) -> list[jax.Array]:
-    """The neurons that are not ablated, with the other axes of a leaf of size 1."""
+    """Returns the neurons that are not ablated; the other axes have size 1."""
     numbers, passing, least = [], [], []
     for i, axis in enumerate(axes):
         mask, others = proposal.masks[i], _others(salient[i].ndim, axis)
-        # The fan-in of now: ablated neurons have none.
+        # The present fan-in is the largest: ablated neurons have none.
         fan_in = jnp.max(jnp.sum(mask, others, dtype=jnp.int32))
         needed = jnp.maximum(jnp.floor(gamma * fan_in).astype(jnp.int32), 1)
         number = jnp.sum(salient[i], others, keepdims=True, dtype=jnp.int32)
@@ -173,13 +180,13 @@ def _active(
 def _with_fan_ins(
     proposal: Proposal, active: Sequence[jax.Array], axes: Sequence[int]
 ) -> list[jax.Array]:
-    """The masks in which the active neurons have equally many weights, others none."""
-    alike: dict[Any, list[int]] = {}
+    """Returns masks with equally many weights in every active neuron."""
+    alike: dict[tuple[budgets.Shape, int], list[int]] = {}
     for i, mask in enumerate(proposal.masks):
         alike.setdefault((mask.shape, axes[i]), []).append(i)
     new: dict[int, jax.Array] = {}
     for (shape, axis), members in alike.items():
-        # Leaves of one shape together: a search each would take long to compile.
+        # Leaves of one shape together: a search for each would take long to compile.
         ranked, candidates, fan_ins = [], [], []
         for i in members:
             kept = proposal.kept[i]
@@ -198,11 +205,12 @@ def _with_fan_ins(
 
 
 def _kept_first(kept: jax.Array, dropping: jax.Array, growing: jax.Array) -> jax.Array:
-    """One score for both: what is kept, by |w|, and below it the rest, by |dL/dw|.
+    """Returns one score: kept weights by |w|, and below them the others by |dL/dw|.
 
-    The bits of floats that are not negative have their order. So those of |w| are
-    raised by one exponent, above zero, and those of |dL/dw| counted down from
-    infinity's are a negative number that rises with it. Exact below 2^127.
+    The bits of non-negative floats, read as integers, have the order of the floats. The
+    bits of |w| are raised by one exponent, so that the score of a kept weight is
+    positive. The bits of |dL/dw| are subtracted from those of infinity, and the sign is
+    set: a negative number that rises with |dL/dw|. Exact below 2^127.
     """
     infinity, sign = jnp.uint32(0x7F800000), jnp.uint32(1 << 31)
     raised = jnp.minimum(_bits(dropping) + jnp.uint32(1 << 23), infinity)
@@ -212,14 +220,14 @@ def _kept_first(kept: jax.Array, dropping: jax.Array, growing: jax.Array) -> jax
 
 
 def _bits(x: jax.Array) -> jax.Array:
-    """Those of |x|, with 0 for NaN and denormals, which XLA takes for 0 on a CPU."""
+    """Returns the bits of |x|; 0 for NaN, and for denormals, as XLA has it on a CPU."""
     x = jnp.abs(x.astype(jnp.float32))
     x = jnp.where(x >= jnp.finfo(jnp.float32).tiny, x, 0)
     return jax.lax.bitcast_convert_type(x, jnp.uint32)
 
 
 def _at_random(drawn: jax.Array, total: int, axis: int) -> jax.Array:
-    """A mask of constant fan-in from random numbers."""
+    """Returns a mask of constant fan-in with `total` weights at most, from a draw."""
     others = _others(drawn.ndim, axis)
     neurons = min(total, drawn.shape[axis])
     best = jnp.max(drawn, others, keepdims=True)
@@ -230,23 +238,3 @@ def _at_random(drawn: jax.Array, total: int, axis: int) -> jax.Array:
 
 def _others(ndim: int, axis: int) -> tuple[int, ...]:
     return tuple(i for i in range(ndim) if i != axis)
-
-
-def _names(rule: Any, path: str, shape: Shape) -> bool:
-    """Whether a rule in the form of `DenseRule` names the leaf."""
-    return any(
-        part(path, shape)
-        if callable(part)
-        else path == part or fnmatch.fnmatch(path, part)
-        for part in _parts(rule)
-    )
-
-
-def _check_names(rule: Any, params: Any) -> None:
-    """Raises `ValueError` where a pattern of `last` names no leaf."""
-    patterns = [part for part in _parts(rule) if not callable(part)]
-    tree.matching("last", patterns, tree.paths(params))
-
-
-def _parts(rule: Any) -> Sequence[Any]:
-    return [rule] if isinstance(rule, str) or callable(rule) else list(rule)

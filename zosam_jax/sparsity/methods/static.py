@@ -1,41 +1,70 @@
-"""Masks that are chosen once, at initialisation, and kept."""
+"""Masks that are chosen once, at initialization, and kept."""
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple, cast
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from zosam_jax import _check, tree
-from zosam_jax._types import ValueFn
+from zosam_jax._types import Key, Masks, Params, ValueFn
 from zosam_jax.estimators import check_function
-from zosam_jax.sparsity import scores
-from zosam_jax.sparsity.budgets import BUDGETS, Budget, DenseRule
+from zosam_jax.sparsity import budgets, scores
+from zosam_jax.sparsity.budgets import Budget, DenseRule
+from zosam_jax.sparsity.initial_masks import MaskBudget, highest
 from zosam_jax.sparsity.method import SparseMethod, Topology
-from zosam_jax.sparsity.methods.criteria import (
-    Criterion,
-    Request,
-    by_score,
-    grasp,
-    synflow,
-)
+from zosam_jax.sparsity.methods.grasp import grasp_scores
+from zosam_jax.sparsity.methods.snip import snip_scores
+from zosam_jax.sparsity.methods.synflow import synflow_masks
 from zosam_jax.sparsity.patterns import Axis, pattern_of
+
+
+class _Request(NamedTuple):
+    """The arguments of `static` that a criterion is given."""
+
+    losses: Sequence[ValueFn]
+    budget: MaskBudget
+    dense: DenseRule
+    key: Key
+    rounds: int
+
+
+_Criterion = Callable[[Params, _Request], Masks]
 
 
 class _Row(NamedTuple):
     """A criterion by name.
 
     Attributes:
-      criterion: The function.
+      criterion: `(params, request) -> masks`.
       budget: Its default budget.
-      needs: Which `value_fn` it needs.
-      rounds: How often it prunes by default; None where it prunes once.
+      needs: The `value_fn` that it needs, in words.
+      rounds: How often it prunes by default; None for once.
     """
 
-    criterion: Criterion
+    criterion: _Criterion
     budget: str
     needs: str | None = None
     rounds: int | None = None
+
+
+def _by_score(score: scores.Score) -> _Criterion:
+    def choose(params: Params, request: _Request) -> Masks:
+        ranking = snip_scores(params, request.losses, request.key, score)
+        return highest(params, ranking, request.budget, request.dense)
+
+    return choose
+
+
+def _grasp(params: Params, request: _Request) -> Masks:
+    ranking = grasp_scores(params, request.losses, request.dense)
+    return highest(params, ranking, request.budget, request.dense)
+
+
+def _synflow(params: Params, request: _Request) -> Masks:
+    return synflow_masks(
+        params, request.losses, request.budget, request.dense, request.rounds
+    )
 
 
 _LOSS = "the loss of one batch, such as value_fn=lambda p: loss(p, batch)"
@@ -45,12 +74,13 @@ _FLOW = (
 )
 
 CRITERIA: dict[str, _Row] = {
-    "random": _Row(by_score(scores.random), "erk"),
-    "magnitude": _Row(by_score(scores.magnitude), "erk"),
-    "snip": _Row(by_score(scores.saliency), "global", _LOSS),
-    "grasp": _Row(grasp, "global", _LOSS),
-    "synflow": _Row(synflow, "global", _FLOW, 100),
+    "random": _Row(_by_score(scores.random), "erk"),
+    "magnitude": _Row(_by_score(scores.magnitude), "erk"),
+    "snip": _Row(_by_score(scores.saliency), "global", _LOSS),
+    "grasp": _Row(_grasp, "global", _LOSS),
+    "synflow": _Row(_synflow, "global", _FLOW, 100),
 }
+"""The criteria by name."""
 
 
 def static(
@@ -62,75 +92,118 @@ def static(
     dense: DenseRule = (),
     rounds: int | None = None,
     seed: jax.typing.ArrayLike = 0,
-    masks: Any | None = None,
+    masks: Masks | None = None,
     pattern: tuple[int, int] | None = None,
     axis: Axis = -2,
 ) -> SparseMethod:
-    r"""A fixed mask, from a criterion at `init` or given.
+    r"""A fixed mask, chosen by a criterion at `init`, or given.
 
-    With :math:`\theta` the weights, L the loss, g its gradient and H its Hessian, the
+    With the weights :math:`\theta`, the loss L, its gradient g and its Hessian H, the
     criteria keep the weights with the highest
 
     * "random": uniform random number;
     * "magnitude": :math:`|\theta|`;
-    * "snip": :math:`|\theta g|` (arXiv:1810.02340), on the weights that are trained;
+    * "snip": :math:`|\theta g|` (arXiv:1810.02340), at the weights that are trained;
     * "grasp": :math:`\theta (H g)`, with its sign (arXiv:2002.07376). g and H are those
-      of the sparse leaves alone, as in the authors' code. That code also divides the
-      logits by 200; that is for `value_fn` to do;
+      of the sparse leaves alone, as in the authors' code. That code divides the logits
+      by 200; here `value_fn` has to do so;
     * "synflow": :math:`|\theta| \, \partial R / \partial |\theta|`
       (arXiv:2006.05467), where R is `value_fn` at the absolute values of all
-      parameters. `rounds` times it is scored anew and pruned, to the density
-      :math:`d^{k / rounds}` after round k. No data: `value_fn` is
-      `lambda p: jnp.sum(model.apply(p, ones))`, for one image of ones, with the running
-      statistics of any BatchNorm (eval mode). Of layers, not of R, float32 holds the
-      numbers: R may be 1e200. The network's functions must be positively homogeneous
-      (ReLU, pooling), or no flow is conserved.
+      parameters. It is scored anew and pruned `rounds` times, to the density
+      :math:`d^{k / rounds}` after round k. It needs no data: `value_fn` is
+      `lambda p: jnp.sum(model.apply(p, ones))` for one image of ones, with BatchNorm in
+      evaluation mode. R may be 1e200: only the activations of each layer have to fit
+      float32. The network's functions must be positively homogeneous (ReLU, pooling);
+      through others no flow is conserved.
 
     Args:
       sparsity: Fraction of pruned weights over the sparse leaves together, in [0, 1).
       criterion: A name from above; or a score `(params, grads, key) -> tree`, of which
         the highest are kept.
-      value_fn: `params -> loss`, or `(loss, aux)`, on a batch, for criteria that need
-        it; or a sequence of such functions, one for each batch, whose mean is L. For
-        "grasp" and "synflow" it is called at parameters in float32; for "grasp" it is
+      value_fn: For the criteria that need it: `params -> loss`, or `(loss, aux)`, on
+        one batch; or a sequence of such functions, one for each batch, whose mean is L.
+        For "grasp" and "synflow" it is called at float32 parameters. For "grasp" it is
         differentiated twice, in forward mode over reverse mode.
-      budget: "erk", "er", "uniform", a function as in `budgets`, or "global", which
-        ranks all sparse leaves together. Default: "global" for "snip", "grasp" and
-        "synflow", as in their papers, else "erk". For "synflow" with another budget,
-        every layer's density falls to its own d.
-      dense: Leaves that stay dense; see `sparse_leaves`.
+      budget: Sparsity distribution: "erk", "er", "uniform", a function as in `budgets`,
+        or "global", which ranks all sparse leaves together. Default: "global" for
+        "snip", "grasp" and "synflow", as in their papers; otherwise "erk". With
+        "synflow" and a budget other than "global", the density of every layer falls to
+        its own d.
+      dense: Leaves that stay dense, as in `dynamic`.
       rounds: Rounds of "synflow", 100 by default. The other criteria prune once.
-      seed: Of the random criterion.
-      masks: A mask tree to use as it is, instead of all the above.
+      seed: Seed of the random criterion.
+      masks: A mask tree that is used as it is; the arguments above are ignored.
       pattern: `(n, m)`, as `(2, 4)`: the n best of every m consecutive weights along
-        `axis`, whatever the others score; `sparsity` is then `1 - n / m` and may be
-        left out, and there is no budget. `static(pattern=(2, 4),
-        criterion="magnitude")` at a trained network, then fine-tuning, is NVIDIA's
-        recipe for 2:4 sparsity (arXiv:2104.08378).
-      axis: The axis that the groups lie along, the inputs of the layer, as an index or
-        `(path, shape) -> index`: -2 in the layout of Flax and Haiku, `(..., in, out)`;
-        1 in Equinox's, `(out, in, ...)`.
+        `axis`. `sparsity` is then `1 - n / m` and may be left out, and there is no
+        budget. `static(pattern=(2, 4), criterion="magnitude")` at a trained network,
+        followed by fine-tuning, is NVIDIA's recipe for 2:4 sparsity (arXiv:2104.08378).
+      axis: Axis along which the groups lie, the inputs of the layer, as an index or
+        `(path, shape) -> index`: -2 for kernels `(..., in, out)` of Flax and Haiku; 1
+        for Equinox's, `(out, in, ...)`.
 
     Returns:
-      A method for `sparsify`. Its `init` may be traced; scores that are not finite,
-      and an R that is not positive, are then not noticed.
+      A method for `sparsify`. Its `init` may be traced; then scores that are not finite
+      and an R that is not positive are not detected.
 
     Raises:
       ValueError: An argument is out of range; a criterion without the `value_fn` that
         it needs; at init, masks that do not fit the parameters, a budget that cannot be
         met, scores that are not finite, an R that is not positive, or a network without
         a flow (softmax, GELU, LayerNorm).
+
+    Example:
+      >>> import jax.numpy as jnp, zosam_jax as zs
+      >>> params = {"kernel": jnp.array([[3.0, -1.0], [0.5, 2.0]])}
+      >>> method = zs.sparsity.static(0.5, "magnitude")
+      >>> print(method.init(params).masks["kernel"])
+      [[ True False]
+       [False  True]]
     """
     if masks is not None:
         return SparseMethod(lambda params: Topology(_fitting(masks, params)))
-    groups = None if pattern is None else pattern_of(pattern, axis, sparsity, budget)
-    sparsity = sparsity if groups is None else groups.sparsity
-    _check.number("sparsity", sparsity, least=0, below=1)
-    if callable(criterion):
-        row = _Row(by_score(criterion), "erk")
+    row = _row(criterion)
+    chosen: MaskBudget
+    if pattern is not None:
+        chosen = pattern_of(pattern, axis, sparsity, budget)
     else:
-        _check.one_of("criterion", criterion, CRITERIA)
-        row = CRITERIA[criterion]
+        _check.number("sparsity", sparsity, least=0, below=1)
+        assert sparsity is not None
+        usual = row.budget if budget is None else budget
+        chosen = budgets.resolve(usual, sparsity, across=True)
+    rounds = _rounds(rounds, criterion, row, pattern)
+    losses = _functions(value_fn)
+    if row.needs and not losses:
+        raise ValueError(
+            f'static(criterion="{criterion}") needs value_fn: {row.needs}.'
+        )
+
+    def init(params: Params) -> Topology:
+        key = jax.random.key(seed)
+        request = _Request(losses, chosen, dense, key, rounds)
+        return Topology(row.criterion(params, request))
+
+    return SparseMethod(init)
+
+
+def _row(criterion: str | scores.Score) -> _Row:
+    if callable(criterion):
+        return _Row(_by_score(criterion), "erk")
+    _check.one_of("criterion", criterion, CRITERIA)
+    return CRITERIA[criterion]
+
+
+def _rounds(
+    rounds: int | None,
+    criterion: str | scores.Score,
+    row: _Row,
+    pattern: tuple[int, int] | None,
+) -> int:
+    """Returns the number of rounds.
+
+    Raises:
+      ValueError: The criterion prunes once and `rounds` was given, or it prunes in
+        rounds and a pattern was given.
+    """
     if rounds is None:
         rounds = row.rounds or 1
     elif row.rounds is None:
@@ -140,32 +213,12 @@ def static(
             f"Leave rounds out; it is for {known}."
         )
     _check.whole("rounds", rounds)
-    if groups is not None and row.rounds:
+    if pattern is not None and row.rounds:
         raise ValueError(
             f'static(criterion="{criterion}") prunes in rounds to a growing sparsity; '
             "a pattern has one. Use another criterion, or leave pattern out."
         )
-    budget = row.budget if budget is None else budget
-    if not callable(budget):
-        _check.one_of("budget", budget, [*BUDGETS, "global"])
-    losses = _functions(value_fn)
-    if row.needs and not losses:
-        raise ValueError(
-            f'static(criterion="{criterion}") needs value_fn: {row.needs}.'
-        )
-
-    def init(params: Any) -> Topology:
-        request = Request(
-            losses,
-            cast(float, sparsity),
-            groups or budget,
-            dense,
-            jax.random.key(seed),
-            rounds,
-        )
-        return Topology(row.criterion(params, request))
-
-    return SparseMethod(init)
+    return rounds
 
 
 def _functions(value_fn: ValueFn | Sequence[ValueFn] | None) -> list[ValueFn]:
@@ -177,7 +230,7 @@ def _functions(value_fn: ValueFn | Sequence[ValueFn] | None) -> list[ValueFn]:
     return functions
 
 
-def _fitting(masks: Any, params: Any) -> Any:
+def _fitting(masks: Masks, params: Params) -> Masks:
     tree.check_masks(masks, params)
-    # Copies: the caller keeps his own when the state is donated.
+    # Copies: the caller keeps the given ones when the state is donated.
     return jax.tree.map(lambda m: jnp.array(m, copy=True), masks)

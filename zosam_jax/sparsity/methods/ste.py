@@ -1,26 +1,17 @@
 """Straight-through training: all weights train, the network sees the largest."""
 
-from typing import Any, cast
-
 import jax
 import jax.numpy as jnp
 
-from zosam_jax import _check, tree
-from zosam_jax.selection import select
-from zosam_jax.sparsity.budgets import Budget, DenseRule
-from zosam_jax.sparsity.mask_trees import (
-    all_live,
-    from_leaves,
-    select_globally,
-    targets,
-)
+from zosam_jax import _check
+from zosam_jax._types import Grads, Params
+from zosam_jax.sparsity import budgets
+from zosam_jax.sparsity.budgets import Budget, DenseRule, sparse_leaves
+from zosam_jax.sparsity.initial_masks import MaskBudget
+from zosam_jax.sparsity.leaves import SparseLeaves, live_counts
 from zosam_jax.sparsity.method import SparseMethod, Topology
-from zosam_jax.sparsity.patterns import Axis, best_of_groups, check_fits, pattern_of
-from zosam_jax.sparsity.prune_and_grow import (
-    Memory,
-    check,
-    sparse_masks,
-)
+from zosam_jax.sparsity.patterns import Axis, pattern_of
+from zosam_jax.sparsity.prune_and_grow import Memory
 
 
 def ste(
@@ -35,72 +26,62 @@ def ste(
 ) -> SparseMethod:
     r"""Straight-through estimator: all weights train, the network sees the largest.
 
-    The loss is evaluated at :math:`m \odot w`, m the mask of the largest |w|, and its
-    gradient there moves every w, live or not (arXiv:1308.3432). So the mask is chosen
-    anew in every step. SR-STE adds :math:`\lambda (1 - m) \odot w` to the gradient,
-    which keeps the mask from flickering (arXiv:2102.04010, equation 7).
+    The loss is evaluated at :math:`m \odot w`, where m is the mask of the largest |w|.
+    Its gradient there updates every weight, live or not (arXiv:1308.3432), so that the
+    mask changes in every step. SR-STE adds :math:`\lambda (1 - m) \odot w` to the
+    gradient, which keeps the mask from flickering (arXiv:2102.04010, equation 7).
 
-    `params` hold the dense weights: train and evaluate at `apply_masks(params,
-    masks(state))`, which `gradient=` of `sparsify` does by itself. A loop that forgets
-    it trains the dense network, and `sparsify`, which sees only the gradient, cannot
-    tell. Weight decay of the optimizer shrinks the pruned weights too.
+    `params` hold the dense weights. Train and evaluate at `apply_masks(params,
+    masks(state))`; `sparsify(..., gradient=...)` does that itself. A loop without it
+    trains the dense network, and `sparsify` cannot detect that, since it is given the
+    gradient only. Weight decay of the optimizer shrinks pruned weights too.
 
     Args:
       sparsity: Fraction of pruned weights over the sparse leaves together, in [0, 1).
-      decay: lambda; the paper's is 2e-4.
-      interval: Steps between choices of the mask.
-      budget: As in `dynamic`, or "global"; "erk" by default.
-      dense: As in `dynamic`.
-      pattern: `(n, m)`: the mask is that of the n largest |w| of every m, as in
-        `static`, and `sparsity` is `1 - n / m`. The setting of SR-STE is `ste(pattern=
-        (2, 4), decay=2e-4)`.
-      axis: The axis of the groups of `pattern`, as in `static`.
+      decay: lambda; 2e-4 in the paper.
+      interval: Steps between two choices of the mask.
+      budget: Sparsity distribution, as in `dynamic`, or "global"; "erk" by default.
+      dense: Leaves that stay dense, as in `dynamic`.
+      pattern: `(n, m)`: the mask has the n largest |w| of every m, as in `static`, and
+        `sparsity` is `1 - n / m`. SR-STE's setting is `ste(pattern=(2, 4),
+        decay=2e-4)`.
+      axis: Axis of the groups of `pattern`, as in `static`.
+
+    Returns:
+      A method for `sparsify`.
 
     Raises:
       ValueError: An argument is out of range; at init, a budget that cannot be met or a
         leaf that the groups do not divide.
     """
-    if sparsity is None and pattern is None:
+    chosen: MaskBudget
+    if pattern is not None:
+        chosen = pattern_of(pattern, axis, sparsity, budget)
+    elif sparsity is not None:
+        usual = "erk" if budget is None else budget
+        chosen = budgets.resolve(usual, sparsity, across=True)
+    else:
         raise ValueError("ste needs sparsity=, or pattern=, as (2, 4).")
-    groups = None if pattern is None else pattern_of(pattern, axis, sparsity, budget)
-    target = cast(float, sparsity if groups is None else groups.sparsity)
-    budget = "erk" if budget is None else budget
-    check(target, 1, interval, budget, ("global",))
+    _check.whole("interval", interval)
     _check.number("decay", decay, least=0)
 
-    def init(params: Any) -> Topology:
-        masks = all_live(params, dense)
-        if groups is None:
-            live = targets(params, target, budget, dense)
-        else:
-            check_fits(groups, params, dense)
-            sizes = [m.size for m in sparse_masks(masks).values()]
-            live = [size // groups.m * groups.n for size in sizes]
-        live = jnp.asarray(live, jnp.int32)
-        empty = Topology(masks, Memory(live, live + 0))
+    def init(params: Params) -> Topology:
+        leaves = sparse_leaves(params, dense)
+        live = jnp.asarray(chosen.counts(leaves), jnp.int32)
+        # A copy: a donated state may not hold an array twice.
+        empty = Topology(leaves.masks(leaves.all_live()), Memory(live, live + 0))
         return change(empty, params, None, jnp.int32(0))
 
-    def change(topology: Topology, params: Any, grads: Any, step: Any) -> Topology:
+    def change(
+        topology: Topology, params: Params, grads: Grads | None, step: jax.Array
+    ) -> Topology:
         del grads, step
-        leaves = jax.tree.leaves(params)
-        sparse = sparse_masks(topology.masks)
-        ranked = [jnp.abs(leaves[i]) for i in sparse]
-        every = [jnp.ones(m.shape, bool) for m in sparse.values()]
-        memory = topology.memory
-        if groups is not None:
-            paths = tree.paths(params)
-            chosen = [
-                best_of_groups(groups, paths[i], score)
-                for i, score in zip(sparse, ranked, strict=True)
-            ]
-        elif budget == "global":
-            chosen = select_globally(ranked, every, jnp.sum(memory.target))
-            live = jnp.stack([jnp.sum(m, dtype=jnp.int32) for m in chosen])
-            memory = memory._replace(live=live)
-        else:
-            chosen = select(ranked, every, list(memory.target))
-        masks = from_leaves(topology.masks, dict(zip(sparse, chosen, strict=True)))
-        return Topology(masks, memory)
+        leaves, memory = SparseLeaves.of_masks(topology.masks), topology.memory
+        ranked = [jnp.abs(x) for x in leaves.of(params)]
+        masks = chosen.select(leaves, ranked, memory.target)
+        if chosen.across:
+            memory = memory._replace(live=live_counts(masks))
+        return Topology(leaves.masks(masks), memory)
 
     return SparseMethod(
         init,

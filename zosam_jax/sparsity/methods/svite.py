@@ -1,38 +1,55 @@
-"""SViTE: the schedule of RigL for vision transformers."""
+"""SViTE: RigL with the schedule for vision transformers."""
 
 from typing import Unpack
 
-from zosam_jax import _check
+from zosam_jax._options import passes_options_to
 from zosam_jax.sparsity import schedules, scores
 from zosam_jax.sparsity.method import SparseMethod
-from zosam_jax.sparsity.methods.dynamic import Options, check_options, dynamic
+from zosam_jax.sparsity.methods.dynamic import StartOptions, dynamic
 
 
+@passes_options_to(dynamic)
 def svite(
-    sparsity: float, total_steps: int, **options: Unpack[Options]
+    sparsity: float,
+    total_steps: int,
+    *,
+    interval: int | None = None,
+    drop_fraction: float | schedules.Fraction | None = None,
+    stop_fraction: float = 0.8,
+    **options: Unpack[StartOptions],
 ) -> SparseMethod:
     """SViTE (arXiv:2106.04533), unstructured: RigL for vision transformers.
 
-    The fraction falls from 0.5 to 0.005 by a cosine over the whole training, and the
-    changes end at 80 % of it. Attention heads and MLP units are pruned by `units`.
+    The structured variant, which prunes attention heads and MLP units, is `units`.
 
     Args:
-      sparsity: As in `dynamic`.
-      total_steps: As in `dynamic`.
-      **options: As in `rigl`. `interval` is by default `total_steps // 75`: 20,000
-        steps in the paper's 600 epochs of DeiT-Tiny.
+      sparsity: Fraction of pruned weights over the sparse leaves together, in [0, 1).
+      total_steps: Optimizer steps of the whole training.
+      interval: Steps between two changes of topology. None: `total_steps // 75` (20,000
+        steps in the paper's 600 epochs of DeiT-Tiny).
+      drop_fraction: As in `dynamic`. None: from 0.5 to 0.005 by a cosine over the whole
+        training.
+      stop_fraction: All changes are before step `stop_fraction * total_steps`.
+      **options: As in `dynamic`.
+
+    Returns:
+      A method for `sparsify`.
+
+    Raises:
+      ValueError: As in `dynamic`.
     """
-    check_options("svite", options)
-    _check.whole("total_steps", total_steps)
-    usual: Options = {
-        "interval": max(1, total_steps // 75),
-        "drop_fraction": schedules.cosine(0.5, total_steps, 0.005),
-        "stop_fraction": 0.8,
-    }
+    schedules.check_steps(total_steps, 1 if interval is None else interval)
+    if interval is None:
+        interval = max(1, total_steps // 75)
+    if drop_fraction is None:
+        drop_fraction = schedules.cosine(0.5, total_steps, 0.005)
     return dynamic(
         sparsity,
         total_steps,
         drop=scores.magnitude,
         grow=scores.gradient,
-        **{**usual, **options},
+        interval=interval,
+        drop_fraction=drop_fraction,
+        stop_fraction=stop_fraction,
+        **options,
     )

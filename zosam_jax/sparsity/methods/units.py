@@ -1,37 +1,37 @@
 r"""Units pruned whole: attention heads, hidden units of an MLP, channels.
 
-A pruned unit has zeros for its outgoing weights :math:`W^{out}_u`, the rows of the next
-layer that read it. So it adds exactly nothing to the network's output. Its incoming
-weights are left alone. If they were zero too, the gradient of the outgoing ones,
+The outgoing weights :math:`W^{out}_u` of a pruned unit are zero: the rows of the next
+layer that read it. So it adds exactly nothing to the output of the network. Its
+incoming weights are kept. If they were zero too, the gradient of the outgoing ones,
 
 .. math:: \partial L / \partial W^{out}_u = a_u^T \delta,
 
-would vanish with the activation :math:`a_u`, and that of the incoming ones with
-:math:`W^{out}_u`: a saddle from which nothing grows. With the incoming weights there,
-it says what a pruned unit would be worth, and one that comes back works from the next
-step on.
+would vanish with the activation :math:`a_u`, and the gradient of the incoming ones with
+:math:`W^{out}_u`: a saddle from which nothing grows. With the incoming weights in place
+the gradient says what a pruned unit would be worth, and a unit that comes back works
+from the next step on.
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from zosam_jax import _check, tree
-from zosam_jax._types import Units
+from zosam_jax._types import Grads, Masks, Params, Units
 from zosam_jax.selection import select
 from zosam_jax.sparsity import schedules
-from zosam_jax.sparsity.mask_trees import from_leaves
+from zosam_jax.sparsity.leaves import SparseLeaves, live_counts
 from zosam_jax.sparsity.method import SparseMethod, Topology
 from zosam_jax.sparsity.patterns import axis_of
 from zosam_jax.sparsity.prune_and_grow import Memory
 
 
 class _Leaf(NamedTuple):
-    """A leaf, its place in flattening order, and its axis that the units lie along."""
+    """A leaf: its path, its index in flattening order, and the axis of the units."""
 
     path: str
     place: int
@@ -39,7 +39,7 @@ class _Leaf(NamedTuple):
 
 
 class _Layer(NamedTuple):
-    """The units that one outgoing kernel reads."""
+    """The units that one outgoing kernel reads, a layer of units."""
 
     group: str
     drop: str
@@ -54,44 +54,45 @@ def units(
     groups: Mapping[str, Units],
     *,
     interval: int | None = None,
-    drop_fraction: float | Callable[[jax.Array], jax.Array] | None = None,
+    drop_fraction: float | schedules.Fraction | None = None,
     stop_fraction: float = 0.8,
     seed: jax.typing.ArrayLike = 0,
 ) -> SparseMethod:
     r"""Heads, hidden units and channels, pruned and regrown whole (S2ViTE).
 
-    From arXiv:2106.04533. A layer of U units keeps U less :math:`s U`, rounded, and at
-    least one. At a change it drops the :math:`\lceil \alpha_t n \rceil` of its n live
-    units that score lowest, and as many grow, of those not kept, with the largest
-    :math:`\|\partial L / \partial W^{out}_u\|_1`. The drop score, by `Units.drop`:
+    From arXiv:2106.04533. Of a layer of U units, :math:`s U`, rounded, are pruned, and
+    at least one is kept. A change drops the :math:`\lceil \alpha_t n \rceil` of the n
+    live units with the lowest scores. As many units grow, of those not kept, with the
+    largest :math:`\|\partial L / \partial W^{out}_u\|_1`. The drop score is, by
+    `Units.drop`:
 
     * "taylor": :math:`|\sum W^{out}_u \odot \partial L / \partial W^{out}_u| =
-      |\partial L / \partial c_u|`, for a factor :math:`c_u = 1` on the unit's output:
-      to first order, the change of the loss without it (the paper's score of a head,
-      of the batch's loss instead of averaged over its examples);
-    * "magnitude": :math:`\|W^{in}_u\|_1 + \|W^{out}_u\|_1`, over kernels, not biases
-      (the paper's score of a hidden unit).
+      |\partial L / \partial c_u|` for a factor :math:`c_u = 1` on the unit's output:
+      to first order, the change of the loss without the unit. It is the paper's score
+      of a head, for the loss of the batch instead of an average over its examples.
+    * "magnitude": :math:`\|W^{in}_u\|_1 + \|W^{out}_u\|_1` over kernels, not biases,
+      the paper's score of a hidden unit.
 
-    Only the outgoing weights are masked: the sparse leaves are the `outgoing` kernels,
-    and all others are dense. The incoming weights of a pruned unit have no gradient;
-    they stay as they are, but for weight decay and what momentum carries on. What of
-    them a smaller network does without says `removable`.
+    Only outgoing weights are masked: the sparse leaves are the `outgoing` kernels, and
+    all others are dense. The incoming weights of a pruned unit have no gradient; only
+    weight decay and momentum change them. `removable` counts those that a smaller
+    network can leave out.
 
-    It prunes units alone: `sparsify` takes one method, and unstructured sparsity of the
-    same layers is another.
+    Unstructured sparsity of the same layers would be a second method, and `sparsify`
+    takes one.
 
     Args:
       sparsity: Fraction of pruned units of every layer, in [0, 1); or one for each name
         in `groups`, as `{"heads": 0.3, "mlp": 0.5}`.
       total_steps: Optimizer steps of the whole training.
-      groups: Kinds of units by name. For the library's models,
-        `zosam_jax.models.unit_groups(name)`. A unit has one outgoing kernel; where two
-        layers read it, it cannot be pruned so.
-      interval: Steps between changes of topology, `total_steps // 75` by default.
-      drop_fraction: As in `dynamic`. By default it falls from 0.5 to 0.005 by a cosine
-        over the whole training, as in `svite`.
-      stop_fraction: As in `dynamic`.
-      seed: The units live at first are random, from `key(seed)`.
+      groups: Kinds of units by name; for the library's models,
+        `zosam_jax.models.unit_groups(name)`. A unit has one outgoing kernel: a unit
+        that two layers read cannot be pruned in this way.
+      interval: Steps between two changes of topology. None: `total_steps // 75`.
+      drop_fraction: As in `dynamic`. None: from 0.5 to 0.005 by a cosine over the whole
+        training, as in `svite`.
+      stop_fraction: All changes are before step `stop_fraction * total_steps`.
+      seed: Seed of the first, random choice of units.
 
     Returns:
       A method for `sparsify`.
@@ -120,7 +121,7 @@ def units(
         total_steps, interval, drop_fraction, stop_fraction
     )
 
-    def init(params: Any) -> Topology:
+    def init(params: Params) -> Topology:
         layers = _layers(params, groups)
         counts = [
             max(1, layer.units - round(fractions[layer.group] * layer.units))
@@ -132,21 +133,24 @@ def units(
         bounds = np.cumsum([layer.units for layer in layers])[:-1].tolist()
         ranked = jnp.split(drawn, bounds)
         chosen = select(ranked, [jnp.ones(x.shape, bool) for x in ranked], counts)
-        masks = _spread(layers, chosen, params)
-        live = jnp.stack([jnp.sum(m, dtype=jnp.int32) for m in masks.values()])
+        kernels = _kernels(layers, params)
+        masks = _spread(layers, chosen, kernels)
+        live = live_counts(masks)
         # A copy: a donated state may not hold an array twice.
-        return Topology(from_leaves(params, masks), Memory(live, live + 0))
+        return Topology(kernels.masks(masks), Memory(live, live + 0))
 
-    def change(topology: Topology, params: Any, grads: Any, step: Any) -> Topology:
+    def change(
+        topology: Topology, params: Params, grads: Grads, step: jax.Array
+    ) -> Topology:
         layers = _layers(params, groups)
         leaves, slopes = jax.tree.leaves(params), jax.tree.leaves(grads)
-        masks = jax.tree.leaves(topology.masks)
+        masks = _kernels(layers, params).of(topology.masks)
         live = [
-            _by_unit(masks[layer.outgoing.place], layer.outgoing, layer.units) > 0
-            for layer in layers
+            _by_unit(mask, layer.outgoing, layer.units) > 0
+            for mask, layer in zip(masks, layers, strict=True)
         ]
         number = jnp.stack([jnp.sum(x, dtype=jnp.int32) for x in live])
-        # Rounded up: a layer of three heads would never change.
+        # Rounded up: rounded down, a layer of three heads would never change.
         dropped = jnp.ceil(fraction(step) * number).astype(jnp.int32)
         dropped = jnp.minimum(dropped, number)
         ranked = [_importance(layer, leaves, slopes) for layer in layers]
@@ -157,17 +161,21 @@ def units(
         ]
         grown = select(pulls, [~k for k in kept], list(dropped))
         new = [k | g for k, g in zip(kept, grown, strict=True)]
-        spread = _spread(layers, new, params)
-        return Topology(from_leaves(params, spread), topology.memory)
+        kernels = _kernels(layers, params)
+        masks = kernels.masks(_spread(layers, new, kernels))
+        return Topology(masks, topology.memory)
 
     return SparseMethod(init, fires, change, dense_gradient_every=interval)
 
 
-def removable(params: Any, masks: Any, groups: Mapping[str, Units]) -> dict[str, int]:
-    """How many parameters a network without the pruned units does without, by leaf.
+def removable(
+    params: Params, masks: Masks, groups: Mapping[str, Units]
+) -> dict[str, int]:
+    """Returns how many parameters a network without the pruned units leaves out.
 
-    A pruned unit takes its outgoing weights along, which are zero, and its incoming
-    ones, biases too, which have no effect. To leave them out changes no output.
+    A pruned unit is removed with its outgoing weights, which are zero, and its incoming
+    weights and biases, which then have no effect. The output of the network stays the
+    same.
 
     Args:
       params: Pytree of arrays; only its structure and shapes are read.
@@ -175,10 +183,18 @@ def removable(params: Any, masks: Any, groups: Mapping[str, Units]) -> dict[str,
       groups: As in `units`.
 
     Returns:
-      `{path: parameters}` of the leaves that shrink, in flattening order.
+      `{path: parameters}` for the leaves that become smaller, in flattening order.
 
     Raises:
       ValueError: The masks or groups do not fit the parameters.
+
+    Example:
+      >>> import jax.numpy as jnp, zosam_jax as zs
+      >>> params = {"in": jnp.ones((3, 2)), "out": jnp.ones((2, 4))}
+      >>> masks = {"in": True, "out": jnp.array([[True] * 4, [False] * 4])}
+      >>> hidden = zs.sparsity.Units(outgoing="out", incoming=("in",))
+      >>> zs.sparsity.removable(params, masks, {"hidden": hidden})
+      {'in': 3, 'out': 4}
     """
     tree.check_masks(masks, params)
     _check_groups(groups)
@@ -208,7 +224,7 @@ def removable(params: Any, masks: Any, groups: Mapping[str, Units]) -> dict[str,
 def _importance(
     layer: _Layer, leaves: Sequence[jax.Array], slopes: Sequence[jax.Array]
 ) -> jax.Array:
-    """The drop score of every unit, float32 `[units]`."""
+    """Returns the drop score of every unit, float32 `[units]`."""
     w, g = (x[layer.outgoing.place].astype(jnp.float32) for x in (leaves, slopes))
     if layer.drop == "taylor":
         return jnp.abs(_by_unit(w * g, layer.outgoing, layer.units))
@@ -224,36 +240,71 @@ def _norms(x: jax.Array, leaf: _Leaf, number: int) -> jax.Array:
 
 
 def _by_unit(x: jax.Array, leaf: _Leaf, number: int) -> jax.Array:
-    """The sum over the entries of each unit, float32 `[number]`."""
+    """Returns the sum over the entries of each unit, float32 `[number]`."""
     x = x.reshape(*x.shape[: leaf.axis], number, -1, *x.shape[leaf.axis + 1 :])
     others = tuple(i for i in range(x.ndim) if i != leaf.axis)
     return jnp.sum(x, others, dtype=jnp.float32)
 
 
+def _kernels(layers: Sequence[_Layer], params: Params) -> SparseLeaves:
+    """Returns the outgoing kernels, in the order of their layers."""
+    return SparseLeaves.at(params, [layer.outgoing.place for layer in layers])
+
+
 def _spread(
-    layers: Sequence[_Layer], chosen: Sequence[jax.Array], params: Any
-) -> dict[int, jax.Array]:
-    """Masks of the outgoing kernels from those of their units, by flattened index."""
-    leaves = jax.tree.leaves(params)
-    masks = {}
-    for layer, live in zip(layers, chosen, strict=True):
-        shape, axis = leaves[layer.outgoing.place].shape, layer.outgoing.axis
+    layers: Sequence[_Layer], chosen: Sequence[jax.Array], kernels: SparseLeaves
+) -> list[jax.Array]:
+    """Returns the masks of the outgoing kernels from the masks of their units."""
+    masks = []
+    for layer, live, shape in zip(layers, chosen, kernels.shapes, strict=True):
+        axis = layer.outgoing.axis
         rows = jnp.repeat(live, shape[axis] // layer.units)
         rows = rows.reshape(-1, *(1 for _ in shape[axis + 1 :]))
-        masks[layer.outgoing.place] = jnp.broadcast_to(rows, shape)
+        masks.append(jnp.broadcast_to(rows, shape))
     return masks
 
 
-def _layers(params: Any, groups: Mapping[str, Units]) -> list[_Layer]:
-    """The layers of units of a network, in the flattening order of their kernels.
+def _layers(params: Params, groups: Mapping[str, Units]) -> list[_Layer]:
+    """Returns the layers of units of a network, in the flattening order of the kernels.
 
     Raises:
       ValueError: A pattern matches no leaf, or leaves do not fit their units.
     """
     paths = tree.paths(params)
     shapes = [jnp.shape(x) for x in jax.tree.leaves(params)]
+    layers: dict[int, _Layer] = {}
+    for name, row in groups.items():
+        pattern = "(.*)".join(map(re.escape, row.outgoing.split("*")))
+        matches = [m for p in paths if (m := re.fullmatch(pattern, p))]
+        if not matches:
+            _check.one_of(f"{name}: outgoing", row.outgoing, paths)
+        for match in matches:
+            layer = _layer(name, row, match, paths, shapes)
+            path, place = layer.outgoing.path, layer.outgoing.place
+            if place in layers:
+                raise ValueError(
+                    f"{name} and {layers[place].group} both prune the units that "
+                    f"{path} reads."
+                )
+            layers[place] = layer
+    return [layers[index] for index in sorted(layers)]
 
-    def leaf(path: str, axis: int, number: int, name: str) -> _Leaf:
+
+def _layer(
+    name: str,
+    row: Units,
+    match: re.Match[str],
+    paths: Sequence[str],
+    shapes: Sequence[tuple[int, ...]],
+) -> _Layer:
+    """Returns the layer of units of one outgoing kernel."""
+    path = match.group()
+    shape = shapes[paths.index(path)]
+    if len(shape) < 2:
+        raise ValueError(f"{name}: {path} of shape {shape} is no kernel.")
+    number = row.units or shape[axis_of(row.outgoing_axis, path, shape)]
+
+    def leaf(path: str, axis: int) -> _Leaf:
         if path not in paths:
             _check.one_of(f"{name}: incoming", path, paths)
         place = paths.index(path)
@@ -266,34 +317,15 @@ def _layers(params: Any, groups: Mapping[str, Units]) -> list[_Layer]:
             )
         return _Leaf(path, place, along)
 
-    layers: dict[int, _Layer] = {}
-    for name, row in groups.items():
-        pattern = "(.*)".join(map(re.escape, row.outgoing.split("*")))
-        matches = [m for p in paths if (m := re.fullmatch(pattern, p))]
-        if not matches:
-            _check.one_of(f"{name}: outgoing", row.outgoing, paths)
-        for match in matches:
-            path = match.group()
-            shape = shapes[paths.index(path)]
-            if len(shape) < 2:
-                raise ValueError(f"{name}: {path} of shape {shape} is no kernel.")
-            number = row.units or shape[axis_of(row.outgoing_axis, path, shape)]
-            outgoing = leaf(path, row.outgoing_axis, number, name)
-            if outgoing.place in layers:
-                raise ValueError(
-                    f"{name} and {layers[outgoing.place].group} both prune the units "
-                    f"that {path} reads."
-                )
-            incoming = tuple(
-                leaf(_filled(p, match.groups()), row.incoming_axis, number, name)
-                for p in row.incoming
-            )
-            layers[outgoing.place] = _Layer(name, row.drop, number, outgoing, incoming)
-    return [layers[index] for index in sorted(layers)]
+    outgoing = leaf(path, row.outgoing_axis)
+    incoming = [
+        leaf(_filled(p, match.groups()), row.incoming_axis) for p in row.incoming
+    ]
+    return _Layer(name, row.drop, number, outgoing, tuple(incoming))
 
 
 def _filled(pattern: str, texts: Sequence[str]) -> str:
-    """The pattern with the texts for its stars, in order."""
+    """Returns the pattern with its stars replaced by the texts, in order."""
     for text in texts:
         pattern = pattern.replace("*", text, 1)
     return pattern
@@ -302,7 +334,7 @@ def _filled(pattern: str, texts: Sequence[str]) -> str:
 def _fractions(
     sparsity: float | Mapping[str, float], groups: Mapping[str, Units]
 ) -> dict[str, float]:
-    """The sparsity of every group."""
+    """Returns the sparsity of every group."""
     if not isinstance(sparsity, Mapping):
         _check.number("sparsity", sparsity, least=0, below=1)
         return dict.fromkeys(groups, sparsity)
@@ -316,7 +348,7 @@ def _fractions(
     return dict(sparsity)
 
 
-def _check_groups(groups: Any) -> None:
+def _check_groups(groups: object) -> None:
     if not isinstance(groups, Mapping) or not groups:
         raise ValueError(
             'groups must map names to zs.sparsity.Units, as {"mlp": '

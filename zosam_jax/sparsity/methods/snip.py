@@ -1,0 +1,26 @@
+"""SNIP: keep the connections that the loss is most sensitive to (arXiv:1810.02340)."""
+
+from collections.abc import Sequence
+
+import jax
+
+from zosam_jax._types import Params, PyTree, ValueFn
+from zosam_jax.sparsity import scores
+from zosam_jax.sparsity.methods.batch_losses import mean_gradient
+
+
+def snip_scores(
+    params: Params,
+    losses: Sequence[ValueFn],
+    key: jax.Array,
+    score: scores.Score = scores.saliency,
+) -> PyTree:
+    """Returns |w g| for every weight; g is the mean gradient of the losses.
+
+    Args:
+      params: Pytree of arrays.
+      losses: One function `params -> loss` for each batch.
+      key: For a random score.
+      score: Another score of weight and gradient.
+    """
+    return score(params, mean_gradient(losses, params), key)

@@ -1,0 +1,129 @@
+r"""SynFlow: prune by the flow through each weight, without data (arXiv:2006.05467).
+
+Let R be the sum of the outputs for an input of ones, with every parameter replaced by
+its absolute value. Weight i scores :math:`|\theta_i| \, \partial R / \partial
+|\theta_i|`, the flow through it. Pruning is iterative (algorithm 1): a layer with fewer
+weights carries the same flow on fewer of them, so that they score higher in the next
+round. This keeps layers from collapsing.
+"""
+
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from zosam_jax import _check
+from zosam_jax._types import Masks, Params, ValueFn
+from zosam_jax.sparsity.initial_masks import MaskBudget
+from zosam_jax.sparsity.leaves import DenseRule, SparseLeaves, sparse_leaves
+from zosam_jax.sparsity.methods.batch_losses import loss_of, mean, sparse_part
+from zosam_jax.sparsity.methods.flow import mantissa_and_exponent
+
+_Prune = Callable[[list[jax.Array], list[jax.Array], jax.Array], list[jax.Array]]
+
+
+def synflow_masks(
+    params: Params,
+    losses: Sequence[ValueFn],
+    budget: MaskBudget,
+    dense: DenseRule,
+    rounds: int,
+) -> Masks:
+    """Returns masks pruned by flow, in rounds of exponentially falling density.
+
+    Round k of n leaves the density d^(k/n), and pruned weights stay pruned. The counts
+    are integers that are known beforehand, so that it may be traced.
+
+    Args:
+      params: Pytree of arrays.
+      losses: Functions `params -> R`, of which the mean is taken.
+      budget: How many weights each leaf keeps.
+      dense: Leaves that stay dense; see `sparse_leaves`.
+      rounds: n.
+
+    Raises:
+      ValueError: R is not positive, or the network has no flow.
+    """
+    magnitudes = jax.tree.map(_magnitude, params)
+    leaves = sparse_leaves(params, dense)
+    theta, rebuild = sparse_part(magnitudes, leaves)
+
+    def value(t: list[jax.Array]) -> jax.Array:
+        return mean(loss_of(f)(rebuild(t)) for f in losses)
+
+    keep = _schedule(leaves, budget, rounds)
+
+    def prune(
+        k: jax.Array, carry: tuple[list[jax.Array], jax.Array]
+    ) -> tuple[list[jax.Array], jax.Array]:
+        masks, flows = carry
+        live = [jnp.where(m, t, 0) for m, t in zip(masks, theta, strict=True)]
+        flow, ranked = shares_of_flow(value, live)
+        return keep(ranked, masks, k), flows.at[k].set(flow)
+
+    start = leaves.all_live(), jnp.zeros(rounds)
+    masks, flows = jax.lax.fori_loop(0, rounds, prune, start)
+    _check_flows(flows)
+    return leaves.masks(masks)
+
+
+def shares_of_flow(
+    value: Callable[[list[jax.Array]], jax.Array], theta: list[jax.Array]
+) -> tuple[jax.Array, list[jax.Array]]:
+    """Returns log2(R), and theta * dR/dtheta / R, which ranks as the scores do.
+
+    R itself may be beyond float32; see `flow`.
+
+    Args:
+      value: `theta -> R`.
+      theta: The sparse leaves, not negative.
+    """
+    flow, pull_back, exponent = jax.vjp(
+        lambda t: mantissa_and_exponent(value, t), theta, has_aux=True
+    )
+    (slopes,) = pull_back(1 / flow)
+    shares = [t * s for t, s in zip(theta, slopes, strict=True)]
+    return jnp.log2(flow) + exponent, shares
+
+
+def _schedule(leaves: SparseLeaves, budget: MaskBudget, rounds: int) -> _Prune:
+    """Returns `(scores, masks, round) -> masks` with the counts of every round."""
+    falling = [
+        _falling(size, count, rounds)
+        for size, count in zip(
+            budget.by_ranking(leaves.sizes),
+            budget.by_ranking(budget.counts(leaves)),
+            strict=True,
+        )
+    ]
+    return lambda ranked, masks, k: budget.select(
+        leaves, ranked, [counts[k] for counts in falling], masks
+    )
+
+
+def _falling(size: int, last: int, rounds: int) -> jax.Array:
+    """Returns `size * (last/size)**(k/rounds)`, k = 1 to `rounds`, rounded to int32."""
+    fraction = last / size
+    falling = [round(size * fraction ** (k / rounds)) for k in range(1, rounds)]
+    return jnp.asarray([*(max(n, last) for n in falling), last], jnp.int32)
+
+
+def _check_flows(flows: jax.Array) -> None:
+    """Raises `ValueError` unless R is positive in every round; `flows` is log2(R)."""
+    if _check.is_traced(flows):
+        return
+    usable = np.isfinite(np.asarray(flows))
+    if usable.all():
+        return
+    raise ValueError(
+        f"SynFlow's value_fn gave no positive number in round {np.argmin(usable) + 1} "
+        f"of {len(usable)}. It is to be the sum of the outputs for an input of ones, "
+        "value_fn=lambda p: jnp.sum(model.apply(p, ones)): at absolute parameters a "
+        "ReLU network's is positive, if they are finite."
+    )
+
+
+def _magnitude(x: jax.typing.ArrayLike) -> jax.Array:
+    x = jnp.asarray(x)
+    return jnp.abs(x) if jnp.issubdtype(x.dtype, jnp.floating) else x
