@@ -1,6 +1,6 @@
-"""Thresholds by search: keys of floats, brackets, and counts of what lies above.
+"""The search for thresholds: keys of floats, brackets, and counts above a key.
 
-The algorithm is described in `selection`, which builds pools and reads their answers.
+The algorithm is described in `selection`, which builds the pools and reads the results.
 """
 
 import functools
@@ -14,13 +14,20 @@ import jax.numpy as jnp
 import numpy as np
 
 PIVOTS = 16
-_ROW = 512  # least entries that are added up as a row
-_EQUAL = 3  # pivots at equal distances
+_ROW = 512  # Rows of at least this many entries are added up on their own.
+_EQUAL = 3  # Number of equally spaced pivots.
 _UNKNOWN = np.int32(2**31 - 1)
 
 
 class Bracket(NamedTuple):
-    """Keys uint32, counts int32: at_low of `low` >= target > at_high of `high`."""
+    """Two keys between which a threshold lies, and the counts at both.
+
+    Attributes:
+      low: Key whose count is at least the target, uint32.
+      high: Key whose count is below the target, uint32.
+      at_low: Count at `low`, int32.
+      at_high: Count at `high`, int32.
+    """
 
     low: jax.Array
     high: jax.Array
@@ -35,10 +42,18 @@ def search(
     target: jax.Array,
     pivots: jax.Array | None = None,
 ) -> tuple[Bracket, jax.Array]:
-    """The bracket narrowed until it is settled, and the reads that took, int32.
+    """Returns the bracket, narrowed until it is settled, and the reads, int32.
 
-    `ends` maps keys (K, ...) to what `count` maps to counts, which fall as the keys
-    rise. Where the second argument of `count` is False, it may return anything.
+    A bracket is settled if its keys are neighbours or if the count at `low` is the
+    target. K keys are counted in every read.
+
+    Args:
+      count: `(ends, active) -> counts`, [K, ...]; counts fall as the keys rise. Where
+        `active` is False, they may be anything.
+      ends: `keys -> ends`, the arguments of `count` for keys [K, ...].
+      bracket: The first bracket, [...].
+      target: The count that is searched for, int32 [...].
+      pivots: The keys of the first read, [K, ...]; by default chosen as in every read.
     """
 
     def unsettled(bracket: Bracket) -> jax.Array:
@@ -58,7 +73,7 @@ def search(
             jnp.maximum(at_high, jnp.max(jnp.where(less, counts, 0), 0)),
         )
         pivots = _pivots(bracket, target)
-        # Ends made by the loop before are not made again for every entry.
+        # Made here, and carried: else XLA computes them again for every entry.
         return bracket, pivots, ends(pivots), reads + 1
 
     if pivots is None:
@@ -72,7 +87,7 @@ def search(
 
 
 def _quantiles(number: int) -> list[float]:
-    """Of the standard normal distribution, at equal steps of probability."""
+    """Returns quantiles of the standard normal at equal steps of probability."""
     normal = NormalDist()
     return [normal.inv_cdf((i + 0.5) / number) for i in range(number)]
 
@@ -80,17 +95,18 @@ def _quantiles(number: int) -> list[float]:
 _ERRORS = np.array([-3.5, *_quantiles(PIVOTS - _EQUAL - 2), 3.5], np.float32)
 _EVEN = (np.arange(len(_ERRORS), dtype=np.float32) + 0.5) / len(_ERRORS)
 _SHARES = np.arange(1, _EQUAL + 1, dtype=np.float32) / (_EQUAL + 1)
-# A sample puts the threshold within 4 standard errors of the middle.
+# The bracket of a sample is 8 standard errors wide, with the threshold near its middle.
 _FIRST = 0.5 + np.array(_quantiles(PIVOTS - 5), np.float32) / 8
 _HALVES = np.float32(2.0) ** -np.arange(1, PIVOTS - 4, dtype=np.float32)
 
 
 def _pivots(bracket: Bracket, target: jax.Array) -> jax.Array:
-    """Keys to count at, inside the bracket, (K, ...)."""
+    """Returns the keys of the next read, inside the bracket, [K, ...]."""
     low, high, at_low, at_high = bracket
     column = (-1,) + (1,) * target.ndim
     inside = (at_low - at_high).astype(jnp.float32)
-    # Where the threshold is expected among `inside` entries spread evenly.
+    # If the `inside` entries were spread evenly over the bracket, the threshold would
+    # be an order statistic: beta distributed, with this mean and standard error.
     place = ((at_low - target).astype(jnp.float32) + 0.5) / (inside + 1)
     error = jnp.sqrt(jnp.maximum(place * (1 - place), 0) / (inside + 2))
     guess = jnp.clip(place + error * _ERRORS.reshape(column), 0, 1)
@@ -101,14 +117,16 @@ def _pivots(bracket: Bracket, target: jax.Array) -> jax.Array:
 
 
 def _between(low: jax.Array, high: jax.Array, share: jax.Array) -> jax.Array:
+    """Returns the key at a fraction of the bracket."""
     width = high - low
     step = (share * width.astype(jnp.float32)).astype(jnp.uint32)
     return low + jnp.minimum(step, width)
 
 
 def around(low: jax.Array, high: jax.Array, top: np.ndarray) -> jax.Array:
-    """The first pivots, where a sample puts the threshold between two keys, (K, L)."""
-    # Each with its successor: an array of few distinct values is settled at once.
+    """Returns the first pivots, around the bracket from a sample, [K, sets]."""
+    # Each end with its successor: if an array has few distinct values, one read settles
+    # it.
     ends = jnp.stack([jnp.zeros_like(low), low, low + 1, high, high + 1])
     shares = jnp.where(low == 0, 1 - _HALVES[:, None], _FIRST[:, None])
     shares = jnp.where(high == top, _HALVES[:, None], shares)
@@ -116,19 +134,27 @@ def around(low: jax.Array, high: jax.Array, top: np.ndarray) -> jax.Array:
 
 
 class Part(NamedTuple):
-    """An array of scores; the entries along `axes` share a threshold."""
+    """An array of scores; the entries along `axes` share a threshold.
+
+    Attributes:
+      scores: Float array.
+      candidates: Boolean array of the same shape.
+      axes: Axes of the entries that share a threshold.
+      start: Index of the first entry among those that share the threshold.
+    """
 
     scores: jax.Array
     candidates: jax.Array
     axes: tuple[int, ...]
-    start: int = 0  # index of its first entry among those that share the threshold
+    start: int = 0
 
     def values(self) -> jax.Array:
+        """Returns the scores in float32, with -infinity for NaN."""
         x = self.scores.astype(jnp.float32)
         return jnp.where(jnp.isnan(x), -jnp.inf, x)
 
     def place(self) -> jax.Array:
-        """Of an entry among those that share the threshold, row-major, uint32."""
+        """Returns each entry's index among those that share the threshold, uint32."""
         shape, step = self.scores.shape, 1
         index = jnp.full((), self.start, jnp.uint32)
         for axis in reversed(self.axes):
@@ -138,20 +164,31 @@ class Part(NamedTuple):
 
 
 class Slot(NamedTuple):
-    """Arrays read together, and their place on the first axis of all thresholds."""
+    """Arrays that are read together.
+
+    Attributes:
+      parts: The arrays.
+      where: Their place on the first axis of all thresholds.
+      shape: Shape in which their thresholds broadcast against the scores.
+    """
 
     parts: list[Part]
     where: slice
-    shape: tuple[int, ...]  # of their thresholds, to broadcast against the scores
+    shape: tuple[int, ...]
 
 
 _Test = Callable[..., list[jax.Array]]
 
 
 class Pool:
-    """Sets of entries with a threshold each: `target` highest of every one.
+    """Sets of entries with one threshold each, for the `target` highest of each set.
 
-    `shift` and `size` (entries of a set) broadcast to the shape of `target`.
+    Args:
+      slots: The arrays.
+      target: How many to choose of each set, int32 [sets, ...].
+      shift: Trailing zero bits of the scores, which shorten the keys; broadcasts.
+      size: Entries of a set; broadcasts.
+      skips: Whether sets whose threshold is settled are not read again.
     """
 
     def __init__(
@@ -163,8 +200,8 @@ class Pool:
         *,
         skips: bool = False,
     ):
-        # In `jax.shard_map` a loop keeps the types it starts with, so they are those
-        # of values that differ between the devices from the start.
+        # In `jax.shard_map` the carry of a loop has to vary over the devices from the
+        # start if it does so later; adding 0 times an entry makes it vary.
         for part in (part for slot in slots for part in slot.parts):
             if part.scores.size:
                 target = target + _nothing(part.scores) + _nothing(part.candidates)
@@ -175,16 +212,21 @@ class Pool:
         self.top = np.uint32(2) * self.zero + np.uint32(1)
 
     def value(self, key: jax.Array) -> jax.Array:
-        """The least float32 of a key: -inf has key 0, 0 `zero`, and `top` is NaN."""
+        """Returns the lowest float32 of a key: -inf for 0, 0 for `zero`, NaN for `top`.
+
+        The bits of a non-negative float, read as an integer, have the order of the
+        floats. So a key is the distance from zero in units of `2**shift` of these bits,
+        upwards for positive floats, downwards for negative ones.
+        """
         distance = jnp.where(key < self.zero, self.zero - key, key - self.zero)
         bits = jnp.uint32(0x00800000) + ((distance - 1) << self.shift)
-        # Zero shares its key with the denormals, of which this is the lowest.
+        # Zero and the denormals have one key; this is the lowest of them.
         bits = jnp.where(distance == 0, jnp.uint32(0x007FFFFF), bits)
         bits = jnp.where(key > self.zero, bits, bits | jnp.uint32(0x80000000))
         return jax.lax.bitcast_convert_type(bits, jnp.float32)
 
     def at_least(self, ends: jax.Array, active: jax.Array) -> jax.Array:
-        """How many candidates of each set have at least the scores, (K, ...)."""
+        """Returns how many candidates of each set score at least `ends`, [K, ...]."""
 
         def test(part: Part, ends: jax.Array) -> list[jax.Array]:
             x = part.values()
@@ -195,7 +237,7 @@ class Pool:
     def before(
         self, ends: jax.Array, active: jax.Array, low: jax.Array, high: jax.Array
     ) -> jax.Array:
-        """How many candidates with scores in [low, high) lie before the indices."""
+        """Returns how many candidates with scores in [low, high) lie before indices."""
 
         def test(
             part: Part, ends: jax.Array, low: jax.Array, high: jax.Array
@@ -225,7 +267,7 @@ class Pool:
         return jnp.concatenate(blocks, 1)
 
     def narrowed(self, pivots: jax.Array | None = None) -> tuple[Bracket, jax.Array]:
-        """The settled brackets of the thresholds, and the reads, int32."""
+        """Returns the settled brackets of the thresholds, and the reads, int32."""
         zero = 0 * self.target
         top = jnp.asarray(self.top) + zero.astype(jnp.uint32)
         bracket = Bracket(
@@ -239,13 +281,13 @@ class Pool:
     def chosen(
         self, bracket: Bracket
     ) -> tuple[list[tuple[Slot, list[jax.Array]]], jax.Array]:
-        """The choices by slot, ties cut by the index, and the reads for that."""
+        """Returns the choices by slot, with ties cut by the index, and the reads."""
         low, high = bracket.low, bracket.high
         size = jnp.asarray(self.size) + 0 * low
 
         all_of, some_of = self.value(high), self.value(low)
 
-        # The key of an index falls as it rises, so that counts fall as keys rise.
+        # `search` wants counts that fall as keys rise, so key = size - index.
         def count(ends: jax.Array, active: jax.Array) -> jax.Array:
             return bracket.at_high + self.before(ends, active, some_of, all_of)
 
@@ -269,18 +311,18 @@ class Pool:
 
 
 def _nothing(x: jax.Array) -> jax.Array:
-    """0, in the type of what depends on an array."""
+    """Returns 0, as a value that depends on the array."""
     return 0 * (x[(0,) * x.ndim] > 0).astype(jnp.int32)
 
 
 def _total(flags: Sequence[jax.Array], axes: tuple[int, ...]) -> jax.Array:
-    """How often each flag is True along the axes, int32, stacked."""
+    """Returns how often each flag is True along the axes, int32, stacked."""
     counts, shape = tuple(flag.astype(jnp.int32) for flag in flags), flags[0].shape
     cut = len(shape)
     while cut > 1 and math.prod(shape[cut:]) < _ROW:
         cut -= 1
-    # XLA:CPU adds rows on all cores, a whole array on one. But what lies along a row on
-    # several devices would travel for every row, instead of once.
+    # XLA:CPU adds rows on all cores, but a whole array on one core. On several devices
+    # rows that are sharded would be communicated one by one, so not there.
     alone = jax.default_backend() == "cpu" and jax.device_count() == 1
     if alone and len(axes) == len(shape) and math.prod(shape[cut:]) >= _ROW:
         counts = _add(counts, axes[cut:])

@@ -1,30 +1,30 @@
-r"""Exact selection of the highest scores by search of a threshold, without a sort.
+r"""Exact selection of the highest scores by a search for the threshold, without a sort.
 
-With :math:`c(t)` the number of candidates whose score is at least :math:`t`, the
-:math:`k` highest are those above the largest :math:`t` for which :math:`c(t) \ge k`.
-:math:`c` is a sum over entries, so it shards: each device counts its own part, and what
-travels is a few integers.
+Let :math:`c(t)` be the number of candidates whose score is at least :math:`t`. The
+:math:`k` highest scores are those at or above the largest :math:`t` with
+:math:`c(t) \ge k`. Since :math:`c` is a sum over entries, it shards: each device counts
+its own entries, and only a few integers are exchanged.
 
-The floats are numbered in their order by integer keys; a bracket `low < high` of keys
-holds :math:`c(low) \ge k > c(high)`. Each read of the scores counts them against
-`PIVOTS` keys at once: some where linear interpolation between the counts at the ends
-puts the threshold, spread by its standard error, some at equal distances. It ends when
-:math:`c(low) = k`, whatever the exact key, or when the bracket holds one key. Then
-entries of that key tie, and the same search over the index finds how many of them to
-take. A set of more than `SAMPLED` entries is first bracketed from a sample of about
-1/256 of its entries, at most 2^16. A poor bracket or interpolation costs reads, never
-exactness.
+Floats are mapped to integer keys in the order of the floats. A bracket `low < high` of
+keys holds :math:`c(low) \ge k > c(high)`. Each read of the scores counts them against
+`PIVOTS` keys at once. Some pivots lie where linear interpolation between the counts at
+the ends expects the threshold, spread by its standard error; some are equally spaced.
+The search ends when :math:`c(low) = k`, whatever the exact key, or when `low` and
+`high` are neighbours. In the second case the entries of one key tie, and the same
+search over the index finds how many of them to take. For a set of more than `SAMPLED` entries, a
+sample of about 1/256 of the entries, at most 2^16, gives the first bracket. A poor
+bracket or interpolation costs reads, never exactness.
 
 Cost of a large set of :math:`n` entries without a tie at the threshold: about 3 reads,
-and one that writes the result. The first leaves about a thousandth of the entries in
-the bracket, by the size of the sample, the second about the root of those. A tie at the
-threshold takes one or two more; at 10^8 float32 scores it is common. The keys at equal
-distances shrink any bracket 4 times, so no scores cost more than 18 reads, and ties no
-more than 17 others. Smaller sets are copied side by side, and searched in one loop:
-of these alone, what is sharded is gathered.
+and one that writes the result. After the first read, whose pivots come from the sample,
+about a thousandth of the entries is left in the bracket; after the second, about the
+square root of those. A tie at the threshold takes one or two reads more; with 10^8
+float32 scores it is common. The equally spaced pivots shrink any bracket 4 times, so
+the threshold takes at most 18 reads, and ties at most 17 more. Smaller sets are copied
+side by side and searched in one loop; if they are sharded, they are gathered.
 
-Scores are compared as float32. NaN is the lowest, a tie with -infinity; -0, 0 and the
-denormals, which XLA flushes on a CPU, tie.
+Scores are compared as float32. NaN is lowest and ties with -infinity. -0, 0 and the
+denormals, which XLA flushes to 0 on a CPU, tie.
 """
 
 import itertools
@@ -38,10 +38,10 @@ import numpy as np
 from zosam_jax._threshold import Part, Pool, Slot, around
 
 SAMPLED = 2**16
-_SAMPLE = (2**12, 2**16)  # least and most entries of a sample
-_PAIRWISE = 32  # groups of at most this size are ranked pair by pair
+_SAMPLE = (2**12, 2**16)  # Bounds of the size of a sample.
+_PAIRWISE = 32  # Groups up to this size are ranked pair by pair.
 
-# Trailing zeros of the dtype's numbers in float32.
+# Trailing zero bits of the dtype's numbers in float32.
 _SHIFT = {"bfloat16": 16, "float16": 13, "float32": 0}
 _Pair = tuple[jax.Array, jax.Array]
 
@@ -51,17 +51,25 @@ def select(
     candidates: Sequence[jax.Array],
     counts: Sequence[jax.typing.ArrayLike],
 ) -> list[jax.Array]:
-    """The `counts[i]` highest scoring candidates of every array i, exactly.
+    """Returns the `counts[i]` highest scoring candidates of every array i, exactly.
 
-    Ties go to the lower index, NaN scores lowest. Counts may be traced.
+    Ties go to the lower index; NaN scores lowest.
 
     Args:
       scores: Float arrays of fewer than 2^31 entries; compared as float32.
       candidates: Boolean arrays of the same shapes.
-      counts: How many to choose of each. All candidates, where there are no more.
+      counts: How many to choose of each; may be traced. If there are fewer candidates,
+        all of them are chosen.
 
     Returns:
       Boolean arrays: True where chosen.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from zosam_jax.selection import select
+      >>> scores, everything = jnp.array([3.0, 1.0, 2.0]), jnp.ones(3, bool)
+      >>> print(select([scores], [everything], [2])[0])
+      [ True False  True]
     """
     sets = [[pair] for pair in zip(scores, candidates, strict=True)]
     return [chosen for (chosen,) in _select(sets, counts)[0]]
@@ -72,10 +80,10 @@ def select_across(
     candidates: Sequence[jax.Array],
     count: jax.typing.ArrayLike,
 ) -> list[jax.Array]:
-    """The `count` highest scoring candidates of all arrays together, exactly.
+    """Returns the `count` highest scoring candidates of all arrays together, exactly.
 
-    As `select` of the arrays laid end to end, without laying them so: ties go to the
-    earlier array, then to the lower index.
+    It equals `select` on the concatenated arrays, without a copy of them: ties go to
+    the earlier array, then to the lower index.
 
     Args:
       scores: Float arrays of fewer than 2^31 entries together; compared as float32.
@@ -93,7 +101,7 @@ def select_globally(
     candidates: Sequence[jax.Array],
     count: jax.typing.ArrayLike,
 ) -> list[jax.Array]:
-    """As `select_across`, but the best candidate of every array is always chosen.
+    """Returns what `select_across` does, but with the best candidate of every array.
 
     Args:
       scores: Float arrays of fewer than 2^31 entries together; compared as float32.
@@ -108,10 +116,10 @@ def select_globally(
 
 
 def _best_first(score: jax.Array, candidates: jax.Array) -> jax.Array:
-    """The scores, that of the best candidate raised above those of other leaves."""
+    """Returns the scores, with infinity for the best candidate."""
     wide = jnp.where(candidates, score.astype(jnp.float32), -jnp.inf)
     wide = jnp.where(jnp.isnan(wide), -jnp.inf, wide)
-    # Not argmax, which flattens, and so gathers a sharded leaf.
+    # Not argmax: it flattens the array, and so gathers a sharded one.
     index = sum(
         jax.lax.broadcasted_iota(jnp.uint32, wide.shape, axis)
         * jnp.uint32(math.prod(wide.shape[axis + 1 :]))
@@ -128,10 +136,10 @@ def select_along(
     counts: jax.typing.ArrayLike,
     axes: Sequence[int],
 ) -> jax.Array:
-    """The highest scoring candidates of every group of entries, exactly.
+    """Returns the highest scoring candidates of every group of entries, exactly.
 
-    The entries along `axes`, the other indices fixed, are a group. Ties go to the lower
-    index, in row-major order over `axes` as they lie in the array; NaN scores lowest.
+    The entries along `axes`, with the other indices fixed, are a group. Ties go to the
+    lower index in row-major order over `axes`; NaN scores lowest.
 
     Args:
       scores: Float array; compared as float32.
@@ -165,10 +173,10 @@ def _known(scores: jax.Array) -> jax.Array:
 def _select(
     sets: Sequence[Sequence[_Pair]], counts: Sequence[jax.typing.ArrayLike]
 ) -> tuple[list[list[jax.Array]], jax.Array]:
-    """The choice from each set of `(scores, candidates)`, and the reads, int32.
+    """Returns the choice from each set of `(scores, candidates)`, and the reads, int32.
 
-    The reads are those that count in the sets large enough to be sampled, for
-    thresholds and for ties: the most that one of them takes of each.
+    Reads are counted for sets that are large enough to be sampled: the largest number
+    that one set takes for its threshold, plus the largest number for ties.
     """
     sets = [[(_known(s), c) for s, c in pairs] for pairs in sets]
     targets = [jnp.asarray(count, jnp.int32) for count in counts]
@@ -232,7 +240,7 @@ def _flat(pairs: Sequence[_Pair]) -> _Pair:
 def _rows(
     sets: Sequence[_Pair], targets: Sequence[jax.Array], shifts: Sequence[int]
 ) -> tuple[Pool, list[int]]:
-    """A pool of vectors, padded to a few lengths and stacked, and their order."""
+    """Returns a pool of vectors, padded to few lengths and stacked, and their order."""
     lengths = [4 ** math.ceil(math.log(s.size, 4) - 1e-9) for s, _ in sets]
     order = sorted(range(len(sets)), key=lambda i: lengths[i])
     slots, start = [], 0
@@ -255,7 +263,11 @@ def _rows(
 def _sample(
     pairs: Sequence[_Pair], target: jax.Array
 ) -> tuple[_Pair, tuple[jax.Array, jax.Array]]:
-    """Entries of a set, and between which of the highest its threshold lies."""
+    """Returns a sample of a set, and the ranks in it between which the threshold lies.
+
+    Of n sampled entries, the number above the threshold is binomial with p = target /
+    size. The ranks are 4 standard errors away from n p.
+    """
     size = sum(s.size for s, _ in pairs)
     least, most = _SAMPLE
     wanted = min(max(4 ** round(math.log(size / 256, 4)), least), most)
@@ -275,8 +287,9 @@ def _sample(
 
 
 def _spread(number: int, shape: tuple[int, ...]) -> tuple[jax.Array, ...]:
-    """Indices of `number` entries evenly spread: an additive recurrence by axis."""
-    # The root of x^(d+1) = x + 1, whose powers are the steps (Roberts' R_d sequence).
+    """Returns indices of `number` entries, evenly spread: an additive recurrence."""
+    # The steps are the inverse powers of the root of x^(d+1) = x + 1 (Roberts' R_d
+    # sequence): in d dimensions it leaves no gaps, whatever the number of points.
     root = 2.0
     for _ in range(40):
         root = (1 + root) ** (1 / (len(shape) + 1))
@@ -290,7 +303,7 @@ def _spread(number: int, shape: tuple[int, ...]) -> tuple[jax.Array, ...]:
 
 
 def _by_rank(part: Part, target: jax.Array) -> jax.Array:
-    """Of small groups, those entries that fewer than the target come before."""
+    """Returns the choice from small groups: entries with fewer than `target` ahead."""
     x, candidates, index = part.values(), part.candidates, part.place()
     ahead = jnp.zeros(x.shape, jnp.int32)
     for i, place in enumerate(np.ndindex(*(x.shape[axis] for axis in part.axes))):

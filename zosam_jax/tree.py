@@ -1,7 +1,7 @@
-"""Pytree algebra, in which the estimators and the sparse methods are written.
+"""Pytree algebra for the estimators and the sparse methods.
 
-A mask tree has the structure of the parameters: a boolean array where a leaf is
-sparse, a scalar `True` where it is dense. `masks=None` stands for "all dense".
+A mask tree has the structure of the parameters: a boolean array for a sparse leaf, a
+scalar `True` for a dense one. `masks=None` means that all leaves are dense.
 """
 
 import fnmatch
@@ -13,15 +13,22 @@ import jax
 import jax.numpy as jnp
 
 from zosam_jax import _check
+from zosam_jax._types import Key, Masks, Params, PyTree, Scalar
 
 
-def size(tree: Any) -> int:
-    """Number of entries of all leaves together."""
+def size(tree: PyTree) -> int:
+    """Returns the number of entries of all leaves."""
     return sum(math.prod(jnp.shape(x)) for x in jax.tree.leaves(tree))
 
 
-def paths(tree: Any) -> list[str]:
-    """The key path of every leaf, its parts joined by `/`, in flattening order."""
+def paths(tree: PyTree) -> list[str]:
+    """Returns the key paths of the leaves, joined by `/`, in flattening order.
+
+    Example:
+      >>> import zosam_jax as zs
+      >>> zs.tree.paths({"head": {"bias": 0, "kernel": 1}, "layers": [2]})
+      ['head/bias', 'head/kernel', 'layers/0']
+    """
     return [
         jax.tree_util.keystr(_own(path), simple=True, separator="/")
         for path, _ in jax.tree_util.tree_flatten_with_path(tree)[0]
@@ -29,7 +36,7 @@ def paths(tree: Any) -> list[str]:
 
 
 def _own(path: tuple[Any, ...]) -> tuple[Any, ...]:
-    """The path without the `.value` that NNX variables add."""
+    """Returns the path without the `.value` that NNX variables add."""
     is_variable = path and path[-1] == jax.tree_util.GetAttrKey("value")
     return path[:-1] if is_variable else path
 
@@ -37,10 +44,15 @@ def _own(path: tuple[Any, ...]) -> tuple[Any, ...]:
 def matching(
     argument: str, patterns: str | Sequence[str], paths: Sequence[str]
 ) -> set[str]:
-    """The paths that match one of the glob patterns, as `"head/*"`.
+    """Returns the paths that match one of the patterns.
+
+    Args:
+      argument: The argument's name, for the error.
+      patterns: Glob patterns, as `"head/*"`, or whole paths.
+      paths: The paths to choose from.
 
     Raises:
-      ValueError: A pattern matches none; the message names the argument.
+      ValueError: A pattern matches no path.
     """
     found = set()
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
@@ -53,12 +65,19 @@ def matching(
 
 
 def is_dense(mask: Any) -> bool:
-    """Whether a leaf of a mask tree marks a dense leaf: its shape says so."""
+    """Returns whether a leaf of a mask tree marks a dense leaf: it is a scalar."""
     return jnp.ndim(mask) == 0
 
 
-def mask(tree: Any, masks: Any | None) -> Any:
-    """The tree with exact zeros where its mask is False; dense leaves untouched."""
+def mask(tree: PyTree, masks: Masks | None) -> PyTree:
+    """Returns the tree with exact zeros where its mask is False.
+
+    Example:
+      >>> import jax.numpy as jnp, zosam_jax as zs
+      >>> w, live = jnp.array([1.0, 2.0]), jnp.array([True, False])
+      >>> print(zs.tree.mask({"w": w}, {"w": live})["w"])
+      [1. 0.]
+    """
     if masks is None:
         return tree
     return jax.tree.map(
@@ -83,10 +102,10 @@ def live_count(params: Any, masks: Any | None) -> jax.Array:
 
 @jax.custom_jvp
 def either(mask: jax.Array, x: jax.Array, y: jax.Array) -> jax.Array:
-    """`jnp.where(mask, x, y)` of equal floats, bit by bit.
+    """Returns `jnp.where(mask, x, y)`, for floats of one dtype by their bits.
 
-    XLA:CPU turns a select between what it has yet to compute into a branch an entry,
-    which is no vector code: an optimizer's update took twice as long.
+    If `x` and `y` are computed in the same kernel, XLA:CPU turns a select into a branch
+    for every entry, which is not vectorized. An optimizer's update took twice as long.
     """
     if x.dtype != y.dtype or not jnp.issubdtype(x.dtype, jnp.floating):
         return jnp.where(mask, x, y)
@@ -102,8 +121,8 @@ def _either_jvp(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
     return either(mask, x, y), jnp.where(mask, *tangents[1:])
 
 
-def check_masks(masks: Any, params: Any) -> None:
-    """Raises `ValueError`, naming the leaf, unless the masks fit the parameters."""
+def check_masks(masks: Masks, params: Params) -> None:
+    """Raises `ValueError` unless the masks fit the parameters, and names the leaf."""
     given, wanted = jax.tree.structure(masks), jax.tree.structure(params)
     if given != wanted:
         extra = sorted(set(paths(masks)) ^ set(paths(params)))
@@ -134,8 +153,14 @@ def check_masks(masks: Any, params: Any) -> None:
             )
 
 
-def add_scaled(x: Any, scale: Any, y: Any) -> Any:
-    """`x + scale * y` in float32 or wider, rounded once to the dtypes of `x`."""
+def add_scaled(x: PyTree, scale: Scalar, y: PyTree) -> PyTree:
+    """Returns `x + scale * y`, in float32 or wider, rounded once to the dtypes of `x`.
+
+    Args:
+      x: Pytree of arrays.
+      scale: Scalar.
+      y: Tree like `x`.
+    """
 
     def leaf(a: jax.Array, b: jax.Array) -> jax.Array:
         a = jnp.asarray(a)
@@ -146,8 +171,15 @@ def add_scaled(x: Any, scale: Any, y: Any) -> Any:
     return jax.tree.map(leaf, x, y)
 
 
-def mix(a: Any, x: Any, b: Any, y: Any) -> Any:
-    """`a * x + b * y` in float32 or wider, rounded once to the dtypes of `x`."""
+def mix(a: Scalar, x: PyTree, b: Scalar, y: PyTree) -> PyTree:
+    """Returns `a * x + b * y`, in float32 or wider, rounded once to the dtypes of `x`.
+
+    Args:
+      a: Scalar.
+      x: Pytree of arrays.
+      b: Scalar.
+      y: Tree like `x`.
+    """
 
     def leaf(x: jax.Array, y: jax.Array) -> jax.Array:
         wide = _wide(x.dtype)
@@ -157,8 +189,8 @@ def mix(a: Any, x: Any, b: Any, y: Any) -> Any:
     return jax.tree.map(leaf, x, y)
 
 
-def subtract(x: Any, y: Any) -> Any:
-    """`x - y` in float32 or wider."""
+def subtract(x: PyTree, y: PyTree) -> PyTree:
+    """Returns `x - y` in float32 or wider."""
 
     def leaf(a: jax.Array, b: jax.Array) -> jax.Array:
         wide = _wide(jnp.result_type(a, b))
@@ -167,15 +199,21 @@ def subtract(x: Any, y: Any) -> Any:
     return jax.tree.map(leaf, x, y)
 
 
-def norm(tree: Any) -> jax.Array:
-    """The L2 norm over all leaves together, scalar, float32 or wider."""
+def norm(tree: PyTree) -> jax.Array:
+    """Returns the L2 norm over all leaves, scalar, float32 or wider.
+
+    Example:
+      >>> import jax.numpy as jnp, zosam_jax as zs
+      >>> print(zs.tree.norm({"a": jnp.array([3.0]), "b": jnp.array([4.0])}))
+      5.0
+    """
     wide = [jnp.asarray(x, _wide(jnp.result_type(x))) for x in jax.tree.leaves(tree)]
     leaves = jnp.asarray([jnp.sqrt(jnp.sum(jnp.square(x))) for x in wide])
     return jnp.sqrt(_sum_over_leaves(leaves, leaves))
 
 
-def vdot(x: Any, y: Any) -> jax.Array:
-    """The inner product over all leaves together, scalar, float32 or wider."""
+def vdot(x: PyTree, y: PyTree) -> jax.Array:
+    """Returns the inner product over all leaves, scalar, float32 or wider."""
     products = [
         jnp.sum(a.astype(_wide(a.dtype)) * b.astype(_wide(b.dtype)))
         for a, b in zip(jax.tree.leaves(x), jax.tree.leaves(y), strict=True)
@@ -185,13 +223,13 @@ def vdot(x: Any, y: Any) -> jax.Array:
 
 
 def _sum_over_leaves(x: jax.Array, y: jax.Array) -> jax.Array:
-    # A plain sum would be fused into every use of the result, once for each leaf:
-    # minutes of compilation. A dot product is not.
+    # XLA would fuse a plain sum into every use of the result, once for each leaf, which
+    # takes minutes to compile. It does not fuse a dot product.
     return jnp.dot(x, y, precision=jax.lax.Precision.HIGHEST)
 
 
-def all_finite(tree: Any) -> jax.Array:
-    """Whether no floating point entry is infinite or NaN, bool scalar."""
+def all_finite(tree: PyTree) -> jax.Array:
+    """Returns whether all floating point entries are finite, bool scalar."""
     floats = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating)]
     if not floats:
         return jnp.asarray(True)
@@ -199,19 +237,25 @@ def all_finite(tree: Any) -> jax.Array:
     return _sum_over_leaves(flags, jnp.ones_like(flags)) == len(floats)
 
 
-def cosine(x: Any, y: Any) -> jax.Array:
-    """The cosine of the angle between two trees; 0 where one of them is 0."""
+def cosine(x: PyTree, y: PyTree) -> jax.Array:
+    """Returns the cosine of the angle between two trees; 0 if one of them is 0."""
     lengths = norm(x) * norm(y)
     return jnp.where(lengths > 0, vdot(x, y) / jnp.where(lengths > 0, lengths, 1), 0)
 
 
-def where(condition: Any, x: Any, y: Any) -> Any:
-    """`x` where the scalar condition holds, else `y`, leaf by leaf."""
+def where(condition: jax.typing.ArrayLike, x: PyTree, y: PyTree) -> PyTree:
+    """Returns `x` if the condition holds, else `y`.
+
+    Args:
+      condition: Boolean scalar; may be traced.
+      x: Pytree of arrays.
+      y: Tree like `x`.
+    """
     return jax.tree.map(lambda a, b: jnp.where(condition, a, b), x, y)
 
 
-def normalize(tree: Any) -> tuple[Any, jax.Array]:
-    """`(x / |x|, |x|)`, with zeros for the first where |x| is 0 or not finite."""
+def normalize(tree: PyTree) -> tuple[PyTree, jax.Array]:
+    """Returns `(x / |x|, |x|)`; zeros for `x / |x|` if |x| is 0 or not finite."""
     length = norm(tree)
     usable = jnp.isfinite(length) & (length > 0)
     factor = 1 / jnp.where(usable, length, 1)
@@ -221,31 +265,31 @@ def normalize(tree: Any) -> tuple[Any, jax.Array]:
     return unit, length
 
 
-def normal_like(key: jax.Array, tree: Any) -> Any:
-    """Independent standard normal entries in the shapes of `tree`, float32.
+def normal_like(key: Key, tree: PyTree) -> PyTree:
+    """Returns independent standard normal entries in the shapes of `tree`, float32.
 
     The layout of the draw is fixed: one vector of `size(tree)` entries, an eighth of it
-    from each of `split(key, 8)`, cut into the leaves in flattening order. It depends
-    neither on masks, dtypes nor sharding.
+    from each of `split(key, 8)`, cut into the leaves in flattening order. It does not
+    depend on masks, dtypes or sharding.
     """
     return _cut(jax.random.normal, key, tree)
 
 
-def uniform_like(key: jax.Array, tree: Any) -> Any:
-    """Independent entries uniform in [0, 1), laid out as in `normal_like`."""
+def uniform_like(key: Key, tree: PyTree) -> PyTree:
+    """Returns independent entries, uniform in [0, 1), laid out as in `normal_like`."""
     return _cut(jax.random.uniform, key, tree)
 
 
-def rademacher_like(key: jax.Array, tree: Any) -> Any:
-    """Independent entries +1 or -1, laid out as in `normal_like`."""
+def rademacher_like(key: Key, tree: PyTree) -> PyTree:
+    """Returns independent entries +1 or -1, laid out as in `normal_like`."""
     return _cut(jax.random.rademacher, key, tree)
 
 
-def _cut(draw: Callable[..., jax.Array], key: jax.Array, tree: Any) -> Any:
+def _cut(draw: Callable[..., jax.Array], key: Key, tree: PyTree) -> PyTree:
     leaves, treedef = jax.tree.flatten(tree)
     part = -(-size(tree) // 8)
-    # One draw a leaf compiles slowly, and so does one draw that XLA repeats inside each
-    # leaf's kernel: what a loop makes, it does not repeat.
+    # A draw for every leaf compiles slowly. So does one draw that XLA repeats in the
+    # kernel of every leaf; it does not repeat the result of a loop.
     parts = jax.lax.map(
         lambda k: draw(k, (part,), jnp.float32), jax.random.split(key, 8)
     )

@@ -1,55 +1,61 @@
 """Mask trees in one bit a weight."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from zosam_jax import tree
+from zosam_jax._types import Masks, PyTree
 
 
 class PackedMasks(NamedTuple):
-    """A mask tree, eight entries of the last axis of a leaf in a byte.
+    """A mask tree with eight entries of the last axis of a leaf in a byte.
 
-    Two trees like the masks, with plain arrays at their leaves: whatever holds arrays
-    (NNX's variables, Flax's serialization) holds these too. A dense leaf has its
-    scalar True in both.
+    It consists of two trees like the masks, with plain arrays at their leaves. So
+    whatever holds arrays (NNX variables, Flax serialization) holds these too. A dense
+    leaf has its scalar True in both.
 
     Attributes:
       bits: uint8 `[..., ceil(n / 8)]` for a mask `[..., n]`, the first entry in the
         highest bit.
-      tail: bool, as many as the last byte has entries: `[n - 8 ceil(n / 8) + 8]`. It
-        is there for its shape alone, which makes n known.
+      tail: bool `[n - 8 ceil(n / 8) + 8]`, as long as the last byte has entries. Only
+        its shape matters: it makes n known.
     """
 
-    bits: Any
-    tail: Any
+    bits: PyTree
+    tail: PyTree
 
 
-def pack(masks: Any) -> PackedMasks:
-    """A mask tree in one bit a weight.
+def pack(masks: Masks | PackedMasks) -> PackedMasks:
+    """Returns a mask tree in one bit a weight.
 
-    An eighth of the memory, if the last axes are long: one of n entries takes
-    `ceil(n / 8)` bytes. The axes before the last keep their sharding.
+    It takes an eighth of the memory if the last axes are long: a last axis of n entries
+    takes `ceil(n / 8)` bytes. The other axes keep their sharding.
 
     Args:
-      masks: Mask tree, or a packed one, which is returned as it is.
+      masks: Mask tree; a packed one is returned unchanged.
 
     Returns:
-      What `apply_masks`, `sparsity_of` and `unpack` take; uint8 arrays at the sparse
-      leaves.
+      A tree that `apply_masks`, `sparsity_of` and `unpack` take.
+
+    Example:
+      >>> import jax.numpy as jnp, zosam_jax as zs
+      >>> packed = zs.sparsity.pack({"w": jnp.arange(10) % 2 == 0, "bias": True})
+      >>> print(packed.bits["w"], packed.tail["w"].shape)
+      [170 128] (2,)
     """
     if isinstance(masks, PackedMasks):
         return masks
     return PackedMasks(jax.tree.map(_bits, masks), jax.tree.map(_tail, masks))
 
 
-def unpack(masks: Any) -> Any:
-    """The mask tree that was packed.
+def unpack(masks: Masks | PackedMasks) -> Masks:
+    """Returns the mask tree that was packed.
 
     Args:
-      masks: What `pack` returned, or its shapes (`jax.ShapeDtypeStruct`); or a mask
-        tree, which is returned as it is.
+      masks: What `pack` returned, or its shapes (`jax.ShapeDtypeStruct`). A mask tree
+        is returned unchanged.
     """
     if not isinstance(masks, PackedMasks):
         return masks
@@ -68,12 +74,14 @@ def _tail(mask: jax.Array) -> jax.Array:
     return jnp.ones(n - 8 * (-(-n // 8) - 1), bool)
 
 
-def _mask(bits: jax.Array, tail: jax.Array) -> Any:
+def _mask(
+    bits: jax.Array | jax.ShapeDtypeStruct, tail: jax.Array | jax.ShapeDtypeStruct
+) -> jax.Array | jax.ShapeDtypeStruct:
     if bits.ndim == 0:
         return bits
     n = 8 * (bits.shape[-1] - 1) + tail.shape[-1]
     if isinstance(bits, jax.ShapeDtypeStruct):
         return jax.ShapeDtypeStruct((*bits.shape[:-1], n), jnp.bool_)
-    if 0 in (*bits.shape[:-1], n):  # `unpackbits` divides by it.
+    if 0 in (*bits.shape[:-1], n):  # `unpackbits` would divide by 0.
         return jnp.zeros((*bits.shape[:-1], n), bool)
     return jnp.unpackbits(bits, axis=-1, count=n).astype(bool)

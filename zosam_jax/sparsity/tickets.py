@@ -1,39 +1,42 @@
-r"""Lottery tickets: iterative magnitude pruning, and when a ticket may be drawn early.
+r"""Lottery tickets: iterative magnitude pruning, and early-bird tickets.
 
-A network is trained, its smallest weights are pruned, what survives is set back and
-trained again, over and over (arXiv:1803.03635; rewinding to an early step instead of
-step 0: arXiv:1912.05671; of the learning rate alone: arXiv:2003.02389). These functions
-choose the masks; `zosam lottery` runs the rounds.
+A network is trained, its smallest weights are pruned, the other weights are rewound and
+trained again, in several rounds (arXiv:1803.03635; rewinding to an early step instead
+of step 0: arXiv:1912.05671; rewinding of the learning rate only: arXiv:2003.02389).
+These functions choose the masks; `zosam lottery` runs the rounds.
 """
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from zosam_jax import _check, tree
+from zosam_jax._types import Masks, Params
 from zosam_jax.selection import select, select_across
+from zosam_jax.sparsity.leaves import SparseLeaves
 
 
 def ticket_sparsities(sparsity: float, rounds: int) -> tuple[float, ...]:
-    r"""The sparsities of the rounds of iterative magnitude pruning.
+    r"""Returns the sparsities of the rounds of iterative magnitude pruning.
 
-    Every round prunes the same fraction of the weights that are left,
+    Every round prunes the same fraction of the remaining weights,
 
     .. math:: p = 1 - (1 - s)^{1/n}, \qquad s_j = 1 - (1 - s)^{j/n}
 
-    so that round n ends at s, not near it: p = 0.2, the usual choice, is 10.3 rounds
-    from 0.9. Of N weights round j keeps `N - round(s_j * N)`.
+    so that the sparsity after round n is exactly s. (With p = 0.2, the usual choice,
+    0.9 would be reached after 10.3 rounds.) Of N weights round j keeps `N - round(s_j *
+    N)`.
 
     Args:
       sparsity: s, the fraction of pruned weights after the last round, in [0, 1).
-      rounds: n, how often weights are pruned.
+      rounds: n, the number of prunings.
 
     Returns:
-      `(0, s_1, ..., s)`, n + 1 numbers that never fall. The first is the dense round.
+      `(0, s_1, ..., s)`, n + 1 non-decreasing numbers. The first is the dense round.
 
     Raises:
       ValueError: An argument is out of range.
@@ -51,24 +54,23 @@ def ticket_sparsities(sparsity: float, rounds: int) -> tuple[float, ...]:
 
 
 def prune_ticket(
-    params: Any, masks: Any, sparsity: float, *, per_layer: bool = False
-) -> Any:
-    """The masks of the next round: the largest trained weights stay.
+    params: Params, masks: Masks, sparsity: float, *, per_layer: bool = False
+) -> Masks:
+    """Returns the masks of the next round: the largest trained weights stay.
 
-    Of the N weights of the sparse leaves together, exactly `N - round(sparsity * N)`
-    stay: those of the largest |w| among the live ones, ties to the lower index. A
-    pruned weight is never live again, so that a sparsity below the present one changes
-    nothing. As in the papers, a layer may lose all its weights; `per_layer` prevents
-    that.
+    Of the N weights of the sparse leaves, exactly `N - round(sparsity * N)` stay: the
+    largest |w| of the live ones, ties to the lower index. Pruned weights stay pruned,
+    so a sparsity below the present one changes nothing. As in the papers, a layer may
+    lose all its weights; `per_layer` prevents that.
 
     Args:
       params: Pytree of arrays: the weights at the end of the round.
-      masks: Mask tree of the round. Arrays of True stand for a dense network, scalars
-        for leaves that stay dense in all rounds.
+      masks: Mask tree of the round. Give arrays of True for a network that is not yet
+        pruned, and a scalar True for a leaf that stays dense in all rounds.
       sparsity: Fraction of pruned weights in the next round, in [0, 1); see
         `ticket_sparsities`.
-      per_layer: Whether every layer keeps the same fraction, at least one weight,
-        instead of one threshold for all layers. The total is then that of the layers.
+      per_layer: Whether every layer keeps the same fraction, and at least one weight,
+        instead of one threshold for all layers. The counts are then rounded by layer.
 
     Returns:
       A mask tree like `masks`.
@@ -87,16 +89,14 @@ def prune_ticket(
     """
     _check.number("sparsity", sparsity, least=0, below=1)
     tree.check_masks(masks, params)
-    leaves, treedef = jax.tree.flatten(masks)
-    sparse = [i for i, m in enumerate(leaves) if not tree.is_dense(m)]
-    if not sparse:
+    leaves = SparseLeaves.of_masks(masks)
+    if not leaves.paths:
         raise ValueError("masks has no sparse leaf: there is nothing to prune.")
-    weights = jax.tree.leaves(params)
-    ranking = [jnp.abs(weights[i]) for i in sparse]
-    live = [jnp.asarray(leaves[i]) for i in sparse]
-    sizes = [m.size for m in live]
+    ranking = [jnp.abs(x) for x in leaves.of(params)]
+    live = [jnp.asarray(m) for m in leaves.of(masks)]
+    sizes = leaves.sizes
     if per_layer:
-        # At least one of a leaf, and none of an empty one.
+        # At least one weight of a leaf, unless it is empty.
         wanted = [max(n - round(sparsity * n), min(n, 1)) for n in sizes]
         counts = [
             jnp.minimum(k, jnp.sum(m, dtype=jnp.int32))
@@ -106,14 +106,11 @@ def prune_ticket(
     else:
         total = sum(sizes) - round(sparsity * sum(sizes))
         kept = select_across(ranking, live, _at_most(total, live))
-    chosen = dict(zip(sparse, kept, strict=True))
-    return jax.tree.unflatten(
-        treedef, [chosen.get(i, jnp.asarray(m)) for i, m in enumerate(leaves)]
-    )
+    return leaves.put(jax.tree.map(jnp.asarray, masks), kept)
 
 
 def _at_most(count: int, candidates: Sequence[jax.Array]) -> jax.Array:
-    """`count`, or how many candidates there are."""
+    """Returns `count`, or the number of candidates if that is smaller."""
     present = sum(jnp.sum(m, dtype=jnp.int32) for m in candidates)
     return jnp.minimum(count, jnp.asarray(present, jnp.int32))
 
@@ -122,55 +119,55 @@ _NONE = np.iinfo(np.int32).max
 
 
 class EarlyBirdState(NamedTuple):
-    """What `early_bird` remembers; its shapes never change.
+    """State of `early_bird`; its shapes never change.
 
     Attributes:
       masks: The masks of the last epoch; all False before the first.
-      changed: In how many entries the masks of two consecutive epochs differ, for the
-        last epochs, oldest first; the largest int32 where there were not as many yet.
-        int32 `[window]`.
-      epochs: Masks seen so far. int32.
-      found: Whether the ticket is found. bool scalar.
+      changed: Number of entries in which the masks of consecutive epochs differ, oldest
+        first; the largest int32 for epochs that are yet to come. int32 `[window]`.
+      epochs: Number of masks seen so far, int32.
+      found: Whether the ticket is found, bool scalar.
     """
 
-    masks: Any
+    masks: Masks
     changed: jax.Array
     epochs: jax.Array
     found: jax.Array
 
 
 class EarlyBird(NamedTuple):
-    """A stopping rule as two pure functions, both of which may be jitted.
+    """A stopping rule: two pure functions that may be jitted.
 
     Attributes:
-      init: `masks -> EarlyBirdState`; only the shapes of the mask tree are read.
-      update: `(state, masks) -> EarlyBirdState`, called at the end of every epoch.
+      init: `masks -> EarlyBirdState`; only the shapes of the masks are read.
+      update: `(state, masks) -> EarlyBirdState`, to be called after every epoch.
     """
 
-    init: Callable[[Any], EarlyBirdState]
-    update: Callable[[EarlyBirdState, Any], EarlyBirdState]
+    init: Callable[[Masks], EarlyBirdState]
+    update: Callable[[EarlyBirdState, Masks], EarlyBirdState]
 
 
 def early_bird(*, window: int = 5, tolerance: float = 0.1) -> EarlyBird:
-    r"""Early-bird tickets (arXiv:1909.11957): train no longer than the mask changes.
+    r"""Returns the rule of early-bird tickets: stop when the mask no longer changes.
 
-    At the end of every epoch the mask is drawn that pruning then would give. With M
-    entries in its sparse leaves, its distance to that of the epoch before is
+    From arXiv:1909.11957. After every epoch, compute the mask that pruning would give
+    at that point. With M entries in its sparse leaves, its distance to the mask of the
+    previous epoch is
 
     .. math:: d_e = \frac{1}{M} \sum_i |m_{e,i} - m_{e-1,i}|
 
     The ticket is found when the last `window` distances are all below `tolerance`. The
-    paper prunes channels by the scale of their BatchNorm; here any mask tree may be
-    given, as `prune_ticket(params, masks, sparsity)`, weights by magnitude.
+    paper prunes channels by the scale of their BatchNorm. Any mask tree will do here,
+    such as `prune_ticket(params, masks, sparsity)`, which prunes weights by magnitude.
 
-    Two masks of one sparsity s differ by at most 2 min(s, 1 - s): at s = 0.95 a
-    tolerance of 0.1 is met by any two masks, so choose a smaller one there.
+    Two masks of the same sparsity s differ by at most 2 min(s, 1 - s). At s = 0.95 any
+    two masks meet a tolerance of 0.1, so choose a smaller one.
 
     Args:
-      window: Distances that must be below the tolerance, so that the ticket is found
+      window: Number of distances that must be below the tolerance. The ticket is found
         after `window + 1` epochs at the earliest.
-      tolerance: The bound, in (0, 1]. Compared in whole entries, `tolerance * M` in
-        Python's arithmetic, so that compilation does not decide.
+      tolerance: The bound, in (0, 1]. The number of differing entries is compared with
+        `tolerance * M`, which Python computes, so that compilation cannot change it.
 
     Returns:
       An `EarlyBird`.
@@ -191,7 +188,7 @@ def early_bird(*, window: int = 5, tolerance: float = 0.1) -> EarlyBird:
     _check.whole("window", window)
     _check.number("tolerance", tolerance, above=0, most=1)
 
-    def init(masks: Any) -> EarlyBirdState:
+    def init(masks: Masks) -> EarlyBirdState:
         _entries(masks)
         return EarlyBirdState(
             # An array for each leaf: a donated state may not hold one twice.
@@ -201,7 +198,7 @@ def early_bird(*, window: int = 5, tolerance: float = 0.1) -> EarlyBird:
             found=jnp.asarray(False),
         )
 
-    def update(state: EarlyBirdState, masks: Any) -> EarlyBirdState:
+    def update(state: EarlyBirdState, masks: Masks) -> EarlyBirdState:
         pairs = zip(jax.tree.leaves(masks), jax.tree.leaves(state.masks), strict=True)
         newest = sum(
             jnp.sum(new != old, dtype=jnp.int32)
@@ -221,7 +218,8 @@ def early_bird(*, window: int = 5, tolerance: float = 0.1) -> EarlyBird:
     return EarlyBird(init, update)
 
 
-def _entries(masks: Any) -> int:
+def _entries(masks: Masks) -> int:
+    """Returns the number of entries of the sparse leaves, at least 1."""
     sparse = [m for m in jax.tree.leaves(masks) if not tree.is_dense(m)]
     if not tree.size(sparse):
         raise ValueError("masks has no sparse leaf: there is no distance to measure.")
