@@ -11,9 +11,9 @@ keys holds :math:`c(low) \ge k > c(high)`. Each read of the scores counts them a
 the ends expects the threshold, spread by its standard error; some are equally spaced.
 The search ends when :math:`c(low) = k`, whatever the exact key, or when `low` and
 `high` are neighbours. In the second case the entries of one key tie, and the same
-search over the index finds how many of them to take. For a set of more than `SAMPLED` entries, a
-sample of about 1/256 of the entries, at most 2^16, gives the first bracket. A poor
-bracket or interpolation costs reads, never exactness.
+search over the index finds how many of them to take. For a set of more than `SAMPLED`
+entries, a sample of about 1/256 of the entries, at most 2^16, gives the first bracket.
+A poor bracket or interpolation costs reads, never exactness.
 
 Cost of a large set of :math:`n` entries without a tie at the threshold: about 3 reads,
 and one that writes the result. After the first read, whose pivots come from the sample,
