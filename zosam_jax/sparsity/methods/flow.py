@@ -1,20 +1,22 @@
-r"""A flow that float32 cannot hold: a network evaluated with exponents of their own.
+r"""Evaluates a network with a separate exponent for every array, for SynFlow.
 
-SynFlow's R multiplies the layers' gains, 1e60 for a deep network. So every array that
-comes out of a product is kept as :math:`m \, 2^e`, with the largest :math:`|m|` near 1
-and an integer e for the whole array. Powers of two round nothing. Linear operations
-pass e on, products add it, sums take the larger one of their terms (what is 2^252 times
-smaller becomes 0), and :math:`R = m_R 2^{e_R}`. Since every e is a constant of the
-differentiation,
+SynFlow's R is about the product of the layers' gains, 1e60 for a deep network, which
+float32 cannot hold. So the result of every product is kept as :math:`m \, 2^e`, with
+the largest :math:`|m|` between 1/2 and 1 and one integer e for the whole array.
+Multiplication by a power of two is exact. Linear operations pass e on, products add the
+exponents of their operands, and sums use the largest exponent of their terms (a term
+that is 2^252 times smaller becomes 0). The result is :math:`R = m_R 2^{e_R}`. Every e
+is a constant in differentiation, hence
 
 .. math:: \frac{1}{m_R} \frac{\partial m_R}{\partial \theta}
     = \frac{1}{R} \frac{\partial R}{\partial \theta},
 
-and what is propagated back to an array is near its share of the flow, divided by m. So
-neither direction leaves float32, whatever the depth, and the ranking is that of R.
+and the cotangent of an array is about its share of the flow, divided by m. So neither
+the forward nor the backward pass leaves float32, whatever the depth, and the ranking is
+that of R.
 
-That is exact for what commutes with a positive factor. A function that does not (`exp`,
-`tanh`, a division by activations) has no flow that is conserved, and is refused.
+This is exact for functions that commute with a positive factor. Other functions (`exp`,
+`tanh`, a division by activations) conserve no flow; they raise an error.
 """
 
 from collections.abc import Callable, Sequence
@@ -33,7 +35,7 @@ _CALLS = {
     *("jit", "pjit", "closed_call", "core_call", "checkpoint", "remat", "remat2"),
     *("custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr"),
 }
-# Of operands with one exponent the result has the same.
+# If all operands have one exponent, the result has the same.
 _LINEAR = {
     *("add", "sub", "add_any", "max", "min", "neg", "abs", "select_n", "concatenate"),
     *("reshape", "transpose", "squeeze", "expand_dims", "broadcast_in_dim", "rev"),
@@ -44,6 +46,7 @@ _LINEAR = {
     *("reduce_window_sum", "reduce_window_max", "reduce_window_min"),
 }
 _COMPARISONS = {"eq", "ne", "lt", "le", "gt", "ge", "is_finite", "argmax", "argmin"}
+# Functions that do not commute with a positive factor.
 _NO_FLOW = {
     *("exp", "exp2", "expm1", "log", "log1p", "tanh", "logistic", "erf", "erfc"),
     *("sin", "cos", "tan", "atan", "sinh", "cosh", "asinh", "sqrt", "rsqrt", "cbrt"),
@@ -61,13 +64,16 @@ class _Scaled(NamedTuple):
 def mantissa_and_exponent(
     function: Callable[[list[jax.Array]], jax.Array], theta: list[jax.Array]
 ) -> tuple[jax.Array, jax.Array]:
-    """`function(theta)`, a scalar, as m and e of m * 2**e; only m is differentiable.
+    """Returns m and e of the scalar `function(theta) = m * 2**e`; e has no derivative.
 
-    What the network does in a loop (`scan`, `while`, `cond`) or a callback, it does in
-    float32 as it is.
+    Loops (`scan`, `while`), `cond` and callbacks run in plain float32.
+
+    Args:
+      function: `theta -> scalar`.
+      theta: Arrays.
 
     Raises:
-      ValueError: The function applies to activations what has no flow.
+      ValueError: The function applies an operation without a flow to activations.
     """
     closed = jax.make_jaxpr(function)(theta)
     (found,) = _run(closed.jaxpr, closed.consts, jax.tree.leaves(theta))
@@ -92,7 +98,8 @@ def _equation(eqn: Any, inputs: list[Any]) -> list[Any]:
         body = next(filter(None, map(_body, eqn.params.values())))
         if [e.primitive.name in _PRODUCTS for e in body[0].eqns] != [True]:
             return _run(*body, inputs)
-        name = body[0].eqns[0].primitive.name  # With a derivative of its own.
+        # A single product with a custom derivative: the call is bound as a whole.
+        name = body[0].eqns[0].primitive.name
     if name in _PRODUCTS or (name == "mul" and all(kinds)):
         (product,) = _bind(eqn, [_mantissa(x) for x in inputs])
         exponents = [x.exponent for x in inputs if isinstance(x, _Scaled)]
@@ -129,17 +136,18 @@ def _bind(eqn: Any, values: list[Any]) -> list[Any]:
 
 
 def _body(value: Any) -> tuple[Any, Sequence[Any]] | None:
-    """The jaxpr and the constants that a parameter of an equation is; None if none."""
+    """Returns the jaxpr and constants in a parameter of an equation; None if none."""
     if isinstance(value, core.ClosedJaxpr):
         return value.jaxpr, value.consts
     return (value, ()) if isinstance(value, core.Jaxpr) else None
 
 
 def _normal(x: Any) -> _Scaled:
-    """The same value with its largest mantissa from 1/2 to 1."""
+    """Returns the same value with its largest mantissa in [1/2, 1)."""
     value, exponent = x if isinstance(x, _Scaled) else (jnp.asarray(x), jnp.int32(0))
     top = jax.lax.stop_gradient(jnp.max(jnp.abs(value), initial=0))
     usable = (top > 0) & jnp.isfinite(top)
+    # The exponent of a float32 is in bits 23 to 30, with an offset of 127.
     bits = jax.lax.bitcast_convert_type(top.astype(jnp.float32), jnp.int32)
     power = jnp.where(usable, (bits >> 23) - 126, 0)
     exponent = jnp.where(usable, exponent + power, _NOTHING)
@@ -147,7 +155,7 @@ def _normal(x: Any) -> _Scaled:
 
 
 def _aligned(inputs: Sequence[Any]) -> tuple[list[Any], jax.Array]:
-    """Mantissas with one exponent, which is the largest; integers are as they are."""
+    """Returns mantissas for the largest exponent, and this; integers are unchanged."""
     parts = [
         _normal(x) if not isinstance(x, _Scaled) and _is_float(x) else x for x in inputs
     ]
@@ -172,9 +180,10 @@ def _is_float(x: Any) -> bool:
 
 
 def _times_power(x: jax.Array, power: jax.Array) -> jax.Array:
-    """`x * 2**power`, exactly, up to where all would be 0 or infinite."""
+    """Returns `x * 2**power`, exact unless the result under- or overflows."""
     most = min(252, -2 * int(np.asarray(jnp.finfo(x.dtype).minexp)))
     power = jnp.clip(power, -most, most)
+    # In two factors: 2**power itself may be beyond the dtype.
     half = power // 2
     for part in (half, power - half):
         bits = (part.astype(jnp.int32) + 127) << 23

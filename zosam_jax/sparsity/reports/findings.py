@@ -1,4 +1,4 @@
-"""What a sparsity report holds."""
+"""The results of a sparsity report."""
 
 import dataclasses
 import math
@@ -16,18 +16,18 @@ class LeafReport:
       path: Its key path.
       shape: Its shape.
       weights: Number of its entries.
-      live: Number of those that are not pruned, and, where the report knows the units,
-        do not lead to pruned ones alone.
-      sparse: Whether it has a mask; a dense leaf has not.
-      ever_live: Number of its entries that have ever been live; None where not known.
-      flops_dense: Floating point operations of its products for an example, twice the
-        multiply-adds, if no weight were pruned; None without `forward`.
-      flops_sparse: The same of the live weights alone.
-      place: Its place in the order in which `forward` comes to the leaves; None for a
-        leaf without products.
-      outputs: Units that come out of it, and how many of them no live weight leads to.
-        None for a leaf that is no kernel, or dense.
-      inputs: Units that go in, and how many of them no live weight leads on from.
+      live: Number of entries that are not pruned. If the report knows the units,
+        entries that only feed pruned units do not count as live.
+      sparse: Whether it has a mask.
+      ever_live: Number of entries that were ever live; None if not known.
+      flops_dense: Floating point operations of its products for one example, twice the
+        multiply-adds, as if no weight were pruned; None without `forward`.
+      flops_sparse: The same for live weights only.
+      place: Its place in the order in which `forward` uses the leaves; None for a leaf
+        without products.
+      outputs: `(output units, output units without a live incoming weight)`; None for a
+        leaf that is dense or no kernel.
+      inputs: `(input units, input units without a live outgoing weight)`; likewise.
     """
 
     path: str
@@ -49,17 +49,17 @@ class LeafReport:
 
     @property
     def whole(self) -> bool:
-        """Whether nothing of it is pruned, nor can be."""
+        """Whether nothing in it is or can be pruned."""
         return not self.sparse and self.live == self.weights
 
     @property
     def explored(self) -> float | None:
-        """Share of its entries that have ever been live; None where not known."""
+        """Fraction of its entries that were ever live; None if not known."""
         return table.ratio(self.ever_live, self.weights)
 
     @property
     def warning(self) -> str | None:
-        """What is wrong with the mask, in a clause; None if nothing."""
+        """What is wrong with the mask, as a clause; None if nothing is."""
         if self.weights and not self.live:
             return "no live weight: the layer passes nothing on"
         parts = []
@@ -69,7 +69,7 @@ class LeafReport:
             (self.outputs, "outputs have no live incoming weight"),
             (self.inputs, "inputs have no live outgoing weight"),
         ):
-            # Some dead units are what sparsity is; a layer of them is a bottleneck.
+            # A few dead units are normal; a layer with half of them dead is a bottleneck.
             if units and units[1] and 2 * units[1] >= units[0]:
                 parts.append(f"{units[1]:,} of {units[0]:,} {fault}")
         return "; ".join(parts) or None
@@ -77,21 +77,20 @@ class LeafReport:
 
 @dataclasses.dataclass(frozen=True)
 class SparsityReport:
-    """What `report` found: `rows`, the totals below, a table (`print`), a picture.
+    """The result of `report`: `rows` and totals, to be printed or plotted.
 
-    FLOPs are for an example, and None without `forward`. `sparsity` is over the sparse
-    leaves together, which is what `sparsity=` of a method means, `sparsity_all` over
-    all parameters; the first is nominal, the second what is left out of the network.
+    FLOPs are for one example, and None without `forward`. `sparsity` is over the sparse
+    leaves, like the `sparsity=` of a method. `sparsity_all` is over all parameters.
 
     Attributes:
       rows: A `LeafReport` for every leaf, in flattening order.
-      flops_other: FLOPs of products that are no leaf's, such as attention; in both
+      flops_other: FLOPs of products without a leaf, such as attention; they are in both
         totals.
-      passes: Forward passes, and backward passes (each with its forward pass), of the
-        gradient estimator in one step.
+      passes: `(F, B)`, the forward passes and the backward passes (each with its own
+        forward pass) of the gradient estimator in one step.
       dense_gradient_every: Steps between gradients of all weights; None: never.
-      mean_pruned: Mean over the training of pruned / finally pruned weights.
-      warnings: Sentences; layers that have collapsed, or nearly, first.
+      mean_pruned: Pruned / finally pruned weights, averaged over the training.
+      warnings: Sentences; collapsed layers and bottlenecks first.
     """
 
     rows: tuple[LeafReport, ...]
@@ -123,17 +122,17 @@ class SparsityReport:
 
     @property
     def sparsity(self) -> float:
-        """Pruned share of the sparse leaves; 0 where there is none."""
+        """Pruned fraction of the sparse leaves; 0 if there is none."""
         return 1 - self.sparse_live / self.sparse_weights if self.sparse_weights else 0
 
     @property
     def sparsity_all(self) -> float:
-        """Pruned share of all parameters."""
+        """Pruned fraction of all parameters."""
         return 1 - self.live / self.weights if self.weights else 0.0
 
     @property
     def explored(self) -> float | None:
-        """Share of the sparse leaves that has ever been live; ITOP calls it R_s."""
+        """Fraction of the sparse leaves' weights that were ever live, ITOP's R_s."""
         seen = [row.ever_live for row in self.rows if row.sparse]
         known = [count for count in seen if count is not None]
         if len(known) < len(seen):
@@ -169,7 +168,7 @@ class SparsityReport:
         return self._passes() * sparse + extra
 
     def _passes(self) -> float:
-        """Forward passes that a step is worth."""
+        """Returns the cost of a step in forward passes."""
         return self.passes[0] + 3 * self.passes[1]
 
     def _forward(self, flops: list[float | None]) -> float | None:
@@ -178,13 +177,13 @@ class SparsityReport:
         return math.fsum([self.flops_other, *(x for x in flops if x is not None)])
 
     def _training(self, row: LeafReport) -> float | None:
-        """FLOPs of a leaf at its mean density."""
+        """Returns the FLOPs of a leaf at its mean density over the training."""
         if row.flops_dense is None or self.mean_pruned == 1:
             return row.flops_sparse
         return max(0.0, 1 - self.mean_pruned * (1 - row.density)) * row.flops_dense
 
     def as_dict(self) -> dict[str, Any]:
-        """All of it, ready for JSON: `rows`, `totals`, `assumptions`, `warnings`."""
+        """Returns the report for JSON: `rows`, `totals`, `assumptions`, `warnings`."""
         rows = [
             {
                 **dataclasses.asdict(row),
@@ -223,10 +222,12 @@ class SparsityReport:
         return table.text(self)
 
     def plot(self, path: str | Path | None = None) -> Any:
-        """Draws density and share of FLOPs (without `forward`, of weights) by layer.
+        """Draws the density and the share of the FLOPs of every layer.
+
+        Without `forward` it draws the share of the weights instead.
 
         Args:
-          path: A file to write besides, of a suffix that Matplotlib knows.
+          path: A file to write, with a suffix that Matplotlib knows; None: no file.
 
         Returns:
           A `matplotlib.figure.Figure`.

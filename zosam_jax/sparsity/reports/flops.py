@@ -1,10 +1,10 @@
-"""Multiply-adds of a function, by the parameter leaf that each is done with.
+"""Multiply-adds of a function, by the parameter leaf in each product.
 
-The function is traced, not run. Counted are the products in its jaxpr, `dot_general`
-and `conv_general_dilated`; a product is a leaf's where one of its operands is that
-leaf: reshaped, transposed, sliced, cast, masked or scaled, so that a pruned weight is
-zero in it still. Anything else that a leaf becomes (a sum with another array, a product
-with activations) is no longer that leaf.
+The function is traced, not run. The products in its jaxpr are counted: `dot_general`
+and `conv_general_dilated`. A product belongs to a leaf if one of its operands is that
+leaf, perhaps reshaped, transposed, sliced, cast, masked or scaled: operations after
+which a pruned weight is still zero. Anything else that is computed from a leaf (a sum
+with another array, a product with activations) is no longer that leaf.
 """
 
 import math
@@ -16,7 +16,9 @@ import jax
 import numpy as np
 from jax.extend import core
 
+# Primitives that move entries, so that a leaf is still recognized.
 _LAYOUT = {"transpose", "reshape", "squeeze", "broadcast_in_dim"}
+# Primitives that keep the axes, and zeros zero.
 _SAME_AXES = {
     *("convert_element_type", "reduce_precision", "copy", "copy_p", "device_put"),
     *("stop_gradient", "sharding_constraint", "name", "pvary"),
@@ -34,9 +36,10 @@ _SAME_AXES = {
     ),
     *("integer_pow", "square"),
 }
-# With other operands beside the leaf, of which nothing is asked.
+# Primitives with other operands beside the leaf, which may be anything.
 _SCALED = {"mul", "div", "select_n", "clamp", "max", "min"}
 _SUMS = {"add", "sub", "add_any"}
+# Primitives that may compute products, which cannot be seen from outside.
 _NOT_COUNTED = {
     *("pallas_call", "ragged_dot", "ragged_dot_general", "scaled_matmul", "ffi_call"),
     *("pure_callback", "io_callback", "tpu_custom_call", "dot_product_attention_fwd"),
@@ -44,12 +47,12 @@ _NOT_COUNTED = {
 
 
 class KernelAxes(NamedTuple):
-    """What the axes of a kernel mean.
+    """The meaning of the axes of a kernel.
 
     Attributes:
-      inputs: Axes over which a product sums, but for those of a window.
-      outputs: Axes that come out of it.
-      window: Spatial axes of a convolution. Any other axis stacks kernels.
+      inputs: Axes over which a product sums, except those of a window.
+      outputs: Axes of the result.
+      window: Spatial axes of a convolution. All other axes stack kernels.
     """
 
     inputs: tuple[int, ...]
@@ -62,11 +65,11 @@ class Products(NamedTuple):
 
     Attributes:
       macs: Multiply-adds of every leaf, in flattening order.
-      order: Indices of the leaves that have products, in the order of the first ones.
-      other: Multiply-adds of products that are no leaf's.
-      units: The axes of a leaf by its index, as its first product has them; leaves
-        whose axes cannot be told are not in it.
-      notes: What was counted otherwise than a reader may think.
+      order: Indices of the leaves with products, in the order of their first products.
+      other: Multiply-adds of products that belong to no leaf.
+      units: `{leaf: axes}` according to the leaf's first product. Leaves whose axes are
+        not known are left out.
+      notes: Sentences on products that were counted in an unexpected way, or not.
     """
 
     macs: list[int]
@@ -77,30 +80,32 @@ class Products(NamedTuple):
 
 
 class _Weight(NamedTuple):
-    """A value that is (part of) a leaf.
+    """A value that is a leaf or a part of it.
 
-    `axes[i]` is the leaf's axis that the value's axis i is; None where it is none.
+    Attributes:
+      leaf: Index of the leaf.
+      axes: For each axis of the value, the axis of the leaf that it is, or None.
     """
 
     leaf: int
     axes: tuple[int | None, ...]
 
 
-# A value that comes out of a product, or of anything that such a value went into.
-# What is neither this nor a `_Weight` is None: inputs, constants, masks.
+# A value has one of three origins: a leaf (`_Weight`); an activation, which is the
+# result of a product or computed from one; or None for inputs, constants and masks.
 _ACTIVATION = "activation"
 _Origin = _Weight | str | None
 _OTHER = -1
 
 
 def products(function: Callable[[Any], Any], params: Any) -> Products:
-    """Counts the multiply-adds of `function(params)`, leaf by leaf.
+    """Returns the multiply-adds of `function(params)`, leaf by leaf.
 
     Args:
-      function: Traced once. The body of a `scan` counts `length` times, that of a
-        `while` once, of a `cond` the branch with the most multiply-adds. Zero padding
-        counts as data does, but for dilated inputs (a transposed convolution), where no
-        zero does.
+      function: Traced once. The body of a `scan` counts `length` times, the body of a
+        `while` once, and of a `cond` the branch with the most multiply-adds. Zero
+        padding counts like data, except that no zero counts if the input is dilated (a
+        transposed convolution).
       params: Pytree of arrays or of `jax.ShapeDtypeStruct`.
     """
     leaves = jax.tree.leaves(params)
@@ -117,7 +122,7 @@ def products(function: Callable[[Any], Any], params: Any) -> Products:
 
 
 class _Walk:
-    """A pass over a jaxpr and those nested in it."""
+    """A pass over a jaxpr and the jaxprs nested in it."""
 
     def __init__(self, shapes: list[tuple[int, ...]]):
         self.shapes = shapes
@@ -131,7 +136,7 @@ class _Walk:
     def run(
         self, jaxpr: Any, inputs: Sequence[_Origin]
     ) -> tuple[Counter[int], list[_Origin]]:
-        """Multiply-adds by leaf, and what comes out."""
+        """Returns the multiply-adds by leaf, and the origins of the outputs."""
         env: dict[Any, _Origin] = dict(zip(jaxpr.invars, inputs, strict=True))
 
         def read(atom: Any) -> _Origin:
@@ -177,7 +182,8 @@ class _Walk:
     def _scan(
         self, eqn: Any, inputs: list[_Origin]
     ) -> tuple[Counter[int], list[_Origin]]:
-        # Told by the ranks: their numbers stand elsewhere in each version of JAX.
+        # Constants, carries and sliced inputs are told apart by their ranks, since the
+        # parameters that hold their numbers depend on the version of JAX.
         body = _open(eqn.params["jaxpr"])
         carries = sum(map(_same_rank, eqn.outvars, body.outvars))
         start = sum(map(_same_rank, eqn.invars, body.invars)) - carries
@@ -210,7 +216,11 @@ class _Walk:
         arguments: Callable[[list[_Origin]], list[_Origin]],
         carry: list[_Origin],
     ) -> tuple[Counter[int], list[_Origin], list[_Origin]]:
-        """One turn of a loop, the carry being what it is after any number of turns."""
+        """Returns one iteration, with carry origins that hold for every iteration.
+
+        A carry may be a leaf at first and an activation later. So the body is walked
+        until the origins no longer change.
+        """
         while True:
             macs, out = self.run(body, arguments(carry))
             after = [_join(x) for x in zip(carry, out[: len(carry)], strict=True)]
@@ -230,8 +240,8 @@ class _Walk:
             ]
         else:
             macs, sides = _convolution(eqn.params, shapes[0], shapes[1], out)
-        # Where both operands are leaves' (a scale on the inputs and a kernel), the
-        # larger is the kernel.
+        # If both operands are leaves (a kernel, and a scale on the inputs), the larger
+        # one is the kernel.
         found = [
             ((self._size(x.leaf), len(self.shapes[x.leaf])), i, x)
             for i, x in enumerate(inputs)
@@ -251,7 +261,7 @@ class _Walk:
         return Counter({weight.leaf: macs})
 
     def _passed(self, eqn: Any, inputs: list[_Origin]) -> _Origin:
-        """What an equation without products makes of its operands."""
+        """Returns the origin of the result of an equation without products."""
         name, shape = eqn.primitive.name, getattr(eqn.outvars[0].aval, "shape", ())
         first = inputs[0] if inputs else None
         if name in _LAYOUT | _SAME_AXES and isinstance(first, _Weight):
@@ -271,7 +281,7 @@ class _Walk:
         return self._fitting(largest, shape)
 
     def _fitting(self, weight: _Weight | None, shape: tuple[int, ...]) -> _Origin:
-        """None where a value is larger than its leaf: data, scaled by the leaf."""
+        """Returns the weight; None if the value is larger: data, scaled by the leaf."""
         if weight is None or math.prod(shape) > self._size(weight.leaf):
             return None
         return weight
@@ -284,7 +294,7 @@ def _moved(
     old: tuple[int, ...],
     new: tuple[int, ...],
 ) -> tuple[int | None, ...]:
-    """The axes after an operation that moves entries and changes none."""
+    """Returns the axes after an operation that moves entries without changing them."""
     if name == "transpose":
         return tuple(axes[d] for d in params["permutation"])
     if name == "broadcast_in_dim":
@@ -302,7 +312,7 @@ def _moved(
 def _convolution(
     params: Any, lhs: tuple[int, ...], rhs: tuple[int, ...], out: tuple[int, ...]
 ) -> tuple[int, list[tuple[set[int], set[int], set[int]]]]:
-    """Multiply-adds, and the axes of both operands as in `KernelAxes`."""
+    """Returns the multiply-adds, and the axes of both operands as in `KernelAxes`."""
     numbers = params["dimension_numbers"]
     (out_axis, in_axis, *window), spatial = numbers.rhs_spec, numbers.out_spec[2:]
     macs = out[numbers.out_spec[0]] * out[numbers.out_spec[1]] * rhs[in_axis]
@@ -311,6 +321,8 @@ def _convolution(
         if dilation == 1:
             macs *= out[o] * rhs[k]
             continue
+        # Of a dilated input only every `dilation`-th position holds data: count the
+        # pairs of output and kernel positions that meet one.
         start = (
             np.arange(out[o]) * params["window_strides"][i] - params["padding"][i][0]
         )
@@ -324,7 +336,7 @@ def _convolution(
 
 
 def _open(jaxpr: Any) -> Any:
-    """The jaxpr without its constants."""
+    """Returns the jaxpr without its constants."""
     return getattr(jaxpr, "jaxpr", jaxpr)
 
 
@@ -337,7 +349,7 @@ def _times(macs: Counter[int], factor: int) -> Counter[int]:
 
 
 def _join(origins: Sequence[_Origin]) -> _Origin:
-    """What a value is that may be each of these."""
+    """Returns the origin of a value that may have any of these origins."""
     if _ACTIVATION in origins:
         return _ACTIVATION
     return origins[0] if all(x == origins[0] for x in origins) else None

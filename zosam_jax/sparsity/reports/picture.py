@@ -12,7 +12,7 @@ _SPARSE, _FAINT, _WHOLE, _ALARM = "#1f5fa8", "#9aa5b1", "#d5dbe3", "#c0392b"
 
 
 def draw(found: Any) -> Figure:
-    """A bar a layer, in the order of the table: its density and its share of the cost.
+    """Returns a figure with the density and the share of the cost of every layer.
 
     Args:
       found: A `SparsityReport`.
@@ -55,7 +55,7 @@ def _quantity(found: Any) -> str:
 
 
 def _shares(found: Any, layers: list[Any]) -> list[tuple[str, float, float]]:
-    """Names, and shares of the dense and of the sparse network's cost."""
+    """Returns rows `(name, share of the dense cost, share of the sparse cost)`."""
     if not found.inference_sparse:
         pairs = [(r.path, r.weights, r.live) for r in layers]
         whole = found.weights, found.live
@@ -70,7 +70,7 @@ def _shares(found: Any, layers: list[Any]) -> list[tuple[str, float, float]]:
 def _densities(axis: Any, layers: list[Any], overall: float) -> None:
     live = [r.density for r in layers if r.density > 0]
     lowest = min([*live, overall or 1.0])
-    # A decade or more: a linear axis would hide the sparsest layers.
+    # Over more than a decade a linear axis would hide the sparsest layers.
     logarithmic = lowest < 0.1
     start = 10.0 ** math.floor(math.log10(lowest)) if logarithmic else 0.0
     for whole, color, label in ((False, _SPARSE, "sparse"), (True, _FAINT, "dense")):

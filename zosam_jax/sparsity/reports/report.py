@@ -1,4 +1,4 @@
-"""What a mask tree amounts to: densities, FLOPs, exploration, layers about to fail."""
+"""Reports on a mask tree: densities, FLOPs, exploration, collapsed layers."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from zosam_jax import _check, tree
-from zosam_jax._types import Units
+from zosam_jax._types import Masks, Params, Units
 from zosam_jax.sparsity.mask_trees import filled
 from zosam_jax.sparsity.method import SparseMethod
 from zosam_jax.sparsity.methods.units import removable
@@ -18,26 +18,26 @@ from zosam_jax.sparsity.reports.flops import KernelAxes, Products, products
 
 
 def report(
-    params: Any,
-    masks: Any,
+    params: Params,
+    masks: Masks,
     *,
-    forward: Callable[[Any], Any] | None = None,
+    forward: Callable[[Params], object] | None = None,
     examples: int = 1,
     method: SparseMethod | None = None,
     dense_gradient_every: int | None = None,
     mean_pruned: float | None = None,
     passes: tuple[float, float] = (0, 1),
-    explored: Any | None = None,
+    explored: Masks | None = None,
     groups: Mapping[str, Units] | None = None,
 ) -> SparsityReport:
-    r"""What a mask tree amounts to: densities, FLOPs, exploration, collapsed layers.
+    r"""Returns a report on masks: densities, FLOPs, exploration, collapsed layers.
 
-    FLOPs are counted as in RigL (arXiv:1911.11134, appendix): two for each
-    multiply-add of the products of `forward` (dense layers, convolutions, attention;
-    biases, norms and activations are left out), times the density of the leaf that the
-    product is with. With :math:`f_D` and :math:`f_S` for the forward pass of the dense
-    and the sparse network, and a backward pass twice its forward pass, a step that
-    makes F forward passes and B with a backward pass costs
+    FLOPs are counted as in RigL (arXiv:1911.11134, appendix): two for each multiply-add
+    of the products of `forward`, times the density of the leaf in the product. Products
+    are dense layers, convolutions and attention; biases, norms and activations are not
+    counted. Let :math:`f_D` and :math:`f_S` be the forward passes of the dense and of
+    the sparse network, and let a backward pass cost two forward passes. A step with F
+    forward passes and B passes forward and backward costs
 
     .. math:: (F + 3B)\, f_S + \begin{cases}
         0 & \text{no gradient of pruned weights} \\
@@ -45,47 +45,51 @@ def report(
         f_D - f_S & \text{in every step}
         \end{cases}
 
-    on average: :math:`3 f_S` for static masks, SET, DSR and MEST, RigL's
-    :math:`(3 f_S \Delta T + 2 f_S + f_D) / (\Delta T + 1)` (the paper counts its update
-    steps on top of the :math:`\Delta T` between them), :math:`2 f_S + f_D` for STE.
-    Where the sparsity changes (`gmp`, `mest(soft=True)`), :math:`f_S` is that of each
-    layer's mean density, worked out from its final one, so give the masks of the end:
-    those of a denser stage give too much. What a method computes once, before the
-    training, is not in it.
+    on average, where the dense gradient is used never, every :math:`\Delta T` steps, or
+    in every step. That is :math:`3 f_S` for static masks, SET, DSR and MEST;
+    :math:`(3 f_S \Delta T + 2 f_S + f_D) / (\Delta T + 1)` for RigL (the paper counts
+    its update steps on top of the :math:`\Delta T` between them); and :math:`2 f_S +
+    f_D` for STE. If the sparsity changes (`gmp`, `mest(soft=True)`), :math:`f_S` is at
+    the mean density of each layer, which is computed from its final density. So give
+    the masks of the end of the training: those of a denser stage give too much. The
+    cost of a criterion at initialization is not included.
 
     Args:
-      params: Pytree of arrays, or of `jax.ShapeDtypeStruct`; shapes alone are read.
+      params: Pytree of arrays or of `jax.ShapeDtypeStruct`; only shapes are read.
       masks: Mask tree in the structure of `params`, as from `zs.sparsity.masks(state)`.
       forward: `params -> anything`, the forward pass on `examples` examples, as
-        `lambda p: model.apply(p, x)`. It is traced, never run. A product is a leaf's
-        where one operand is the leaf, be it reshaped, transposed, sliced, cast, masked
-        or scaled; else it counts in full, as no leaf's. The body of a `scan` counts as
-        often as it runs, that of a `while` once, of a `cond` the dearest branch.
-        None: no FLOPs.
-      examples: By which FLOPs are divided. 1: FLOPs are of a call of `forward`.
-      method: Where the next two come from if they are not given.
+        `lambda p: model.apply(p, x)`. It is traced, never run. A product belongs to a
+        leaf if one of its operands is the leaf, perhaps reshaped, transposed, sliced,
+        cast, masked or scaled. Other products count in full. The body of a `scan`
+        counts as often as it runs, the body of a `while` once, and of a `cond` the most
+        expensive branch. None: no FLOPs.
+      examples: FLOPs are divided by it. 1: FLOPs of one call of `forward`.
+      method: Gives the next two arguments if they are left out.
       dense_gradient_every: Steps between gradients of all weights; None: never.
-      mean_pruned: Mean over the training of pruned / finally pruned weights. Default 1.
-      passes: `(F, B)` of a step of the gradient estimator: backpropagation (0, 1),
-        SAM (0, 2), ZO-SAM (2, 1). The dense part is added once.
-        (`info` of an estimate counts them.)
+      mean_pruned: Pruned / finally pruned weights, averaged over the training; 1 by
+        default.
+      passes: `(F, B)` of one step of the gradient estimator: backpropagation (0, 1),
+        SAM (0, 2), ZO-SAM (2, 1); the `info` of an estimate counts them. The dense
+        gradient is added once.
       explored: Boolean tree like `masks`, the union of all masks so far.
-      groups: As in `units`. What leads to a pruned unit alone, weights and biases, has
-        no effect, and counts as pruned, masked or not (`removable`). None: only what
-        is masked counts.
+      groups: As in `units`. Weights and biases that only feed pruned units have no
+        effect, and count as pruned, masked or not; see `removable`. None: only masked
+        weights count as pruned.
 
     Returns:
-      A `SparsityReport`: `print` it, `.as_dict()` it, `.plot("sparsity.png")` it.
-      Its warnings name sparse leaves without live weights, leaves with fewer of them
-      than outputs, and leaves half of whose inputs or outputs, or more, are dead: no
-      live weight leads on from them, or to them. The table counts these. Which axes
-      are inputs and outputs is read off the products of `forward`; for a leaf in none
-      the last axis is the outputs and the one before the inputs, as in Flax and Haiku.
+      A `SparsityReport`, to be used as `print(found)`, `found.as_dict()` or
+      `found.plot("sparsity.png")`. Its warnings name sparse leaves without live
+      weights, leaves with fewer live weights than outputs, and leaves in which at least
+      half of the inputs or outputs are dead (an input without a live outgoing weight,
+      an output without a live incoming one). The table counts dead inputs and outputs.
+      Which axes are inputs and outputs follows from the products of `forward`. For a
+      leaf in no product the last axis is the outputs and the one before it the inputs,
+      as in Flax and Haiku.
 
     Raises:
       ValueError: Masks do not fit the parameters, `explored` lacks a live weight, or a
         number is out of range.
-      TypeError: `method` is none.
+      TypeError: `method` is not a sparse method.
 
     Example:
       >>> import jax.numpy as jnp, zosam_jax as zs
@@ -162,8 +166,8 @@ def _row(
     index: int,
     path: str,
     shape: tuple[int, ...],
-    mask: Any,
-    union: Any | None,
+    mask: jax.typing.ArrayLike,
+    union: jax.typing.ArrayLike | None,
     counted: Products | None,
     examples: int,
     idle: int,
@@ -224,17 +228,17 @@ def _usual_units(axes: int) -> KernelAxes | None:
 
 
 def _fetched(mask: Any) -> Any:
-    """The mask on the host, where reductions compile nothing, if it can be there."""
+    """Returns the mask on the host if possible: reductions there compile nothing."""
     addressable = getattr(mask, "is_fully_addressable", True)
     return np.asarray(mask) if addressable else mask
 
 
 def _count(flags: Any) -> int:
-    # The counts of rows fit int32; those of a whole leaf may not.
+    # The count of a row fits int32; that of a whole leaf may not.
     return int(np.asarray(flags.sum(axis=-1, dtype=np.int32), np.int64).sum())
 
 
 def _unreached(mask: Any, axes: tuple[int, ...]) -> tuple[int, int]:
-    """The units that are left when `axes` are summed over, and those without any."""
+    """Returns `(units, units without a live weight)`; `axes` are those of no unit."""
     reached = mask.any(axis=axes)
     return reached.size, int((~reached).sum())

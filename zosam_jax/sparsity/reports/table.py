@@ -1,6 +1,7 @@
 """The text of a sparsity report: its table and its totals.
 
-What is shown is a `SparsityReport`, which stands above this module.
+`found` is a `SparsityReport` and a row is a `LeafReport`. Both are defined in
+`findings`, which imports this module.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,7 +11,7 @@ OTHER = "products of no leaf"
 
 
 def text(found: Any) -> str:
-    """A line for every layer, the totals, the warnings."""
+    """Returns a line for every layer, the totals and the warnings."""
     parts = [_table(found), _totals(found)]
     if found.warnings:
         parts.append("\n".join(f"warning: {line}" for line in found.warnings))
@@ -18,7 +19,7 @@ def text(found: Any) -> str:
 
 
 def layers(found: Any) -> list[Any]:
-    """The rows worth a line each, not the biases and norms, in the network's order."""
+    """Returns the rows of the layers, without biases and norms, in network order."""
     rows = [r for r in found.rows if r.sparse or r.flops_dense or len(r.shape) > 1]
     return sorted(rows, key=lambda r: (r.place is None, r.place or 0))
 
@@ -100,7 +101,7 @@ def _totals(found: Any) -> str:
 
 
 def _how(found: Any) -> list[str]:
-    """How a training step was counted."""
+    """Returns how a training step was counted, in phrases."""
     forward, backward = found.passes
     passes = [f"{forward:g} forward"] if forward else []
     passes += [f"{backward:g} forward and backward"] if backward else []
@@ -115,7 +116,7 @@ def _how(found: Any) -> list[str]:
 
 
 def summary(found: Any) -> str:
-    """The totals in a line."""
+    """Returns the totals in one line."""
     parts = [
         f"sparsity {found.sparsity:.2%} of the sparse leaves, "
         f"{found.sparsity_all:.2%} of all parameters"
@@ -131,7 +132,7 @@ def summary(found: Any) -> str:
 def _aligned(
     cells: Sequence[Sequence[str]], *, left: int, last_left: bool = False
 ) -> str:
-    """Columns two blanks apart, the first `left` of them flush left."""
+    """Returns columns two blanks apart, of which the first `left` are flush left."""
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     flush = {*range(left), *([len(widths) - 1] if last_left else [])}
     lines = [
@@ -149,7 +150,7 @@ def _percent(share: float | None) -> str:
 
 
 def _short(count: float | None) -> str:
-    """Four digits and a prefix: 551.2 M."""
+    """Returns a number with four digits and a prefix, as 551.2 M."""
     if count is None:
         return "-"
     for power, prefix in ((12, "T"), (9, "G"), (6, "M"), (3, "k")):
@@ -159,5 +160,5 @@ def _short(count: float | None) -> str:
 
 
 def ratio(part: float | None, whole: float | None) -> float | None:
-    """`part / whole`; None where that is not known."""
+    """Returns `part / whole`; None if one of them is not known."""
     return None if part is None or not whole else part / whole
