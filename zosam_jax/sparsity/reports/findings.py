@@ -69,7 +69,7 @@ class LeafReport:
             (self.outputs, "outputs have no live incoming weight"),
             (self.inputs, "inputs have no live outgoing weight"),
         ):
-            # A few dead units are normal; a layer with half of them dead is a bottleneck.
+            # A few dead units are normal; a layer with half of them dead is not.
             if units and units[1] and 2 * units[1] >= units[0]:
                 parts.append(f"{units[1]:,} of {units[0]:,} {fault}")
         return "; ".join(parts) or None
