@@ -10,8 +10,10 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+from zosam_jax.gradients.registry import METHODS as GRADIENT_METHODS
+from zosam_jax.gradients.registry import GradientMethod
 from zosam_jax.runs.presets import PRESETS
 from zosam_jax.sparsity.registry import METHODS as SPARSE_METHODS
 from zosam_jax.sparsity.registry import NamedMethod
@@ -29,66 +31,7 @@ NOT_RUN = "not run"
 GRADIENTS = {"sgd": "SGD", "zosam": "ZO-SAM", "guided": "guided ZO-SAM"}
 
 
-class Gradient(NamedTuple):
-    """A line of the table of gradients.
-
-    Attributes:
-      label: Name of its step in the throughput benchmark.
-      constructor: How to make it: `zs.` and this.
-      when: When to choose it.
-    """
-
-    label: str
-    constructor: str
-    when: str
-
-
-METHODS = (
-    Gradient("SGD", "backprop", "The baseline."),
-    Gradient("SAM", "sam", "Two backward passes are affordable. The best understood."),
-    Gradient(
-        "ASAM", "asam", "Layers differ much in scale. One rho serves several networks."
-    ),
-    Gradient("GSAM", "gsam", "Large networks: SAM with rho tied to the learning rate."),
-    Gradient(
-        "F-SAM", "fsam", "Small batches: perturbs along the gradient noise alone."
-    ),
-    Gradient("VaSSO", "vasso", "Small batches: perturbs along a smoothed gradient."),
-    Gradient("WSAM", "wsam", "Sharpness should weigh more, or less, than in SAM."),
-    Gradient("ESAM", "esam", "The losses of single examples are available."),
-    Gradient(
-        "LookSAM, k=5", "looksam", "SAM at little more than SGD's cost. Tune alpha."
-    ),
-    Gradient(
-        "AE-SAM",
-        "aesam",
-        "As LookSAM; the gradient's norm decides which steps are SAM's.",
-    ),
-    Gradient("SSAM-F", "ssam", "To study which weights need a perturbation."),
-    Gradient("SSAM-D", 'ssam(mask="dynamic")', "As SSAM-F, without a Fisher matrix."),
-    Gradient(
-        "S2-SAM", "s2sam", "One backward pass only, with plain SGD or little momentum."
-    ),
-    Gradient("MSAM", "msam", "One backward pass only: perturbs along the momentum."),
-    Gradient(
-        "RWP", "rwp", "One backward pass only: the control that ignores the loss."
-    ),
-    Gradient("mRWP", "mrwp", "Two batches on two devices."),
-    Gradient("ARWP", "arwp", "RWP with smaller noise where gradients have been large."),
-    Gradient(
-        "ZO-SAM", "zosam", "To reproduce the paper. Directions are nearly random."
-    ),
-    Gradient(
-        "guided ZO-SAM",
-        'zosam(directions="guided")',
-        "ZO-SAM's cost with most of SAM's direction.",
-    ),
-    Gradient("random, random sign", "rst", "The control: ZO-SAM without its probes."),
-    Gradient(
-        "ZO-SGD", "zeroth_order", "No backward pass is possible, or no memory for one."
-    ),
-)
-
+Gradients = Mapping[str, GradientMethod]
 
 # Labels in the sparse grid of methods that have another label in the registry.
 GRID_LABELS = {"MEST": "MEST, EM", "lottery ticket": "LT"}
@@ -119,13 +62,13 @@ def load(name: str) -> dict[str, Any]:
     return json.loads((RESULTS / name).read_text())
 
 
-def methods(
-    throughput: dict[str, Any], gradients: Iterable[Gradient] = METHODS
+def gradient_rows(
+    throughput: dict[str, Any], gradients: Gradients = GRADIENT_METHODS
 ) -> list[list[str]]:
     """Returns what every gradient costs and when to choose it, header first."""
     measured = {row["step"]: row for row in throughput["steps"]}
     lines = [["gradient", "`zs.`", "passes a step", "memory", "share of SGD", "when"]]
-    for label, constructor, when in gradients:
+    for label, constructor, _, when in _forms(gradients):
         row = measured.get(label)
         cost = [NOT_RUN] * 3
         if row is not None:
@@ -137,10 +80,23 @@ def methods(
     return lines
 
 
-def gradient_choice(gradients: Iterable[Gradient] = METHODS) -> list[list[str]]:
-    """Returns every gradient and when to choose it, header first."""
-    lines = [[row.label, f"`{row.constructor}`", row.when] for row in gradients]
-    return [["gradient", "`zs.`", "when to choose it"], *lines]
+def gradient_choice(gradients: Gradients = GRADIENT_METHODS) -> list[list[str]]:
+    """Returns every gradient, when to choose it and its source, header first."""
+    lines = [["gradient", "`zs.`", "when to choose it", "source"]]
+    for label, constructor, paper, when in _forms(gradients):
+        lines.append([label, f"`{constructor}`", when, _source(paper) or "-"])
+    return lines
+
+
+def _forms(gradients: Gradients) -> list[tuple[str, str, str, str]]:
+    """Returns `(label, constructor, paper, when)` of all gradients and variants."""
+    found = []
+    for name, row in gradients.items():
+        found.append((row.label, name, row.paper, row.when))
+        for options, label, when in row.variants:
+            given = ", ".join(f"{k}={json.dumps(v)}" for k, v in options.items())
+            found.append((label, f"{name}({given})", row.paper, when))
+    return found
 
 
 def sparse_choice(
@@ -383,7 +339,7 @@ def tables() -> dict[str, list[list[str]]]:
     """Returns every generated table by its name."""
     throughput, alignment = load(THROUGHPUT), load(ALIGNMENT)
     return {
-        "gradients": methods(throughput),
+        "gradients": gradient_rows(throughput),
         "gradient-choice": gradient_choice(),
         "sparse-choice": sparse_choice(),
         "probes": probes(alignment, throughput),

@@ -13,7 +13,7 @@ from types import ModuleType
 from typing import Any, get_type_hints
 
 import zosam_jax as zs
-from zosam_jax import data, models, sparsity, train
+from zosam_jax import data, gradients, models, sparsity, train
 
 REPOSITORY = "https://github.com/zosam-jax/zosam_jax/blob/main"
 HERE = Path(__file__).parent
@@ -95,8 +95,9 @@ def _public(module: ModuleType) -> list[str]:
 def _groups() -> dict[str, list[str]]:
     """Returns the members of each group of the API."""
     facade = _public(zs)
-    pure = [name for name in facade if name.endswith("_gradient")]
-    gradients = [name.removesuffix("_gradient") for name in pure]
+    # The page of gradients begins with the plain one and ZO-SAM.
+    first = ("backprop", "zosam")
+    names = [name for name in gradients.METHODS if name not in first]
     methods, rest = [], []
     for name in _public(sparsity):
         value = getattr(sparsity, name.rpartition(".")[2])
@@ -104,10 +105,14 @@ def _groups() -> dict[str, list[str]]:
         makes = hints.get("return") is sparsity.SparseMethod
         (methods if makes else rest).append(name)
     return {
-        # The page of gradients begins with ZO-SAM.
-        "gradients": [n for n in gradients if n in facade and n != "zosam_jax.zosam"],
-        "pure": [name for name in pure if name != "zosam_jax.zosam_gradient"],
-        "zeroth": [n for n in facade if "zeroth" in n or ".zo_" in n],
+        "gradients": [f"zosam_jax.{name}" for name in names],
+        "pure": [f"zosam_jax.{name}_gradient" for name in ("backprop", *names)],
+        "rows": [n for n in _public(gradients) if "Method" not in n],
+        **{
+            name: _public(getattr(gradients, name))
+            for name in ("ascents", "geometries", "combinations")
+        },
+        "zeroth": [n for n in facade if ".zo_" in n],
         "facade": facade,
         "methods": methods,
         "sparsity": rest,
