@@ -11,6 +11,7 @@ import pytest
 from zosam_jax import models
 from zosam_jax.cli import main as cli
 from zosam_jax.data.table import DATASETS
+from zosam_jax.gradients import registry as gradients
 from zosam_jax.runs.config import TrainConfig
 from zosam_jax.runs.presets import PRESETS
 from zosam_jax.sparsity import registry as sparsity
@@ -93,13 +94,13 @@ def test_the_help_explains_every_flag(capsys):
             )
 
 
-def test_the_help_lists_every_data_set_method_and_model(capsys, monkeypatch):
+def test_the_help_lists_every_name_of_the_registries(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     with pytest.raises(SystemExit):
         cli.main(["train", "--help"])
     text = capsys.readouterr().out
     assert "- dense: " in text
-    for name in DATASETS:
+    for name in (*DATASETS, *gradients.METHODS):
         assert f"- {name}: " in text
     for name in sparsity.METHODS:
         assert (f"- {name}: " in text) == (name != "ticket"), name

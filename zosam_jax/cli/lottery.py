@@ -29,6 +29,7 @@ class Lottery(TrainConfig, LotteryOptions):
     drop_fraction: Suppress[float | None] = None
     stop_fraction: Suppress[float | None] = None
     method_options: Suppress[tuple[str, ...]] = ()
+    gradient: names.Gradient = "zosam"
     preset: str = "digits"
     """Preset that sets the defaults of all flags; its sparse method is not used. \
 `zosam presets` lists them."""

@@ -6,6 +6,7 @@ from typing import Annotated
 from tyro.conf import arg
 
 from zosam_jax.data.table import DATASETS
+from zosam_jax.gradients import registry as gradients
 from zosam_jax.sparsity import registry as sparsity
 
 
@@ -38,4 +39,10 @@ _METHODS = {n: _what(row) for n, row in sparsity.METHODS.items() if n != "ticket
 
 Method = Annotated[
     str, arg(help=_listed("Sparse method:", {"dense": "no pruning"} | _METHODS))
+]
+
+_GRADIENTS = {name: row.when for name, row in gradients.METHODS.items()}
+
+Gradient = Annotated[
+    str, arg(help=_listed("Gradient estimator, and when to choose it:", _GRADIENTS))
 ]

@@ -27,6 +27,7 @@ class Train(TrainConfig):
 
     dataset: names.Dataset = "digits"
     method: names.Method = "rigl"
+    gradient: names.Gradient = "zosam"
     preset: str = "digits"
     """Preset that sets the defaults of all flags; `zosam presets` lists them."""
     print_config: bool = False
