@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -57,8 +58,8 @@ LIGHT = {"jax", "numpy", "optax", "zosam_jax", *sys.stdlib_module_names}
 PACKAGE_FLOORS = 8
 MODULE_FLOORS = 17
 TRAIN_FLOORS = 7
-BARE_ANY = 0.20
-FUNCTIONS_OVER_45_LINES = 28
+BARE_ANY = 0.15
+FUNCTIONS_OVER_45_LINES = 25
 FILE_LINES = 600
 PAGE_LINES = 142
 
@@ -202,3 +203,12 @@ def test_public_names_are_documented(value):
 def test_set_does_not_shadow_the_builtin():
     assert not hasattr(zs.sparsity, "set")
     assert zs.sparsity.set_ is not set
+
+
+def test_the_guide_to_the_tests_names_what_is_there():
+    tests = Path(__file__).parent
+    text = (tests / "README.md").read_text()
+    named = set(re.findall(r"`([\w/]+(?:\.py|/))`", text))
+    assert [name for name in named if not (tests / name).exists()] == []
+    folders = {f"{path.parent.name}/" for path in tests.glob("*/test_*.py")}
+    assert folders | {path.name for path in tests.glob("*.py")} <= named
