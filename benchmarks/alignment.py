@@ -1,18 +1,20 @@
-"""How well every ascent rule points uphill, along a real CIFAR-10 training run.
+"""Measures how well every ascent rule points uphill, along a CIFAR-10 training run.
 
     python -m benchmarks.alignment
     python -m benchmarks.alignment --steps 400 --points 4
 
-A sparse network trains by SGD. At some steps every rule is asked for its perturbation,
-all with the same radius, batch and weights; a rule with a memory gets it from the steps
-just before. Reported are the cosines of the perturbation to the gradient of the batch
-and to that of a large batch, and how much the loss rises along it.
+A sparse network trains with SGD. At some steps every rule computes its perturbation
+for the same radius, batch and weights. A rule with a memory builds it in the steps just
+before. The results are the cosines of the perturbation to the gradients of the batch
+and of a large batch, and the rise of the loss along it. Every gradient of
+`zosam_jax.gradients.registry` is a rule, except those in `SHARED`; `SETTINGS` adds
+others of interest.
 """
 
 import argparse
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,6 +30,7 @@ import zosam_jax as zs
 from benchmarks import record
 from zosam_jax import data, models
 from zosam_jax.data import augment
+from zosam_jax.gradients.registry import METHODS
 
 matplotlib.use("agg")
 from matplotlib import pyplot as plt
@@ -40,56 +43,61 @@ class Rule(NamedTuple):
     """An ascent rule.
 
     Attributes:
-      make: Options -> gradient estimator.
-      options: Of the rule.
-      remembers: Whether it needs the steps before.
-      draws: Keys to average over, where it draws at random.
-      share: Share of the batch that it looks uphill by.
-      dtype: Type that the network computes in while it looks.
+      name: The constructor's name in the registry of gradients.
+      options: Options of the constructor.
+      remembers: Whether the perturbation depends on earlier steps.
+      draws: Number of keys to average over, for random rules.
+      share: Share of the batch in the ascent pass.
+      dtype: Dtype that the network computes in during the ascent pass.
     """
 
-    make: Callable[..., Any]
-    options: dict[str, Any]
+    name: str
+    options: Mapping[str, Any] = {}
     remembers: bool = False
     draws: int = 1
     share: float = 1.0
     dtype: Any = jnp.float32
 
 
-def _guided(m: int = 1, **rest: Any) -> Rule:
-    fields = {k: rest.pop(k) for k in ("share", "dtype") if k in rest}
-    options = {"directions": "guided", "num_directions": m, **rest}
-    return Rule(zs.zosam, options, remembers=True, **fields)
+# Gradients without an ascent of their own: none, that of SAM or RWP, or only descent.
+SHARED = ("backprop", "gsam", "wsam", "looksam", "aesam", "mrwp", "arwp")
+SHARED += ("zeroth_order",)
+
+# Settings of a gradient's plain rule, under the label that the results have.
+PLAIN = {
+    "ESAM, beta 0.6": Rule("esam", {"beta": 0.6, "gamma": 1.0}, draws=2),
+    "SSAM-D, half": Rule("ssam", {"mask": "dynamic", "total_steps": 10_000}),
+    "F-SAM": Rule("fsam", remembers=True),
+    "VaSSO": Rule("vasso", {"theta": 0.4}, remembers=True),
+    "S2-SAM": Rule("s2sam", remembers=True),
+    "MSAM": Rule("msam", remembers=True),
+    "RWP": Rule("rwp", draws=8),
+    "random, random sign": Rule("rst", draws=8),
+    "ZO-SAM, m=1": Rule("zosam", draws=8),
+}
 
 
-def _random(m: int = 1, draws: int = 8, **rest: Any) -> Rule:
-    fields = {k: rest.pop(k) for k in ("share", "dtype") if k in rest}
-    return Rule(zs.zosam, {"num_directions": m, **rest}, draws=draws, **fields)
+def _random(draws: int = 8, dtype: Any = jnp.float32, **options: Any) -> Rule:
+    return Rule("zosam", options, draws=draws, dtype=dtype)
 
 
-RULES = {
-    "SAM": Rule(zs.sam, {}),
-    "SAM, 3 steps": Rule(zs.sam, {"steps": 3}),
-    "SAM, layer-wise": Rule(zs.sam, {"layerwise": True}),
-    "ASAM": Rule(zs.asam, {}),
-    "ESAM, beta 0.6": Rule(zs.esam, {"beta": 0.6, "gamma": 1.0}, draws=2),
-    "SSAM-D, half": Rule(zs.ssam, {"mask": "dynamic", "total_steps": 10_000}),
-    "F-SAM": Rule(zs.fsam, {}, remembers=True),
-    "VaSSO": Rule(zs.vasso, {"theta": 0.4}, remembers=True),
-    "S2-SAM": Rule(zs.s2sam, {}, remembers=True),
-    "MSAM": Rule(zs.msam, {}, remembers=True),
-    "RWP": Rule(zs.rwp, {}, draws=8),
-    "random, random sign": Rule(zs.rst, {}, draws=8),
-    "ZO-SAM, m=1": _random(),
+def _guided(share: float = 1.0, dtype: Any = jnp.float32, **options: Any) -> Rule:
+    options = {"directions": "guided", **options}
+    return Rule("zosam", options, remembers=True, share=share, dtype=dtype)
+
+
+SETTINGS = {
+    "SAM, 3 steps": Rule("sam", {"steps": 3}),
+    "SAM, layer-wise": Rule("sam", {"layerwise": True}),
     "ZO-SAM, m=1, exact": _random(delta=None),
     "ZO-SAM, m=1, sphere": _random(directions="sphere"),
     "ZO-SAM, m=1, Rademacher": _random(directions="rademacher"),
     "ZO-SAM, m=1, one-sided": _random(two_sided=False),
-    "ZO-SAM, m=1, quarter batch": _random(share=0.25),
+    "ZO-SAM, m=1, quarter batch": Rule("zosam", draws=8, share=0.25),
     "ZO-SAM, m=1, bfloat16": _random(dtype=jnp.bfloat16),
-    "ZO-SAM, m=16": _random(16, 2),
+    "ZO-SAM, m=16": _random(2, num_directions=16),
     "guided, m=1": _guided(),
-    "guided, m=2": _guided(2),
+    "guided, m=2": _guided(num_directions=2),
     "guided, m=1, one guide 0.9": _guided(guides=(0.9,)),
     "guided, m=1, one guide 0.5": _guided(guides=(0.5,)),
     "guided, m=1, three guides": _guided(guides=(0.0, 0.5, 0.9)),
@@ -97,6 +105,18 @@ RULES = {
     "guided, m=1, bfloat16": _guided(dtype=jnp.bfloat16),
     "guided, m=1, every 5": _guided(every=5),
 }
+
+
+def rules() -> dict[str, Rule]:
+    """Returns every rule by its label."""
+    known = {rule.name for rule in PLAIN.values()} | set(SHARED)
+    plain = {
+        row.label: Rule(name) for name, row in METHODS.items() if name not in known
+    }
+    return plain | PLAIN | SETTINGS
+
+
+RULES = rules()
 SHOWN = (
     "SAM",
     "VaSSO",
@@ -107,17 +127,20 @@ SHOWN = (
     "guided, m=1",
     "guided, m=2",
 )
-# Their rho is not a radius: the value that gives about the radius of the others.
+# Their rho is not the norm of the perturbation; these give about the norm of the rest.
 OWN_RHO = {"ASAM": 0.5, "RWP": 0.01}
 
 
 class Problem:
-    """The network, its data, and jitted functions of both."""
+    """A network, its data, and functions of both."""
 
     def __init__(self, seed: int, data_dir: str | None):
-        self.data = data.load("cifar10", data_dir)
-        self.images = jnp.asarray(self.data.train_images)
-        self.labels = jnp.asarray(self.data.train_labels)
+        found = data.load("cifar10", data_dir)
+        if not isinstance(found, data.Dataset):
+            raise TypeError("CIFAR-10 is read into memory, not streamed.")
+        self.data = found
+        self.images = jnp.asarray(found.train_images)
+        self.labels = jnp.asarray(found.train_labels)
         self.models = {
             dtype: models.create("resnet20", num_classes=10, width=0.5, dtype=dtype)
             for dtype in (jnp.float32, jnp.bfloat16)
@@ -130,7 +153,7 @@ class Problem:
         self.batch = jax.jit(self._batch)
 
     def draw(self) -> jax.Array:
-        """Indices of a random batch."""
+        """Returns the indices of a random batch, [batch]."""
         return jnp.asarray(self.rng.integers(len(self.labels), size=BATCH))
 
     def _batch(self, key: jax.Array, indices: jax.Array) -> Any:
@@ -141,7 +164,7 @@ class Problem:
         return images, self.labels[indices]
 
     def loss(self, params: Any, batch: Any, dtype: Any = jnp.float32) -> jax.Array:
-        """Mean cross-entropy with the statistics of the batch, float32."""
+        """Returns the mean cross-entropy in training mode, a float32 scalar."""
         images, labels = batch
         logits, _ = self.models[dtype].apply(
             {"params": params, **self.model_state},
@@ -155,13 +178,19 @@ class Problem:
 
 
 def make_asker(problem: Problem, name: str, rule: Rule) -> tuple[Any, Any]:
-    """`(estimator, jitted (params, masks, memory, key, batch) -> (eps, memory))`.
+    """Returns the estimator and a function that computes its perturbation.
 
-    The descent pass hands back the parameters that it was evaluated at: the
-    perturbation as it was made, by the public interface alone.
+    The function is `(params, masks, memory, key, batch) -> (eps, memory)`, jitted. Its
+    loss returns the parameters as aux, so that the aux of the descent pass shows where
+    that pass was evaluated.
+
+    Args:
+      problem: The network and its data.
+      name: Label of the rule.
+      rule: The rule.
     """
     options = {"rho": OWN_RHO.get(name, RHO), **rule.options}
-    estimator = rule.make(**options, has_aux=True, aux_from="descent")
+    estimator = METHODS[rule.name].make(**options, has_aux=True, aux_from="descent")
     part = round(rule.share * BATCH)
 
     @jax.jit
@@ -182,7 +211,13 @@ def make_asker(problem: Problem, name: str, rule: Rule) -> tuple[Any, Any]:
 
 
 def measure(problem: Problem, steps: int, points: list[int]) -> list[dict[str, Any]]:
-    """Trains, and asks every rule at the points. One row for a point and a rule."""
+    """Trains, and returns a row for each rule at each measured step.
+
+    Args:
+      problem: The network and its data.
+      steps: Number of training steps.
+      points: Steps at which to measure.
+    """
     tx = zs.sparsify(
         optax.sgd(LEARNING_RATE, momentum=0.9),
         zs.sparsity.static(SPARSITY, "random", budget="erk", seed=problem.seed),
@@ -232,7 +267,16 @@ def ask_all(
     key: jax.Array,
     batch: Any,
 ) -> dict[str, list[Any]]:
-    """The perturbations of every rule, one for each draw."""
+    """Returns the perturbations of every rule, one for each draw.
+
+    Args:
+      askers: The functions from `make_asker`, by label.
+      params: Parameters of the network.
+      masks: Its masks.
+      memories: Memories of the rules that have built one.
+      key: PRNG key of the step.
+      batch: Images and labels.
+    """
     found: dict[str, list[Any]] = {}
     for name, (estimator, ask) in askers.items():
         memory = memories.get(name)
@@ -253,7 +297,18 @@ def compare(
     loss: Any,
     cosine: Any,
 ) -> list[dict[str, Any]]:
-    """Cosines and rises of the perturbations, against the batch and a large one."""
+    """Returns a row per rule: cosines and rises on the batch and on a large one.
+
+    Args:
+      problem: The network and its data.
+      step: The training step.
+      found: Perturbations of each rule.
+      params: Parameters of the network.
+      batch: Images and labels.
+      gradient: `(params, batch) -> gradient`.
+      loss: `(params, batch) -> loss`.
+      cosine: `(x, y) -> cosine` over the live weights.
+    """
     own = gradient(params, batch)
     key = jax.random.fold_in(jax.random.key(problem.seed + 1), step)
     large = [
@@ -294,7 +349,7 @@ def compare(
 
 
 def summarize(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One row a rule: means over the points, and shares of SAM's."""
+    """Returns a row per rule: means over the measured steps, and ratios to SAM's."""
     fields = ("norm", "cosine_batch", "cosine_large", "rise_batch", "rise_large")
     summary = []
     for name in RULES:
@@ -311,7 +366,7 @@ def summarize(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def show(summary: list[dict[str, Any]], title: str) -> None:
-    """Prints the table."""
+    """Prints the summary."""
     table = Table(title=title)
     table.add_column("rule", no_wrap=True)
     columns = {
@@ -331,7 +386,7 @@ def show(summary: list[dict[str, Any]], title: str) -> None:
 
 
 def draw(rows: list[dict[str, Any]], path: Path) -> None:
-    """The picture: the cosine to the large-batch gradient and the rise, by step."""
+    """Plots the cosine to the large-batch gradient and the rise, by step."""
     figure, axes = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
     labels = {
         "cosine_large": "cosine to the large-batch gradient",
@@ -363,7 +418,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
 
 
 def main() -> None:
-    """Measures, prints, draws, writes."""
+    """Runs the benchmark and writes its results."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--steps", type=int, default=1200)
     parser.add_argument("--points", type=int, default=8)

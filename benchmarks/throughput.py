@@ -1,12 +1,13 @@
-"""Images per second of a training step, as a share of SGD's.
+"""Measures the throughput of a training step, relative to SGD's.
 
     python -m benchmarks.throughput
     python -m benchmarks.throughput --model resnet20 --batch 64 --rounds 5
     python -m benchmarks.throughput --only "SAM;guided ZO-SAM"
 
-All steps are compiled first, then timed in turn, round after round, so that what the
-machine does besides falls on all of them alike. Ratios are taken within a round; their
-medians are what to quote. Images are random; no data set is needed.
+Every step is compiled first. Then all steps are timed once per round, in random order,
+so that other load on the machine affects them equally. Ratios are taken within a round;
+quote their medians. Images are random, so no data set is needed. Every gradient of
+`zosam_jax.gradients.registry` is measured; `SETTINGS` adds forms of ZO-SAM.
 """
 
 import argparse
@@ -27,21 +28,23 @@ from rich.table import Table
 import zosam_jax as zs
 from benchmarks import record
 from zosam_jax import models
+from zosam_jax._types import Params, PyTree
+from zosam_jax.gradients.registry import METHODS
 
 SPARSITY, INTERVAL = 0.9, 100
 
 
 class Step(NamedTuple):
-    """A compiled step, its arguments, and what the compiler said of it.
+    """A compiled step, its argument, and the compiler's figures.
 
     Attributes:
       run: The compiled step.
       state: Its argument.
-      compile_seconds: Tracing, lowering and compilation.
-      temporary_bytes: Buffers that live during the step alone.
-      peak_bytes: These, the arguments and the results.
-      flops: XLA's count; of a step with branches, that of all of them.
-      state_copies: What the method remembers, in copies of the parameters.
+      compile_seconds: Time of tracing, lowering and compilation.
+      temporary_bytes: Size of the buffers that live only during the step.
+      peak_bytes: Size of these, the arguments and the results.
+      flops: XLA's count; the sum over all branches.
+      state_copies: Size of the method's memory, in copies of the parameters.
     """
 
     run: Any
@@ -53,46 +56,43 @@ class Step(NamedTuple):
     state_copies: float = 0.0
 
 
-def methods() -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
-    """Every gradient that is compared: its constructor and its options."""
-    guided = {"directions": "guided"}
-    table: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
-        "SGD": (zs.backprop, {}),
-        "SAM": (zs.sam, {}),
-        "ASAM": (zs.asam, {}),
-        "GSAM": (zs.gsam, {}),
-        "F-SAM": (zs.fsam, {}),
-        "VaSSO": (zs.vasso, {}),
-        "WSAM": (zs.wsam, {}),
-        "ESAM": (zs.esam, {}),
-        "LookSAM, k=5": (zs.looksam, {"every": 5}),
-        "AE-SAM": (zs.aesam, {"total_steps": 100_000}),
-        "SSAM-F": (zs.ssam, {}),
-        "SSAM-D": (zs.ssam, {"mask": "dynamic", "total_steps": 100_000}),
-        "S2-SAM": (zs.s2sam, {}),
-        "MSAM": (zs.msam, {}),
-        "RWP": (zs.rwp, {}),
-        "mRWP": (zs.mrwp, {}),
-        "ARWP": (zs.arwp, {}),
-        "random, random sign": (zs.rst, {}),
-        "ZO-SAM": (zs.zosam, {}),
-        "ZO-SAM, m=2": (zs.zosam, {"num_directions": 2}),
-        "ZO-SAM, vmapped": (zs.zosam, {"chunk_size": 1}),
-        "ZO-SAM, exact (jvp)": (zs.zosam, {"delta": None}),
-        "ZO-SAM, quarter batch": (zs.zosam, {}),
-        "ZO-SAM, bfloat16": (zs.zosam, {}),
-        "ZO-SAM, every 5": (zs.zosam, {"every": 5}),
-        "guided ZO-SAM": (zs.zosam, guided),
-        "guided ZO-SAM, m=2": (zs.zosam, guided | {"num_directions": 2}),
-        "guided ZO-SAM, quarter batch": (zs.zosam, guided),
-        "guided ZO-SAM, every 5": (zs.zosam, guided | {"every": 5}),
-        "ZO-SAM, zeroth-order descent": (zs.zosam, {"descent": "zeroth_order"}),
-        "ZO-SGD": (zs.zeroth_order, {}),
-    }
-    return table
+# Options that a measurement needs, by label.
+OPTIONS: dict[str, dict[str, Any]] = {
+    "LookSAM, k=5": {"every": 5},
+    "AE-SAM": {"total_steps": 100_000},
+    "SSAM-D": {"total_steps": 100_000},
+}
+
+GUIDED = {"directions": "guided"}
+
+# Settings of ZO-SAM that are measured too.
+SETTINGS: dict[str, dict[str, Any]] = {
+    "ZO-SAM, m=2": {"num_directions": 2},
+    "ZO-SAM, vmapped": {"chunk_size": 1},
+    "ZO-SAM, exact (jvp)": {"delta": None},
+    "ZO-SAM, quarter batch": {},
+    "ZO-SAM, bfloat16": {},
+    "ZO-SAM, every 5": {"every": 5},
+    "guided ZO-SAM, m=2": {**GUIDED, "num_directions": 2},
+    "guided ZO-SAM, quarter batch": GUIDED,
+    "guided ZO-SAM, every 5": {**GUIDED, "every": 5},
+    "ZO-SAM, zeroth-order descent": {"descent": "zeroth_order"},
+}
 
 
-# Methods whose steps differ: so many make one measurement, by their mean.
+def methods() -> dict[str, tuple[Callable[..., zs.GradientEstimator], dict[str, Any]]]:
+    """Returns the constructor and the options of every gradient, by its label."""
+    found = {}
+    for row in METHODS.values():
+        found[row.label] = row.make, OPTIONS.get(row.label, {})
+        for variant in row.variants:
+            options = {**variant.options, **OPTIONS.get(variant.label, {})}
+            found[variant.label] = row.make, options
+    zosam = METHODS["zosam"].make
+    return found | {label: (zosam, options) for label, options in SETTINGS.items()}
+
+
+# Steps of these methods differ; one measurement is the mean over so many steps.
 PERIODS = {
     "LookSAM, k=5": 5,
     "AE-SAM": 5,
@@ -100,7 +100,7 @@ PERIODS = {
     "guided ZO-SAM, every 5": 5,
 }
 
-# What the look uphill is evaluated on, where it is not the whole batch in float32.
+# Share of the batch and dtype of the ascent pass, where not the whole and float32.
 PROBES = {
     "ZO-SAM, quarter batch": (0.25, jnp.float32),
     "guided ZO-SAM, quarter batch": (0.25, jnp.float32),
@@ -108,58 +108,79 @@ PROBES = {
 }
 
 
-def make_steps(
-    args: argparse.Namespace, only: Sequence[str] | None = None
-) -> dict[str, Step]:
-    """Compiles every step that is compared, each with its own state."""
-    shape, batch = (32, 32, 3), args.batch
-    networks = {
-        dtype: models.create(args.model, num_classes=10, width=args.width, dtype=dtype)
-        for dtype in (jnp.float32, jnp.bfloat16)
-    }
-    params, model_state = models.initialize(
-        networks[jnp.float32], jax.random.key(0), shape
-    )
-    rng = np.random.default_rng(0)
-    images = jnp.asarray(rng.normal(size=(batch, *shape)), jnp.float32)
-    labels = jnp.asarray(rng.integers(10, size=batch), jnp.int32)
+class Problem:
+    """A network in two precisions, random images, and training steps on them."""
+
+    def __init__(self, model: str, width: float, batch: int):
+        shape = (32, 32, 3)
+        self.networks = {
+            dtype: models.create(model, num_classes=10, width=width, dtype=dtype)
+            for dtype in (jnp.float32, jnp.bfloat16)
+        }
+        self.params, self.model_state = models.initialize(
+            self.networks[jnp.float32], jax.random.key(0), shape
+        )
+        rng = np.random.default_rng(0)
+        self.images = jnp.asarray(rng.normal(size=(batch, *shape)), jnp.float32)
+        self.labels = jnp.asarray(rng.integers(10, size=batch), jnp.int32)
 
     def loss(
-        params: Any,
-        model_state: Any,
-        examples: Any = None,
+        self,
+        params: Params,
+        model_state: PyTree,
+        examples: jax.Array | None = None,
         mean: bool = True,
         dtype: Any = jnp.float32,
-    ) -> Any:
-        x, y = images, labels
+    ) -> tuple[jax.Array, PyTree]:
+        """Returns the cross-entropy and the new batch statistics.
+
+        Args:
+          params: Parameters of the network.
+          model_state: Its batch statistics.
+          examples: Indices of the examples, [n]; all by default.
+          mean: Whether to average; otherwise the losses are [n].
+          dtype: Dtype that the network computes in, float32 or bfloat16.
+        """
+        images, labels = self.images, self.labels
         if examples is not None:
-            x, y = x[examples], y[examples]
-        logits, changed = networks[dtype].apply(
+            images, labels = images[examples], labels[examples]
+        logits, changed = self.networks[dtype].apply(
             {"params": params, **model_state},
-            x.astype(dtype),
+            images.astype(dtype),
             train=True,
             mutable=list(model_state),
         )
         losses = optax.softmax_cross_entropy_with_integer_labels(
-            logits.astype(jnp.float32), y
+            logits.astype(jnp.float32), labels
         )
         return (losses.mean() if mean else losses), dict(changed)
 
-    sgd = optax.sgd(0.1, momentum=0.9)
-    rigl = zs.sparsity.rigl(SPARSITY, 100_000, interval=INTERVAL)
+    def step(
+        self,
+        tx: Any,
+        by_example: bool = False,
+        probe: tuple[float, Any] | None = None,
+    ) -> Callable[[PyTree], PyTree]:
+        """Returns `state -> state`, where a state is (params, model state, opt state).
 
-    def train(tx: Any, by_example: bool, probe: Any) -> Callable[[Any], Any]:
-        def step(state: Any) -> Any:
+        Args:
+          tx: The optimizer, with its gradient: an Optax transformation, whose types do
+            not know that incoming updates may be None.
+          by_example: Whether the gradient asks for losses of single examples.
+          probe: Share of the batch and dtype of the ascent pass; None: as the descent.
+        """
+
+        def step(state: PyTree) -> PyTree:
             params, model_state, opt_state = state
 
-            def value_fn(p: Any, examples: Any = None) -> Any:
-                return loss(p, model_state, examples, mean=not by_example)
+            def value_fn(p: Params, examples: jax.Array | None = None) -> Any:
+                return self.loss(p, model_state, examples, mean=not by_example)
 
             extra = {}
             if probe is not None:
                 share, dtype = probe
-                few = jnp.arange(round(share * batch))
-                extra["ascent_value_fn"] = lambda p: loss(
+                few = jnp.arange(round(share * len(self.labels)))
+                extra["ascent_value_fn"] = lambda p: self.loss(
                     p, model_state, few, dtype=dtype
                 )
             updates, opt_state = tx.update(
@@ -170,37 +191,49 @@ def make_steps(
 
         return step
 
+
+def make_steps(problem: Problem, only: Sequence[str] | None = None) -> dict[str, Step]:
+    """Returns the compiled steps by label: all, or those in `only`."""
+    params, model_state = problem.params, problem.model_state
+    sgd = optax.sgd(0.1, momentum=0.9)
+    rigl = zs.sparsity.rigl(SPARSITY, 100_000, interval=INTERVAL)
     steps = {}
 
-    def add(name: str, tx: Any, by_example: bool = False, probe: Any = None) -> None:
+    def add(
+        name: str, tx: optax.GradientTransformationExtraArgs, **options: Any
+    ) -> None:
         if only is None or name in only:
             state = (params, model_state, tx.init(params))
             held = _bytes(state[2]) - _bytes((sgd.init(params), model_state))
-            steps[name] = compile_step(train(tx, by_example, probe), state)._replace(
+            steps[name] = compile_step(problem.step(tx, **options), state)._replace(
                 state_copies=max(held, 0) / _bytes(params)
             )
             print(f"compiled {name}: {steps[name].compile_seconds:.0f} s", flush=True)
 
-    forward = lambda state: loss(*state)[0]  # noqa: E731
-    steps["loss only"] = compile_step(forward, (params, model_state))
+    steps["loss only"] = compile_step(
+        lambda state: problem.loss(*state)[0], (params, model_state)
+    )
     for name, (make, options) in methods().items():
         gradient = make(has_aux=True, aux_like=model_state, **options)
-        add(name, optax.chain(gradient, sgd), gradient.by_example, PROBES.get(name))
+        tx = optax.chain(gradient, sgd)
+        add(name, tx, by_example=gradient.by_example, probe=PROBES.get(name))
         if name in ("SGD", "ZO-SAM"):
             add(f"{name} + RigL", zs.sparsify(sgd, rigl, gradient=gradient))
     return steps
 
 
-def _bytes(tree: Any) -> int:
+def _bytes(tree: PyTree) -> int:
     return sum(x.nbytes for x in jax.tree.leaves(tree))
 
 
 def compile_step(step: Callable[[Any], Any], state: Any) -> Step:
-    """Compiles a step ahead of time."""
+    """Compiles a function of one argument ahead of time."""
     start = time.perf_counter()
     compiled = jax.jit(step).lower(state).compile()
     seconds = time.perf_counter() - start
     memory = compiled.memory_analysis()
+    if memory is None:
+        raise RuntimeError("this backend has no memory analysis.")
     cost = compiled.cost_analysis() or {}
     return Step(
         compiled,
@@ -218,12 +251,10 @@ def compile_step(step: Callable[[Any], Any], state: Any) -> Step:
 def measure(
     steps: dict[str, Step], rounds: int
 ) -> tuple[dict[str, list[float]], dict[str, list[tuple[float, float]]]]:
-    """Seconds, and (forward, backward) passes, of each step in each round.
+    """Returns seconds and (forward, backward) passes of each step in each round.
 
-    Two rounds go before that do not count.
-
-    The order within a round is drawn anew each time: a step that comes after one of
-    another memory demand is slower.
+    Two rounds of warm-up come first. The order within a round is random, because a step
+    is slower after one that needs a different amount of memory.
     """
     rng = np.random.default_rng(0)
     states = {name: step.state for name, step in steps.items()}
@@ -249,10 +280,10 @@ def measure(
 
 
 def page_faults(steps: dict[str, Step]) -> dict[str, int]:
-    """Pages that the system hands out in one call of each step.
+    """Returns the minor page faults of one call of each step.
 
-    On a CPU a step's temporaries are new memory in every call, touched for the first
-    time; so this share of a step's time does not grow with what it computes.
+    On a CPU every call allocates its temporaries anew, and the first access to a page
+    costs time that does not depend on the arithmetic.
     """
     faults = {}
     for name, step in steps.items():
@@ -263,10 +294,14 @@ def page_faults(steps: dict[str, Step]) -> dict[str, int]:
 
 
 def topology_cost(model: Any, rounds: int) -> dict[str, float]:
-    """Milliseconds of the sparse machinery alone, gradients given.
+    """Returns the milliseconds of an update for given gradients.
 
-    Of a plain SGD update, of `sparsify`'s on an ordinary step, and of one that changes
-    the topology: differences that drown in the noise of a whole training step.
+    The cases are plain SGD, `sparsify` without a change of the topology, and `sparsify`
+    with one. Within a whole training step these differences would drown in noise.
+
+    Args:
+      model: The network whose parameters are updated.
+      rounds: A third of the number of timed calls.
     """
     params, _ = models.initialize(model, jax.random.key(0), (32, 32, 3))
     grads = zs.tree.normal_like(jax.random.key(1), params)
@@ -280,7 +315,7 @@ def topology_cost(model: Any, rounds: int) -> dict[str, float]:
 
         return jax.jit(update)
 
-    state = tx.init(params)
+    state: Any = tx.init(params)
     cases = {
         "sgd": (apply(sgd), sgd.init(params)),
         "ordinary": (apply(tx), state),
@@ -302,7 +337,7 @@ def summarize(
     passes: dict[str, list[tuple[float, float]]],
     batch: int,
 ) -> list[dict[str, Any]]:
-    """One row a step; shares are medians of the ratios within a round."""
+    """Returns a row per step; a share is the median of the ratios within a round."""
     sgd = seconds["SGD"]
     rows = []
     for name, step in steps.items():
@@ -333,7 +368,13 @@ def summarize(
 def targets(
     seconds: dict[str, list[float]], rows: list[dict[str, Any]], cost: dict[str, float]
 ) -> dict[str, float]:
-    """The figures that the design promises."""
+    """Returns the figures that the design sets goals for.
+
+    Args:
+      seconds: Times of each step.
+      rows: The summary.
+      cost: Milliseconds from `topology_cost`.
+    """
     floor = [
         s + 2 * f for s, f in zip(seconds["SGD"], seconds["loss only"], strict=True)
     ]
@@ -354,7 +395,7 @@ def targets(
 
 
 def show(rows: list[dict[str, Any]], targets: dict[str, float], title: str) -> None:
-    """Prints the table."""
+    """Prints the summary."""
     table = Table(title=title)
     table.add_column("step", no_wrap=True)
     for column in ("images/s", "share", "passes", "copies", "compile s", "peak MiB"):
@@ -371,27 +412,31 @@ def show(rows: list[dict[str, Any]], targets: dict[str, float], title: str) -> N
         )
     console = Console()
     console.print(table)
-    console.print("share: of SGD's throughput. copies: of the parameters, remembered.")
+    console.print(
+        "share: of SGD's throughput. copies: memory, in copies of the parameters."
+    )
     for name, value in targets.items():
         console.print(f"{name}: {value:.4f}", highlight=False)
 
 
 def main() -> None:
-    """Measures, prints, writes."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    """Runs the benchmark and writes its results."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     of_images = [name for name in models.names() if models.kind(name) == "image"]
     parser.add_argument("--model", default="resnet32", choices=of_images)
     parser.add_argument("--width", type=float, default=1.0)
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument(
-        "--only", help="steps, separated by ';' (SGD, ZO-SAM and these)"
+        "--only",
+        help="labels of steps, separated by ';'; SGD and ZO-SAM are always measured",
     )
     parser.add_argument("--out", type=Path, help="default: benchmarks/results/...")
     args = parser.parse_args()
 
     model = models.create(args.model, num_classes=10, width=args.width)
-    steps = make_steps(args, args.only and [*args.only.split(";"), "SGD", "ZO-SAM"])
+    only = args.only and [*args.only.split(";"), "SGD", "ZO-SAM"]
+    steps = make_steps(Problem(args.model, args.width, args.batch), only)
     seconds, passes = measure(steps, args.rounds)
     faults = page_faults(steps)
     cost = topology_cost(model, args.rounds)

@@ -7,8 +7,10 @@ import statistics
 import jax
 import pytest
 
-from benchmarks import record, sparse_grid, sparsity, tables
+from benchmarks import alignment, record, sparse_grid, sparsity, tables, throughput
 from benchmarks import sparse_training as training
+from zosam_jax.gradients.registry import METHODS as GRADIENTS
+from zosam_jax.sparsity.registry import METHODS
 
 SETTINGS = {"steps": 10}
 
@@ -19,6 +21,7 @@ def arguments(part: str) -> argparse.Namespace:
     )
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("parts", [1, 2, 3])
 def test_the_parts_are_the_whole(parts):
     methods = [*training.METHODS, training.LOTTERY]
@@ -69,6 +72,7 @@ def training_row(method: str, sparsity: float, seed: int, accuracy: float) -> di
     }
 
 
+@pytest.mark.quick
 def test_the_grid_has_mean_and_sample_deviation():
     values = [0.5, 0.53, 0.58]
     rows = [training_row("RigL", 0.9, seed, x) for seed, x in enumerate(values)]
@@ -102,3 +106,47 @@ def test_the_average_counts_changes_by_their_interval():
     assert sparsity.average(seconds, 100, "") == pytest.approx(120.0, rel=1e-9)
     assert sparsity.average(seconds, 1, "") == pytest.approx(2100.0, rel=1e-9)
     assert sparsity.average(seconds, None, "") == pytest.approx(100.0, rel=1e-9)
+
+
+def test_every_gradient_is_timed_under_its_label():
+    timed = throughput.methods()
+    assert {row.label for row in GRADIENTS.values()} <= set(timed)
+    assert set(throughput.PERIODS) | set(throughput.PROBES) <= set(timed)
+    for make, options in timed.values():
+        assert make(**options).gradient is not None
+
+
+def test_every_ascent_is_asked():
+    rules = alignment.rules()
+    asked = {rule.name for rule in rules.values()}
+    assert asked | set(alignment.SHARED) == set(GRADIENTS)
+    assert asked.isdisjoint(alignment.SHARED)
+    assert set(alignment.SHOWN) | set(alignment.OWN_RHO) <= set(rules)
+    for rule in rules.values():
+        assert GRADIENTS[rule.name].make(**rule.options, has_aux=True) is not None
+
+
+def test_every_sparse_method_is_timed():
+    timed = sparsity.measured()
+    names = {method.name for method in timed.values()}
+    assert names | set(sparsity.LEFT_OUT) == set(METHODS)
+    assert names.isdisjoint(sparsity.LEFT_OUT)
+    assert set(sparsity.PACKED) <= set(timed)
+    for method in timed.values():
+        assert (method.make().straight_through is not None) == (method.name == "ste")
+
+
+@pytest.mark.parametrize(
+    ("file", "rows", "key", "known"),
+    [
+        (tables.THROUGHPUT, "steps", "step", throughput.methods),
+        (tables.ALIGNMENT, "rules", "rule", alignment.rules),
+        (tables.SPARSITY, "rows", "method", sparsity.measured),
+    ],
+)
+def test_what_was_measured_can_be_measured_again(file, rows, key, known):
+    """A method without a measurement is no error; a measurement without one is."""
+    measured = {row[key] for row in tables.load(file)[rows]}
+    others = {"loss only", "SGD + RigL", "ZO-SAM + RigL"}
+    others |= {sparsity.SELECTION, sparsity.RESNET}
+    assert measured - others <= set(known())
