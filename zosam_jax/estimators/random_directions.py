@@ -30,7 +30,7 @@ def rge(
     params: Params,
     key: Key,
     *,
-    delta: jax.typing.ArrayLike | None = 1e-3,
+    delta: Scalar | None = 1e-3,
     num_directions: int = 1,
     distribution: str = "gaussian",
     two_sided: bool = True,
@@ -98,7 +98,7 @@ def slopes(
     params: Params,
     key: Key,
     *,
-    delta: jax.typing.ArrayLike | None = 1e-3,
+    delta: Scalar | None = 1e-3,
     num_directions: int = 1,
     distribution: str = "gaussian",
     two_sided: bool = True,
@@ -178,7 +178,7 @@ def draw(
 def _slope(
     loss: Loss,
     params: Params,
-    delta: jax.typing.ArrayLike | None,
+    delta: Scalar | None,
     two_sided: bool,
     vmapped: bool,
 ) -> tuple[Slope, Callable[[Scalar], Scalar]]:
