@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.tree_util import KeyPath
 
 from zosam_jax import _check
 from zosam_jax._types import Key, Masks, Params, PyTree, Scalar
@@ -35,7 +36,7 @@ def paths(tree: PyTree) -> list[str]:
     ]
 
 
-def _own(path: tuple[Any, ...]) -> tuple[Any, ...]:
+def _own(path: KeyPath) -> KeyPath:
     """Returns the path without the `.value` that NNX variables add."""
     is_variable = path and path[-1] == jax.tree_util.GetAttrKey("value")
     return path[:-1] if is_variable else path
@@ -64,7 +65,7 @@ def matching(
     return found
 
 
-def is_dense(mask: Any) -> bool:
+def is_dense(mask: jax.typing.ArrayLike) -> bool:
     """Returns whether a leaf of a mask tree marks a dense leaf: it is a scalar."""
     return jnp.ndim(mask) == 0
 
@@ -89,7 +90,7 @@ def mask(tree: PyTree, masks: Masks | None) -> PyTree:
     )
 
 
-def live_count(params: Any, masks: Any | None) -> jax.Array:
+def live_count(params: Params, masks: Masks | None) -> jax.Array:
     """Returns the number of weights on the mask, float32 scalar."""
     if masks is None:
         return jnp.asarray(size(params), jnp.float32)
@@ -302,5 +303,5 @@ def _cut(draw: Callable[..., jax.Array], key: Key, tree: PyTree) -> PyTree:
     return jax.tree.unflatten(treedef, pieces)
 
 
-def _wide(dtype: Any) -> Any:
+def _wide(dtype: jax.typing.DTypeLike) -> jnp.dtype:
     return jnp.promote_types(dtype, jnp.float32)

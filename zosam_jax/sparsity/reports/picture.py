@@ -1,17 +1,21 @@
 """The picture of a sparsity report."""
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, PercentFormatter
 
 from zosam_jax.sparsity.reports import table
 
+if TYPE_CHECKING:
+    from zosam_jax.sparsity.reports.findings import LeafReport, SparsityReport
+
 _SPARSE, _FAINT, _WHOLE, _ALARM = "#1f5fa8", "#9aa5b1", "#d5dbe3", "#c0392b"
 
 
-def draw(found: Any) -> Figure:
+def draw(found: "SparsityReport") -> Figure:
     """Returns a figure with the density and the share of the cost of every layer.
 
     Args:
@@ -50,24 +54,26 @@ def draw(found: Any) -> Figure:
     return figure
 
 
-def _quantity(found: Any) -> str:
+def _quantity(found: "SparsityReport") -> str:
     return "FLOPs" if found.inference_sparse else "weights"
 
 
-def _shares(found: Any, layers: list[Any]) -> list[tuple[str, float, float]]:
+def _shares(
+    found: "SparsityReport", layers: list["LeafReport"]
+) -> list[tuple[str, float, float]]:
     """Returns rows `(name, share of the dense cost, share of the sparse cost)`."""
     if not found.inference_sparse:
         pairs = [(r.path, r.weights, r.live) for r in layers]
         whole = found.weights, found.live
     else:
-        pairs = [(r.path, r.flops_dense, r.flops_sparse) for r in layers]
-        whole = found.inference_dense, found.inference_sparse
+        pairs = [(r.path, r.flops_dense or 0.0, r.flops_sparse or 0.0) for r in layers]
+        whole = found.inference_dense or 0.0, found.inference_sparse
         if found.flops_other:
             pairs.append((table.OTHER, found.flops_other, found.flops_other))
     return [(n, d / max(whole[0], 1), s / max(whole[1], 1)) for n, d, s in pairs]
 
 
-def _densities(axis: Any, layers: list[Any], overall: float) -> None:
+def _densities(axis: Axes, layers: list["LeafReport"], overall: float) -> None:
     live = [r.density for r in layers if r.density > 0]
     lowest = min([*live, overall or 1.0])
     # Over more than a decade a linear axis would hide the sparsest layers.
@@ -82,7 +88,7 @@ def _densities(axis: Any, layers: list[Any], overall: float) -> None:
         axis.plot(x, chosen, "o", color=color, markersize=5, label=label, clip_on=False)
     seen = [i for i, r in enumerate(layers) if r.explored is not None]
     if seen:
-        x = [layers[i].explored for i in seen]
+        x = [layers[i].explored or 0.0 for i in seen]
         axis.plot(x, seen, "|", color=_SPARSE, markersize=9, label="ever live")
     dead = [i for i, r in enumerate(layers) if r.weights and not r.live]
     if dead:

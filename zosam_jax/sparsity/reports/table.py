@@ -5,12 +5,15 @@
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from zosam_jax.sparsity.reports.findings import LeafReport, SparsityReport
 
 OTHER = "products of no leaf"
 
 
-def text(found: Any) -> str:
+def text(found: "SparsityReport") -> str:
     """Returns a line for every layer, the totals and the warnings."""
     parts = [_table(found), _totals(found)]
     if found.warnings:
@@ -18,15 +21,15 @@ def text(found: Any) -> str:
     return "\n\n".join(parts)
 
 
-def layers(found: Any) -> list[Any]:
+def layers(found: "SparsityReport") -> list["LeafReport"]:
     """Returns the rows of the layers, without biases and norms, in network order."""
     rows = [r for r in found.rows if r.sparse or r.flops_dense or len(r.shape) > 1]
     return sorted(rows, key=lambda r: (r.place is None, r.place or 0))
 
 
-def _table(found: Any) -> str:
+def _table(found: "SparsityReport") -> str:
     inference = found.inference_sparse
-    columns: list[tuple[str, Callable[[Any], str]]] = [
+    columns: list[tuple[str, Callable[[LeafReport], str]]] = [
         ("layer", lambda r: r.path),
         ("shape", lambda r: "x".join(map(str, r.shape))),
         ("weights", lambda r: f"{r.weights:,}"),
@@ -71,7 +74,7 @@ def _table(found: Any) -> str:
     return _aligned(cells, left=2)
 
 
-def _totals(found: Any) -> str:
+def _totals(found: "SparsityReport") -> str:
     def weights(live: int, of: int) -> str:
         return f"({live:,} of {of:,} live)"
 
@@ -100,7 +103,7 @@ def _totals(found: Any) -> str:
     return _aligned(lines, left=1, last_left=True)
 
 
-def _how(found: Any) -> list[str]:
+def _how(found: "SparsityReport") -> list[str]:
     """Returns how a training step was counted, in phrases."""
     forward, backward = found.passes
     passes = [f"{forward:g} forward"] if forward else []
@@ -115,7 +118,7 @@ def _how(found: Any) -> list[str]:
     return how
 
 
-def summary(found: Any) -> str:
+def summary(found: "SparsityReport") -> str:
     """Returns the totals in one line."""
     parts = [
         f"sparsity {found.sparsity:.2%} of the sparse leaves, "
