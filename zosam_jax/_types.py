@@ -148,23 +148,25 @@ class Decoupled(NamedTuple):
 
 
 class Units(NamedTuple):
-    """A kind of unit that `zs.sparsity.units` prunes whole, and where its weights are.
+    """A kind of unit that `zs.sparsity.units` prunes, and where its weights are.
 
-    Paths are those of the parameters, joined by `/`, and `*` stands for any text. What
-    it stands for in `outgoing` is put for it, in order, in `incoming`: the units of
-    `"*/mlp2/kernel"` at `block3/mlp2/kernel` come from `block3/mlp1/kernel`.
+    Paths are key paths of the parameters, joined by `/`; `*` matches any text. The text
+    that `*` matches in `outgoing` replaces `*` in `incoming`, in order: with incoming
+    `"*/mlp1/kernel"`, the units of `"*/mlp2/kernel"` at `block3/mlp2/kernel` come from
+    `block3/mlp1/kernel`.
 
     Attributes:
-      outgoing: The kernels that read the units. Each is a layer of units of its own.
-      units: How many units a layer has: its input axis is that many equal blocks, as
-        for the heads of an attention. None: every input is a unit.
-      incoming: The leaves that make the units, whose last axis they are: kernels,
-        biases, the scales of a normalisation between.
-      drop: "magnitude": the unit with the lowest norms of its weights goes; "taylor":
-        the one that the loss depends on least.
-      outgoing_axis: The input axis of `outgoing`: -2 in the layout of Flax and Haiku, 1
-        in Equinox's.
-      incoming_axis: The output axis of `incoming`: -1, or 0 in Equinox's layout.
+      outgoing: Path of the kernels that read the units. Each kernel that matches is a
+        separate layer of units.
+      units: Number of units of a layer. The input axis is split into that many equal
+        blocks, as for the heads of an attention. None: every input is a unit.
+      incoming: Paths of the leaves whose output axis is the units: kernels, biases, the
+        scales of a normalization in between.
+      drop: Drop score: "magnitude", the norms of the unit's weights, or "taylor", the
+        change of the loss without the unit to first order.
+      outgoing_axis: Input axis of `outgoing`: -2 for the kernels of Flax and Haiku, 1
+        for Equinox's.
+      incoming_axis: Output axis of `incoming`: -1, or 0 for Equinox's.
     """
 
     outgoing: str

@@ -1,1 +1,1 @@
-"""What a mask amounts to: weights, FLOPs, layers that collapse."""
+"""Reports on masks: weights, FLOPs, collapsed layers."""
