@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 import tiny_run
 
-from zosam_jax.sparsity import registry
-from zosam_jax.train import named_gradient, option_strings, step
+from zosam_jax.gradients import registry as gradients
+from zosam_jax.sparsity import registry as methods
+from zosam_jax.train import option_strings, step
 
 TRAIN = Path(step.__file__).parent
 # What computes with the resolved objects.
@@ -33,12 +34,10 @@ def counted(monkeypatch):
 
         return wrapper
 
-    for name, make in named_gradient.METHODS.items():
-        make = counting("gradient", make)
-        monkeypatch.setitem(named_gradient.METHODS, name, make)
-    for name, row in registry.METHODS.items():
-        row = row._replace(make=counting("method", row.make))
-        monkeypatch.setitem(registry.METHODS, name, row)
+    for what, table in (("gradient", gradients.METHODS), ("method", methods.METHODS)):
+        for name, row in table.items():
+            row = row._replace(make=counting(what, row.make))
+            monkeypatch.setitem(table, name, row)
     monkeypatch.setattr(
         option_strings, "parse", counting("options", option_strings.parse)
     )

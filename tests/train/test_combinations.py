@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import tiny_run
 
-from zosam_jax.train import named_gradient, named_method
+from zosam_jax.gradients.registry import METHODS
+from zosam_jax.train import named_method
 
 EVERYTHING = {
     "optimizer": "adamw",
@@ -47,7 +48,7 @@ def experiment_of(**fields):
     return tiny_run.prepare(config, model=Net()).experiment
 
 
-@pytest.mark.parametrize("gradient", named_gradient.METHODS)
+@pytest.mark.parametrize("gradient", METHODS)
 def test_every_gradient_with_all_that_a_recipe_asks_for(gradient):
     method = "set" if gradient == "zeroth_order" else "rigl"
     experiment = experiment_of(gradient=gradient, method=method, accumulate_steps=2)

@@ -12,7 +12,8 @@ import pytest
 import tiny_run
 
 from zosam_jax import tree
-from zosam_jax.train import RunError, TrainConfig, build, choices, named_gradient
+from zosam_jax.gradients.registry import METHODS
+from zosam_jax.train import RunError, TrainConfig, build, choices
 from zosam_jax.train import loss as loss_
 from zosam_jax.train.objects import Objects
 
@@ -65,7 +66,7 @@ def test_every_option_that_the_trainer_sets_is_refused():
 @pytest.mark.parametrize(
     ("name", "options"),
     [
-        *((name, ()) for name in named_gradient.METHODS),
+        *((name, ()) for name in METHODS),
         ("wsam", ("decouple=True",)),
         ("gsam", ("rho_min=0.01",)),
         ("ssam", ("mask=dynamic",)),
@@ -100,14 +101,14 @@ def test_a_value_that_does_not_fit_the_data_is_told_before_anything_is_written(
 def made(monkeypatch, **fields):
     """The arguments that the trainer gives to the method's constructor."""
     config = TrainConfig(method="dense", **fields)
-    constructor, seen = named_gradient.METHODS[config.gradient], {}
+    row, seen = METHODS[config.gradient], {}
 
-    @functools.wraps(constructor)
+    @functools.wraps(row.make)
     def record(**arguments):
         seen.update(arguments)
-        return constructor(**arguments)
+        return row.make(**arguments)
 
-    monkeypatch.setitem(named_gradient.METHODS, config.gradient, record)
+    monkeypatch.setitem(METHODS, config.gradient, row._replace(make=record))
     rate = lambda step: 0.2 * (1 - step / 100)  # noqa: E731
     choices.choose(config).gradient.build(config, 120, rate)
     return seen

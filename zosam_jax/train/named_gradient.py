@@ -5,15 +5,11 @@ from typing import Any, NamedTuple
 
 from zosam_jax import _check
 from zosam_jax._types import Aux, Radius, Schedule
-from zosam_jax.gradients import registry
 from zosam_jax.gradients.methods.gsam import tied_radius
+from zosam_jax.gradients.registry import METHODS
 from zosam_jax.gradients.transformation import GradientEstimator
 from zosam_jax.runs.config import TrainConfig, default
 from zosam_jax.train import option_strings
-
-METHODS: dict[str, Callable[..., GradientEstimator]] = {
-    name: row.make for name, row in registry.METHODS.items()
-}
 
 _SHARED_BATCH = (
     "has no meaning: the devices share a batch (--batch-size) and one perturbation. "
@@ -112,7 +108,7 @@ def choose(config: TrainConfig) -> ChosenGradient:
       ValueError: The name or an option is unknown, or the trainer sets the option.
     """
     _check.one_of("gradient", config.gradient, METHODS)
-    make = METHODS[config.gradient]
+    make = METHODS[config.gradient].make
     takes = option_strings.defaults(make)
     options = option_strings.parse("gradient_options", config.gradient_options)
     known = takes | ({"rho_min": None} if config.gradient == "gsam" else {})
