@@ -1,7 +1,7 @@
 """The picture of a sparsity report."""
 
 import math
-from typing import TYPE_CHECKING
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -9,13 +9,10 @@ from matplotlib.ticker import FuncFormatter, PercentFormatter
 
 from zosam_jax.sparsity.reports import table
 
-if TYPE_CHECKING:
-    from zosam_jax.sparsity.reports.findings import LeafReport, SparsityReport
-
 _SPARSE, _FAINT, _WHOLE, _ALARM = "#1f5fa8", "#9aa5b1", "#d5dbe3", "#c0392b"
 
 
-def draw(found: "SparsityReport") -> Figure:
+def draw(found: Any) -> Figure:
     """Returns a figure with the density and the share of the cost of every layer.
 
     Args:
@@ -54,13 +51,11 @@ def draw(found: "SparsityReport") -> Figure:
     return figure
 
 
-def _quantity(found: "SparsityReport") -> str:
+def _quantity(found: Any) -> str:
     return "FLOPs" if found.inference_sparse else "weights"
 
 
-def _shares(
-    found: "SparsityReport", layers: list["LeafReport"]
-) -> list[tuple[str, float, float]]:
+def _shares(found: Any, layers: list[Any]) -> list[tuple[str, float, float]]:
     """Returns rows `(name, share of the dense cost, share of the sparse cost)`."""
     if not found.inference_sparse:
         pairs = [(r.path, r.weights, r.live) for r in layers]
@@ -73,7 +68,7 @@ def _shares(
     return [(n, d / max(whole[0], 1), s / max(whole[1], 1)) for n, d, s in pairs]
 
 
-def _densities(axis: Axes, layers: list["LeafReport"], overall: float) -> None:
+def _densities(axis: Axes, layers: list[Any], overall: float) -> None:
     live = [r.density for r in layers if r.density > 0]
     lowest = min([*live, overall or 1.0])
     # Over more than a decade a linear axis would hide the sparsest layers.

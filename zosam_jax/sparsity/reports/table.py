@@ -5,15 +5,12 @@
 """
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from zosam_jax.sparsity.reports.findings import LeafReport, SparsityReport
+from typing import Any
 
 OTHER = "products of no leaf"
 
 
-def text(found: "SparsityReport") -> str:
+def text(found: Any) -> str:
     """Returns a line for every layer, the totals and the warnings."""
     parts = [_table(found), _totals(found)]
     if found.warnings:
@@ -21,15 +18,15 @@ def text(found: "SparsityReport") -> str:
     return "\n\n".join(parts)
 
 
-def layers(found: "SparsityReport") -> list["LeafReport"]:
+def layers(found: Any) -> list[Any]:
     """Returns the rows of the layers, without biases and norms, in network order."""
     rows = [r for r in found.rows if r.sparse or r.flops_dense or len(r.shape) > 1]
     return sorted(rows, key=lambda r: (r.place is None, r.place or 0))
 
 
-def _table(found: "SparsityReport") -> str:
+def _table(found: Any) -> str:
     inference = found.inference_sparse
-    columns: list[tuple[str, Callable[[LeafReport], str]]] = [
+    columns: list[tuple[str, Callable[[Any], str]]] = [
         ("layer", lambda r: r.path),
         ("shape", lambda r: "x".join(map(str, r.shape))),
         ("weights", lambda r: f"{r.weights:,}"),
@@ -74,7 +71,7 @@ def _table(found: "SparsityReport") -> str:
     return _aligned(cells, left=2)
 
 
-def _totals(found: "SparsityReport") -> str:
+def _totals(found: Any) -> str:
     def weights(live: int, of: int) -> str:
         return f"({live:,} of {of:,} live)"
 
@@ -103,7 +100,7 @@ def _totals(found: "SparsityReport") -> str:
     return _aligned(lines, left=1, last_left=True)
 
 
-def _how(found: "SparsityReport") -> list[str]:
+def _how(found: Any) -> list[str]:
     """Returns how a training step was counted, in phrases."""
     forward, backward = found.passes
     passes = [f"{forward:g} forward"] if forward else []
@@ -118,7 +115,7 @@ def _how(found: "SparsityReport") -> list[str]:
     return how
 
 
-def summary(found: "SparsityReport") -> str:
+def summary(found: Any) -> str:
     """Returns the totals in one line."""
     parts = [
         f"sparsity {found.sparsity:.2%} of the sparse leaves, "
