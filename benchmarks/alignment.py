@@ -1,4 +1,4 @@
-"""Measures how well every ascent rule points uphill, along a CIFAR-10 training run.
+"""Measures the alignment of ascent rules with the gradient in a CIFAR-10 training run.
 
     python -m benchmarks.alignment
     python -m benchmarks.alignment --steps 400 --points 4

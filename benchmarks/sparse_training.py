@@ -35,12 +35,12 @@ GRADIENTS: dict[str, Callable[..., Any]] = {
 
 
 class Given(NamedTuple):
-    """What a method is made from.
+    """The inputs of a method's constructor.
 
     Attributes:
-      sparsity: Over the sparse leaves together.
-      steps: Of the whole training.
-      seed: Of what the method draws.
+      sparsity: Sparsity over the sparse leaves together.
+      steps: Steps of the whole training.
+      seed: Seed of the random draws of the method.
       loss: `(params, temperature=1) -> loss` on some training images.
       flow: `params -> sum of the logits` of an image of ones.
     """

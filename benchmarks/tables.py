@@ -129,7 +129,7 @@ def _passes(forward: float, backward: float) -> str:
 
 
 def probes(alignment: dict[str, Any], throughput: dict[str, Any]) -> list[list[str]]:
-    """Returns how well each perturbation points uphill, and its cost, header first."""
+    """Returns the alignment of each perturbation and its cost, header first."""
     seen = {row["rule"]: row for row in alignment["rules"]}
     cost = {row["step"]: row for row in throughput["steps"]}
     lines = [

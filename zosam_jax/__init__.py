@@ -1,7 +1,7 @@
-"""Sparse networks with flat minima, at the price of one backward pass.
+"""Sharpness-aware gradients and sparse training for JAX, as Optax transformations.
 
-Any sharpness-aware gradient x any sparse-training method x any Optax optimizer, in one
-jitted step. Start reading at `zosam_jax/zosam_algorithm.py`.
+Any gradient, any sparse method and any Optax optimizer combine in one jitted step. The
+algorithm of ZO-SAM is in `zosam_jax/zosam_algorithm.py`.
 """
 
 from zosam_jax import gradients as gradients

@@ -1,4 +1,4 @@
-"""The vocabulary that the modules share: types of arguments, and of estimates."""
+"""Types that the modules share: types of arguments and of estimates."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypedDict
@@ -63,11 +63,11 @@ class SharedOptions(TypedDict, total=False):
 
 
 class Info(NamedTuple):
-    """Facts about an estimate beside its gradient. Under `jit` free where unused.
+    """Diagnostics of an estimate. Under `jit`, unused ones cost nothing.
 
     Attributes:
       perturbation_norm: |eps|, the distance from w at which the gradient was taken,
-        after rounding to the parameters' dtype. float32 scalar, and so are the others.
+        after rounding to the parameters' dtype. float32 scalar, like the others.
       direction_norm: Norm of the ascent direction before it was normalised, over the
         perturbed weights and in the method's geometry.
       cosine: Cosine of the angle between eps and the gradient that was taken there,
@@ -76,8 +76,8 @@ class Info(NamedTuple):
       unperturbed: 1 where the direction was zero or not finite, so that the plain
         gradient was returned; else 0. int32.
       forward_evaluations: Loss evaluations without a backward pass, of `value_fn` or
-        `ascent_value_fn`. One on a part of the batch that the method itself chose
-        counts as the fraction that it is.
+        `ascent_value_fn`. An evaluation on a part of the batch that the method
+        chose counts as that fraction.
       backward_evaluations: Backward passes (each with its forward pass), likewise.
     """
 
@@ -98,7 +98,7 @@ class Info(NamedTuple):
 
 
 class Estimate(NamedTuple):
-    """An estimate of a gradient, and what came with it.
+    """An estimate of a gradient, with its loss, aux and diagnostics.
 
     Attributes:
       value: The loss at the unperturbed parameters, scalar; the method's documentation

@@ -1,8 +1,8 @@
 r"""ZO-SAM (arXiv:2603.13115): sharpness-aware gradients with one backward pass.
 
-SAM (arXiv:2010.01412) takes the gradient not at :math:`w` but at the highest point
-within :math:`\rho` of it, and spends a backward pass on finding the way up. ZO-SAM
-finds it with forward passes alone:
+SAM (arXiv:2010.01412) perturbs the weights :math:`w` along the gradient, by a distance
+:math:`\rho`, and takes the gradient at the perturbed point. That costs two backward
+passes. ZO-SAM estimates the perturbation with forward passes alone:
 
 .. math::
   \hat g &= \frac{1}{m} \sum_{i=1}^m
@@ -11,15 +11,15 @@ finds it with forward passes alone:
   \epsilon &= \rho \, \hat g / |\hat g| \\
   g &= \nabla L(w + \epsilon)
 
-Two facts to know before tuning it. With m = 1 the estimate is a number times u, so
-:math:`\epsilon = \pm \rho \, u / |u|`: the probes decide a sign, delta and the scale
-of the loss cancel. And its cosine to the gradient is about
-:math:`\sqrt{2 / (\pi d)}` over d live weights, 0.004 for ResNet-32 at 90 % sparsity:
-the perturbation is a random direction that points uphill.
+With m = 1 the estimate is a multiple of u, so :math:`\epsilon = \pm \rho \, u / |u|`:
+the probes decide only the sign, and delta and the scale of the loss cancel. The cosine
+of the perturbation to the gradient is about :math:`\sqrt{2 / (\pi d)}` over d live
+weights, 0.004 for ResNet-32 at 90 % sparsity: the perturbation is a random direction
+with the sign that raises the loss.
 
-`zs.zosam` and `zs.zosam_gradient` run this function. Where an option goes beyond it
-(other directions, a part of the leaves, microbatches), they compose the same steps
-from the pieces of `zs.gradients`, and a test holds both to the same bits.
+`zs.zosam` and `zs.zosam_gradient` run this function. For options beyond it (other
+directions, some leaves only, microbatches), they build the same steps from the pieces
+of `zs.gradients`. A test checks that both give the same bits.
 """
 
 import jax
@@ -51,11 +51,11 @@ def published_gradient(
       value_fn: `params -> loss`, or `params -> (loss, aux)` with `has_aux`. All passes
         of a step call this one function: one batch, one dropout key.
       params: Pytree of floating point arrays, w; zero where the masks are False.
-      key: One PRNG key: draws the directions, and nothing else.
+      key: One PRNG key, which draws the directions and nothing else.
       rho: Radius of the perturbation, >= 0. 0 gives the plain gradient.
-      delta: Step of the finite difference, > 0. Immaterial at m = 1, but for the sign.
-      num_directions: m, the directions that are averaged.
-      two_sided: Central differences, 2m forward passes; else forward ones, m + 1.
+      delta: Step of the finite difference, > 0. At m = 1 it matters only for the sign.
+      num_directions: m, the number of directions.
+      two_sided: Central differences, 2m forward passes; else m + 1.
       chunk_size: None evaluates one probe after another. k evaluates the probes of k
         directions in one `jax.vmap`; on a CPU that is slower for convolutions.
       masks: Mask tree. Directions lie on it: a pruned weight is 0 in every pass.
@@ -64,7 +64,7 @@ def published_gradient(
         first probe at w + delta u (one-sided: at w). The probe lies about
         `delta * sqrt(d)` from w, which is usually further than rho.
       norm_over: "mask": the norm of g counts live weights, so that |eps| = rho. "all":
-        it counts every weight, as if g had been dense, and |eps| < rho.
+        it counts every weight, as for a dense g, and |eps| < rho.
 
     Returns:
       `Estimate`: `value` is the mean of the two-sided probes, L(w) + O(delta^2), or

@@ -21,7 +21,7 @@ class Evaluate:
     """Evaluate a finished run: accuracy on clean and corrupted images, calibration.
 
     Writes evaluation.json and evaluation.png to the run's folder. evaluation.jsonl
-    keeps the result on every image set, so that none is evaluated twice.
+    keeps the result on every image set, so none is evaluated twice.
     """
 
     run: Positional[Path]
@@ -38,13 +38,13 @@ class Evaluate:
     seed: int = 0
     """Seed of the generated corruptions."""
     data_dir: str | None = None
-    """TFDS directory. None: that of the run."""
+    """TFDS directory. None: the directory of the run."""
     published_dir: Path | None = None
     """Folder of the released .npy files of CIFAR-10-C or CIFAR-100-C."""
     frost_dir: Path | None = None
     """Folder of photographs of frost. None: generated frost is a drawn stand-in."""
     out: Path | None = None
-    """Folder for evaluation.json and evaluation.png. None: that of the run."""
+    """Folder for evaluation.json and evaluation.png. None: the run folder."""
     overwrite: bool = False
     """Evaluate all image sets again."""
 

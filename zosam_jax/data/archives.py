@@ -75,7 +75,7 @@ class _Interrupted(Exception):
 
 
 def every_tenth(on_progress: OnProgress, line: str, total: int) -> Report:
-    """Returns a function of the amount done that reports a line at every tenth.
+    """Returns a function that takes the amount done and reports every tenth.
 
     Args:
       on_progress: Called with the lines.
@@ -256,11 +256,11 @@ def verify(
 
 
 def reading(on_progress: OnProgress, paths: list[pathlib.Path]) -> Report:
-    """Returns a function that reports how much of some archives was read.
+    """Returns a function that reports the progress of reading archives.
 
     Args:
       on_progress: Called with a line at every tenth.
-      paths: The archives, once for every time that they are read.
+      paths: The archives. One that is read twice is listed twice.
 
     Returns:
       A function of the number of bytes read since its last call.

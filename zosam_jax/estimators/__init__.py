@@ -1,7 +1,7 @@
 """Estimators of a gradient, exact and zeroth-order, as pure functions.
 
-Each is `(value_fn, params, ...) -> Estimate`; sharpness-aware methods look uphill with
-them, and zeroth-order optimizers step along them.
+Each is `(value_fn, params, ...) -> Estimate`. Sharpness-aware methods use them for the
+ascent step, and zeroth-order optimizers step along them.
 """
 
 from zosam_jax.estimators.coordinate_wise import cge as cge

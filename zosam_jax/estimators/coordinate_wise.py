@@ -18,7 +18,7 @@ def cge(
     masks: Masks | None = None,
     has_aux: bool = False,
 ) -> Estimate:
-    r"""Returns the coordinate-wise estimate: exact, at d times the price.
+    r"""Returns the coordinate-wise estimate: exact, at d times the cost.
 
     .. math::
       \hat g = \sum_{i \in M}

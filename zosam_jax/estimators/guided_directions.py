@@ -1,4 +1,4 @@
-"""Gradient estimation in a small subspace that training already holds."""
+"""Gradient estimation in a small subspace, such as the span of past gradients."""
 
 import jax
 import jax.numpy as jnp
@@ -47,7 +47,7 @@ def guided(
       slopes: The c of the last call, float32 `[k]`; zeros before the first.
       count: Number of calls so far, which decides whose turn it is.
       delta: Step of the finite difference per coordinate: the probes lie
-        `delta * sqrt(d)` from w, as those of `rge` do.
+        `delta * sqrt(d)` from w, as in `rge`.
       num_directions: m <= k, the number of slopes measured in this call, or 0.
       exploration: a in [0, 1].
       masks: Mask tree.
@@ -55,7 +55,7 @@ def guided(
 
     Returns:
       `(estimate, slopes)`: `grad` float32, zero off the mask; `value` and `aux` as
-      those of `rge`; the slopes for the next call, 0 along a replaced guide.
+      in `rge`; the slopes for the next call, 0 along a replaced guide.
     """
     loss = scalar_loss(value_fn, has_aux)
     wide = jax.tree.map(lambda x: x.astype(jnp.float32), params)

@@ -1,4 +1,4 @@
-"""The loss in the one form that the estimators evaluate, and its exact gradient."""
+"""The form in which the estimators evaluate the loss, and its exact gradient."""
 
 import dataclasses
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from zosam_jax._types import Aux, Estimate, Info, Params, ValueFn
 
 @dataclasses.dataclass(frozen=True)
 class Loss:
-    """A loss in the one form that the estimators evaluate.
+    """A loss in the form that the estimators evaluate.
 
     Attributes:
       function: `params -> (loss, aux)`: a float32 (or wider) scalar, and None without
@@ -48,7 +48,7 @@ def scalar_loss(value_fn: ValueFn, has_aux: bool) -> Loss:
     """Returns the loss in the form that the estimators evaluate, with checks.
 
     Args:
-      value_fn: The user's function. A `Loss` is returned as it is.
+      value_fn: The user's function. A `Loss` is returned unchanged.
       has_aux: Whether it returns `(loss, aux)`.
 
     Raises:

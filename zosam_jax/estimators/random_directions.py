@@ -51,7 +51,7 @@ def rge(
     its cosine to the gradient is about :math:`\sqrt{m / (m + d)}` over :math:`d` live
     coordinates. Direction `i` is drawn from `fold_in(key, i)`, so that a larger
     `num_directions` adds to the directions of a smaller one. Differences are taken in
-    float32; a loss in bfloat16 has lost them already.
+    float32; a bfloat16 loss is too coarse for them.
 
     Args:
       value_fn: `params -> loss`, or `params -> (loss, aux)` with `has_aux`.
@@ -59,10 +59,10 @@ def rge(
       key: One PRNG key.
       delta: Step of the finite difference, per unit of u: the probes lie about
         `delta * sqrt(d)` from w. None: the limit 0, the exact directional derivative
-        by `jax.jvp`, at the price of three forward passes a direction.
+        by `jax.jvp`, which costs three forward passes for each direction.
       num_directions: m. May be traced if `chunk_size` is None.
-      distribution: That of u: "gaussian"; "sphere", uniform on |u|^2 = d over the d
-        live coordinates; "rademacher", entries of +-1.
+      distribution: Distribution of u: "gaussian"; "sphere", uniform on |u|^2 = d over
+        the d live coordinates; "rademacher", entries of +-1.
       two_sided: Central differences, 2m evaluations; else forward differences, m + 1.
       chunk_size: None evaluates one probe after another. `k` evaluates the probes of
         `k` directions in one `jax.vmap`, chunk after chunk; k divides m.
@@ -108,7 +108,7 @@ def slopes(
     """Returns the coefficients `c_i` of `rge`, for use in later steps.
 
     Args:
-      value_fn: As in `rge`, and so are all other arguments.
+      value_fn: As in `rge`, like all other arguments.
       params: See `value_fn`.
       key: See `value_fn`.
       delta: See `value_fn`.
@@ -149,7 +149,7 @@ def combine(
       coefficients: The `c_i`, `[m]`.
       params: Pytree of floating point arrays, for the shapes.
       masks: Mask tree; only the length of "sphere" directions depends on it.
-      distribution: That of `slopes`.
+      distribution: As for `slopes`.
     """
     m = len(coefficients)
     total = jax.tree.map(lambda x: jnp.zeros(jnp.shape(x), jnp.float32), params)

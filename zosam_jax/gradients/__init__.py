@@ -1,8 +1,8 @@
-"""The idea that generates the sharpness-aware gradients, for your own ones.
+"""The pieces of the sharpness-aware gradients, to build your own.
 
 A gradient is a `Row` of an ascent, a geometry, a descent and a combination, and
-`sharpness_aware` makes an Optax transformation of it. The methods of the library stand
-in `methods/`, a file for each; `registry.METHODS` is the table of them.
+`sharpness_aware` makes an Optax transformation of it. Each method of the library is a
+file in `methods/` and an entry of the table `registry.METHODS`.
 """
 
 from zosam_jax.gradients import ascents as ascents

@@ -8,7 +8,7 @@ def gradient(steps: int = 1) -> Ascent[GradientLook]:
     """Returns SAM's ascent: the exact gradient at w.
 
     Args:
-      steps: Ascent steps, each along the gradient where it stands.
+      steps: Ascent steps, each along the gradient at the current point.
     """
     return Ascent(look_along_gradient, GradientLook, steps=steps)
 

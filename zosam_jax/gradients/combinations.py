@@ -11,8 +11,8 @@ def mixed(weight: Scalar, *, same_loss: bool = True) -> Combination[GradientLook
     """Returns `(1 - weight) g + weight g_p`, with g_p the gradient at w + eps.
 
     Args:
-      weight: That of the gradient at the perturbed point.
-      same_loss: Whether both gradients must be of one loss.
+      weight: Weight of the gradient at the perturbed point.
+      same_loss: Whether both gradients must be of the same loss.
     """
 
     def blend(
@@ -25,7 +25,7 @@ def mixed(weight: Scalar, *, same_loss: bool = True) -> Combination[GradientLook
 
 
 def orthogonal(x: Grads, y: Grads, masks: Masks | None) -> Grads:
-    """Returns x less a multiple of y, so that it is orthogonal to y on the masks."""
+    """Returns the part of x that is orthogonal to y on the masks."""
     live = tree.mask(y, masks)
     square = tree.vdot(live, live)
     along = tree.vdot(tree.mask(x, masks), live) / jnp.where(square > 0, square, 1)

@@ -37,15 +37,15 @@ def evaluate(
 ) -> Estimate:
     """Returns the gradient of a row at a point.
 
-    A zero or non-finite direction gives the gradient at w itself, and is counted in
-    `info.unperturbed`. Weights off the support keep their values in every pass.
+    If the direction is zero or not finite, the gradient is taken at w itself, and
+    `info.unperturbed` is 1. Weights off the support keep their values in every pass.
 
     Args:
       row: The method.
-      point: Where the gradient is wanted, and by which losses.
+      point: Parameters, losses and masks of the step.
       rho: Radius, or a schedule of it over `point.step`.
-      memory: That of the last estimate, at first `row.init(params)`.
-      norm_over: "mask" or "all": the weights that the direction's norm counts.
+      memory: The memory of the last estimate, or `row.init(params)` at the start.
+      norm_over: "mask" or "all": the weights in the norm of the direction.
       aux_from: "ascent" or "descent": the pass that supplies aux.
     """
     radius = cast("Scalar", rho(point.step)) if callable(rho) else rho
@@ -71,7 +71,7 @@ def evaluate(
 
 
 class _Step(NamedTuple):
-    """A step whose look uphill has been taken."""
+    """A step after its ascent direction was computed."""
 
     row: Row
     point: Point
@@ -81,7 +81,7 @@ class _Step(NamedTuple):
 
 
 class _Second(NamedTuple):
-    """The second pass: the blended gradient, the new memory, and the pass itself."""
+    """The combined gradient, the new memory and the estimate of the second pass."""
 
     grad: Grads
     memory: Memory
@@ -97,7 +97,7 @@ class _Perturbed(NamedTuple):
 
 
 def _look(row: Row[L], point: Point, memory: Memory) -> L:
-    """The look uphill; with `sync_ascent`, that of all devices together."""
+    """The ascent direction; with `sync_ascent`, averaged over the devices."""
     look = row.ascent.look(point, memory)
     if not isinstance(look, row.ascent.gives):
         raise TypeError(
@@ -114,7 +114,7 @@ def _look(row: Row[L], point: Point, memory: Memory) -> L:
 
 
 def _second_pass(step: _Step, memory: Memory) -> _Second:
-    """The pass at the perturbed point, and what the combination makes of it."""
+    """The gradient at the perturbed point, combined with the one at w."""
     row, point, look = step.row, step.point, step.look
     moved = _perturb(step)
     seen = row.descent.descend(point, look, moved.params)
@@ -132,7 +132,7 @@ def _second_pass(step: _Step, memory: Memory) -> _Second:
 def _second_pass_if_due(
     step: _Step, combination: Intermittent, look: GradientLook, memory: Memory
 ) -> _Second:
-    """The second pass, or in a step without one what the combination reuses."""
+    """The second pass, or the reused gradient in a step without a second pass."""
     point = step.point
     due, later = combination.due(point, look, memory)
 
@@ -149,7 +149,7 @@ def _second_pass_if_due(
 
 
 def _perturb(step: _Step) -> _Perturbed:
-    """The perturbed parameters, after one ascent step or several."""
+    """The perturbed parameters after all ascent steps."""
     row, point, look = step.row, step.point, step.look
     params = point.params
     norm, usable = jnp.zeros((), jnp.float32), jnp.asarray(False)
@@ -171,14 +171,14 @@ def _perturb(step: _Step) -> _Perturbed:
 
 
 def _estimate_of(look: Look) -> Estimate:
-    """The passes of a look; those of a direction alone are none."""
+    """The estimate of a look; an empty one for a look without an estimate."""
     if isinstance(look, LossLook | OccasionalLook):
         return look.estimate
     return Estimate(jnp.zeros(()), None, None, Info.zeros())
 
 
 def _value(look: Look, seen: Estimate) -> jax.Array:
-    """The loss at w where the look evaluated it, else that of the second pass."""
+    """The loss at w if the look evaluated it, else the loss of the second pass."""
     if isinstance(look, GradientLook):
         return look.estimate.value
     # A useless direction may come from useless probes: then the second pass is at w.
@@ -191,7 +191,7 @@ def _value(look: Look, seen: Estimate) -> jax.Array:
 
 
 def _count(row: Row, look: Look, info: Info) -> Info:
-    """The second pass's info, with the passes of all looks."""
+    """The info of the second pass, with the passes of all looks added."""
     passes, steps = _estimate_of(look).info, row.ascent.steps
     return info._replace(
         forward_evaluations=info.forward_evaluations

@@ -75,31 +75,31 @@ def sharpness_aware(
       \epsilon = \rho \cdot \text{geometry}(\text{ascent direction}), \qquad
       g = \text{combination}(\nabla L(w), \text{descent}(w + \epsilon))
 
-    Every method of the library is made by this function, and so are your own.
+    This function makes every method of the library. Use it for your own methods too.
 
     Args:
       name: The method's name, for errors.
       row: Its ascent, geometry, descent and combination.
       rho: Radius of the perturbation, >= 0, or a schedule of it over optimizer steps.
-      norm_over: "mask": the direction's norm counts the weights that are perturbed, so
-        that the radius is rho. "all": it counts every weight, and the radius is less.
+      norm_over: "mask": the norm of the direction is over the perturbed weights, so the
+        radius is rho. "all": it is over all weights, so the radius is smaller.
       include: Glob patterns on `/`-joined key paths, such as `"*BatchNorm*/*"`. Only
         these leaves are perturbed. Default: all.
       exclude: Patterns of leaves that are not perturbed, such as `"*/bias"`.
       aux_from: The pass that supplies aux: "ascent", the first, or "descent", the last.
         Default: "ascent" where the first pass is a gradient at w, else "descent".
-      microbatches: Number of parts of the batch that each find a perturbation of their
-        own; their gradients are averaged (m-sharpness in one process). Above 1,
+      microbatches: Number of parts of the batch. Each has its own perturbation, and the
+        gradients are averaged (m-sharpness in one process). Above 1,
         `value_fn` is called `value_fn(params, examples=indices)` and returns the losses
         of those examples, `[n]` (all of them with `examples=None`).
-      fresh_keys: Whether the two passes draw dropout and augmentation apart. If so,
-        `value_fn` is called with `key=`, one key for all looks uphill and one for the
-        descent. Default: all passes share what `value_fn` closes over.
+      fresh_keys: Whether the two passes draw dropout and augmentation independently.
+        `value_fn` is then called with `key=`: one key for the ascent, another for the
+        descent. Default: all passes share the randomness that `value_fn` contains.
       axis_name: Inside `jax.shard_map`, the mesh axis of the batch. Every device then
-        looks uphill on its own part of the batch (random draws are the same on all),
-        and gradients and value are averaged.
-      sync_ascent: With `axis_name`, average the ascent direction too, and gradients
-        before they are decomposed: one perturbation, as on the whole batch.
+        computes its perturbation from its own part of the batch (with the same random
+        draws), and gradients and value are averaged.
+      sync_ascent: With `axis_name`, also average the ascent direction, and gradients
+        before they are decomposed. All devices then share one perturbation.
       has_aux: Whether `value_fn` returns `(loss, aux)`. Over microbatches and devices,
         floats in aux are averaged and integers are added up.
       aux_like: An example of aux (arrays or `jax.ShapeDtypeStruct`). With it the state
@@ -109,10 +109,10 @@ def sharpness_aware(
     Returns:
       An Optax transformation, to chain in front of an optimizer or to give `sparsify`
       as `gradient=`: `tx.update(None, state, params, value_fn=...)`. Its attribute
-      `gradient` is the same as a pure function.
+      `gradient` is the same method as a pure function.
 
     Raises:
-      ValueError: An option is out of range, or two do not go together.
+      ValueError: An option is out of range, or two options exclude each other.
 
     Example:
       SAM in the maximum norm, which perturbs along the signs of the gradient:
@@ -173,7 +173,7 @@ def sharpness_aware(
 
 @dataclasses.dataclass(frozen=True)
 class _Method:
-    """A row with its options: all that is known before a call."""
+    """A row with its options."""
 
     name: str
     row: Row
@@ -203,7 +203,7 @@ class _Method:
         memory: Memory,
         ascent_value_fn: ValueFn | None,
     ) -> Estimate:
-        """Returns the mean of the gradients that the parts of the batch find."""
+        """Returns the mean of the gradients of the parts of the batch."""
         self._check_call(params, masks, ascent_value_fn)
         calls = Calls(
             self.name,
@@ -253,7 +253,7 @@ class _Method:
             )
 
     def _key(self, key: Key | None, part: int) -> Callable[[], Key]:
-        """Returns a function to the key of one part, for pieces that draw at random."""
+        """Returns a function that returns the key of one part of the batch."""
 
         def random() -> Key:
             if key is None:
@@ -276,7 +276,7 @@ def pure_form(constructor: Callable[..., GradientEstimator]) -> Callable[[F], F]
       constructor: The method's constructor.
 
     Raises:
-      TypeError: The signature is not that of the constructor.
+      TypeError: The signature differs from the constructor's.
     """
 
     def decorate(function: F) -> F:
@@ -316,7 +316,7 @@ _CALL = ("masks", "memory", "step", "ascent_value_fn")
 def _pure_signature(
     function: Callable[..., object], constructor: Callable[..., object]
 ) -> Signature:
-    """The signature of a pure form, checked against that of the constructor."""
+    """The signature of a pure form, checked against the constructor's."""
     own = inspect.signature(function)
     stated = [p for p in own.parameters.values() if p.kind is not p.VAR_KEYWORD]
     call = [inspect.signature(PureGradient.__call__).parameters[name] for name in _CALL]
@@ -349,7 +349,7 @@ def _pure_doc(
 
 
 def _check_options(name: str, row: Row, rho: Radius, options: SharedOptions) -> None:
-    """Raises `ValueError` for shared options that do not go together."""
+    """Raises `ValueError` for shared options that exclude each other."""
     if not callable(rho):
         _check.number("rho", rho, least=0)
     parts, aux_from = options.get("microbatches", 1), options.get("aux_from")
@@ -374,7 +374,7 @@ def _check_options(name: str, row: Row, rho: Radius, options: SharedOptions) -> 
 
 
 def known_before_tracing(argument: str, value: object) -> None:
-    """Raises `ValueError` unless a positive integer is known before tracing."""
+    """Raises `ValueError` unless the value is a positive integer, not traced."""
     if _check.is_traced(value) or isinstance(value, jax.Array):
         raise ValueError(
             f"{argument} must be known before tracing; inside "
@@ -409,7 +409,7 @@ def _support(
 
 
 def _average(seen: list[Estimate]) -> Estimate:
-    """The mean of the parts' estimates; integers in aux are added up."""
+    """The mean of the estimates of the parts; integers in aux are added up."""
     if len(seen) == 1:
         return seen[0]
 
@@ -435,9 +435,9 @@ def _average(seen: list[Estimate]) -> Estimate:
 
 
 def _keep_sound_memory(estimate: Estimate, memory: Memory) -> Estimate:
-    """The estimate; with the old memory if gradient or new memory are not finite.
+    """The estimate, with the old memory if the gradient or memory is not finite.
 
-    A value that is not finite would spoil the memory for good.
+    Otherwise NaN would stay in the memory forever.
     """
     if not jax.tree.leaves(memory):
         return estimate

@@ -15,12 +15,12 @@ def _same(values: PyTree) -> PyTree:
 
 
 class Devices(NamedTuple):
-    """How values are shared between the devices; for one device, not at all.
+    """How values are shared between devices; one device shares nothing.
 
     Attributes:
       mean: Averages over the devices where they share one ascent (`sync_ascent`).
-      pool: Averages over the devices in any case: for statistics and for decisions
-        that all devices must take together.
+      pool: Always averages over the devices: for statistics, and for decisions that
+        must be the same on all devices.
       vary: Gives values the type of values that differ between devices. Both branches
         of a `lax.cond` must have one type.
       axis: Name of the mesh axis; None for one device.
@@ -34,12 +34,12 @@ class Devices(NamedTuple):
     def vary_data(self, memory: PyTree) -> PyTree:
         """Returns the memory, its floats and masks in the type that varies.
 
-        Counts keep their type: they decide which branch all devices take together.
+        Counts keep their type: they choose the branch, which all devices share.
         """
         return jax.tree.map(lambda x: self.vary(x) if _is_data(x) else x, memory)
 
     def average(self, estimate: Estimate) -> Estimate:
-        """Returns the mean of the devices' estimates; integers in aux are added up."""
+        """Returns the mean over the devices; integers in aux are added up."""
         if self.axis is None:
             return estimate
         aux = _mean_over(self.axis, estimate.aux, total=True)
@@ -60,15 +60,15 @@ def on_axis(axis: str | None, sync_ascent: bool) -> Devices:
 
 
 def _is_data(x: jax.Array) -> bool:
-    """Whether values come from the batch: floats and masks do, counts and keys not."""
+    """Whether values depend on the batch, as floats and masks do, unlike counts."""
     return jnp.issubdtype(x.dtype, jnp.floating) or x.dtype == jnp.bool_
 
 
 def _vary(axis: str, values: PyTree) -> PyTree:
     """The same values, in the type of values that differ between the devices.
 
-    Without it, shard_map's gradient of a replicated parameter is summed over the
-    devices at once, and none has a direction of its own.
+    Without it, shard_map sums the gradient of a replicated parameter over the devices,
+    and no device has its own direction.
     """
     nothing = 0 * jax.lax.axis_index(axis)
 

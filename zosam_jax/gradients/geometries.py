@@ -13,7 +13,7 @@ def l2(layerwise: bool = False) -> Geometry:
 
 
 def as_it_is() -> Geometry:
-    """Returns the geometry that leaves the direction unscaled: rho is a factor."""
+    """Returns the geometry that multiplies the unscaled direction by rho."""
     return Geometry(_as_it_is, normalizes=False)
 
 

@@ -23,9 +23,9 @@ class Calls:
     Attributes:
       name: The method's public name, for errors.
       functions: The user's functions for the "ascent" and for the "descent".
-      by_example: Whether they take `examples=` and return the losses of those.
-      has_aux: Whether they return a pair with aux.
-      fresh_keys: Whether they take `key=`, another one for each of the two passes.
+      by_example: Whether they take `examples=` and return the losses of these examples.
+      has_aux: Whether they return `(loss, aux)`.
+      fresh_keys: Whether they take `key=`, a different one in each of the two passes.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Running means of gradients, in float32: what several methods remember."""
+"""Running means of gradients in float32, which several methods keep."""
 
 import jax
 import jax.numpy as jnp

@@ -4,10 +4,10 @@ r"""The pieces of a sharpness-aware gradient, and the row that they make up.
   \epsilon = \rho \cdot \text{geometry}(\text{ascent direction}), \qquad
   g = \text{combination}(\nabla L(w), \text{descent}(w + \epsilon))
 
-An `Ascent` looks uphill and returns a look: a direction, and whatever else it saw. A
-`Geometry` scales the direction, a `Descent` takes the gradient at the perturbed point,
-and a `Combination` may blend it with what the look saw. Each piece says what it gives
-or needs, and a `Row` whose pieces do not fit together is an error when it is made.
+An `Ascent` computes the ascent direction. It returns a look: the direction, and other
+results of its passes. A `Geometry` scales the direction, a `Descent` takes the gradient
+at the perturbed point, and a `Combination` may combine it with the results in the look.
+Each piece states what it gives or needs; a `Row` of pieces that do not fit raises.
 """
 
 import dataclasses
@@ -35,11 +35,11 @@ class Losses(NamedTuple):
     """The losses of one step.
 
     Attributes:
-      ascent: `params -> (loss, aux)`, the loss to look uphill by.
+      ascent: `params -> (loss, aux)`, the loss of the ascent step.
       descent: `params -> (loss, aux)`, the loss whose gradient is returned. The same
-        object as `ascent` where one function serves both.
+        object as `ascent` if one function serves both.
       each: `(params, "ascent" or "descent", examples) -> (losses, aux)`, the losses of
-        single examples, `[n]`. Only for pieces that say `by_example=True`.
+        single examples, `[n]`. Only for pieces with `by_example=True`.
       examples: Indices of the examples in this part of the batch, `[n]`; None for all.
     """
 
@@ -50,17 +50,17 @@ class Losses(NamedTuple):
 
 
 class Point(NamedTuple):
-    """Where a gradient is wanted.
+    """The point at which to take a gradient.
 
     Attributes:
       params: w, zero off the masks.
       losses: The losses of this step.
       step: Optimizer step, for schedules. int32 scalar.
-      masks: Mask tree of the live weights, or None for all. A pruned weight has no part
-        in any norm or inner product.
+      masks: Mask tree of the live weights, or None for all. Norms and
+        inner products leave out pruned weights.
       support: Mask tree of the live weights that may be perturbed, or None for all.
-      random: Returns the key of this step. A function, since a method that draws
-        nothing needs no key.
+      random: Returns the key of this step. It is a function, since a method without
+        random draws needs no key.
       devices: How values are shared between devices.
     """
 
@@ -81,13 +81,13 @@ class Point(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Look:
-    """A look uphill that gives a direction alone.
+    """The result of an ascent that gives only a direction.
 
     Attributes:
       direction: The ascent direction over all weights; pruned ones are masked later.
       memory: What the ascent carries to the next step.
       factor: Multiplies the perturbation, entry by entry; None for 1.
-      backward: Backward passes beside those counted in `estimate.info`, in batches.
+      backward: Backward passes that `estimate.info` does not count, in batches.
     """
 
     direction: Params
@@ -99,10 +99,10 @@ class Look:
 
 @dataclasses.dataclass(frozen=True)
 class OccasionalLook(Look):
-    """A look that evaluates the loss in some steps only.
+    """A look with the loss at w in some steps only.
 
     Attributes:
-      estimate: `value` is the loss at w, where `due`; `info` counts the passes.
+      estimate: `value` is the loss at w if `due`; `info` counts the passes.
       due: Whether this step evaluated the loss, bool scalar.
     """
 
@@ -113,10 +113,10 @@ class OccasionalLook(Look):
 
 @dataclasses.dataclass(frozen=True)
 class LossLook(Look):
-    """A look that evaluates the loss in every step.
+    """A look with the loss at w in every step.
 
     Attributes:
-      estimate: `value` is the loss at w, `aux` that of the first pass, and `info`
+      estimate: `value` is the loss at w, `aux` comes from the first pass, and `info`
         counts the passes.
     """
 
@@ -160,7 +160,7 @@ def _learn_nothing(point: Point, memory: Memory, grad: Grads) -> Memory:
 
 @dataclasses.dataclass(frozen=True)
 class Ascent(Generic[L_co]):
-    """Where a method looks uphill.
+    """How a method computes its ascent direction.
 
     Attributes:
       look: `(point, memory) -> look`.
@@ -168,9 +168,9 @@ class Ascent(Generic[L_co]):
         `GradientLook` or `ExampleLook`.
       init: `params -> memory` before the first step.
       learn: `(point, memory, gradient at the perturbed point) -> memory`.
-      steps: Ascent steps, of `rho / steps` each. Every one is a look of its own.
+      steps: Ascent steps, of `rho / steps` each. Each calls `look`.
       by_example: Whether it calls `point.losses.each`.
-      one_part: Why it cannot look at parts of a batch (`microbatches`); "" if it can.
+      one_part: Why it cannot use parts of a batch (`microbatches`); "" if it can.
     """
 
     look: Callable[[Point, Memory], L_co]
@@ -240,13 +240,13 @@ def _unchanged(
 
 @dataclasses.dataclass(frozen=True)
 class Combination(Generic[L_contra]):
-    """What becomes of the gradient at the perturbed point. By default nothing.
+    """Changes the gradient at the perturbed point. The default returns it unchanged.
 
     Attributes:
       blend: `(point, look, gradient, memory) -> (gradient, memory)`.
       needs: The class of looks that it reads.
       init: `params -> memory` before the first step.
-      same_loss: Whether what it reads must be of `value_fn`, the loss of the descent.
+      same_loss: Whether the look must use `value_fn`, the loss of the descent.
       decoupled: Whether it returns a `Decoupled`.
     """
 
@@ -262,8 +262,9 @@ class Intermittent(Combination[GradientLook]):
     """A combination that leaves out the second pass in some steps.
 
     Attributes:
-      due: `(point, look, memory) -> (bool scalar, memory)`: whether this step has one.
-      reuse: `(point, look, memory) -> gradient` of a step without one.
+      due: `(point, look, memory) -> (bool scalar, memory)`: whether this step has a
+        second pass.
+      reuse: `(point, look, memory) -> gradient` of a step without a second pass.
     """
 
     due: Callable[[Point, GradientLook, Memory], tuple[jax.Array, Memory]]
@@ -280,12 +281,12 @@ class Row(Generic[L]):
     """A sharpness-aware gradient: `sharpness_aware` makes a transformation of it.
 
     Attributes:
-      ascent: Where it looks uphill.
+      ascent: The ascent direction.
       geometry: From the direction to the perturbation.
       descent: The pass at the perturbed point.
-      combination: What becomes of its gradient.
-      written_out: The same gradient written out by hand, which runs where
-        `point.is_plain`. None: the pieces run.
+      combination: Changes its gradient.
+      written_out: The same gradient written out by hand, used if `point.is_plain`.
+        None: the pieces are used.
 
     Raises:
       TypeError: The ascent does not give what the descent or the combination needs.
@@ -329,23 +330,23 @@ class Row(Generic[L]):
 
     @property
     def looks_at_every_step(self) -> bool:
-        """Whether every step evaluates the loss before it is perturbed."""
+        """Whether every step evaluates the loss before the perturbation."""
         return issubclass(self.ascent.gives, LossLook)
 
     @property
     def aux_from(self) -> str:
-        """The pass that supplies aux by default: the first if at w, else the last."""
+        """The default pass for aux: the first if it is at w, else the last."""
         return "ascent" if issubclass(self.ascent.gives, GradientLook) else "descent"
 
     @property
     def takes_another_loss(self) -> bool:
-        """Whether it may look uphill by another loss than that of its descent."""
+        """Whether the ascent step may use another loss than the descent."""
         kept = self.combination.needs is not Look and self.combination.same_loss
         return not kept and self.descent.needs is Look
 
     @property
     def direction_only(self) -> bool:
-        """Whether it evaluates the loss uphill, and for a direction alone."""
+        """Whether the ascent evaluates the loss only to find a direction."""
         for_direction = self.combination.needs is Look and self.descent.needs is Look
         return for_direction and self.ascent.gives is not Look
 

@@ -1,4 +1,4 @@
-"""Ascents by forward passes alone: ZO-SAM's, and those beyond it."""
+"""Ascents by forward passes alone: ZO-SAM's, and variants beyond the paper."""
 
 from typing import Any, NamedTuple
 
@@ -13,7 +13,7 @@ from zosam_jax.gradients.pieces import Ascent, LossLook, OccasionalLook, Point
 
 
 class Probes(NamedTuple):
-    """How the loss is probed; see `zosam`."""
+    """The options of the probes; see `zosam`."""
 
     delta: Scalar | None
     num_directions: int
@@ -50,7 +50,7 @@ def coordinates(probes: Probes, delta: Scalar) -> Ascent[LossLook]:
 def random_directions(
     probes: Probes, every: int
 ) -> Ascent[LossLook] | Ascent[OccasionalLook]:
-    """Returns RGE, ZO-SAM's ascent; with `every` = k it probes in every k-th step."""
+    """Returns RGE, the ascent of ZO-SAM; with `every` = k it probes every k steps."""
     if every > 1:
         return _reused_directions(probes, every)
 
@@ -69,10 +69,10 @@ def random_directions(
 
 
 def _reused_directions(probes: Probes, every: int) -> Ascent[OccasionalLook]:
-    """RGE whose coefficients are used again between the probes.
+    """RGE that reuses its coefficients in the steps between the probes.
 
-    Between them the directions are drawn anew from the key of the last probes: m
-    numbers and a key are all that is remembered.
+    Those steps draw the same directions again from the key of the last probes, so only
+    m numbers and a key are kept.
     """
 
     def init(params: Params) -> Memory:
@@ -126,7 +126,7 @@ def _reused_directions(probes: Probes, every: int) -> Ascent[OccasionalLook]:
 
 
 def _passes(value: jax.Array, forward: jax.Array) -> Estimate:
-    """What forward passes gave: their loss and their number, and no aux."""
+    """The estimate of forward passes: their loss and their number, no aux."""
     info = Info.zeros()._replace(forward_evaluations=forward)
     return Estimate(value, None, None, info)
 

@@ -1,4 +1,4 @@
-"""Every gradient, in one table from which the rest of the project reads."""
+"""The table of gradients, which the command line, documentation and tests read."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -26,10 +26,10 @@ from zosam_jax.gradients.transformation import GradientEstimator
 
 
 class Variant(NamedTuple):
-    """A method with options under which the tables name it apart.
+    """A method with certain options, which has a row of its own in the tables.
 
     Attributes:
-      options: Those of the constructor.
+      options: Keyword arguments of the constructor.
       label: Its name in tables and results.
       when: When to choose it, in one line.
     """
@@ -44,11 +44,11 @@ class GradientMethod(NamedTuple):
 
     Attributes:
       make: Its constructor.
-      gradient: The same as a pure function.
+      gradient: The same gradient as a pure function.
       label: Its name in tables and results.
-      paper: Its source; "" where there is none.
+      paper: Its source; "" for none.
       when: When to choose it, in one line.
-      variants: Forms of it that the tables name apart.
+      variants: Variants that have rows of their own in the tables.
     """
 
     make: Callable[..., GradientEstimator]
@@ -65,125 +65,129 @@ METHODS: dict[str, GradientMethod] = {
         backprop.backprop_gradient,
         "SGD",
         "",
-        "The reference.",
+        "The baseline: no perturbation.",
     ),
     "sam": GradientMethod(
         sam.sam,
         sam.sam_gradient,
         "SAM",
         "arXiv:2010.01412",
-        "Two passes are affordable; the best understood.",
+        "The standard method, if you can afford two backward passes.",
     ),
     "asam": GradientMethod(
         asam.asam,
         asam.asam_gradient,
         "ASAM",
         "arXiv:2102.11600",
-        "Layers differ much in scale; rho carries over between nets.",
+        "Layers differ much in scale; rho transfers between networks.",
     ),
     "gsam": GradientMethod(
         gsam.gsam,
         gsam.gsam_gradient,
         "GSAM",
         "arXiv:2203.08065",
-        "SAM, with rho tied to the learning rate; large nets.",
+        "Large networks; rho can follow the learning rate.",
     ),
     "fsam": GradientMethod(
         fsam.fsam,
         fsam.fsam_gradient,
         "F-SAM",
         "arXiv:2403.12350",
-        "Small batches: perturbs along their noise alone.",
+        "Small batches: perturbs along the noise of the gradient.",
     ),
     "vasso": GradientMethod(
         vasso.vasso,
         vasso.vasso_gradient,
         "VaSSO",
         "arXiv:2309.15639",
-        "Small batches: perturbs along a calmer direction.",
+        "Small batches: perturbs along a running mean of gradients.",
     ),
     "wsam": GradientMethod(
         wsam.wsam,
         wsam.wsam_gradient,
         "WSAM",
         "arXiv:2305.15817",
-        "Sharpness should weigh more, or less, than in SAM.",
+        "Sharpness needs more or less weight than in SAM.",
     ),
     "esam": GradientMethod(
         esam.esam,
         esam.esam_gradient,
         "ESAM",
         "arXiv:2110.03141",
-        "Losses of single examples are at hand.",
+        "The losses of single examples are available.",
     ),
     "looksam": GradientMethod(
         looksam.looksam,
         looksam.looksam_gradient,
         "LookSAM, k=5",
         "arXiv:2203.02714",
-        "SAM at little more than SGD's price; alpha wants tuning.",
+        "SAM at little more than SGD's cost; alpha needs tuning.",
     ),
     "aesam": GradientMethod(
         aesam.aesam,
         aesam.aesam_gradient,
         "AE-SAM",
         "ICLR 2023",
-        "As LookSAM, with the steps chosen by the gradient's norm.",
+        "LookSAM, but the gradient norm selects the SAM steps.",
     ),
     "ssam": GradientMethod(
         ssam.ssam,
         ssam.ssam_gradient,
         "SSAM-F",
         "arXiv:2210.05177",
-        "To ask which weights need perturbing.",
-        (Variant({"mask": "dynamic"}, "SSAM-D", "The same without a Fisher matrix."),),
+        "To study which weights need a perturbation.",
+        (
+            Variant(
+                {"mask": "dynamic"}, "SSAM-D", "Like SSAM-F, without a Fisher matrix."
+            ),
+        ),
     ),
     "s2sam": GradientMethod(
         s2sam.s2sam,
         s2sam.s2sam_gradient,
         "S2-SAM",
         "NeurIPS 2024",
-        "One pass only; plain SGD or little momentum.",
+        "One backward pass; SGD with little or no momentum.",
     ),
     "msam": GradientMethod(
         msam.msam,
         msam.msam_gradient,
         "MSAM",
         "arXiv:2401.12033",
-        "One pass only; looks where the momentum leads.",
+        "One backward pass; perturbs along the next momentum step.",
     ),
     "rwp": GradientMethod(
         rwp.rwp,
         rwp.rwp_gradient,
         "RWP",
         "arXiv:2211.13489",
-        "One pass only; the control that knows nothing of the loss.",
+        "One backward pass; a control with random perturbations.",
     ),
     "mrwp": GradientMethod(
         rwp.mrwp,
         rwp.mrwp_gradient,
         "mRWP",
         "arXiv:2211.13489",
-        "Two batches on two devices.",
+        "Two devices, each with its own batch.",
     ),
     "arwp": GradientMethod(
         rwp.arwp,
         rwp.arwp_gradient,
         "ARWP",
         "arXiv:2404.00357",
-        "RWP, less where gradients have been large.",
+        "Like RWP, with less noise where gradients were large.",
     ),
     "zosam": GradientMethod(
         zosam.zosam,
         zosam.zosam_gradient,
         "ZO-SAM",
         "arXiv:2603.13115",
-        "The published method; nearly random directions.",
+        "The published method; its perturbation is nearly random.",
         (
             Variant(
                 {"directions": "guided"},
                 "guided ZO-SAM",
-                "ZO-SAM's price, most of SAM's direction.",
+                "Costs as much as ZO-SAM; its perturbation is closer to SAM's.",
             ),
         ),
     ),
@@ -192,14 +196,14 @@ METHODS: dict[str, GradientMethod] = {
         zosam.rst_gradient,
         "random, random sign",
         "",
-        "The control: ZO-SAM without its probes.",
+        "The control for ZO-SAM: no probes, a random sign.",
     ),
     "zeroth_order": GradientMethod(
         zeroth_order.zeroth_order,
         zeroth_order.zeroth_order_gradient,
         "ZO-SGD",
         "Nesterov and Spokoiny (2017)",
-        "No backward pass is possible, or no memory for one.",
+        "A backward pass is impossible or needs too much memory.",
     ),
 }
 """The gradients by the names of their constructors."""

@@ -2,7 +2,7 @@
 
 Optax hands a transformation the gradient at the parameters. A sharpness-aware method
 makes its own gradient from `value_fn`. Its transformation ignores the incoming one,
-emits the estimate, and keeps in its state what came with it: the loss, aux, info.
+emits the estimate, and keeps the loss, aux and info in its state.
 """
 
 import functools
@@ -37,8 +37,8 @@ from zosam_jax._types import (
 Estimator = Callable[..., Estimate]
 """`(value_fn, params, *, key, step, masks, memory, ascent_value_fn) -> Estimate`.
 
-`step` is the optimizer step, for schedules. `memory` is that of the last `Estimate`, at
-first what `init(params)` made. `ascent_value_fn` is None or the loss to look uphill by.
+`step` is the optimizer step, for schedules. `memory` comes from the last `Estimate`,
+at the start from `init(params)`. `ascent_value_fn` is None or the loss of the ascent.
 """
 
 
@@ -65,7 +65,7 @@ class PureGradient(Protocol):
           masks: Mask tree: the perturbation lies on it.
           memory: `memory` of the last `Estimate`; None at the first step.
           step: Optimizer step, int32 scalar. A schedule of rho needs it.
-          ascent_value_fn: The loss to look uphill by. Default: `value_fn`.
+          ascent_value_fn: The loss of the ascent step. Default: `value_fn`.
 
         Returns:
           An `Estimate`, with the `memory` to pass to the next call. `grad` is with
@@ -79,7 +79,7 @@ class PureGradient(Protocol):
 
 
 class GradientEstimator(optax.GradientTransformationExtraArgs):
-    """An Optax transformation that makes its own gradient, and what is known of it.
+    """An Optax transformation that makes its own gradient, and facts about it.
 
     Attributes:
       init: As in Optax.
@@ -90,8 +90,8 @@ class GradientEstimator(optax.GradientTransformationExtraArgs):
         of those examples, `[n]`.
       dense: Whether its gradient has the entries of pruned weights, which growth by
         the gradient needs.
-      direction_only: Whether it evaluates the loss on its way uphill, for a direction
-        alone. A cheaper loss may then serve as `ascent_value_fn`.
+      direction_only: Whether its ascent step evaluates the loss only to find a
+        direction. A cheaper loss may then serve as `ascent_value_fn`.
       decoupled: Whether its gradient is a `Decoupled`, for `zs.decoupled`.
       rho: The radius or its schedule, as given; None for a method without one.
     """
@@ -146,18 +146,18 @@ def as_transformation(
 ) -> GradientEstimator:
     """Returns an Optax transformation that emits an estimator's gradient.
 
-    Its `update` takes, beside Optax's own arguments and any other keyword:
+    Its `update` takes Optax's arguments, any other keyword, and these:
       value_fn: The loss of the present batch as a function of the parameters.
-      ascent_value_fn: The loss to look uphill by, where it is another one: part of the
-        batch, another batch, another precision. Default: `value_fn`.
+      ascent_value_fn: The loss of the ascent step, if it differs: part of the batch,
+        another batch or another precision. Default: `value_fn`.
       masks: Mask tree, or None. `sparsify` passes it.
-      optimizer_step: The step that schedules count, where it is not the number of
-        estimates made. `sparsify` passes it when it accumulates gradients.
+      optimizer_step: The step that schedules count, if it is not the number of
+        estimates. `sparsify` passes it when it accumulates gradients.
 
     Args:
       name: The method's public name, for errors.
       estimator: Makes the gradient. Its key is `fold_in(key(seed), count)`.
-      memory: `params -> memory`, the memory that the first estimate is given.
+      memory: `params -> memory` for the first estimate.
       has_aux: Whether its `value_fn` returns `(loss, aux)`.
       aux_like: An example of aux, or None.
       seed: Integer >= 0.
@@ -286,7 +286,7 @@ def _pure(
 
 
 def estimate(state: OptState) -> Estimate:
-    """What the last update's gradient estimator saw, read from an optimizer state.
+    """Returns the estimate of the last update, read from an optimizer state.
 
     Args:
       state: An Optax state with one gradient estimator anywhere inside it: a chain,
@@ -294,7 +294,7 @@ def estimate(state: OptState) -> Estimate:
 
     Returns:
       `Estimate` with `value`, `aux` and `info` of the last update (zeros before the
-      first), and None as its `grad`: the gradient went on to the optimizer.
+      first), and `grad` None, since the optimizer has consumed it.
 
     Raises:
       ValueError: There is none, or more than one.
@@ -339,7 +339,7 @@ def _check_call(name: str, params: Params | None, value_fn: ValueFn | None) -> N
 
 
 def _inside_multi_steps() -> bool:
-    """Whether optax.MultiSteps is the caller: nothing that it passes on tells."""
+    """Whether optax.MultiSteps is the caller, which no argument reveals."""
     wrapper = inspect.unwrap(optax.MultiSteps.update).__code__
     frame = sys._getframe()
     while frame is not None:

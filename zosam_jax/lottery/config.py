@@ -53,7 +53,7 @@ class LotteryConfig(LotteryOptions):
 
     train: TrainConfig = dataclasses.field(default_factory=_dense)
     """How every round trains. Its method is dense, since the masks come from pruning; \
-its sparsity is that of the last round. Its folder (None: \
+its sparsity applies to the last round. Its folder (None: \
 runs/DATASET-MODEL-lottery-SPARSITY-GRADIENT-sSEED) holds the rounds. The same command \
 with the same folder continues them."""
 

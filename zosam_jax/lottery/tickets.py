@@ -33,7 +33,7 @@ def ticket(
 ) -> TrainState:
     """Returns the state at the start of a round, as NumPy arrays.
 
-    Step, schedules and data order are always those of `early`.
+    Step, schedules and data order always come from `early`.
 
     Args:
       trained: The state at the end of the previous round.
@@ -41,9 +41,9 @@ def ticket(
       fresh: The state of the first round before its first step.
       sparsity: Sparsity of the new mask, which is made from the weights of `trained`.
       rewind: "weights": parameters, batch statistics, optimizer state and moving
-        average are those of `early`; the moments of pruned weights are reset.
-        "learning-rate": parameters and batch statistics are those of `trained`, where
-        the moving average begins; all moments and their bias corrections are reset.
+        average come from `early`; the moments of pruned weights are reset.
+        "learning-rate": parameters and batch statistics come from `trained`; the moving
+        average restarts there, and all moments and bias corrections are reset.
       per_layer: As for `zosam_jax.sparsity.prune_ticket`.
     """
     old = sparse.masks(trained.opt_state)

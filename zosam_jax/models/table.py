@@ -178,7 +178,7 @@ def _deit(label: str, size: int, parameters: int, distilled: int) -> NamedModel:
     )
 
 
-# The counts of ImageNet ResNets are torchvision's, those of DeiT timm's checkpoints.
+# The counts of ImageNet ResNets are torchvision's; the counts of DeiT are timm's.
 MODELS: dict[str, NamedModel] = {
     "resnet20": _cifar_resnet(20, Count(272_474, 10, _CIFAR)),
     "resnet32": _cifar_resnet(
@@ -292,10 +292,10 @@ def dense_paths(name: str) -> tuple[str, ...]:
       the head and the small shortcuts dense or almost dense by itself. For a uniform
       distribution, add `("stem/*",)` as RigL does (arXiv:1911.11134), or also
       `"*/shortcut/*"` and `"head/*"` as MEST and DSR do (arXiv:1902.05967). For VGG,
-      MEST's are `("conv1/*", "head/*")`.
+      MEST uses `("conv1/*", "head/*")`.
     * ViT and DeiT: the position embedding, which has no fan-in. The patch embedding and
       the heads are pruned, as in SViTE (arXiv:2106.04533).
-    * `tinylm`: both embeddings for the same reason, and so a tied head.
+    * `tinylm`: both embeddings, for the same reason; a tied head is one of them.
 
     >>> dense_paths("vit")
     ('position_embedding',)

@@ -127,7 +127,7 @@ def create_tinylm(
     positions: str = "learned",
     tied: bool = False,
 ) -> TinyLM:
-    """Returns a `TinyLM` of a width.
+    """Returns a `TinyLM`.
 
     Args:
       num_classes: Size of the vocabulary.

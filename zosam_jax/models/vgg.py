@@ -24,7 +24,7 @@ def check_image_size(image_size: int) -> None:
 
 
 def units(stages: tuple[tuple[int, int], ...] = STAGES) -> dict[str, Units]:
-    """Returns the channels of every convolution, which the next layer reads.
+    """Returns the units of the network: the channels of every convolution.
 
     Args:
       stages: Channels and number of convolutions of each stage.

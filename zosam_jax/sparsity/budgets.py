@@ -36,8 +36,8 @@ def erk(shapes: Mapping[str, Shape], sparsity: float) -> dict[str, float]:
     .. math:: d_l = \min(1, \epsilon p_l), \quad
        p_l = \frac{\sum_k n_{l,k}}{\prod_k n_{l,k}}
 
-    The :math:`n_{l,k}` are the lengths of the axes of layer l, and epsilon is the one
-    number that gives the total. A layer without entries has density 1.
+    The :math:`n_{l,k}` are the lengths of the axes of layer l, and epsilon is chosen
+    to reach the total sparsity. A layer without entries has density 1.
 
     Raises:
       ValueError: `sparsity` is not in [0, 1].

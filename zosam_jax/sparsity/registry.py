@@ -25,18 +25,18 @@ from zosam_jax.sparsity.methods.units import units
 
 
 class NamedMethod(NamedTuple):
-    """A sparse method as the command line and the tables know it.
+    """A sparse method by its command-line name.
 
     Attributes:
       make: The constructor.
       label: The name in tables.
       paper: Its source, as "arXiv:1911.11134"; "" for none.
-      prunes: What it prunes, a phrase for tables.
-      grows: What it grows; "" for nothing.
+      prunes: The weights that it prunes, a phrase for tables.
+      grows: The weights that it grows; "" for none.
       fixed: Arguments of `make` that the command-line name implies.
-      scores_by: What its `value_fn` is: "loss", "cooled loss" (the loss with the logits
-        divided by 200) or "flow" (the sum of the outputs for an input of ones); "" for
-        a method without one.
+      scores_by: The function that its `value_fn` computes: "loss", "cooled loss" (the
+        loss with the logits divided by 200) or "flow" (the sum of the outputs for an
+        input of ones); "" for a method without a `value_fn`.
     """
 
     make: Callable[..., SparseMethod]

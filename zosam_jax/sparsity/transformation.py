@@ -72,8 +72,8 @@ def sparsify(
 
     A straight-through method (`ste`) trains the pruned weights too: `params` are dense,
     no moments are reset, and the gradient is taken at the masked parameters. The masks
-    are chosen after the step, so that `masks(state)` are those of `params` (with
-    `ste(interval=)` above 1, those of the last choice).
+    are chosen after the step, so `masks(state)` belong to `params` (with
+    `ste(interval=)` above 1, to the parameters of the last choice).
 
     Start with `state = tx.init(params)` and
     `params = zs.sparsity.apply_masks(params, zs.sparsity.masks(state))`.
@@ -420,7 +420,7 @@ def _check_gradient(
         )
     if isinstance(grads, Decoupled) and accumulate_steps > 1:
         raise ValueError(
-            "accumulate_steps > 1 averages one gradient, and that of "
+            "accumulate_steps > 1 averages one gradient, but "
             "zs.wsam(decouple=True) has two parts. Say decouple=False."
         )
 

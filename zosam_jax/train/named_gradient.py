@@ -91,7 +91,7 @@ class ChosenGradient(NamedTuple):
         if learning_rate is None:
             raise ValueError(
                 "gradient_options: rho_min ties the radius to the learning rate, which "
-                "an optimizer= of your own does not tell. Leave it out."
+                "is unknown with your own optimizer=. Leave rho_min out."
             )
         return tied_radius(
             learning_rate,
@@ -134,8 +134,8 @@ def check_fits(config: TrainConfig, gradient: GradientEstimator) -> None:
     """Raises `ValueError` for fields that do not go with the gradient."""
     if gradient.decoupled and config.accumulate_steps > 1:
         raise ValueError(
-            f"accumulate_steps={config.accumulate_steps} averages one gradient, and "
-            f"that of gradient={gradient.name!r} with decouple=True has two parts. Say "
+            f"accumulate_steps={config.accumulate_steps} averages one gradient, but "
+            f"gradient={gradient.name!r} with decouple=True has two parts. Say "
             "decouple=False."
         )
     if not config.probes:
@@ -155,13 +155,13 @@ def check_fits(config: TrainConfig, gradient: GradientEstimator) -> None:
         )
     if config.aux_from == "ascent":
         raise ValueError(
-            f"{asked}: the batch statistics of a cheaper pass are not those of the "
-            "batch. Use aux_from='descent'."
+            f"{asked}: the batch statistics of a cheaper pass differ from those of "
+            "the batch. Use aux_from='descent'."
         )
 
 
 def _direction_only() -> list[str]:
-    """Returns the names of the gradients that look uphill for a direction alone."""
+    """Returns the gradients that accept a cheaper loss for the ascent step."""
     configs = {name: TrainConfig(gradient=name) for name in METHODS}
     return [
         name

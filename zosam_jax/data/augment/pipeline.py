@@ -152,7 +152,7 @@ class Augmentation:
 
     @property
     def options(self) -> tuple[str, ...]:
-        """The options of this augmentation with all strengths, as for `compose`."""
+        """The options in the form of `compose`, with all strengths."""
         return tuple(
             name if name == "flip" else f"{name}={strength:.12g}"
             for name, strength in self.operations
@@ -303,8 +303,8 @@ def _strength(name: str, text: str | None, default: float | None) -> float:
         value = float(text) if text is not None else float(default or 0)
     except ValueError:
         raise ValueError(
-            f"augment: the strength of {name!r} is not a number: {text!r}. It is "
-            f"{row.strength}."
+            f"augment: the strength of {name!r} is not a number: {text!r}. "
+            f"Give {row.strength}."
         ) from None
     argument = f"augment: {name} ({row.strength})"
     bound = {"above" if row.positive else "least": row.least}

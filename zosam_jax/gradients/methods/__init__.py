@@ -1,1 +1,1 @@
-"""A file for each method: its constructor, its pure form, and its own pieces."""
+"""The methods, one in each file: constructor, pure form and pieces."""

@@ -34,7 +34,7 @@ def aesam(
     delta: Scalar = 0.9,
     **options: Unpack[SharedOptions],
 ) -> GradientEstimator:
-    r"""AE-SAM: SAM where the gradient is large for its time, plain steps elsewhere.
+    r"""AE-SAM: a SAM step if the gradient norm is unusually large, else a plain step.
 
     .. math::
       \mu_t &= \delta \mu_{t-1} + (1 - \delta) |g_t|^2, \quad
@@ -42,8 +42,8 @@ def aesam(
       &\text{SAM where}\; |g_t|^2 \ge \mu_t + c_t \sigma_t, \qquad
       c_t = \tfrac{t}{T} \lambda_1 + (1 - \tfrac{t}{T}) \lambda_2
 
-    Jiang et al. (ICLR 2023, "An adaptive policy to employ SAM"). 1 + p passes of each
-    kind where a fraction p of the steps is SAM's; remembers two numbers.
+    Jiang et al. (ICLR 2023, "An adaptive policy to employ SAM"). It takes 1 + p
+    passes of each kind, where p is the fraction of SAM steps, and keeps two numbers.
 
     Args:
       rho: Radius, or a schedule.

@@ -38,8 +38,8 @@ def asam(
       \epsilon = \rho \, T^2 \nabla L / |T \nabla L|, \qquad T = |w| + \eta
 
     Kwon et al. (arXiv:2102.11600), with the element-wise operator. As in their code T
-    is 1 for biases. With `eta=0, unscaled=()` it is the form of other public
-    implementations, which wants another rho.
+    is 1 for biases. `eta=0, unscaled=()` gives the form of other public
+    implementations, which needs a different rho.
 
     Args:
       rho: Radius in the scaled geometry, about ten times SAM's, or a schedule.

@@ -1,4 +1,4 @@
-"""The plain gradient, in the form of the sharpness-aware ones."""
+"""The plain gradient, with the interface of the sharpness-aware gradients."""
 
 from typing import Any
 
@@ -21,8 +21,8 @@ def backprop(
 ) -> GradientEstimator:
     """Returns the plain gradient of `value_fn`, as a transformation like `zosam`.
 
-    With it a training step calls every gradient in one way. `chain(backprop(), tx)` is
-    `tx` fed with `jax.grad(value_fn)(params)`.
+    A training step can then call every gradient in the same way.
+    `chain(backprop(), tx)` equals `tx` applied to `jax.grad(value_fn)(params)`.
 
     Args:
       has_aux: Whether `value_fn` returns `(loss, aux)`.
@@ -70,12 +70,12 @@ def backprop_gradient(
     ascent_value_fn: ValueFn | None = None,
     has_aux: bool = False,
 ) -> Estimate:
-    """Returns the plain gradient, called like the sharpness-aware ones.
+    """Returns the plain gradient, with the arguments of the sharpness-aware ones.
 
     Args:
       value_fn: `params -> loss`, or `params -> (loss, aux)` with `has_aux`.
       params: Pytree of floating point arrays, w.
-      key: Not used; nor are `masks`, `memory`, `step` and `ascent_value_fn`.
+      key: Not used, like `masks`, `memory`, `step` and `ascent_value_fn`.
       masks: See `key`.
       memory: See `key`.
       step: See `key`.

@@ -52,9 +52,9 @@ def esam(
       g = \nabla \frac{1}{|S|} \sum_{n \in S} \ell_n(w + \epsilon)
 
     with S the fraction gamma of the batch whose loss the perturbation raised most. Du
-    et al. (arXiv:2110.03141). beta = gamma = 1 is SAM. The choice of S is not free: the
-    step costs 2 + gamma forward and 1 + gamma backward passes, and under `jit` the
-    frozen weights save nothing.
+    et al. (arXiv:2110.03141). beta = gamma = 1 is SAM. Choosing S costs a forward
+    pass: a step takes 2 + gamma forward and 1 + gamma backward passes. Under `jit`, the
+    unperturbed weights save nothing.
 
     Args:
       rho: Radius, or a schedule.
@@ -102,7 +102,7 @@ def esam_gradient(
 
 
 def on_random_weights(beta: Scalar, ascent: Ascent[L]) -> Ascent[L]:
-    """Returns the ascent on each weight with probability beta, scaled by 1 / beta."""
+    """Returns the ascent that perturbs each weight with probability beta."""
 
     def look(point: Point, memory: Memory) -> L:
         seen = ascent.look(point, memory)

@@ -43,7 +43,7 @@ def fsam(
       \quad \epsilon = \rho \, d_t / |d_t|
 
     with :math:`m_1 = d_1 = g_1`. Li et al. (arXiv:2403.12350), with the mean of the
-    last step, as in the authors' code. sigma = 0 is SAM. Remembers m: one copy of the
+    last step, as in the authors' code. sigma = 0 is SAM. It keeps m, one copy of the
     parameters.
 
     Args:

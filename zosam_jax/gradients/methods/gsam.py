@@ -31,7 +31,7 @@ def gsam(
     minimize_perturbed: bool = True,
     **options: Unpack[SharedOptions],
 ) -> GradientEstimator:
-    r"""GSAM: lowers the surrogate gap L(w + eps) - L(w) beside the perturbed loss.
+    r"""GSAM: lowers the surrogate gap L(w + eps) - L(w) and the perturbed loss.
 
     .. math::
       g = g_p - \alpha \, (\nabla L - \langle \nabla L, \hat g_p \rangle \hat g_p),
@@ -43,8 +43,8 @@ def gsam(
     Args:
       rho: Radius, or a schedule.
       alpha: Weight of the orthogonal part, >= 0; the papers use 0.4 and 0.6.
-      minimize_perturbed: False keeps the gradient at w instead and adds the part of
-        g_p that is orthogonal to it, as the authors' code offers.
+      minimize_perturbed: False takes the gradient at w and adds the part of g_p that
+        is orthogonal to it, an option of the authors' code.
 
     Returns:
       As `sam`.
@@ -70,7 +70,7 @@ def gsam_gradient(
 
 
 def surrogate_gap(alpha: Scalar, minimize_perturbed: bool) -> Combination[GradientLook]:
-    """Returns one gradient less the part of the other that is orthogonal to it."""
+    """Returns one gradient minus the part of the other that is orthogonal to it."""
 
     def blend(
         point: Point, look: GradientLook, grad: Grads, memory: Memory
@@ -99,7 +99,7 @@ def tied_radius(
                \frac{\eta_t - \eta_{\min}}{\eta_{\max} - \eta_{\min}}
 
     Args:
-      learning_rate: The learning rate's schedule, eta.
+      learning_rate: Schedule of the learning rate, eta.
       rho_max: Radius at `lr_max`.
       rho_min: Radius at `lr_min`.
       lr_max: Largest learning rate.

@@ -37,21 +37,21 @@ def looksam(
     layerwise: bool = False,
     **options: Unpack[SharedOptions],
 ) -> GradientEstimator:
-    r"""LookSAM: SAM every k-th step, its orthogonal part used again in between.
+    r"""LookSAM: a SAM step every k steps; its orthogonal part is reused in between.
 
     .. math::
       g_v = g_p - \langle g_p, \hat g \rangle \hat g \;\text{(every k-th step)}, \qquad
       g_t + \alpha |g_t| \, g_v / |g_v| \;\text{(in between)}
 
-    Liu et al. (arXiv:2203.02714, algorithm 1). k = 1 is SAM. 1 + 1/k passes of each
-    kind; remembers g_v: one copy of the parameters.
+    Liu et al. (arXiv:2203.02714, algorithm 1). k = 1 is SAM. It takes 1 + 1/k passes
+    of each kind and keeps g_v, one copy of the parameters.
 
     Args:
       rho: Radius, or a schedule.
-      every: k, the interval of SAM's steps in estimates; the first is one of them.
-      alpha: Norm of the reused part, relative to that of the gradient.
-      layerwise: Perturb, decompose and reuse leaf by leaf, the radius in proportion to
-        |w_l| as in `sam(layerwise=True)`; after Look-LayerSAM of the same paper.
+      every: k, the interval of SAM steps, in estimates. The first estimate is one.
+      alpha: Norm of the reused part, relative to the norm of the gradient.
+      layerwise: Perturb, decompose and reuse leaf by leaf, with a radius proportional
+        to |w_l| as in `sam(layerwise=True)` (Look-LayerSAM, same paper).
 
     Returns:
       As `sam`.
@@ -83,7 +83,7 @@ def looksam_gradient(
 
 
 def reused(every: Scalar, alpha: Scalar, layerwise: bool) -> Intermittent:
-    """Returns SAM's gradient every k-th step; between, its orthogonal part again."""
+    """Returns SAM's gradient every k steps; reuses its orthogonal part in between."""
 
     def init(params: Params) -> Memory:
         return jnp.zeros((), jnp.int32), zeros(params)
@@ -98,7 +98,7 @@ def reused(every: Scalar, alpha: Scalar, layerwise: bool) -> Intermittent:
     def by_leaf(
         function: Callable[..., Grads], masks: Masks | None, *trees: Grads
     ) -> Grads:
-        """The function of whole trees, or with `layerwise` of leaf after leaf."""
+        """The function applied to whole trees, or leaf by leaf with `layerwise`."""
         if not layerwise:
             return function(*trees, masks)
         if masks is None:
@@ -124,9 +124,9 @@ def reused(every: Scalar, alpha: Scalar, layerwise: bool) -> Intermittent:
 
 
 def _vertical(x: Grads, y: Grads, masks: Masks | None) -> Grads:
-    """The part of x orthogonal to y; 0 where it is only rounding, as at rho = 0.
+    """The part of x orthogonal to y; 0 if it is only a rounding error, as at rho = 0.
 
-    It is scaled up to the length of the gradient, and rounding must not be.
+    The part is scaled up to the norm of the gradient; a rounding error must not be.
     """
     rest = orthogonal(x, y, masks)
     there = tree.norm(tree.mask(rest, masks)) > 1e-5 * tree.norm(tree.mask(x, masks))

@@ -31,19 +31,19 @@ def msam(
     momentum: Scalar = 0.9,
     **options: Unpack[SharedOptions],
 ) -> GradientEstimator:
-    r"""MSAM: perturbs against the momentum, towards where the optimizer is going.
+    r"""MSAM: perturbs against the momentum, in the direction of the next step.
 
     .. math::
       v_t = \mu v_{t-1} + g_t, \qquad \epsilon_{t+1} = -\rho \, v_t / |v_t|
 
-    Becker et al. ("Momentum-SAM", arXiv:2401.12033). v is a momentum buffer of its own,
-    of the gradients before any clipping or decay; the weights stay unperturbed between
-    the steps. One pass; remembers a copy of the parameters. `value` is the loss at
-    w + eps.
+    Becker et al. ("Momentum-SAM", arXiv:2401.12033). v is a momentum buffer
+    separate from the optimizer's, of gradients before clipping or decay. Between steps
+    the weights stay unperturbed. It takes one pass of each kind and keeps one copy of
+    the parameters. `value` is the loss at w + eps.
 
     Args:
       rho: Radius, or a schedule.
-      momentum: mu in [0, 1); that of the optimizer behind it.
+      momentum: mu in [0, 1), equal to the momentum of the optimizer behind it.
 
     Returns:
       As `sam`.

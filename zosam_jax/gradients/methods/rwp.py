@@ -40,13 +40,13 @@ def rwp(rho: Radius = 0.01, **options: Unpack[SharedOptions]) -> GradientEstimat
     .. math::
       \epsilon_f \sim N(0, (\rho |w_f|)^2 I), \qquad g = \nabla L(w + \epsilon)
 
-    Li et al. (arXiv:2211.13489). A filter is what makes one output: the index on the
-    last axis of a kernel; a leaf with fewer than two axes is one. One pass, nothing
-    remembered. The control for every method that claims to know the way up. `value` is
-    the loss at w + eps.
+    Li et al. (arXiv:2211.13489). A filter is the weights of one output: one index
+    on the last axis of a kernel. A leaf with fewer than two axes is one filter. RWP
+    takes one pass of each kind and keeps nothing. It is a control for methods that
+    compute an ascent direction. `value` is the loss at w + eps.
 
     Args:
-      rho: gamma of the paper, noise relative to the filter's norm, or a schedule.
+      rho: Noise relative to the filter's norm (the paper's gamma), or a schedule.
 
     Returns:
       As `sam`.
@@ -79,7 +79,7 @@ def mrwp(
       g = (1 - \alpha) \nabla L_1(w) + \alpha \nabla L_2(w + \epsilon)
 
     with `rwp`'s noise. Li et al. (arXiv:2211.13489) take two batches: give the first as
-    `ascent_value_fn`. Two passes of each kind, neither of which waits for the other.
+    `ascent_value_fn`. It takes two passes of each kind, independent of each other.
 
     Args:
       rho: Noise relative to the filter's norm, or a schedule.
@@ -119,18 +119,19 @@ def arwp(
     beta: Scalar = 0.9,
     **options: Unpack[SharedOptions],
 ) -> GradientEstimator:
-    r"""ARWP: random weight perturbation, less where gradients have been large.
+    r"""ARWP: random weight perturbation, smaller where gradients have been large.
 
     .. math::
       \epsilon_f \sim N\big(0, (\rho |w_f|)^2 / (1 + \eta F_f) \, I\big), \qquad
       F_f \leftarrow \beta F_f + |g_f|^2
 
-    Li et al. (arXiv:2404.00357). One pass; remembers one number a filter.
+    Li et al. (arXiv:2404.00357). It takes one pass of each kind and keeps one
+    number for each filter.
 
     Args:
       rho: Noise relative to the filter's norm, or a schedule.
-      eta: Weight of the accumulated squares, >= 0. 0 is `rwp`.
-      beta: Their decay, in [0, 1).
+      eta: Weight of the accumulated squared norms F_f, >= 0. 0 is `rwp`.
+      beta: Decay of F_f, in [0, 1).
 
     Returns:
       As `sam`.
@@ -158,7 +159,7 @@ def arwp_gradient(
 
 
 def noise() -> Ascent[Look]:
-    """Returns Gaussian noise, of standard deviation `|w_f|` in every filter f."""
+    """Returns Gaussian noise with standard deviation `|w_f|` in filter f."""
 
     def look(point: Point, memory: Memory) -> Look:
         return Look(_draw(point, filter_norms(point.params)), memory=memory)
@@ -167,7 +168,7 @@ def noise() -> Ascent[Look]:
 
 
 def noise_beside_gradient() -> Ascent[GradientLook]:
-    """Returns the same noise, with the exact gradient at w beside it."""
+    """Returns the same noise together with the exact gradient at w."""
 
     def look(point: Point, memory: Memory) -> GradientLook:
         drawn = _draw(point, filter_norms(point.params))
@@ -178,7 +179,7 @@ def noise_beside_gradient() -> Ascent[GradientLook]:
 
 
 def adaptive_noise(eta: Scalar, beta: Scalar) -> Ascent[Look]:
-    """Returns the noise over `sqrt(1 + eta F_f)`, F_f the decayed sum of |g_f|^2."""
+    """Returns the noise divided by `sqrt(1 + eta F_f)`; F_f sums |g_f|^2 with decay."""
 
     def look(point: Point, memory: Memory) -> Look:
         norms = filter_norms(point.params)
@@ -204,8 +205,8 @@ def _draw(point: Point, scales: PyTree) -> Params:
 def filter_norms(params: Params) -> PyTree:
     """Returns |w_f| of every filter, float32, broadcastable to the leaves.
 
-    A filter is what makes one output: the entries of a leaf that share the index on the
-    last axis, as in Flax kernels. A leaf with fewer than two axes is one filter.
+    A filter is the weights of one output: the entries of a leaf with the same index on
+    the last axis, as in Flax kernels. A leaf with fewer than two axes is one filter.
     """
 
     def leaf(w: jax.Array) -> jax.Array:

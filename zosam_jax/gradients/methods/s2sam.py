@@ -21,15 +21,15 @@ from zosam_jax.gradients.transformation import GradientEstimator
 
 @passes_options_to(sharpness_aware)
 def s2sam(rho: Radius = 0.05, **options: Unpack[SharedOptions]) -> GradientEstimator:
-    r"""S2-SAM: perturbs along the gradient of the step before.
+    r"""S2-SAM: perturbs along the gradient of the previous step.
 
     .. math::
       \epsilon_t = \rho \, g_{t-1} / |g_{t-1}|, \qquad g_t = \nabla L(w + \epsilon_t)
 
     Ji et al. ("A single-step, sharpness-aware minimization is all you need to achieve
     efficient and accurate sparse training", NeurIPS 2024). The first step is not
-    perturbed. One pass; remembers a copy of the parameters. `value` is the loss at
-    w + eps.
+    perturbed. It takes one pass of each kind and keeps one copy of the parameters.
+    `value` is the loss at w + eps.
 
     Args:
       rho: Radius, or a schedule.
@@ -53,7 +53,7 @@ def s2sam_gradient(
 
 
 def previous() -> Ascent[Look]:
-    """Returns the ascent along the last step's gradient at its perturbed point."""
+    """Returns the ascent along the gradient that the previous step returned."""
 
     def look(point: Point, memory: Memory) -> Look:
         del point

@@ -23,27 +23,27 @@ def sam(
     layerwise: bool = False,
     **options: Unpack[SharedOptions],
 ) -> GradientEstimator:
-    r"""SAM: the gradient at the highest point nearby, to first order.
+    r"""SAM: the gradient at the point of highest loss nearby, to first order.
 
     .. math::
       \epsilon = \rho \, \nabla L(w) / |\nabla L(w)|, \qquad g = \nabla L(w + \epsilon)
 
     Foret et al., "Sharpness-aware minimization" (arXiv:2010.01412, algorithm 1). Two
-    forward and two backward passes; `value` is L(w), exactly. Weight decay belongs into
-    the optimizer behind it. Where it should tilt the perturbation, as in the paper's
+    forward and two backward passes; `value` is L(w), exactly. Put weight decay into
+    the optimizer behind it; to let it affect the perturbation too, as in the paper's
     code, put it into `value_fn`.
 
     Args:
       rho: Radius of the perturbation, >= 0, or a schedule of it over optimizer steps.
-      steps: Ascent steps, each of `rho / steps` along the gradient where it stands, and
-        each with a backward pass of its own.
+      steps: Ascent steps. Each moves by `rho / steps` along the gradient at the current
+        point, which takes a backward pass.
       layerwise: Perturb every leaf l in proportion to its weights, by
         `rho (|w_l| / |w|) g_l / |g_l|`. The radius is rho at most.
 
     Returns:
       An Optax transformation, to chain in front of an optimizer or to give `sparsify`
       as `gradient=`: `tx.update(None, state, params, value_fn=...)`. Its attribute
-      `gradient`, and `sam_gradient`, are the same as a pure function.
+      `gradient` is the same method as a pure function, like `sam_gradient`.
 
     Example:
       >>> import jax.numpy as jnp, optax, zosam_jax as zs

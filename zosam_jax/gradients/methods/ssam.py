@@ -1,4 +1,4 @@
-"""SSAM, sparse SAM (arXiv:2210.05177): the mask that it perturbs, and its changes."""
+"""SSAM, sparse SAM (arXiv:2210.05177): SAM on a mask, and the updates of that mask."""
 
 import dataclasses
 from collections.abc import Callable
@@ -53,13 +53,13 @@ def ssam(
     .. math::
       \epsilon = \rho \, m \odot \nabla L / |\nabla L|
 
-    with m a mask of its own beside that of sparse training; all weights are trained. Mi
-    et al. (arXiv:2210.05177). SSAM-F ranks by the diagonal of the Fisher matrix, the
-    sum of the squared gradients of N examples. SSAM-D starts at random, drops the
-    coordinates with the smallest gradient and grows others, a fraction that a cosine
-    anneals. The norm is that of the whole gradient, as in the authors' code;
-    `norm_over="mask"` here counts the weights that sparse training left. sparsity = 0
-    is SAM. Remembers m: one boolean a weight.
+    where m is a mask for the perturbation only: all weights are trained. Mi et al.
+    (arXiv:2210.05177). SSAM-F keeps the coordinates with the largest diagonal entries
+    of the Fisher matrix, the sum of the squared gradients of N examples. SSAM-D starts
+    at random. Its updates drop the coordinates with the smallest gradients and grow
+    others; the replaced fraction falls along a cosine. The norm is over all weights, as
+    in the authors' code; with `norm_over="mask"` it is over the live weights of sparse
+    training. sparsity = 0 is SAM. It keeps m, one boolean for each weight.
 
     Args:
       rho: Radius, or a schedule.
@@ -115,11 +115,11 @@ def ssam_gradient(
 
 
 class Held(NamedTuple):
-    """The mask before a change, and what it is to become.
+    """The mask before an update, and the size of the new mask.
 
     Attributes:
       mask: The present mask, a tree of booleans.
-      live: The weights that may be perturbed, likewise.
+      live: The weights that may be perturbed, a tree of booleans.
       kept: Number of weights in the new mask, int32 scalar.
       estimates: Number of estimates made before, int32 scalar.
     """
@@ -164,7 +164,7 @@ def masked_gradient(
 
 
 def by_fisher(num_examples: int) -> Change:
-    """Returns SSAM-F's change: the largest squared gradients of single examples."""
+    """Returns the mask update of SSAM-F: the largest squared gradients of examples."""
 
     def change(point: Point, grad: Grads, held: Held) -> tuple[Masks, jax.Array]:
         del grad
@@ -192,7 +192,7 @@ def by_fisher(num_examples: int) -> Change:
 
 
 def by_replacement(total_steps: Scalar, drop_fraction: Scalar, grow: str) -> Change:
-    """Returns SSAM-D's change: drop the smallest gradients, grow others."""
+    """Returns the mask update of SSAM-D: drop the smallest gradients, grow others."""
 
     def change(point: Point, grad: Grads, held: Held) -> tuple[Masks, jax.Array]:
         drawn = tree.uniform_like(point.random(), point.params)

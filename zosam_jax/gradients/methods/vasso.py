@@ -38,12 +38,12 @@ def vasso(
     .. math::
       d_t = (1 - \theta) d_{t-1} + \theta g_t, \quad \epsilon = \rho \, d_t / |d_t|
 
-    Li and Giannakis (arXiv:2309.15639). theta = 1 is SAM. Remembers d: one copy of the
+    Li and Giannakis (arXiv:2309.15639). theta = 1 is SAM. It keeps d, one copy of the
     parameters.
 
     Args:
       rho: Radius, or a schedule.
-      theta: Weight of the present gradient, in (0, 1].
+      theta: Weight of the current gradient, in (0, 1].
 
     Returns:
       As `sam`.

@@ -35,7 +35,7 @@ def wsam(
     decouple: bool = False,
     **options: Unpack[SharedOptions],
 ) -> GradientEstimator:
-    r"""WSAM: sharpness as a regulariser with a weight of its own.
+    r"""WSAM: sharpness as a regulariser with an adjustable weight.
 
     .. math::
       g = (1 - a) \nabla L(w) + a \nabla L(w + \epsilon), \qquad a = \gamma/(1 - \gamma)
@@ -45,8 +45,8 @@ def wsam(
     Args:
       rho: Radius, or a schedule.
       gamma: Weight of sharpness in [0, 1).
-      decouple: Give the optimizer the gradient at w alone, and step along
-        `a (g_p - g)` beside it, with the plain learning rate (the paper's WSAM). The
+      decouple: Give the optimizer only the gradient at w, and take a second step along
+        `a (g_p - g)` with the plain learning rate (the paper's WSAM). The
         optimizer must then be `zs.decoupled(optimizer, learning_rate)`.
 
     Returns:
@@ -75,7 +75,7 @@ def wsam_gradient(
 
 
 def two_parts(weight: Scalar) -> Combination[GradientLook]:
-    """Returns the gradient at w, and `weight (g_p - g)` apart from it."""
+    """Returns the gradient at w and, separately, `weight (g_p - g)`."""
 
     def blend(
         point: Point, look: GradientLook, grad: Grads, memory: Memory
@@ -91,13 +91,13 @@ def decoupled(
     optimizer: optax.GradientTransformation,
     learning_rate: Scalar | Schedule,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Returns an optimizer that steps along WSAM's sharpness beside its own update.
+    r"""Returns an optimizer that adds a step along WSAM's sharpness to its update.
 
     .. math::
       w \leftarrow w + \text{update}(\nabla L) - \eta \, a \, (g_p - \nabla L)
 
-    Behind `zs.wsam(..., decouple=True)` in a chain, or as the optimizer of `sparsify`
-    with that `gradient=` (arXiv:2305.15817, algorithm 1).
+    Put it behind `zs.wsam(..., decouple=True)` in a chain, or make it the optimizer of
+    `sparsify` with that `gradient=` (arXiv:2305.15817, algorithm 1).
 
     Args:
       optimizer: Steps along the gradient at w.
@@ -107,7 +107,7 @@ def decoupled(
       A transformation whose incoming updates are a `Decoupled`.
 
     Raises:
-      TypeError: On update, if they are not.
+      TypeError: On update, the incoming updates are not a `Decoupled`.
 
     Example:
       >>> import jax.numpy as jnp, optax, zosam_jax as zs
@@ -134,7 +134,7 @@ def decoupled(
         if not isinstance(updates, Decoupled):
             raise TypeError(
                 "zs.decoupled needs the two parts of zs.wsam(..., decouple=True): put "
-                "it right behind that in the chain, or say gradient= of sparsify."
+                "it directly behind zs.wsam in the chain, or use gradient= of sparsify."
             )
         main, first = optimizer.update(updates.grad, state[0], params, **extra_args)
         beside, second = rate.update(updates.sharpness, state[1])

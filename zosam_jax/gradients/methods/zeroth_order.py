@@ -25,7 +25,7 @@ from zosam_jax.gradients.transformation import GradientEstimator, as_transformat
 
 
 class Directions(TypedDict, total=False):
-    """The options of `zeroth_order`, which the optimizers pass on."""
+    """The options of `zeroth_order`, which the optimizers take too."""
 
     delta: Scalar
     num_directions: int
@@ -55,9 +55,9 @@ def zeroth_order(
                \frac{L(w + \delta u_i) - L(w - \delta u_i)}{2 \delta} \, u_i
 
     Nesterov and Spokoiny (2017). Its error is about :math:`\sqrt{d/m}` times the
-    gradient over d live weights: learning rates must be smaller by as much. Nothing is
-    remembered: directions come from `fold_in(key(seed), t)`. In `sparsify` the estimate
-    is zero off the mask, so grow rules that read the gradient have nothing to read.
+    gradient over d live weights, so learning rates must be smaller by that factor. It
+    keeps no directions: they come from `fold_in(key(seed), t)`. In `sparsify` the
+    estimate is zero off the mask, so do not grow weights by the gradient.
 
     Args:
       delta: Step of the finite difference, > 0.
@@ -156,7 +156,7 @@ def zeroth_order_gradient(
       two_sided: Central or forward differences.
       chunk_size: None, or directions evaluated in one `jax.vmap`.
       masks: Mask tree: the estimate is zero off the mask.
-      memory: Not used; nor are `step` and `ascent_value_fn`.
+      memory: Not used, like `step` and `ascent_value_fn`.
       step: See `memory`.
       ascent_value_fn: See `memory`.
       has_aux: Whether `value_fn` returns `(loss, aux)`.
@@ -183,7 +183,7 @@ def zo_sgd(
 ) -> optax.GradientTransformationExtraArgs:
     r"""ZO-SGD: `w <- w - eta (g + lambda w)` with a zeroth-order g.
 
-    With one direction and no momentum it is MeZO (arXiv:2305.17333, algorithm 1): two
+    With one direction and no momentum, it is MeZO (arXiv:2305.17333, algorithm 1): two
     forward passes, and a state that holds no copy of the parameters.
 
     Args:
@@ -244,7 +244,7 @@ def zo_adam(
     weight_decay: Scalar = 0.0,
     **options: Unpack[Directions],
 ) -> optax.GradientTransformationExtraArgs:
-    r"""ZO-Adam: AdamW on a zeroth-order gradient; two copies of the parameters.
+    r"""ZO-Adam: AdamW on a zeroth-order gradient; keeps two copies of the parameters.
 
     After ZO-AdaMM (Chen et al., arXiv:1910.06513), with Adam's own second moment.
 

@@ -1,4 +1,4 @@
-"""ZO-SAM with every option, and its control; `zosam_algorithm` is the page."""
+"""ZO-SAM with all options, and its control; see `zosam_algorithm` for the algorithm."""
 
 from collections.abc import Sequence
 from typing import Unpack
@@ -53,7 +53,7 @@ def zosam(
     descent: str = "backprop",
     **options: Unpack[SharedOptions],
 ) -> GradientEstimator:
-    r"""ZO-SAM: looks uphill with forward passes alone; one backward pass.
+    r"""ZO-SAM: an ascent step by forward passes alone, then one backward pass.
 
     .. math::
       \hat g = \frac{1}{m} \sum_{i=1}^m
@@ -61,35 +61,37 @@ def zosam(
       \epsilon = \rho \, \hat g / |\hat g|, \quad g = \nabla L(w + \epsilon)
 
     arXiv:2603.13115; `zosam_jax/zosam_algorithm.py` is the published method on one
-    page. Needs no incoming gradient: `updates` may be None, zeros or any gradient, and
-    is unused. In front of `sparsify` in a chain it knows no masks; say `gradient=`, or
-    pass `masks=`.
+    page. It ignores the incoming gradient: `updates` may be None, zeros or any
+    gradient. In front of `sparsify` in a chain it does not know the masks: use
+    `gradient=` of `sparsify`, or pass `masks=`.
 
-    `value` is the mean of the two-sided probes, L(w) + O(delta^2); L(w) when one-sided;
-    the loss at w + eps in a step without probes, or where the direction is useless.
+    `value` is the mean of the two-sided probes, L(w) + O(delta^2), or L(w) if they are
+    one-sided. It is the loss of the second pass in a step without probes, or if the
+    direction is zero or not finite.
 
     Args:
-      rho: Radius, or a schedule of it over the estimates made; inside `sparsify`, over
-        optimizer steps.
+      rho: Radius, or a schedule of it over the number of estimates; inside `sparsify`,
+        over optimizer steps.
       delta: Step of the finite difference, > 0, per unit of u. None: the exact
         directional derivative by `jax.jvp`, three forward passes a direction.
-      num_directions: m, the directions that are averaged; for "guided" at most the
-        number of guides.
+      num_directions: m, the number of directions that are averaged. For "guided", at
+        most the number of guides.
       directions: "gaussian", "sphere" or "rademacher", drawn anew in every step;
-        "coordinates", all d of them (CGE: the exact gradient at d times the price); or
+        "coordinates", all d of them (CGE: the exact gradient at d times the cost); or
         "guided", within the span of running means of past gradients (beyond the paper,
-        after guided evolution strategies, arXiv:1806.10230). Guided costs the same
-        passes, and for each guide one float32 vector of all weights.
-      two_sided: Central differences, 2m forward passes; else forward ones, m + 1.
+        after guided evolution strategies, arXiv:1806.10230). "guided" takes
+        as many passes and keeps one float32 vector of all weights for each guide.
+      two_sided: Central differences, 2m forward passes; else m + 1.
       chunk_size: None evaluates one probe after another. k evaluates the probes of k
         directions in one `jax.vmap`; on a CPU that is slower for convolutions.
-      every: k: probe in every k-th estimate, and reuse the coefficients in between.
+      every: k: probe in every k-th estimate and reuse the coefficients in between.
       guides: Decays of the running means of past gradients that span the subspace. Each
-        step measures `num_directions` slopes in turn and remembers the others.
+        step measures `num_directions` slopes in turn and reuses the others.
       exploration: Fraction of a random direction in each guide, in [0, 1].
       layerwise: Perturb every leaf l by `rho (|w_l| / |w|) g_l / |g_l|`.
-      descent: "backprop", or "zeroth_order" for a step without any backward pass, by
-        2m (m + 1) more forward ones; its gradient is zero off the mask.
+      descent: "backprop", or "zeroth_order" for a step without a backward pass, which
+        takes 2m (one-sided m + 1) more forward passes; its gradient is zero off the
+        mask.
 
     Returns:
       As `sam`.
@@ -148,7 +150,7 @@ def zosam_gradient(
 
 
 def published(probes: Probes, delta: Scalar) -> WrittenOut:
-    """Returns the gradient of the page, `zosam_algorithm.published_gradient`."""
+    """Returns the gradient by `zosam_algorithm.published_gradient`."""
 
     def gradient(
         point: Point, radius: Scalar, norm_over: str, aux_from: str
@@ -175,7 +177,7 @@ def without_backward_pass(probes: Probes) -> Descent:
 
     def descend(point: Point, look: Look, params: Params) -> Estimate:
         del look
-        # Directions of their own, not those that led uphill.
+        # New directions, different from those of the ascent.
         key = jax.random.fold_in(point.random(), _streams.DESCENT)
         seen, _ = estimators.rge(
             point.losses.descent,
@@ -255,13 +257,13 @@ def _check_probes(probes: Probes, every: int, descent: str) -> None:
 
 @passes_options_to(sharpness_aware)
 def rst(rho: Radius = 0.05, **options: Unpack[SharedOptions]) -> GradientEstimator:
-    r"""A random direction, whose sign is random too: ZO-SAM without its probes.
+    r"""A random direction with a random sign: ZO-SAM without its probes.
 
     .. math::
       \epsilon = \rho \, u / |u|, \quad u \sim N(0, I)
 
-    The control that tells whether the probes of ZO-SAM at m = 1 do anything: the same
-    direction, the same radius, one pass. `value` is the loss at w + eps.
+    A control for the probes of ZO-SAM at m = 1: it has the same direction and radius,
+    but takes one pass of each kind. `value` is the loss at w + eps.
 
     Args:
       rho: Radius, or a schedule.

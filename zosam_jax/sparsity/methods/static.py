@@ -104,9 +104,9 @@ def static(
     * "random": uniform random number;
     * "magnitude": :math:`|\theta|`;
     * "snip": :math:`|\theta g|` (arXiv:1810.02340), at the weights that are trained;
-    * "grasp": :math:`\theta (H g)`, with its sign (arXiv:2002.07376). g and H are those
-      of the sparse leaves alone, as in the authors' code. That code divides the logits
-      by 200; here `value_fn` has to do so;
+    * "grasp": :math:`\theta (H g)`, with its sign (arXiv:2002.07376). g and H are
+      taken over the sparse leaves alone, as in the authors' code. That code divides
+      the logits by 200; here `value_fn` must do that;
     * "synflow": :math:`|\theta| \, \partial R / \partial |\theta|`
       (arXiv:2006.05467), where R is `value_fn` at the absolute values of all
       parameters. It is scored anew and pruned `rounds` times, to the density
@@ -118,8 +118,8 @@ def static(
 
     Args:
       sparsity: Fraction of pruned weights over the sparse leaves together, in [0, 1).
-      criterion: A name from above; or a score `(params, grads, key) -> tree`, of which
-        the highest are kept.
+      criterion: A name from above; or a score `(params, grads, key) -> tree`. The
+        weights with the highest scores are kept.
       value_fn: For the criteria that need it: `params -> loss`, or `(loss, aux)`, on
         one batch; or a sequence of such functions, one for each batch, whose mean is L.
         For "grasp" and "synflow" it is called at float32 parameters. For "grasp" it is
@@ -132,7 +132,7 @@ def static(
       dense: Leaves that stay dense, as in `dynamic`.
       rounds: Rounds of "synflow", 100 by default. The other criteria prune once.
       seed: Seed of the random criterion.
-      masks: A mask tree that is used as it is; the arguments above are ignored.
+      masks: A mask tree to use unchanged; the arguments above are ignored.
       pattern: `(n, m)`, as `(2, 4)`: the n best of every m consecutive weights along
         `axis`. `sparsity` is then `1 - n / m` and may be left out, and there is no
         budget. `static(pattern=(2, 4), criterion="magnitude")` at a trained network,

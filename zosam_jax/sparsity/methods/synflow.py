@@ -33,11 +33,11 @@ def synflow_masks(
     """Returns masks pruned by flow, in rounds of exponentially falling density.
 
     Round k of n leaves the density d^(k/n), and pruned weights stay pruned. The counts
-    are integers that are known beforehand, so that it may be traced.
+    do not depend on the data, so the function may be traced.
 
     Args:
       params: Pytree of arrays.
-      losses: Functions `params -> R`, of which the mean is taken.
+      losses: Functions `params -> R`, which are averaged.
       budget: How many weights each leaf keeps.
       dense: Leaves that stay dense; see `sparse_leaves`.
       rounds: n.
