@@ -186,7 +186,10 @@ class Trainer:
 
     def __init__(self, steps: int, data_dir: str | None = None):
         self.steps = steps
-        self.data = data.load("cifar10", data_dir)
+        found = data.load("cifar10", data_dir)
+        if not isinstance(found, data.Dataset):
+            raise TypeError("CIFAR-10 is read into memory, not streamed.")
+        self.data = found
         self.examples = (
             jnp.asarray(self.data.train_images),
             jnp.asarray(self.data.train_labels),

@@ -1,6 +1,7 @@
 """Random gradient estimation: finite differences along random directions."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -193,7 +194,8 @@ def _slope(
         return exact, lambda m: 3 * m
 
     def at(sign: Scalar, u: Params) -> tuple[jax.Array, Aux]:
-        return loss(tree.add_scaled(params, sign * delta, u))
+        step: Any = sign * delta  # Of Python numbers, arrays or both.
+        return loss(tree.add_scaled(params, step, u))
 
     if not two_sided:
         clean, clean_aux = loss(params)
