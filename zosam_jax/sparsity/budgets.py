@@ -46,7 +46,7 @@ def erk(shapes: Mapping[str, Shape], sparsity: float) -> dict[str, float]:
 
 
 def er(shapes: Mapping[str, Shape], sparsity: float) -> dict[str, float]:
-    r"""Returns Erdos-Renyi densities (SET, arXiv:1707.04780): `erk` without the window.
+    r"""Returns Erdos-Renyi densities (SET, arXiv:1707.04780), without kernel sizes.
 
     .. math:: d_l = \min(1, \epsilon p_l), \quad
        p_l = \frac{n_{in} + n_{out}}{n_{in} n_{out}}
@@ -65,7 +65,7 @@ def er(shapes: Mapping[str, Shape], sparsity: float) -> dict[str, float]:
 def _scaled(
     shapes: Mapping[str, Shape], sparsity: float, weight: Callable[[Shape], float]
 ) -> dict[str, float]:
-    """Returns min(1, epsilon * weight), with epsilon solved for the total.
+    """Returns `min(1, epsilon * weight)`, with the epsilon that gives the total.
 
     While a density would exceed 1, the layers of the largest weight become dense, and
     epsilon is solved again for the others. Epsilon stays positive: a density exceeds 1
@@ -186,7 +186,7 @@ class PerLayer(NamedTuple):
         return [exact[path] for path in leaves.paths]
 
     def by_ranking(self, numbers: Sequence[int]) -> list[int]:
-        """Returns numbers of the leaves as numbers of the rankings: one a leaf."""
+        """Returns the number of each ranking: one ranking for each leaf."""
         return list(numbers)
 
     def select(
@@ -223,15 +223,15 @@ class Global(NamedTuple):
     across = True
 
     def counts(self, leaves: SparseLeaves) -> list[int]:
-        """Returns counts of the leaves of which only the sum has a meaning.
+        """Returns counts of the leaves; only their sum has a meaning.
 
         Raises:
-          ValueError: The budget keeps less than one weight a leaf.
+          ValueError: The budget keeps less than one weight for each leaf.
         """
         return PerLayer(self.sparsity, uniform).counts(leaves)
 
     def by_ranking(self, numbers: Sequence[int]) -> list[int]:
-        """Returns numbers of the leaves as numbers of the rankings: their sum."""
+        """Returns the number of the one ranking: the sum over the leaves."""
         return [sum(numbers)]
 
     def select(
@@ -263,7 +263,7 @@ def _total(counts: Sequence[jax.typing.ArrayLike] | jax.Array) -> jax.typing.Arr
 def resolve(
     budget: str | Budget, sparsity: float, *, across: bool = False
 ) -> PerLayer | Global:
-    """Returns the object that a method's `budget` and `sparsity` stand for.
+    """Returns the budget object for a method's `budget` and `sparsity`.
 
     Args:
       budget: "erk", "er", "uniform", a function like them, or "global".

@@ -34,7 +34,7 @@ class MaskBudget(Protocol):
         ...
 
     def by_ranking(self, numbers: Sequence[int]) -> list[int]:
-        """Returns numbers of the leaves as numbers of the rankings."""
+        """Returns the number of each ranking, from one number for each leaf."""
         ...
 
     def select(

@@ -21,12 +21,12 @@ from zosam_jax.sparsity.method import SparseMethod, Topology
 
 
 class Memory(NamedTuple):
-    """What a method carries along beside the masks.
+    """The memory of a method, besides the masks.
 
     Attributes:
       target: Number of live weights of each sparse leaf at the end, int32 `[leaves]`.
-      live: Their number now, int32 `[leaves]`.
-      rule: What the quota carries along.
+      live: Current number of live weights, int32 `[leaves]`.
+      rule: The memory of the quota.
     """
 
     target: jax.Array
@@ -35,14 +35,14 @@ class Memory(NamedTuple):
 
 
 class Census(NamedTuple):
-    """What a quota is given when the topology is about to change.
+    """The arguments of a quota, before a change of the topology.
 
     Attributes:
       step: The optimizer step, int32.
       sizes: Number of weights of each sparse leaf, int32 `[leaves]`.
       memory: The counts before the change.
       ranked: The drop scores of each sparse leaf.
-      masks: The masks of each.
+      masks: The mask of each sparse leaf.
     """
 
     step: jax.Array
@@ -58,7 +58,7 @@ live after growth (both int32 `[leaves]`), and the new `Memory.rule`."""
 
 
 class Proposal(NamedTuple):
-    """What an arrangement is given; sequences have one entry for each sparse leaf.
+    """The arguments of an arrangement; sequences have one entry for each sparse leaf.
 
     Attributes:
       leaves: The sparse leaves.

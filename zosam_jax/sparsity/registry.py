@@ -150,7 +150,7 @@ METHODS: dict[str, NamedMethod] = {
         "lottery ticket",
         "arXiv:1803.03635",
         "smallest |w| after training; then the weights are rewound",
-        # All weights are live: `zosam lottery` puts in the masks of the round.
+        # All weights are live: `zosam lottery` inserts the masks of the round.
         fixed={"criterion": "magnitude", "sparsity": 0.0, "budget": "uniform"},
     ),
     "dynamic": NamedMethod(dynamic, "your own", "", "any score", "any score"),

@@ -270,7 +270,7 @@ def _headline(setup: Setup) -> str:
 
 
 def _advice(experiment: Experiment) -> str | None:
-    """Returns what to say of masks that never change, or None."""
+    """Returns advice if the masks never change, else None."""
     method, total_steps = experiment.method, experiment.optimizer_steps
     if method is None or method.fires is None:
         return None

@@ -38,7 +38,7 @@ _RESERVED = {
 
 
 class Needs(NamedTuple):
-    """What a sparse method needs beside the configuration.
+    """The inputs of a sparse method that are not in the configuration.
 
     Attributes:
       total_steps: Optimizer steps of the whole run.

@@ -66,7 +66,7 @@ class Objects(NamedTuple):
         }
 
     def labels(self, config: TrainConfig) -> dict[str, str]:
-        """Returns what each part of a run is called in messages."""
+        """Returns the name of each part of a run in messages."""
         return {kind: getattr(config, kind) for kind in KINDS} | self.record()
 
 

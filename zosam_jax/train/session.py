@@ -1,4 +1,4 @@
-"""One process at work on a run: epochs, records, checkpoints and the summary."""
+"""The training of a run in one process: epochs, records, checkpoints, summary."""
 
 import collections
 import dataclasses
@@ -30,7 +30,7 @@ _BLOCK_SECONDS = 1.0
 
 @dataclasses.dataclass(frozen=True)
 class Setup:
-    """What a process needs to train a run; none of it changes.
+    """The constant inputs of the training of a run.
 
     Attributes:
       config: The configuration: where and how often to save and to log.
@@ -58,7 +58,7 @@ class Setup:
 
 @dataclasses.dataclass
 class _Position:
-    """How far the training is.
+    """The progress of the training.
 
     Attributes:
       step: Steps done.

@@ -20,7 +20,7 @@ from zosam_jax.sparsity.patterns import Axis, pattern_of
 
 
 class _Request(NamedTuple):
-    """The arguments of `static` that a criterion is given."""
+    """The arguments of `static` that a criterion gets."""
 
     losses: Sequence[ValueFn]
     budget: MaskBudget

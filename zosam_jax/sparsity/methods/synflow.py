@@ -71,7 +71,7 @@ def synflow_masks(
 def shares_of_flow(
     value: Callable[[list[jax.Array]], jax.Array], theta: list[jax.Array]
 ) -> tuple[jax.Array, list[jax.Array]]:
-    """Returns log2(R), and theta * dR/dtheta / R, which ranks as the scores do.
+    """Returns log2(R), and `theta * dR/dtheta / R`, which has the order of the scores.
 
     R itself may be beyond float32; see `flow`.
 
