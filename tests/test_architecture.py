@@ -207,3 +207,9 @@ def test_the_guide_to_the_tests_names_what_is_there():
     assert [name for name in named if not (tests / name).exists()] == []
     folders = {f"{path.parent.name}/" for path in tests.glob("*/test_*.py")}
     assert folders | {path.name for path in tests.glob("*.py")} <= named
+
+
+def test_no_two_test_files_have_the_same_name():
+    """Pytest imports them by their names alone."""
+    names = [path.name for path in Path(__file__).parent.rglob("test_*.py")]
+    assert sorted(names) == sorted(set(names))

@@ -32,7 +32,8 @@ def test_global_magnitude_has_one_threshold():
     live, pruned = [], []
     for name in ("hidden", "out"):
         w, m = np.abs(params[name]["kernel"]), np.asarray(masks[name]["kernel"])
-        live.append(w[m]), pruned.append(w[~m])
+        live.append(w[m])
+        pruned.append(w[~m])
     assert np.concatenate(live).min() > np.concatenate(pruned).max()
 
 

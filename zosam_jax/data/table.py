@@ -1,8 +1,8 @@
 """The table of data sets: a row for each name, and the functions that read the rows.
 
 To add a data set, write its module in `sets` and add a row to `DATASETS`. Image
-classification sets of TFDS can be loaded without a row. `tests/data/test_table.py` says
-what is still missing.
+classification sets of TFDS can be loaded without a row. `tests/data/test_data_table.py`
+says what is still missing.
 """
 
 import os

@@ -1,7 +1,8 @@
 """The table of models: a row for each name, and the functions that read the rows.
 
 To add a model, write its module and add a row to `MODELS`. A new kind of option also
-needs an entry in `OPTIONS`. `tests/models/test_table.py` says what is still missing.
+needs an entry in `OPTIONS`. `tests/models/test_model_table.py` says what is
+still missing.
 """
 
 import inspect
