@@ -10,7 +10,7 @@ import pytest
 import tiny_run
 
 from zosam_jax.gradients.registry import METHODS
-from zosam_jax.train import named_method
+from zosam_jax.train import choices
 
 EVERYTHING = {
     "optimizer": "adamw",
@@ -55,7 +55,7 @@ def test_every_gradient_with_all_that_a_recipe_asks_for(gradient):
     assert experiment.optimizer_steps == experiment.total_steps // 2
 
 
-@pytest.mark.parametrize("method", [m for m in named_method.NAMES if m != "units"])
+@pytest.mark.parametrize("method", [m for m in choices.METHODS if m != "units"])
 def test_every_method_with_all_that_a_recipe_asks_for(method):
     fields = {"method": method, "accumulate_steps": 2, **OPTIONS.get(method, {})}
     experiment_of(**fields)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tiny_run
 
-from zosam_jax.train import accuracy, build
+from zosam_jax.train import accuracy, build, choices
 from zosam_jax.train import batch as batches
 from zosam_jax.train.objects import Objects
 
@@ -42,10 +42,9 @@ def test_an_order_is_a_permutation_of_its_own_for_each_epoch_and_seed(experiment
 
 def test_an_epoch_takes_each_image_once_in_its_order(experiment):
     """Without augmentation, the batches' labels are those of the order."""
-    plain = build.experiment(
-        tiny_run.config("unused", method="dense", gradient="backprop", augment=()),
-        Objects(tiny_run.dataset(), tiny_run.Net()),
-    )
+    config = tiny_run.config("unused", method="dense", gradient="backprop", augment=())
+    given = Objects(tiny_run.dataset(), tiny_run.Net())
+    plain = build.experiment(config, given, choices.choose(config))
     experiment = dataclasses.replace(experiment, augmentation=plain.augmentation)
     order = batches.epoch_order(experiment, jnp.int32(0))
     seen = []

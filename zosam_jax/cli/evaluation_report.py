@@ -1,6 +1,7 @@
 """An evaluation in the terminal: its progress, and the tables of its figures."""
 
 import time
+from typing import TYPE_CHECKING
 
 import numpy as np
 from rich import box
@@ -12,9 +13,11 @@ from rich.text import Text
 
 from zosam_jax.data.corruptions import COMMON, GROUPS, STANDIN
 from zosam_jax.evaluate.image_sets import CLEAN
-from zosam_jax.evaluate.scoring import Progress
 from zosam_jax.runs.files import JSON
 from zosam_jax.runs.progress import duration
+
+if TYPE_CHECKING:
+    from zosam_jax.evaluate.scoring import Progress
 
 
 def title(name: str) -> str:
@@ -53,7 +56,7 @@ class EvaluationDisplay:
         self._reused = 0
         self._bar: Bar | None = None
 
-    def __call__(self, progress: Progress) -> None:
+    def __call__(self, progress: "Progress") -> None:
         """Shows the progress."""
         p = progress
         if p.reused:

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,11 +19,13 @@ from zosam_jax.gradients.methods.wsam import decoupled
 from zosam_jax.gradients.transformation import GradientEstimator
 from zosam_jax.runs.config import TrainConfig
 from zosam_jax.sparsity import SparseMethod, registry
-from zosam_jax.train import choices, criteria, optimizers
-from zosam_jax.train.choices import Choices
+from zosam_jax.train import criteria, optimizers
 from zosam_jax.train.experiment import Criterion, Experiment, Model
 from zosam_jax.train.named_method import Needs
 from zosam_jax.train.objects import Objects
+
+if TYPE_CHECKING:
+    from zosam_jax.train.choices import Choices
 
 Data = data.Dataset | data.Streamed
 Images = tuple[np.ndarray, np.ndarray]
@@ -39,22 +41,20 @@ _MISFIT = {
 
 def experiment(
     config: TrainConfig,
-    given: Objects = Objects(),  # noqa: B008 - an immutable tuple
-    chosen: Choices | None = None,
+    given: Objects,
+    chosen: "Choices",
 ) -> Experiment:
     """Returns the objects of a run, all but its teacher; trains and writes nothing.
 
     Args:
       config: The configuration.
       given: Objects in place of what the configuration names.
-      chosen: What `choices.choose` returns for both, if it was called before.
+      chosen: What `choices.choose` returns for both.
 
     Raises:
       ValueError: The configuration, its data, model and devices do not fit together.
       zosam_jax.data.DatasetError: The data set is missing or damaged.
     """
-    if chosen is None:
-        chosen = choices.choose(config, gradient=given.gradient, method=given.method)
     mesh = _mesh()
     dataset, validation = _data(config, given)
     _check_batch(config, dataset.num_train, mesh.size)
@@ -133,7 +133,7 @@ class Optimization(NamedTuple):
 def optimization(
     config: TrainConfig,
     given: Objects,
-    chosen: Choices,
+    chosen: "Choices",
     total_steps: int,
     aux_like: Aux,
 ) -> Optimization:
@@ -163,12 +163,12 @@ def optimization(
     needs = Needs(
         total_steps,
         dense=(*own, *config.dense),
-        groups=lambda: choices.unit_groups(config, chosen),
+        groups=lambda: chosen.unit_groups(config),
     )
     method = given.method
     if chosen.method is not None:
         method = chosen.method.build(config, needs)
-    choices.check_together(config, gradient, method)
+    chosen.check_together(config, gradient, method)
 
     def optimizer(
         method: SparseMethod | None,
@@ -181,7 +181,7 @@ def optimization(
 
 def _criterion(
     config: TrainConfig,
-    chosen: Choices,
+    chosen: "Choices",
     needs: Needs,
     optimizer: Callable[[SparseMethod], optax.GradientTransformationExtraArgs],
 ) -> Criterion | None:
@@ -199,7 +199,7 @@ def _criterion(
 def _gradient(
     config: TrainConfig,
     given: Objects,
-    chosen: Choices,
+    chosen: "Choices",
     total_steps: int,
     rate: Schedule | None,
     aux_like: Aux,
@@ -255,7 +255,7 @@ def ticket_method(config: TrainConfig) -> SparseMethod:
 
 
 def _model(
-    config: TrainConfig, given: Objects, chosen: Choices, dataset: Data
+    config: TrainConfig, given: Objects, chosen: "Choices", dataset: Data
 ) -> Model:
     """Returns the given model, or the one that the configuration names."""
     model = given.model
@@ -271,7 +271,7 @@ def _model(
     return model
 
 
-def create_model(config: TrainConfig, dataset: Data, chosen: Choices) -> Model:
+def create_model(config: TrainConfig, dataset: Data, chosen: "Choices") -> Model:
     """Returns the model that a configuration names.
 
     Args:

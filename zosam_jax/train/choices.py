@@ -9,13 +9,19 @@ from typing import NamedTuple
 import optax
 
 from zosam_jax import _check
+from zosam_jax._types import Units
+from zosam_jax.gradients import registry as gradients
 from zosam_jax.gradients.transformation import GradientEstimator
 from zosam_jax.runs.config import TrainConfig
-from zosam_jax.sparsity import SparseMethod
+from zosam_jax.sparsity import registry as sparse_methods
+from zosam_jax.sparsity.budgets import BUDGETS
+from zosam_jax.sparsity.method import SparseMethod
 from zosam_jax.train import named_gradient, named_method, option_strings
 from zosam_jax.train.named_gradient import ChosenGradient
 from zosam_jax.train.named_method import ChosenMethod, Needs
 from zosam_jax.train.optimizers import OPTIMIZERS
+
+METHODS = ("dense", *(name for name in sparse_methods.METHODS if name != "ticket"))
 
 # A training that is long enough for every method.
 _LONG = 10**6
@@ -33,6 +39,29 @@ class Choices(NamedTuple):
     gradient: ChosenGradient | None
     method: ChosenMethod | None
     model_options: dict[str, object]
+
+    def unit_groups(self, config: TrainConfig) -> dict[str, Units]:
+        """Returns the prunable units of the model that a configuration names."""
+        from zosam_jax import models
+
+        return models.unit_groups(
+            config.model, width=config.width, **self.model_options
+        )
+
+    def check_together(
+        self,
+        config: TrainConfig,
+        gradient: GradientEstimator,
+        method: SparseMethod | None,
+    ) -> None:
+        """Raises `ValueError` if gradient, method and configuration do not fit."""
+        named_gradient.check_fits(config, gradient, _direction_only)
+        if method is None or gradient.dense or method.dense_gradient_every is None:
+            return
+        raise ValueError(
+            f"method={config.method!r} uses the gradient of pruned weights, which a "
+            "zeroth-order gradient does not estimate. Use method='set'."
+        )
 
 
 def choose(
@@ -58,10 +87,26 @@ def choose(
     if method is not None:
         named_method.check_unset(config)
     return Choices(
-        named_gradient.choose(config) if gradient is None else None,
-        named_method.choose(config) if method is None else None,
+        _gradient(config) if gradient is None else None,
+        _method(config) if method is None else None,
         model_options,
     )
+
+
+def _gradient(config: TrainConfig) -> ChosenGradient:
+    _check.one_of("gradient", config.gradient, gradients.METHODS)
+    return named_gradient.choose(config, gradients.METHODS[config.gradient].make)
+
+
+def _method(config: TrainConfig) -> ChosenMethod | None:
+    if config.method == "ticket":
+        raise ValueError(
+            "method='ticket' is a round of lottery tickets, the outcome of earlier "
+            "rounds. Use `zosam lottery` (or run_lottery)."
+        )
+    _check.one_of("method", config.method, METHODS)
+    _check.one_of("budget", config.budget, ("auto", *BUDGETS, "global"))
+    return named_method.choose(config, sparse_methods.METHODS.get(config.method))
 
 
 def check(config: TrainConfig) -> None:
@@ -74,26 +119,16 @@ def check(config: TrainConfig) -> None:
     gradient = choices.gradient.build(config, 1, optax.constant_schedule(0.1))
     method = None
     if choices.method is not None:
-        needs = Needs(_LONG, (), lambda: unit_groups(config, choices))
+        needs = Needs(_LONG, (), lambda: choices.unit_groups(config))
         method = choices.method.build(config, needs)
-    check_together(config, gradient, method)
+    choices.check_together(config, gradient, method)
 
 
-def unit_groups(config: TrainConfig, choices: Choices) -> dict:
-    """Returns the prunable units of the model that a configuration names."""
-    from zosam_jax import models
-
-    return models.unit_groups(config.model, width=config.width, **choices.model_options)
-
-
-def check_together(
-    config: TrainConfig, gradient: GradientEstimator, method: SparseMethod | None
-) -> None:
-    """Raises `ValueError` if gradient, method and configuration do not fit together."""
-    named_gradient.check_fits(config, gradient)
-    if method is None or gradient.dense or method.dense_gradient_every is None:
-        return
-    raise ValueError(
-        f"method={config.method!r} uses the gradient of pruned weights, which a "
-        "zeroth-order gradient does not estimate. Use method='set'."
-    )
+def _direction_only() -> list[str]:
+    """Returns the gradients whose ascent step gives a direction alone."""
+    chosen = {name: _gradient(TrainConfig(gradient=name)) for name in gradients.METHODS}
+    return [
+        name
+        for name, gradient in chosen.items()
+        if gradient.build(TrainConfig(gradient=name), 1, None).direction_only
+    ]

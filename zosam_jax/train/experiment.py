@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import numpy as np
@@ -11,9 +11,11 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from zosam_jax._types import Key, Params, PyTree, Schedule, ValueFn
 from zosam_jax.data import Dataset, Streamed
-from zosam_jax.data.augment import Augmentation
 from zosam_jax.gradients.transformation import GradientEstimator
-from zosam_jax.sparsity import SparseMethod
+from zosam_jax.sparsity.method import SparseMethod
+
+if TYPE_CHECKING:
+    from zosam_jax.data.augment import Augmentation
 
 Model = Any
 """A Linen module, called with `(inputs, train=...)`."""
@@ -87,7 +89,7 @@ class Experiment:
 
     dataset: Dataset | Streamed
     validation: tuple[np.ndarray, np.ndarray] | None
-    augmentation: Augmentation | None
+    augmentation: "Augmentation | None"
     label_smoothing: float
     batch_size: int
     workers: int

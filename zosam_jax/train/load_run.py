@@ -16,7 +16,7 @@ from zosam_jax.runs.config import TrainConfig
 from zosam_jax.runs.errors import RunError
 from zosam_jax.runs.files import JSON
 from zosam_jax.sparsity import SparseMethod
-from zosam_jax.train import build, checkpoint, objects
+from zosam_jax.train import build, checkpoint, choices, objects
 from zosam_jax.train import step as steps
 from zosam_jax.train.experiment import Experiment, Model, ModelState, Teacher
 from zosam_jax.train.objects import Objects
@@ -159,7 +159,8 @@ def _config(run: Path, stored: JSON, data_dir: str | None) -> TrainConfig:
 
 def _experiment(config: TrainConfig, given: Objects) -> Experiment:
     try:
-        return build.experiment(config, given)
+        chosen = choices.choose(config, gradient=given.gradient, method=given.method)
+        return build.experiment(config, given, chosen)
     except ValueError as error:
         raise RunError(str(error)) from error
 

@@ -1,12 +1,11 @@
 """The gradient estimator that a configuration names."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from zosam_jax import _check
 from zosam_jax._types import Aux, Radius, Schedule
 from zosam_jax.gradients.methods.gsam import tied_radius
-from zosam_jax.gradients.registry import METHODS
 from zosam_jax.gradients.transformation import GradientEstimator
 from zosam_jax.runs.config import TrainConfig, default
 from zosam_jax.train import option_strings
@@ -101,14 +100,18 @@ class ChosenGradient(NamedTuple):
         )
 
 
-def choose(config: TrainConfig) -> ChosenGradient:
+def choose(
+    config: TrainConfig, make: Callable[..., GradientEstimator]
+) -> ChosenGradient:
     """Returns the named gradient, its options parsed and checked against its signature.
 
+    Args:
+      config: The configuration.
+      make: The constructor that `config.gradient` names.
+
     Raises:
-      ValueError: The name or an option is unknown, or the trainer sets the option.
+      ValueError: An option is unknown, or the trainer sets it.
     """
-    _check.one_of("gradient", config.gradient, METHODS)
-    make = METHODS[config.gradient].make
     takes = option_strings.defaults(make)
     options = option_strings.parse("gradient_options", config.gradient_options)
     known = takes | ({"rho_min": None} if config.gradient == "gsam" else {})
@@ -130,8 +133,19 @@ def check_unset(config: TrainConfig) -> None:
             )
 
 
-def check_fits(config: TrainConfig, gradient: GradientEstimator) -> None:
-    """Raises `ValueError` for fields that do not go with the gradient."""
+def check_fits(
+    config: TrainConfig,
+    gradient: GradientEstimator,
+    direction_only: Callable[[], Sequence[str]],
+) -> None:
+    """Raises `ValueError` for fields that do not go with the gradient.
+
+    Args:
+      config: The configuration.
+      gradient: The gradient estimator.
+      direction_only: Returns the names of the gradients whose ascent step gives a
+        direction alone, for the message.
+    """
     if gradient.decoupled and config.accumulate_steps > 1:
         raise ValueError(
             f"accumulate_steps={config.accumulate_steps} averages one gradient, but "
@@ -151,20 +165,10 @@ def check_fits(config: TrainConfig, gradient: GradientEstimator) -> None:
             )
         raise ValueError(
             f"{asked} needs a gradient that looks uphill for a direction alone: "
-            f"{', '.join(_direction_only())}; not gradient={gradient.name!r}."
+            f"{', '.join(direction_only())}; not gradient={gradient.name!r}."
         )
     if config.aux_from == "ascent":
         raise ValueError(
             f"{asked}: the batch statistics of a cheaper pass differ from those of "
             "the batch. Use aux_from='descent'."
         )
-
-
-def _direction_only() -> list[str]:
-    """Returns the gradients that accept a cheaper loss for the ascent step."""
-    configs = {name: TrainConfig(gradient=name) for name in METHODS}
-    return [
-        name
-        for name, config in configs.items()
-        if choose(config).build(config, 1, None).direction_only
-    ]

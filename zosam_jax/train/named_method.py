@@ -2,17 +2,17 @@
 
 import warnings
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from zosam_jax import _check, sparsity
 from zosam_jax._types import Units, ValueFn
 from zosam_jax.runs.config import METHOD_FIELDS, TrainConfig, default
-from zosam_jax.sparsity import SparseMethod
-from zosam_jax.sparsity.registry import METHODS, NamedMethod
+from zosam_jax.sparsity.method import SparseMethod
+from zosam_jax.sparsity.methods.dynamic import Options
+from zosam_jax.sparsity.methods.nm import nm
 from zosam_jax.train import option_strings
 
-NAMES = ("dense", *(name for name in METHODS if name != "ticket"))
-BUDGETS = ("auto", *sparsity.budgets.BUDGETS, "global")
+if TYPE_CHECKING:
+    from zosam_jax.sparsity.registry import NamedMethod
 
 # Arguments of the constructors that are fields of the configuration.
 _FIELDS = {
@@ -62,7 +62,7 @@ class ChosenMethod(NamedTuple):
       options: The options of the configuration, by name.
     """
 
-    row: NamedMethod
+    row: "NamedMethod"
     takes: Mapping[str, Any]
     options: Mapping[str, Any]
 
@@ -78,7 +78,7 @@ class ChosenMethod(NamedTuple):
             if getattr(config, field) not in (None, "auto")
         }
         values |= {"dense": needs.dense, "total_steps": needs.total_steps}
-        if self.row.make is sparsity.nm:
+        if self.row.make is nm:
             values["dense"] = (*needs.dense, _undivided(self.options["m"]))
         if "groups" in self.takes:
             values["groups"] = needs.groups()
@@ -94,7 +94,7 @@ class ChosenMethod(NamedTuple):
                     f"method={config.method!r} with "
                     f"method_options={list(config.method_options)}: {error}"
                 ) from error
-        if self.row.make is sparsity.nm:
+        if self.row.make is nm:
             _check_pattern(config, self.options["n"], self.options["m"])
         return made
 
@@ -109,7 +109,7 @@ class ChosenMethod(NamedTuple):
                     f"{field}={given!r}: method={config.method!r} has none. Where a "
                     f"preset set it, say --{field.replace('_', '-')} None."
                 )
-        if self.row.make is sparsity.nm and not {"n", "m"} <= set(self.options):
+        if self.row.make is nm and not {"n", "m"} <= set(self.options):
             raise ValueError("method='nm' needs method_options: n=2 m=4, say.")
 
 
@@ -127,29 +127,25 @@ def _check_pattern(config: TrainConfig, n: int, m: int) -> None:
         )
 
 
-def choose(config: TrainConfig) -> ChosenMethod | None:
+def choose(config: TrainConfig, row: "NamedMethod | None") -> ChosenMethod | None:
     """Returns the named method, its options parsed and checked; None for "dense".
 
+    Args:
+      config: The configuration.
+      row: The row that `config.method` names; None for "dense".
+
     Raises:
-      ValueError: The name or an option is unknown, or the trainer sets the option.
+      ValueError: An option is unknown, or the trainer sets it.
     """
-    if config.method == "ticket":
-        raise ValueError(
-            "method='ticket' is a round of lottery tickets, the outcome of earlier "
-            "rounds. Use `zosam lottery` (or run_lottery)."
-        )
-    _check.one_of("method", config.method, NAMES)
-    _check.one_of("budget", config.budget, BUDGETS)
     options = option_strings.parse("method_options", config.method_options)
-    if config.method == "dense":
+    if row is None:
         if options:
             raise ValueError(
                 "method_options: method='dense' has no options; got "
                 f"{', '.join(options)}."
             )
         return None
-    row = METHODS[config.method]
-    takes = option_strings.defaults(row.make, sparsity.Options)
+    takes = option_strings.defaults(row.make, Options)
     owner = "method", config.method
     option_strings.check("method_options", owner, options, takes, _RESERVED)
     named = ChosenMethod(row, takes, options)
