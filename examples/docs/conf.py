@@ -13,7 +13,7 @@ from types import ModuleType
 from typing import Any, get_type_hints
 
 import zosam_jax as zs
-from zosam_jax import data, gradients, models, sparsity, train
+from zosam_jax import data, evaluate, gradients, lottery, models, sparsity, train
 
 REPOSITORY = "https://github.com/zosam-jax/zosam_jax/blob/main"
 HERE = Path(__file__).parent
@@ -122,6 +122,8 @@ def _groups() -> dict[str, list[str]]:
         "models": _public(models),
         "data": _public(data),
         "train": _public(train),
+        "lottery": _public(lottery),
+        "evaluate": _public(evaluate),
     }
 
 
