@@ -117,3 +117,8 @@ def test_an_unknown_score_names_the_nearest():
         zs.sparsity.dynamic(0.5, 1000, drop="magnitude", grow="gradients")
     with pytest.raises(ValueError, match=r"score='size' is unknown.*'saliency'"):
         zs.sparsity.gmp(0.5, 1000, score="size")
+
+
+def test_a_method_tells_its_name():
+    for name, make in zoo.METHODS.items():
+        assert make().name == name

@@ -21,7 +21,7 @@ OBJECTS = {
 }
 KINDS = {
     "gradient": "vasso (given)",
-    "method": "SparseMethod (given)",
+    "method": "set_ (given)",
     "optimizer": "ScaleByAdam (given)",
 }
 

@@ -37,6 +37,7 @@ class SparseMethod(NamedTuple):
         None if the method never uses it.
       mean_pruned: The number of pruned weights, divided by the final number and
         averaged over the training. 1 if the sparsity is constant.
+      name: The constructor's name, for the record of a run.
     """
 
     init: Callable[[Params], Topology]
@@ -45,3 +46,4 @@ class SparseMethod(NamedTuple):
     straight_through: float | None = None
     dense_gradient_every: int | None = None
     mean_pruned: float = 1.0
+    name: str = ""

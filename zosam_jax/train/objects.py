@@ -54,7 +54,7 @@ class Objects(NamedTuple):
         describe = {
             "dataset": lambda x: x.name,
             "model": lambda x: type(x).__name__,
-            "method": lambda x: getattr(x, "name", "") or type(x).__name__,
+            "method": lambda x: x.name or type(x).__name__,
             "gradient": lambda x: x.name,
             "optimizer": _optimizer_name,
         }

@@ -116,7 +116,7 @@ def dsr(
         rule=jnp.float32(threshold),
         regrow=False,
         seed=seed,
-    )
+    )._replace(name="dsr")
 
 
 def _first_change(total_steps: int, interval: int) -> int:

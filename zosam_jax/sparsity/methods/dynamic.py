@@ -104,4 +104,4 @@ def dynamic(
         stop_fraction=stop_fraction,
         seed=seed,
         by_sign=by_sign,
-    )
+    )._replace(name="dynamic")

@@ -85,7 +85,7 @@ def gmp(
         seed=seed,
         dense_gradient_every=None,
         mean_pruned=_mean_pruned(steps, total_steps),
-    )
+    )._replace(name="gmp")
 
 
 def _mean_pruned(steps: list[int], total: int) -> float:

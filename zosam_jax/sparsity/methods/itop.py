@@ -58,4 +58,4 @@ def itop(
         drop_fraction=drop_fraction,
         stop_fraction=stop_fraction,
         **options,
-    )
+    )._replace(name="itop")

@@ -111,7 +111,7 @@ def mest(
         grow=scores.random,
         seed=seed,
         mean_pruned=_mean_pruned(rows, sparsity),
-    )
+    )._replace(name="mest")
 
 
 def _usual(sparsity: float, soft: bool) -> Stages:

@@ -75,4 +75,4 @@ def nm(
         stop_fraction=stop_fraction,
         seed=seed,
         arrange=arrange,
-    )
+    )._replace(name="nm")

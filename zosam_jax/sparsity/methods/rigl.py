@@ -33,4 +33,4 @@ def rigl(sparsity: float, total_steps: int, **options: Unpack[Options]) -> Spars
     """
     return dynamic(
         sparsity, total_steps, drop=scores.magnitude, grow=scores.gradient, **options
-    )
+    )._replace(name="rigl")

@@ -43,4 +43,4 @@ def set_(
         grow=scores.random,
         by_sign=by_sign,
         **options,
-    )
+    )._replace(name="set_")

@@ -128,7 +128,7 @@ def srigl(
         seed=seed,
         target=target,
         arrange=arrange,
-    )
+    )._replace(name="srigl")
 
 
 def _axes(axis: Axis, leaves: SparseLeaves) -> list[int]:

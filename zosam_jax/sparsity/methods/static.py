@@ -160,7 +160,9 @@ def static(
        [False  True]]
     """
     if masks is not None:
-        return SparseMethod(lambda params: Topology(_fitting(masks, params)))
+        return SparseMethod(
+            lambda params: Topology(_fitting(masks, params)), name="static"
+        )
     row = _row(criterion)
     chosen: MaskBudget
     if pattern is not None:
@@ -182,7 +184,7 @@ def static(
         request = _Request(losses, chosen, dense, key, rounds)
         return Topology(row.criterion(params, request))
 
-    return SparseMethod(init)
+    return SparseMethod(init, name="static")
 
 
 def _row(criterion: str | scores.Score) -> _Row:

@@ -89,4 +89,4 @@ def ste(
         change,
         straight_through=decay,
         dense_gradient_every=1,
-    )
+    )._replace(name="ste")

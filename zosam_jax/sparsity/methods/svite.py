@@ -52,4 +52,4 @@ def svite(
         drop_fraction=drop_fraction,
         stop_fraction=stop_fraction,
         **options,
-    )
+    )._replace(name="svite")

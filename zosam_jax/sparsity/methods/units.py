@@ -165,7 +165,9 @@ def units(
         masks = kernels.masks(_spread(layers, new, kernels))
         return Topology(masks, topology.memory)
 
-    return SparseMethod(init, fires, change, dense_gradient_every=interval)
+    return SparseMethod(
+        init, fires, change, dense_gradient_every=interval, name="units"
+    )
 
 
 def removable(
