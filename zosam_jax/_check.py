@@ -17,7 +17,13 @@ def is_traced(value: Any) -> bool:
 
 
 def one_of(argument: str, value: Any, choices: Iterable[Any]) -> None:
-    """Raises `ValueError` unless `value` is one of `choices`, naming the nearest."""
+    """Raises `ValueError` unless `value` is one of `choices`, naming the nearest.
+
+    Args:
+      argument: The argument's name, as its user wrote it.
+      value: Its value.
+      choices: The valid values.
+    """
     known = list(choices)
     if value in known:
         return
@@ -25,7 +31,13 @@ def one_of(argument: str, value: Any, choices: Iterable[Any]) -> None:
 
 
 def options(function: str, given: Iterable[str], known: Iterable[str]) -> None:
-    """Raises `TypeError`, naming the nearest, if an option of a function is unknown."""
+    """Raises `TypeError`, naming the nearest, if an option of a function is unknown.
+
+    Args:
+      function: The function's name, for the error.
+      given: Names of the options in the call.
+      known: Names of the options that it takes.
+    """
     known = list(known)
     for name in given:
         if name not in known:
@@ -97,7 +109,15 @@ def outside() -> int:
 
 
 def whole(argument: str, value: Any, *, least: int = 1) -> None:
-    """Raises `ValueError` unless `value` is an integer of at least `least`."""
+    """Raises `ValueError` unless `value` is an integer of at least `least`.
+
+    A traced value is let through: it is not known before the program runs.
+
+    Args:
+      argument: The argument's name, as its user wrote it.
+      value: The integer.
+      least: Inclusive lower bound.
+    """
     if is_traced(value):
         return
     try:

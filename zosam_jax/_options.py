@@ -177,6 +177,12 @@ def split_args(doc: str) -> tuple[str, dict[str, str], str]:
 
 
 def join_args(before: str, entries: dict[str, str], after: str) -> str:
-    """Returns the docstring that `split_args` took apart."""
+    """Returns the docstring that `split_args` took apart.
+
+    Args:
+      before: The text before Args.
+      entries: The entries of Args, by name, in their order.
+      after: The text after Args.
+    """
     args = "\n".join(["Args:", *entries.values()]) if entries else ""
     return "\n\n".join(part for part in (before, args, after) if part)

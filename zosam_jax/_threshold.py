@@ -63,6 +63,8 @@ def search(
         bracket, pivots, at, reads = carry
         active = unsettled(bracket)
         counts = count(at, active)
+        # Counts fall as keys rise. So the highest pivot that reaches the target is the
+        # new low end, and the lowest pivot that misses it is the new high end.
         enough = active & (counts >= target)
         less = active & (counts < target)
         low, high, at_low, at_high = bracket
@@ -112,7 +114,10 @@ def _pivots(bracket: Bracket, target: jax.Array) -> jax.Array:
     guess = jnp.clip(place + error * _ERRORS.reshape(column), 0, 1)
     guess = jnp.where(at_low == _UNKNOWN, _EVEN.reshape(column), guess)
     shares = jnp.broadcast_to(_SHARES.reshape(column), (_EQUAL, *target.shape))
+    # Interpolation usually settles the search in few reads. The equally spaced pivots
+    # bound the number of reads if the scores are spread unevenly.
     keys = _between(low, high, jnp.concatenate([shares, guess]))
+    # A pivot at an end would read a count that is known.
     return jnp.clip(keys, low + 1, jnp.maximum(high, 1) - 1)
 
 
@@ -124,10 +129,18 @@ def _between(low: jax.Array, high: jax.Array, share: jax.Array) -> jax.Array:
 
 
 def around(low: jax.Array, high: jax.Array, top: np.ndarray) -> jax.Array:
-    """Returns the first pivots, around the bracket from a sample, [K, sets]."""
+    """Returns the first pivots, around the bracket from a sample, [K, sets].
+
+    Args:
+      low: Lower keys of the brackets, uint32 [sets].
+      high: Upper keys, uint32 [sets].
+      top: Keys above all scores, uint32 [sets].
+    """
     # Each end with its successor: if an array has few distinct values, one read settles
     # it.
     ends = jnp.stack([jnp.zeros_like(low), low, low + 1, high, high + 1])
+    # If the sample bounds one side only, the pivots close in on that side
+    # geometrically.
     shares = jnp.where(low == 0, 1 - _HALVES[:, None], _FIRST[:, None])
     shares = jnp.where(high == top, _HALVES[:, None], shares)
     return jnp.concatenate([jnp.minimum(ends, top), _between(low, high, shares)])
@@ -237,7 +250,17 @@ class Pool:
     def before(
         self, ends: jax.Array, active: jax.Array, low: jax.Array, high: jax.Array
     ) -> jax.Array:
-        """Returns how many candidates with scores in [low, high) lie before indices."""
+        """Returns how many candidates with scores in [low, high) lie before indices.
+
+        Args:
+          ends: The indices, uint32 [K, sets, ...].
+          active: Sets whose count is needed, bool [sets, ...].
+          low: Inclusive lower scores, float32 [sets, ...].
+          high: Exclusive upper scores, float32 [sets, ...].
+
+        Returns:
+          Counts, int32 [K, sets, ...].
+        """
 
         def test(
             part: Part, ends: jax.Array, low: jax.Array, high: jax.Array
@@ -259,6 +282,9 @@ class Pool:
                 return functools.reduce(jnp.add, counts).reshape(shape)
 
             if self.skips:
+                # `lax.cond` saves the read of an array whose threshold is settled. Its
+                # branches must have one type in `jax.shard_map`, so the counts of the
+                # unread branch depend on `here`.
                 here = jnp.any(active[slot.where])
                 unread = jnp.broadcast_to(0 * here.astype(jnp.int32), shape)
                 blocks.append(jax.lax.cond(here, read, lambda x=unread: x))
@@ -271,6 +297,8 @@ class Pool:
         zero = 0 * self.target
         top = jnp.asarray(self.top) + zero.astype(jnp.uint32)
         bracket = Bracket(
+            # A target of 0 starts settled, with no entry above the threshold. The count
+            # at key 0 is unknown because it would cost a read.
             jnp.where(self.target > 0, jnp.uint32(0), top),
             top,
             _UNKNOWN + zero,
@@ -291,6 +319,8 @@ class Pool:
         def count(ends: jax.Array, active: jax.Array) -> jax.Array:
             return bracket.at_high + self.before(ends, active, some_of, all_of)
 
+        # Entries tie at the threshold only if the keys are neighbours and the count at
+        # `low` exceeds the target. All other searches start settled, without a cut.
         straddle = (high - low == 1) & (bracket.at_low > self.target)
         at_low = jnp.where(straddle, bracket.at_low, self.target)
         start = Bracket(0 * low, size, at_low, bracket.at_high)

@@ -92,6 +92,14 @@ def select_across(
 
     Returns:
       Boolean arrays: True where chosen.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from zosam_jax.selection import select_across
+      >>> scores = [jnp.array([3.0, 1.0]), jnp.array([4.0, 2.0])]
+      >>> first, second = select_across(scores, [jnp.ones(2, bool)] * 2, 3)
+      >>> print(first, second)
+      [ True False] [ True  True]
     """
     return _select([list(zip(scores, candidates, strict=True))], [count])[0][0]
 
@@ -111,6 +119,7 @@ def select_globally(
     Returns:
       Boolean arrays: True where chosen.
     """
+    # With an infinite score, the best candidate of each array is among the chosen ones.
     raised = [_best_first(x, c) for x, c in zip(scores, candidates, strict=True)]
     return select_across(raised, candidates, count)
 
@@ -282,6 +291,7 @@ def _sample(
     middle = share * row[0].size
     margin = 4 * jnp.sqrt(jnp.maximum(middle * (1 - share), 0)) + 2
     ends = jnp.stack([jnp.ceil(middle + margin), jnp.floor(middle - margin)])
+    # Rank 0 gives the top key, which leaves the upper side of the bracket open.
     ends = jnp.clip(ends, 0, row[0].size).astype(jnp.int32)
     return row, (ends[0], ends[1])
 
@@ -311,6 +321,7 @@ def _by_rank(part: Part, target: jax.Array) -> jax.Array:
         for axis, j in zip(part.axes, place, strict=True):
             cut[axis] = slice(j, j + 1)
         other, counted = x[tuple(cut)], candidates[tuple(cut)]
+        # A tie goes to the lower index, as in the search.
         wins = (other > x) | ((other == x) & (jnp.uint32(i) < index))
         ahead += (counted & wins).astype(jnp.int32)
     return candidates & (ahead < target)

@@ -37,11 +37,20 @@ def cge(
 
     Returns:
       `Estimate`: `grad` float32, zero off the mask; `value` and `aux` of one pass at w.
+
+    Example:
+      >>> import jax.numpy as jnp, zosam_jax as zs
+      >>> loss = lambda w: jnp.sum(w**2)
+      >>> seen = zs.estimators.cge(loss, jnp.array([1.0, -2.0]), delta=0.125)
+      >>> print(seen.grad, int(seen.info.forward_evaluations))
+      [ 2. -4.] 5
     """
     loss = scalar_loss(value_fn, has_aux)
     ones = jax.tree.map(lambda x: jnp.ones(x.shape, jnp.float32), params)
     support, unravel = ravel_pytree(tree.mask(ones, masks))
     count = jnp.sum(support, dtype=jnp.int32)
+    # Under `jit` a shape cannot depend on the mask. The list is padded, and the loop
+    # stops after `count` entries.
     (indices,) = jnp.nonzero(support, size=support.size, fill_value=0)
     clean, aux = loss(params)
 

@@ -64,6 +64,7 @@ def guided(
     step = delta * jnp.sqrt(tree.live_count(params, masks))
     value, aux = jnp.zeros((), jnp.float32), None
     for turn in range(num_directions):
+        # The turn goes round, so every slope is measured anew within ceil(k / m) calls.
         j = (count * num_directions + turn) % len(guides)
         q = unravel(basis[j])
         up, seen = loss(tree.add_scaled(params, step, q))
@@ -87,7 +88,19 @@ def orthonormal(
     params: Params,
     masks: Masks | None,
 ) -> tuple[jax.Array, jax.Array]:
-    """Returns the axes, orthonormal on the mask and explored, and which are guides."""
+    """Returns the axes, orthonormal on the mask and explored, and which are guides.
+
+    Args:
+      guides: float32 `[k, size]`, as for `guided`.
+      key: One PRNG key, for the random axes.
+      exploration: Fraction of a random axis in each guide, in [0, 1].
+      params: Pytree of float32 arrays, for the shapes.
+      masks: Mask tree; None for all weights.
+
+    Returns:
+      `(axes, known)`: float32 `[k, size]`, and bool `[k]`, False where a random axis
+      replaces a guide.
+    """
     k = len(guides)
     random = [tree.normal_like(jax.random.fold_in(key, j), params) for j in range(k)]
     vectors = [*guides, *(ravel_pytree(u)[0] for u in random)]
@@ -99,6 +112,8 @@ def orthonormal(
     new: list[jax.Array] = []
     for vector in vectors:
         rest = _unit(support * vector, 0.0)[0]
+        # Modified Gram-Schmidt: each projection uses the remainder, not the first
+        # vector, which keeps rounding errors from adding up.
         for axis in axes:
             rest = rest - _dot(axis, rest) * axis
         # Rounding leaves some 1e-7 of a vector that others span: that is no direction.
@@ -110,6 +125,8 @@ def orthonormal(
         share = jnp.where(new[j], exploration, 1.0)
         # Without a random axis (there are too few weights), the guide alone.
         share = jnp.where(new[k + j], share, 0.0)
+        # The squares of the weights add up to 1 and the axes are orthonormal, so the
+        # mixtures are orthonormal too.
         basis.append(jnp.sqrt(1 - share) * axes[j] + jnp.sqrt(share) * axes[k + j])
     return jnp.stack(basis), jnp.stack(new[:k])
 

@@ -76,12 +76,22 @@ def rge(
       L(w) + O(delta^2), or L(w) itself when one-sided or exact; `estimate.aux` is of
       the first probe at w + delta u, or of w. `dense` is the same mean of `c_i u_i`
       with every u_i before it was restricted to the mask.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, zosam_jax as zs
+      >>> loss = lambda w: jnp.sum(w**2)
+      >>> w, live = jnp.ones(4), jnp.array([True, True, False, False])
+      >>> seen, _ = zs.estimators.rge(loss, w, jax.random.key(0), masks=live)
+      >>> print(seen.grad[2:], int(seen.info.forward_evaluations))
+      [0. 0.] 2
     """
     loss = scalar_loss(value_fn, has_aux)
     slope, evaluations = _slope(loss, params, delta, two_sided, chunk_size is not None)
 
     def probe(i: jax.typing.ArrayLike) -> Probe:
         dense = draw(key, i, params, masks, distribution)
+        # The probe is on the mask, but the sum keeps the whole direction:
+        # `norm_over="all"` needs the length that it has without a mask.
         c, value, aux = slope(tree.mask(dense, masks))
         return jax.tree.map(lambda x: c.astype(x.dtype) * x, dense), value, aux
 
@@ -167,10 +177,20 @@ def draw(
     masks: Masks | None,
     distribution: str,
 ) -> Params:
-    """Returns direction i before it is restricted to the mask."""
+    """Returns direction i before it is restricted to the mask.
+
+    Args:
+      key: The key of the step.
+      i: Index of the direction, integer scalar; may be traced.
+      params: Pytree of floating point arrays, for the shapes.
+      masks: Mask tree; only the length of "sphere" directions depends on it.
+      distribution: "gaussian", "sphere" or "rademacher".
+    """
     u = DISTRIBUTIONS[distribution](jax.random.fold_in(key, i), params)
     if distribution != "sphere":
         return u
+    # A normal vector over its length is uniform on the sphere. The length counts live
+    # weights, so a masked direction has |u|^2 = d.
     length = tree.norm(tree.mask(u, masks))
     scale = jnp.sqrt(tree.live_count(params, masks)) / jnp.where(length > 0, length, 1)
     return jax.tree.map(lambda x: scale * x, u)
@@ -198,6 +218,7 @@ def _slope(
         return loss(tree.add_scaled(params, step, u))
 
     if not two_sided:
+        # All directions share this pass.
         clean, clean_aux = loss(params)
 
         def one_sided(u: Params) -> tuple[jax.Array, jax.Array, Aux]:
@@ -207,6 +228,8 @@ def _slope(
 
     def central(u: Params) -> tuple[jax.Array, jax.Array, Aux]:
         if vmapped:
+            # The two signs join the `vmap` over directions, so a chunk of k is one
+            # batch of 2k.
             losses, auxes = jax.vmap(at, (0, None))(jnp.asarray([1.0, -1.0]), u)
             up, down, aux = losses[0], losses[1], jax.tree.map(lambda x: x[0], auxes)
         else:
@@ -233,6 +256,8 @@ def _sum_over_directions(
         total = jax.tree.map(lambda x: jnp.sum(x, axis=0), scaled)
         return total, jnp.sum(values), jax.tree.map(lambda x: x[0], auxes)
 
+    # The first chunk stays outside the loop: it gives the carry its types and supplies
+    # aux, and one direction compiles without a loop.
     total, value, aux = chunk(0)
     if not (isinstance(chunks, int) and chunks == 1):
 

@@ -25,7 +25,13 @@ def mixed(weight: Scalar, *, same_loss: bool = True) -> Combination[GradientLook
 
 
 def orthogonal(x: Grads, y: Grads, masks: Masks | None) -> Grads:
-    """Returns the part of x that is orthogonal to y on the masks."""
+    """Returns the part of x that is orthogonal to y on the masks.
+
+    Args:
+      x: Pytree of float arrays. All its entries are kept, pruned ones too.
+      y: Tree like `x`.
+      masks: Mask tree of the entries in the inner products; None for all.
+    """
     live = tree.mask(y, masks)
     square = tree.vdot(live, live)
     along = tree.vdot(tree.mask(x, masks), live) / jnp.where(square > 0, square, 1)

@@ -50,6 +50,7 @@ def evaluate(
     """
     radius = cast("Scalar", rho(point.step)) if callable(rho) else rho
     if row.written_out is not None and point.is_plain:
+        # The pieces give the same bits, which a test checks.
         return row.written_out(point, radius, norm_over, aux_from)._replace(
             memory=memory
         )
@@ -119,6 +120,8 @@ def _second_pass(step: _Step, memory: Memory) -> _Second:
     moved = _perturb(step)
     seen = row.descent.descend(point, look, moved.params)
     grad, memory = row.combination.blend(point, look, seen.grad, memory)
+    # The difference after rounding, not rho times the unit vector: in bfloat16 part of
+    # a small perturbation is lost, and `info` must show that.
     epsilon = tree.subtract(moved.params, point.params)
     info = seen.info._replace(
         perturbation_norm=tree.norm(epsilon),
@@ -145,6 +148,8 @@ def _second_pass_if_due(
         grad = combination.reuse(point, look, memory)
         return point.devices.vary(_Second(grad, memory, clean))
 
+    # `lax.cond` runs one branch, so a step without a second pass saves its cost.
+    # `where` would compute both.
     return jax.lax.cond(due, descend, stay, later)
 
 
@@ -157,6 +162,7 @@ def _perturb(step: _Step) -> _Perturbed:
         if turn:
             look = _look(row, point._replace(params=params), look.memory)
         live = tree.mask(look.direction, point.support)
+        # The geometry is that of w in every ascent step, so rho keeps its meaning.
         unit, norm = row.geometry.unit(live, point.params, point.support)
         length = step.radius / row.ascent.steps
         if step.norm_over == "all":
@@ -165,6 +171,8 @@ def _perturb(step: _Step) -> _Perturbed:
         if look.factor is not None:
             unit = jax.tree.map(jnp.multiply, look.factor, unit)
         here = jnp.isfinite(norm) & (norm > 0)
+        # Without a direction the length is 0: the second pass then gives the gradient
+        # at w.
         params = tree.add_scaled(params, jnp.where(here, length, 0.0), unit)
         usable = usable | here
     return _Perturbed(params, norm, usable)

@@ -213,6 +213,8 @@ class _Method:
             fresh_keys=self.fresh_keys,
         )
         support = _support(params, masks, self.include, self.exclude)
+        # Inside `jax.shard_map`, the gradient of a replicated value is summed over the
+        # devices. A varying copy gives every device its own gradient.
         local = self.devices.vary(params)
         carried = self.devices.vary_data(memory)
 
@@ -260,6 +262,7 @@ class _Method:
                 raise TypeError(
                     f"zs.{self.name} draws at random: give it key=, a PRNG key."
                 )
+            # Part 0 has the key itself, so one part gives the same draws as no parts.
             return jax.random.fold_in(key, part) if part else key
 
         return random
@@ -375,6 +378,8 @@ def _check_options(name: str, row: Row, rho: Radius, options: SharedOptions) -> 
 
 def known_before_tracing(argument: str, value: object) -> None:
     """Raises `ValueError` unless the value is a positive integer, not traced."""
+    # The value decides which program is traced. `optax.inject_hyperparams` makes
+    # numeric arguments arrays in the state unless they are static.
     if _check.is_traced(value) or isinstance(value, jax.Array):
         raise ValueError(
             f"{argument} must be known before tracing; inside "
@@ -441,5 +446,7 @@ def _keep_sound_memory(estimate: Estimate, memory: Memory) -> Estimate:
     """
     if not jax.tree.leaves(memory):
         return estimate
+    # The gradient is tested too: a NaN gradient may leave a finite but wrong memory.
+    # The test follows the mean over the devices, so all devices decide alike.
     sound = tree.all_finite((estimate.grad, estimate.memory))
     return estimate._replace(memory=tree.where(sound, estimate.memory, memory))

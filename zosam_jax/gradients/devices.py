@@ -42,6 +42,7 @@ class Devices(NamedTuple):
         """Returns the mean over the devices; integers in aux are added up."""
         if self.axis is None:
             return estimate
+        # Integers in aux are counts, such as correct answers: the batch has their sum.
         aux = _mean_over(self.axis, estimate.aux, total=True)
         return _mean_over(self.axis, estimate._replace(aux=None))._replace(aux=aux)
 
@@ -70,6 +71,8 @@ def _vary(axis: str, values: PyTree) -> PyTree:
     Without it, shard_map sums the gradient of a replicated parameter over the devices,
     and no device has its own direction.
     """
+    # The index of the device varies by type. Times 0 it changes the type, not the
+    # value.
     nothing = 0 * jax.lax.axis_index(axis)
 
     def leaf(x: jax.Array) -> jax.Array:

@@ -63,6 +63,8 @@ class Calls:
 
             return Loss(mean)
 
+        # If both passes call one function with one key, they share one object: `Point`
+        # can then tell that the losses are the same.
         descent = loss("descent")
         one = self.functions["ascent"] is self.functions["descent"]
         ascent = descent if one and not self.fresh_keys else loss("ascent")
@@ -121,6 +123,8 @@ class Calls:
         """The user's function, with the keywords that the options add."""
         keywords: dict[str, jax.Array | None] = {}
         if self.fresh_keys:
+            # The key differs from those of the directions, so dropout is independent of
+            # them.
             key = jax.random.fold_in(random(), _streams.PASSES)
             keywords["key"] = jax.random.fold_in(key, _PASSES[which])
         if self.by_example:

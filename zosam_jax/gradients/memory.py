@@ -18,5 +18,17 @@ def wide(values: PyTree) -> PyTree:
 
 
 def average(old: PyTree, decay: Scalar, new: PyTree) -> PyTree:
-    """Returns `decay * old + (1 - decay) * new` in the dtypes of `old`."""
+    """Returns `decay * old + (1 - decay) * new` in the dtypes of `old`.
+
+    Args:
+      old: Pytree of float arrays, the running mean.
+      decay: Weight of `old`, in [0, 1].
+      new: Tree like `old`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from zosam_jax.gradients import memory
+      >>> print(memory.average({"w": jnp.ones(2)}, 0.75, {"w": jnp.zeros(2)})["w"])
+      [0.75 0.75]
+    """
     return tree.mix(decay, old, 1 - decay, new)

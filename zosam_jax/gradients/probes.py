@@ -96,6 +96,9 @@ def _reused_directions(probes: Probes, every: int) -> Ascent[OccasionalLook]:
                 masks=point.support,
                 **probes.along_random(),
             )
+            # The key stands for the directions: drawing them again costs less memory
+            # than m copies of the parameters. The state holds its raw data, which
+            # checkpoints can store.
             data = jax.random.key_data(point.random())
             value = seen.value.astype(jnp.float32)
             return data, c.astype(jnp.float32), value, seen.info.forward_evaluations
@@ -104,6 +107,8 @@ def _reused_directions(probes: Probes, every: int) -> Ascent[OccasionalLook]:
             nothing = jnp.zeros((), jnp.float32)
             return data, coefficients, nothing, nothing
 
+        # Both branches of `lax.cond` need one type. Inside `jax.shard_map` the probes
+        # vary over the devices, so the reused values must as well.
         due, vary = count % every == 0, point.devices.vary
         data, coefficients, value, forward = jax.lax.cond(
             due, lambda: vary(probe()), lambda: vary(reuse())
@@ -138,7 +143,15 @@ def guided(
     exploration: Scalar,
     every: int,
 ) -> Ascent[LossLook] | Ascent[OccasionalLook]:
-    """Returns guided ZO-SAM: the span of running means of the perturbed gradients."""
+    """Returns guided ZO-SAM: the span of running means of the perturbed gradients.
+
+    Args:
+      probes: Options of the probes; `num_directions` slopes are measured in a step.
+      delta: Step of the finite difference per coordinate, > 0.
+      decays: Decays of the running means, in [0, 1); one guide for each.
+      exploration: Fraction of a random direction in each guide, in [0, 1].
+      every: Interval of the steps with probes, in estimates.
+    """
 
     def init(params: Params) -> Memory:
         means = jnp.zeros((len(decays), tree.size(params)), jnp.float32)
@@ -153,6 +166,7 @@ def guided(
             point.random(),
             means,
             slopes,
+            # Only steps with probes take a turn.
             count // every,
             delta=delta,
             num_directions=m,

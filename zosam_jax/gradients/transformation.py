@@ -298,6 +298,15 @@ def estimate(state: OptState) -> Estimate:
 
     Raises:
       ValueError: There is none, or more than one.
+
+    Example:
+      >>> import jax.numpy as jnp, optax, zosam_jax as zs
+      >>> tx = optax.chain(zs.sam(rho=0.5), optax.sgd(0.1))
+      >>> w = jnp.array([3.0, 4.0])
+      >>> _, state = tx.update(None, tx.init(w), w, value_fn=lambda w: w @ w)
+      >>> seen = zs.estimate(state)
+      >>> print(seen.value, f"{seen.info.perturbation_norm:.2f}")
+      25.0 0.50
     """
 
     def is_state(x: object) -> bool:

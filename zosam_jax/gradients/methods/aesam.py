@@ -82,7 +82,14 @@ def aesam_gradient(
 def adaptive(
     delta: Scalar, lambdas: tuple[Scalar, Scalar], total_steps: Scalar
 ) -> Intermittent:
-    """Returns SAM's gradient where the squared norm exceeds its running statistics."""
+    """Returns SAM's gradient where the squared norm exceeds its running statistics.
+
+    Args:
+      delta: Decay of the running mean and variance of the squared norm, in [0, 1).
+      lambdas: Numbers of standard deviations in the threshold: at the last step, and
+        at the first; linear in between.
+      total_steps: Optimizer steps of the training.
+    """
 
     def init(params: Params) -> Memory:
         del params

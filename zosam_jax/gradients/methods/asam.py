@@ -87,6 +87,8 @@ def scaled(eta: Scalar, unscaled: str | Sequence[str] | None) -> Geometry:
                 for path, w in zip(paths, jax.tree.leaves(params), strict=True)
             ],
         )
+        # The loss is maximal over |eps / T| = rho at eps = rho T^2 d / |T d|. T d is
+        # normalised first and scaled by T once more.
         once = jax.tree.map(lambda t, d: t * d.astype(jnp.float32), scales, direction)
         unit, norm = tree.normalize(once)
         return jax.tree.map(lambda t, x: t * x, scales, unit), norm

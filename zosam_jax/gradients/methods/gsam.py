@@ -77,8 +77,11 @@ def surrogate_gap(alpha: Scalar, minimize_perturbed: bool) -> Combination[Gradie
     ) -> tuple[Grads, Memory]:
         clean, grad = look.estimate.grad, point.devices.mean(grad)
         if minimize_perturbed:
+            # The step goes up along this part. To first order that raises the loss at w
+            # and leaves the perturbed loss unchanged, so the gap between them shrinks.
             apart = orthogonal(clean, grad, point.masks)
             return tree.add_scaled(grad, -alpha, apart), memory
+        # Down along this part: the perturbed loss falls, the loss at w does not change.
         apart = orthogonal(grad, clean, point.masks)
         return tree.add_scaled(clean, alpha, apart), memory
 

@@ -83,7 +83,13 @@ def looksam_gradient(
 
 
 def reused(every: Scalar, alpha: Scalar, layerwise: bool) -> Intermittent:
-    """Returns SAM's gradient every k steps; reuses its orthogonal part in between."""
+    """Returns SAM's gradient every k steps; reuses its orthogonal part in between.
+
+    Args:
+      every: k, the interval of steps with a second pass, in estimates.
+      alpha: Norm of the reused part, relative to the norm of the gradient.
+      layerwise: Whether to decompose leaf by leaf.
+    """
 
     def init(params: Params) -> Memory:
         return jnp.zeros((), jnp.int32), zeros(params)
@@ -102,6 +108,7 @@ def reused(every: Scalar, alpha: Scalar, layerwise: bool) -> Intermittent:
         if not layerwise:
             return function(*trees, masks)
         if masks is None:
+            # `tree.map` has to pass a mask for each leaf; True means dense.
             masks = jax.tree.map(lambda _: True, trees[0])
         return jax.tree.map(function, *trees, masks)
 
@@ -114,6 +121,8 @@ def reused(every: Scalar, alpha: Scalar, layerwise: bool) -> Intermittent:
 
     def lengthened(clean: Grads, vertical: Grads, masks: Masks | None) -> Grads:
         length = tree.norm(tree.mask(vertical, masks))
+        # The orthogonal part changes slowly, but its length follows the gradient. So
+        # its direction is reused and its length is that of the present gradient.
         ratio = tree.norm(tree.mask(clean, masks)) / jnp.where(length > 0, length, 1)
         return tree.add_scaled(clean, alpha * ratio, vertical)
 

@@ -137,7 +137,13 @@ Change = Callable[[Point, Grads, Held], tuple[Masks, jax.Array]]
 def masked_gradient(
     interval: Scalar, sparsity: Scalar, change: Change
 ) -> Ascent[GradientLook]:
-    """Returns the gradient on a mask that `change` updates every `interval` steps."""
+    """Returns the gradient on a mask that `change` updates every `interval` steps.
+
+    Args:
+      interval: Estimates between two updates of the mask.
+      sparsity: Fraction of the live weights that is not perturbed, in [0, 1).
+      change: Makes the new mask.
+    """
 
     def look(point: Point, memory: Memory) -> GradientLook:
         count, mask = memory
@@ -192,7 +198,13 @@ def by_fisher(num_examples: int) -> Change:
 
 
 def by_replacement(total_steps: Scalar, drop_fraction: Scalar, grow: str) -> Change:
-    """Returns the mask update of SSAM-D: drop the smallest gradients, grow others."""
+    """Returns the mask update of SSAM-D: drop the smallest gradients, grow others.
+
+    Args:
+      total_steps: Optimizer steps over which the drop fraction falls to 0, as a cosine.
+      drop_fraction: Fraction of the mask that the first update drops, in [0, 1].
+      grow: "gradient" grows the largest gradients; any other value grows at random.
+    """
 
     def change(point: Point, grad: Grads, held: Held) -> tuple[Masks, jax.Array]:
         drawn = tree.uniform_like(point.random(), point.params)
