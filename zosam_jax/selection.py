@@ -92,14 +92,6 @@ def select_across(
 
     Returns:
       Boolean arrays: True where chosen.
-
-    Example:
-      >>> import jax.numpy as jnp
-      >>> from zosam_jax.selection import select_across
-      >>> scores = [jnp.array([3.0, 1.0]), jnp.array([4.0, 2.0])]
-      >>> first, second = select_across(scores, [jnp.ones(2, bool)] * 2, 3)
-      >>> print(first, second)
-      [ True False] [ True  True]
     """
     return _select([list(zip(scores, candidates, strict=True))], [count])[0][0]
 
@@ -159,6 +151,14 @@ def select_along(
 
     Returns:
       Boolean array of the shape of `scores`: True where chosen.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from zosam_jax.selection import select_along
+      >>> scores = jnp.array([[3.0, 1.0], [4.0, 5.0]])
+      >>> print(select_along(scores, jnp.ones((2, 2), bool), 1, axes=[1]))
+      [[ True False]
+       [False  True]]
     """
     axes = tuple(sorted(axis % scores.ndim for axis in axes))
     size = math.prod(scores.shape[axis] for axis in axes)

@@ -39,11 +39,11 @@ def cge(
       `Estimate`: `grad` float32, zero off the mask; `value` and `aux` of one pass at w.
 
     Example:
-      >>> import jax.numpy as jnp, zosam_jax as zs
-      >>> loss = lambda w: jnp.sum(w**2)
-      >>> seen = zs.estimators.cge(loss, jnp.array([1.0, -2.0]), delta=0.125)
-      >>> print(seen.grad, int(seen.info.forward_evaluations))
-      [ 2. -4.] 5
+      >>> import jax, numpy as np, zosam_jax as zs
+      >>> estimate = lambda w: zs.estimators.cge(lambda w: w @ w, w, delta=0.125)
+      >>> seen = jax.jit(estimate)(np.array([1.0, -2.0], np.float32))
+      >>> print(seen.grad, seen.info.forward_evaluations)
+      [ 2. -4.] 5.0
     """
     loss = scalar_loss(value_fn, has_aux)
     ones = jax.tree.map(lambda x: jnp.ones(x.shape, jnp.float32), params)

@@ -78,12 +78,12 @@ def rge(
       with every u_i before it was restricted to the mask.
 
     Example:
-      >>> import jax, jax.numpy as jnp, zosam_jax as zs
-      >>> loss = lambda w: jnp.sum(w**2)
-      >>> w, live = jnp.ones(4), jnp.array([True, True, False, False])
-      >>> seen, _ = zs.estimators.rge(loss, w, jax.random.key(0), masks=live)
-      >>> print(seen.grad[2:], int(seen.info.forward_evaluations))
-      [0. 0.] 2
+      >>> import jax, numpy as np, zosam_jax as zs
+      >>> live = np.array([True, False])
+      >>> rge = lambda w, key: zs.estimators.rge(lambda w: w @ w, w, key, masks=live)
+      >>> seen, _ = jax.jit(rge)(np.ones(2, np.float32), jax.random.key(0))
+      >>> print(seen.grad != 0, seen.info.forward_evaluations)
+      [ True False] 2.0
     """
     loss = scalar_loss(value_fn, has_aux)
     slope, evaluations = _slope(loss, params, delta, two_sided, chunk_size is not None)
