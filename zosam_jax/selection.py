@@ -65,10 +65,10 @@ def select(
       Boolean arrays: True where chosen.
 
     Example:
-      >>> import jax.numpy as jnp
+      >>> import jax, numpy as np
       >>> from zosam_jax.selection import select
-      >>> scores, everything = jnp.array([3.0, 1.0, 2.0]), jnp.ones(3, bool)
-      >>> print(select([scores], [everything], [2])[0])
+      >>> highest = jax.jit(lambda x: select([x], [x > 0], [2])[0])
+      >>> print(highest(np.array([3.0, 1.0, 2.0])))
       [ True False  True]
     """
     sets = [[pair] for pair in zip(scores, candidates, strict=True)]
@@ -153,10 +153,10 @@ def select_along(
       Boolean array of the shape of `scores`: True where chosen.
 
     Example:
-      >>> import jax.numpy as jnp
+      >>> import jax, numpy as np
       >>> from zosam_jax.selection import select_along
-      >>> scores = jnp.array([[3.0, 1.0], [4.0, 5.0]])
-      >>> print(select_along(scores, jnp.ones((2, 2), bool), 1, axes=[1]))
+      >>> best_of_row = jax.jit(lambda x: select_along(x, x > 0, 1, axes=[1]))
+      >>> print(best_of_row(np.array([[3.0, 1.0], [4.0, 5.0]])))
       [[ True False]
        [False  True]]
     """

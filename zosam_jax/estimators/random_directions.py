@@ -80,8 +80,10 @@ def rge(
     Example:
       >>> import jax, numpy as np, zosam_jax as zs
       >>> live = np.array([True, False])
-      >>> rge = lambda w, key: zs.estimators.rge(lambda w: w @ w, w, key, masks=live)
-      >>> seen, _ = jax.jit(rge)(np.ones(2, np.float32), jax.random.key(0))
+      >>> def estimate(w, seed):
+      ...     key = jax.random.key(seed)
+      ...     return zs.estimators.rge(lambda w: w @ w, w, key, masks=live)[0]
+      >>> seen = jax.jit(estimate)(np.ones(2, np.float32), 0)
       >>> print(seen.grad != 0, seen.info.forward_evaluations)
       [ True False] 2.0
     """
