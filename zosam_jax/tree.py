@@ -117,6 +117,7 @@ def either(mask: jax.Array, x: jax.Array, y: jax.Array) -> jax.Array:
         return jnp.where(mask, x, y)
     bits = jnp.dtype(f"uint{8 * x.dtype.itemsize}")
     a, b = (jax.lax.bitcast_convert_type(v, bits) for v in (x, y))
+    # 0 - 1 wraps to all ones in unsigned arithmetic: one word keeps or clears all bits.
     ones = jnp.zeros((), bits) - mask.astype(bits)
     return jax.lax.bitcast_convert_type((a & ones) | (b & ~ones), x.dtype)
 

@@ -93,6 +93,8 @@ def published_gradient(
     unit, norm = tree.normalize(ascent.grad)
     usable = jnp.isfinite(norm) & (norm > 0)
     radius = rho if norm_over == "mask" else rho * norm / tree.norm(dense)
+    # A zero or NaN direction leaves w unperturbed: the step is one of the plain
+    # gradient.
     radius = jnp.where(usable, radius, 0.0)
     perturbed = tree.add_scaled(params, radius, unit)
 

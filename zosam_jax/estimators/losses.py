@@ -79,6 +79,7 @@ def scalar_loss(value_fn: ValueFn, has_aux: bool) -> Loss:
                 f"value_fn must return a scalar loss; its shape is {value.shape}. "
                 "Take the mean over the batch."
             )
+        # Finite differences subtract nearly equal losses, so they need float32.
         return value.astype(jnp.promote_types(value.dtype, jnp.float32)), aux
 
     return Loss(loss)

@@ -20,6 +20,8 @@ def as_it_is() -> Geometry:
 def _layerwise(
     direction: Params, params: Params, support: Masks | None
 ) -> tuple[Params, jax.Array]:
+    # The norms of the normalised weights are the ratios |w_l| / |w|; their squares add
+    # up to 1.
     weights, _ = tree.normalize(tree.mask(params, support))
     unit = jax.tree.map(
         lambda d, w: tree.norm(w) * tree.normalize(d)[0], direction, weights

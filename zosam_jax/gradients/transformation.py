@@ -211,6 +211,8 @@ def as_transformation(
         seen = estimator(
             value_fn,
             params,
+            # The key depends on the count alone, so a restored state draws what the
+            # interrupted run would have drawn.
             key=jax.random.fold_in(jax.random.key(seed), state.step),
             step=state.step if optimizer_step is None else optimizer_step,
             masks=masks,
@@ -223,6 +225,7 @@ def as_transformation(
             # A weakly typed aux would change the state's type, and trace again.
             aux = jax.tree.map(lambda x: jax.lax.convert_element_type(x, x.dtype), aux)
         return seen.grad, EstimatorState(
+            # The count stays at its maximum instead of wrapping to negative steps.
             step=jnp.asarray(optax.safe_increment(state.step)),
             value=seen.value.astype(jnp.float32),
             aux=aux,

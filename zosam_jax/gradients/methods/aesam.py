@@ -100,6 +100,7 @@ def adaptive(
     ) -> tuple[jax.Array, Memory]:
         mean, variance = memory
         norm = tree.norm(tree.mask(look.estimate.grad, point.masks))
+        # All devices must take the same branch, so they share the statistic.
         square = point.devices.pool(jnp.square(norm.astype(jnp.float32)))
         mean = delta * mean + (1 - delta) * square
         variance = delta * variance + (1 - delta) * jnp.square(square - mean)

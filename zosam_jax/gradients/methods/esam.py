@@ -107,6 +107,7 @@ def on_random_weights(beta: Scalar, ascent: Ascent[L]) -> Ascent[L]:
     def look(point: Point, memory: Memory) -> L:
         seen = ascent.look(point, memory)
         drawn = tree.uniform_like(point.random(), point.params)
+        # The factor 1 / beta keeps the expected perturbation.
         kept = jax.tree.map(lambda u: jnp.where(u < beta, 1 / beta, 0.0), drawn)
         return dataclasses.replace(seen, factor=kept)
 
@@ -134,6 +135,7 @@ def on_sharpest_examples(gamma: float) -> Descent[ExampleLook]:
 
     def descend(point: Point, look: ExampleLook, params: Params) -> Estimate:
         losses_of, examples = point.losses.each, point.losses.examples
+        # A Python number: the number of examples is a shape of the compiled program.
         count = max(1, round(gamma * look.losses.size))
         moved, _ = losses_of(params, "descent", examples)
         _, chosen = jax.lax.top_k(moved - look.losses, count)

@@ -71,6 +71,8 @@ def against_momentum(decay: Scalar) -> Ascent[Look]:
 
     def look(point: Point, memory: Memory) -> Look:
         del point
+        # SGD steps along -v, so the perturbation is ahead on its path. Before the first
+        # step v is 0, and the gradient is taken at w.
         return Look(jax.tree.map(jnp.negative, memory), memory=memory)
 
     def learn(point: Point, memory: Memory, grad: Grads) -> Memory:

@@ -153,6 +153,7 @@ def masked_gradient(
         left_out = jnp.round(sparsity * _count(live)).astype(jnp.int32)
         held = Held(mask, live, _count(live) - left_out, count)
         vary = point.devices.vary
+        # Both branches must have one type inside `jax.shard_map`.
         mask, passes = jax.lax.cond(
             count % interval == 0,
             lambda: vary(change(point, seen.direction, held)),
@@ -182,6 +183,8 @@ def by_fisher(num_examples: int) -> Change:
             batch = jnp.arange(shape.size)
         front = batch[:num_examples]
 
+        # The Fisher information is the mean of squared gradients, not the square of the
+        # mean: each example needs a backward pass of its own.
         def squares(n: jax.Array) -> Grads:
             loss = lambda p: jnp.sum(losses_of(p, "ascent", n[None])[0])  # noqa: E731
             return jax.tree.map(jnp.square, wide(jax.grad(loss)(point.params)))

@@ -71,6 +71,8 @@ def averaged(theta: Scalar) -> Ascent[GradientLook]:
 
     def look(point: Point, memory: Memory) -> GradientLook:
         clean = exact_gradient(point.losses.ascent, point.params)
+        # The mean starts at 0. Its length needs no correction: only its direction is
+        # used.
         mean = average(memory, 1 - theta, clean.grad)
         return GradientLook(mean, clean, memory=mean)
 

@@ -136,6 +136,8 @@ def decoupled(
                 "zs.decoupled needs the two parts of zs.wsam(..., decouple=True): put "
                 "it directly behind zs.wsam in the chain, or use gradient= of sparsify."
             )
+        # The optimizer sees the gradient at w alone, so the sharpness does not enter
+        # its momentum or second moments.
         main, first = optimizer.update(updates.grad, state[0], params, **extra_args)
         beside, second = rate.update(updates.sharpness, state[1])
         total = jax.tree.map(lambda u, v: (u + v).astype(u.dtype), main, beside)
