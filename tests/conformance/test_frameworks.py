@@ -194,7 +194,11 @@ def agree(params, masks, method):
         np.testing.assert_allclose(w, e, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("method", zoo.METHODS)
+# Structured methods read the layout of kernels, and their own tests cover the layouts.
+UNSTRUCTURED = [m for m in zoo.METHODS if m not in ("srigl", "nm", "units")]
+
+
+@pytest.mark.parametrize("method", UNSTRUCTURED)
 @pytest.mark.parametrize("name", FRAMEWORKS)
 def test_every_method_trains_every_tree(name, method):
     params, masks, losses = trained(name, method)
@@ -203,7 +207,7 @@ def test_every_method_trains_every_tree(name, method):
         agree(params, masks, method)
 
 
-@pytest.mark.parametrize("method", zoo.METHODS)
+@pytest.mark.parametrize("method", UNSTRUCTURED)
 def test_nnx_optimizer(method):
     """NNX's own training step; it keeps the packed masks in variables."""
     model = NNXModel()

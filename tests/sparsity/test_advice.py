@@ -39,7 +39,7 @@ def test_other_fractions_in_per_cent_and_numbers_that_are_none():
     ("name", "options", "message"),
     [
         ("rigl", {"droop_fraction": 0.3}, "Did you mean 'drop_fraction'"),
-        ("rigl", {"by_sign": True}, "Known: 'interval'"),
+        ("rigl", {"by_sign": True}, "Known: .*'interval'"),
         ("set_", {"bysign": True}, "Did you mean 'by_sign'"),
         ("itop", {"growth": None}, "Did you mean 'grow'"),
         ("svite", {"intervall": 3}, "Did you mean 'interval'"),
