@@ -89,6 +89,10 @@ def reliability(bins: Bins) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     Returns:
       Three float64 arrays `[B]`: the fraction of all predictions, the mean confidence
       and the accuracy of each bin. The last two are NaN for an empty bin.
+
+    >>> share, confidence, accuracy = reliability(Bins(*np.array([[4], [3], [2]])))
+    >>> share.item(), confidence.item(), accuracy.item()
+    (1.0, 0.75, 0.5)
     """
     count, confidence, correct = (np.asarray(x, np.float64) for x in bins)
     nonzero = np.where(count > 0, count, np.nan)

@@ -29,6 +29,7 @@ class Results:
         """Adds a result and writes it to the file."""
         self._by_key[_text(result["key"])] = result
         self._file.write(files.line(result))
+        # At once, so that an interrupted evaluation keeps every set it finished.
         self._file.flush()
 
     def close(self) -> None:

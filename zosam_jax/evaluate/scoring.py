@@ -108,6 +108,7 @@ def score(
     zero = jnp.zeros((calibration.NUM_BINS,), jnp.float32)
     none = _Sums(jnp.zeros((), jnp.float32), calibration.Bins(zero, zero, zero))
     none = jax.device_put(none, experiment.replicated())
+    # One stream of batches over all sets, so that the threads never wait between two.
     missing = [key for key in keys if results.get(key) is None]
     jobs = itertools.chain.from_iterable(
         sets.batches(key["corruption"], key["severity"], size) for key in missing

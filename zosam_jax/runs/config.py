@@ -309,8 +309,12 @@ def differences(
     Args:
       old: A configuration as `dataclasses.asdict` or JSON gives it.
       new: The configuration to compare with it.
+
+    >>> differences({"rho": 0.05, "out": "a"}, {"rho": 0.1, "out": "b"})
+    {'rho': (0.05, 0.1)}
     """
 
+    # JSON has no tuples: what was written as one is read as a list.
     def plain(value: Any) -> Any:
         return list(value) if isinstance(value, tuple) else value
 

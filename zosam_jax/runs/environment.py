@@ -23,7 +23,11 @@ def versions() -> dict[str, str]:
 
 
 def machine() -> JSON:
-    """Returns the operating system and the number of CPUs of this machine."""
+    """Returns the operating system and the number of CPUs of this machine.
+
+    >>> list(machine())
+    ['platform', 'cpus']
+    """
     return {"platform": platform.platform(), "cpus": os.cpu_count()}
 
 

@@ -79,7 +79,14 @@ def write_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
 
 
 def line(record: Mapping[str, Any]) -> str:
-    """Returns an object as one line of a JSON Lines file."""
+    r"""Returns an object as one line of a JSON Lines file.
+
+    >>> line({"step": 4, "loss": 0.5})
+    '{"step": 4, "loss": 0.5}\n'
+
+    Raises:
+      ValueError: A value is NaN or infinite.
+    """
     return json.dumps(record, allow_nan=False) + "\n"
 
 
@@ -88,5 +95,6 @@ def _replace(path: Path, text: str) -> None:
     with temporary.open("w") as file:
         file.write(text)
         file.flush()
+        # Otherwise the new name may reach the disk before the contents do.
         os.fsync(file.fileno())
     os.replace(temporary, path)

@@ -151,6 +151,7 @@ def claim(config: RecordedConfig) -> Iterator[Path]:
     """
     folder = config.folder
     folder.mkdir(parents=True, exist_ok=True)
+    # The file stays: to delete a file that others may be about to lock is a race.
     with (folder / ".lock").open("a+") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -191,7 +191,11 @@ def display(log_every: float) -> Display:
 
 
 def figures(status: Status) -> str:
-    """Returns the figures of a status as one line of fewer than 80 characters."""
+    """Returns the figures of a status as one line of fewer than 80 characters.
+
+    >>> figures(Status(30, 120, 2, 8, 1.25, 0.5, None, 0.9, 1234.0, 60.0))
+    'loss 1.2500  train 50.00%  test      -  sparsity 90.00%  1,234 images/s'
+    """
     test = status.test_accuracy
     parts = [
         f"loss {status.loss:.4f}",

@@ -32,6 +32,10 @@ class RunRecord:
         Args:
           split: "train", "validation" or "test".
           figure: Name of the figure in `metrics.jsonl`, as "loss".
+
+        >>> line = {"step": 4, "epoch": 1, "split": "test", "loss": 0.5}
+        >>> RunRecord("mine", {}, [line], None).curve("test", "loss")
+        ([1], [0.5])
         """
         chosen = [r for r in self.metrics if r["split"] == split and figure in r]
         return [r["epoch"] for r in chosen], [r[figure] for r in chosen]
