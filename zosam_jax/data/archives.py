@@ -81,6 +81,11 @@ def every_tenth(on_progress: OnProgress, line: str, total: int) -> Report:
       on_progress: Called with the lines.
       line: Format of a line, with the fields `done` and `total`.
       total: The amount at the end.
+
+    >>> report = every_tenth(print, "{done} of {total}", 20)
+    >>> report(1)
+    >>> report(5)
+    5 of 20
     """
     reported = 0
 
@@ -302,7 +307,13 @@ def files_of(
 
 
 def check_label(name: str, label: str, known: set[str]) -> None:
-    """Raises `DatasetError` if the class of a file is not one of the known ones."""
+    """Raises `DatasetError` if the class of a file is not one of the known ones.
+
+    Args:
+      name: The file.
+      label: Its class.
+      known: The classes of the set.
+    """
     if label not in known:
         raise DatasetError(
             f"{name} is of the class {label!r}, which is not among TFDS's classes."

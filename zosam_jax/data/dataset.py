@@ -76,6 +76,9 @@ def channel_statistics(
 
     Args:
       images: uint8 `[N, H, W, C]`.
+
+    >>> channel_statistics(np.array([0, 255], np.uint8).reshape(1, 2, 1, 1))
+    ((0.5,), (0.5,))
     """
     levels = np.arange(256) / 255
     means, deviations = [], []

@@ -169,6 +169,9 @@ def center_crop(image: Image.Image, size: int, resize: int) -> Image.Image:
       image: The image.
       size: Side of the result in pixels.
       resize: Shorter side of the image before the crop in pixels, at least `size`.
+
+    >>> center_crop(Image.new("RGB", (400, 300)), size=224, resize=256).size
+    (224, 224)
     """
     width, height = image.size
     short = min(width, height)
@@ -179,6 +182,10 @@ def center_crop(image: Image.Image, size: int, resize: int) -> Image.Image:
 
 
 def pixels(image: Image.Image) -> np.ndarray:
-    """Returns the pixels of an image, uint8 `[H, W, C]`."""
+    """Returns the pixels of an image, uint8 `[H, W, C]`.
+
+    >>> pixels(Image.new("L", (3, 2))).shape
+    (2, 3, 1)
+    """
     array = np.asarray(image)
     return array[..., None] if array.ndim == 2 else array

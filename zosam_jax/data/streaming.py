@@ -269,13 +269,19 @@ def _bits(seed: int, *stream: int) -> np.random.PCG64:
 
 
 def _uniform(raw: np.ndarray) -> np.ndarray:
-    """Returns a number in [0, 1) for each 64 random bits."""
+    """Returns a number in [0, 1) for each 64 random bits.
+
+    >>> _uniform(np.array([0, 1 << 63], np.uint64))
+    array([0. , 0.5])
+    """
+    # A float64 holds 53 bits.
     return (raw >> np.uint64(11)) * 2.0**-53
 
 
 @functools.lru_cache(maxsize=2)
 def _order(seed: int, epoch: int, count: int) -> np.ndarray:
     """Returns the permutation of an epoch."""
+    # Sorting random numbers of 64 bits: two are equal once in 10^7 epochs of ImageNet.
     return np.argsort(_bits(seed, _ORDER, epoch).random_raw(count), kind="stable")
 
 

@@ -51,7 +51,7 @@ def check_name(
     Args:
       name: Name of a set, optionally with a configuration or version.
       data_dir: The TFDS data directory.
-      ours: Names to suggest before those of TFDS.
+      ours: Names to suggest before TFDS's.
     """
     plain = re.split("[/:]", name, maxsplit=1)[0]
     theirs = registered.list_imported_builders()
@@ -103,7 +103,11 @@ def _repair(name: str, data_dir: str | os.PathLike[str]) -> str:
 
 
 def command(name: str, data_dir: str | os.PathLike[str]) -> str:
-    """Returns the command that prepares a data set in `data_dir`."""
+    """Returns the command that prepares a data set in `data_dir`.
+
+    >>> command("cifar10", "my data")
+    "python -m zosam_jax data prepare cifar10 --data-dir 'my data'"
+    """
     words = ["python", "-m", "zosam_jax", "data", "prepare", name]
     return shlex.join([*words, "--data-dir", os.fspath(data_dir)])
 

@@ -75,7 +75,7 @@ def _conv(x: jax.Array, w: jax.Array, strides: Sizes, pads: Pads) -> jax.Array:
 
 # A convolution is bilinear: d conv(x, w) = conv(dx, w) + conv(x, dw). JAX makes the
 # gradient by transposing both terms, and the transpose of a convolution is another
-# convolution, whose layout follows from that of the term. So each term is written in
+# convolution, whose layout follows from the term's layout. So each term is written in
 # the layout whose transpose is _LAYOUT, on arrays with their axes moved accordingly:
 # - by x: HWIO kernels as HWOI, since the gradient swaps input and output channels;
 # - by w: batch and channels swapped in x and in the result, since the gradient sums

@@ -55,7 +55,7 @@ def batch_norm(
     """
     return nn.BatchNorm(
         use_running_average=not train,
-        momentum=0.9,
+        momentum=0.9,  # Flax weighs the old value with it; PyTorch the new one, 0.1.
         epsilon=1e-5,
         dtype=dtype,
         scale_init=nn.initializers.zeros if zero else nn.initializers.ones,
@@ -80,6 +80,7 @@ def pooled_logits(
     Returns:
       float32 `[N, K]`.
     """
+    # In bfloat16, a sum of many positions would lose the last bits of each.
     x = jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
     x = dropped(module, x, dropout, train)
     return nn.Dense(num_classes, kernel_init=HEAD_INIT, name="head")(x)
@@ -100,6 +101,7 @@ def dropped(module: nn.Module, x: jax.Array, rate: float, train: bool) -> jax.Ar
     """
     if not train or not rate:
         return x
+    # Scaled in training, so that evaluation needs no factor.
     kept = jax.random.bernoulli(module.make_rng("dropout"), 1 - rate, x.shape)
     return jnp.where(kept, x / (1 - rate), 0)
 
@@ -128,6 +130,7 @@ def depth_factors(
     Returns:
       float32 `[B, branches, N]`.
     """
+    # Of NumPy, as constants of the program: JAX would compute them in each step.
     rates = np.linspace(0, rate, blocks)[:, None, None]
     # Flat: XLA:CPU takes ten times as long to compile a draw with three axes.
     drawn = jax.random.uniform(key, (examples * blocks * branches,))
@@ -154,7 +157,7 @@ def block_factors(
       x: The model's input, `[N, ...]`.
     """
     if not train or not rate:
-        return [None] * blocks
+        return [None] * blocks  # No key is used: evaluation needs none.
     key = module.make_rng("dropout")
     return list(depth_factors(key, rate, blocks, branches, x.shape[0]))
 

@@ -60,6 +60,7 @@ class _Block(nn.Module):
         return nn.relu(x + layers.scaled(y, factors, 0))
 
     def _normed(self, y: jax.Array, train: bool, number: int, last: bool) -> jax.Array:
+        # A last scale of 0 makes the block its shortcut. The sum comes before the ReLU.
         zero = last and self.zero_init_residual
         y = layers.batch_norm(train, self.dtype, f"norm{number}", zero=zero)(y)
         return y if last else nn.relu(y)
@@ -68,7 +69,7 @@ class _Block(nn.Module):
 class BasicBlock(_Block):
     """`relu(norm2(conv2(relu(norm1(conv1(x))))) + shortcut(x))` with 3x3 convolutions.
 
-    The stride is that of `conv1`.
+    `conv1` has the stride.
     """
 
     @nn.compact
@@ -92,8 +93,8 @@ class BasicBlock(_Block):
 class Bottleneck(_Block):
     """Convolutions 1x1, 3x3 and 1x1; the last one has `4 * channels` channels.
 
-    The stride is that of the 3x3 convolution ("v1.5"), as in the published weights. In
-    the paper it is that of the first convolution.
+    The 3x3 convolution has the stride ("v1.5"), as in the published weights. In the
+    paper, the first convolution has it.
     """
 
     @nn.compact

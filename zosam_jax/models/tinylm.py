@@ -86,6 +86,7 @@ class TinyLM(nn.Module):
             block = Block(
                 self.heads,
                 self.dtype,
+                # The variances of all 2 depth branches add up to one kernel's.
                 out_init=nn.initializers.normal(0.02 / (2 * self.depth) ** 0.5),
                 dropout=self.dropout,
                 is_causal=True,

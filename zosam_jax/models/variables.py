@@ -48,9 +48,11 @@ def initialize(
         )
     for size in image_shape:
         _check.whole("image_shape", size)
+    # An rbg key has four words, and a threefry key two: four are drawn.
     bits = jax.random.bits(key, (4,), jnp.uint32)
     rbg_key = jax.random.wrap_key_data(bits, impl="rbg")
     dtype = jnp.float32 if len(image_shape) == 3 else jnp.int32
+    # Initial values depend on the shape of an example only.
     x = jnp.zeros((1, *image_shape), dtype)
     variables = jax.jit(lambda k: model.init(k, x, train=False))(rbg_key)
     model_state = dict(variables)
@@ -85,10 +87,10 @@ def intermediates(
       x: A batch, `[N, H, W, C]` or `[N, T]`.
 
     Returns:
-      `{path: array}` in the order of the first calls. Paths are those of the
-      parameters, as "stage1_block0/conv1", and "output" is the model's own output. The
-      outputs of a layer that is called several times, or has several outputs, are at
-      `path/0`, `path/1`, ...
+      `{path: array}` in the order of the first calls. Paths are the
+      parameters' paths, as "stage1_block0/conv1", and "output" is the model's own
+      output. The outputs of a layer that is called several times, or has several
+      outputs, are at `path/0`, `path/1`, ...
     """
     _, state = model.apply(
         variables, x, train=False, capture_intermediates=True, mutable=["intermediates"]

@@ -61,6 +61,7 @@ def heads_and_width(width: float) -> tuple[int, int]:
     >>> heads_and_width(2)
     (6, 384)
     """
+    # A head has D / heads features, which must be whole.
     heads = max(1, round(HEADS * width))
     return heads, heads * max(1, round(WIDTH * width / heads))
 
@@ -154,6 +155,7 @@ class ViT(nn.Module):
             )
             x = block(x, train, factors[i])
         x = nn.LayerNorm(dtype=self.dtype, name="norm")(x)
+        # No class token: the mean over tokens takes its place (arXiv:2205.01580).
         x = jnp.mean(x, axis=1, dtype=jnp.float32)
         return nn.Dense(self.num_classes, kernel_init=KERNEL_INIT, name="head")(x)
 

@@ -49,6 +49,7 @@ class WideBlock(nn.Module):
         y = layers.dropped(self, y, self.dropout, train)
         y = layers.conv(self.channels, 3, 1, self.dtype, "conv2")(y)
         if self.stride != 1 or x.shape[-1] != self.channels:
+            # From the normalized input: x itself grows from block to block.
             x = layers.conv(self.channels, 1, self.stride, self.dtype, "shortcut")(a)
         return x + layers.scaled(y, factors, 0)
 

@@ -34,7 +34,18 @@ class Box(NamedTuple):
 
 
 def inside(box: Box, height: int, width: int) -> jax.Array:
-    """Returns which pixels lie in the box, bool `[..., height, width]`."""
+    """Returns which pixels lie in the box, bool `[..., height, width]`.
+
+    Args:
+      box: One box, or a box for each image.
+      height: Number of rows of the image.
+      width: Number of columns of the image.
+
+    >>> box = Box(*jnp.array([1, 0, 1, 2]))
+    >>> inside(box, 2, 3).astype(int)
+    Array([[0, 0, 0],
+           [1, 1, 0]], dtype=int32)
+    """
 
     def span(first: jax.Array, length: jax.Array, size: int) -> jax.Array:
         offset = jnp.arange(size) - first[..., None]
@@ -82,6 +93,7 @@ def draw(
     draws = jax.random.uniform(for_shape, (2 * n * _ATTEMPTS,))
     draws = draws.reshape(2, n, _ATTEMPTS)
     target = height * width * (area[0] + (area[1] - area[0]) * draws[0])
+    # Uniform in the logarithm: a shape is as likely as the same one on its side.
     low, high = (math.log(bound) for bound in aspect)
     ratio = jnp.exp(low + (high - low) * draws[1])
     rows = jnp.round(jnp.sqrt(target * ratio)).astype(jnp.int32)
@@ -91,6 +103,7 @@ def draw(
     chosen = jnp.where(fits.any(1), fits.argmax(1), _ATTEMPTS - 1)[:, None]
     rows = jnp.minimum(jnp.take_along_axis(rows, chosen, 1)[:, 0], most[0])
     columns = jnp.minimum(jnp.take_along_axis(columns, chosen, 1)[:, 0], most[1])
+    # A position for each image: the bounds of an integer draw may be arrays.
     limits = jnp.stack([height - rows + 1, width - columns + 1])
     top, left = jax.random.randint(for_place, (2, n), 0, limits)
     return Box(top, left, rows, columns), fits.any(1)

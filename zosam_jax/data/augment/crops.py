@@ -137,6 +137,7 @@ def evaluation_crop(
     _check.one_of("interpolation", interpolation, _KERNELS)
     _check.number("share", share, above=0, most=1)
     _, height, width, _ = images.shape
+    # Rounded down, and the crop's place half to even, as torchvision does.
     shorter = int(size / share)
     zero = jnp.zeros(1, jnp.int32)
     both = []
@@ -176,16 +177,20 @@ def _weights(
     """
     radius, kernel = _KERNELS[interpolation]
     first, scale = first[:, None, None], (length / size)[:, None, None]
+    # Pixels are areas, and their centers lie at halves. A kernel that is narrower than
+    # the step would skip pixels: it widens with the scale.
     centre = (jnp.arange(size)[:, None] + 0.5) * scale
     offset = jnp.arange(limit) - first
     distance = jnp.abs(offset + 0.5 - centre) / jnp.maximum(scale, 1)
     within = (offset >= 0) & (offset < length[:, None, None]) & (distance < radius)
     weights = jnp.where(within, kernel(distance), 0)
+    # At the window's edge a part of the kernel is missing.
     return weights / weights.sum(-1, keepdims=True)
 
 
 def _resample(images: Array, down: jax.Array, across: jax.Array) -> jax.Array:
     """Returns uint8 images after products with both matrices of `_weights`."""
+    # The default of TPUs and GPUs (bfloat16, TF32) has too few bits for 256 levels.
     precise = jax.lax.Precision.HIGHEST
     n = len(images)
     across, down = (jnp.broadcast_to(x, (n, *x.shape[1:])) for x in (across, down))

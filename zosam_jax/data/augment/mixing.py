@@ -54,6 +54,7 @@ def cutmix_parameters(key: Key, shape: tuple[int, ...], alpha: float = 1.0) -> C
     for_area, for_centre = jax.random.split(key)
     weight = mixup_parameters(for_area, alpha)
     size = jnp.array([height, width])
+    # Two roundings, as in the published code: the sides are even.
     half = jnp.floor(jnp.sqrt(1 - weight) * size).astype(jnp.int32) // 2
     centre = jax.random.randint(for_centre, (2,), 0, size)
     first = jnp.maximum(centre - half, 0)
@@ -110,6 +111,7 @@ def mixup_or_cutmix(
     Returns:
       float32 `[N, H, W, C]`.
     """
+    # With a weight for each pixel, CutMix is a mixup.
     own = 1 - boxes.inside(box, *images.shape[1:3]).astype(jnp.float32)
     return _mix(images, jnp.where(use_cutmix, own, weight)[..., None])
 
@@ -130,6 +132,10 @@ def mix_labels(targets: Array, weight: Scalar, num_classes: int) -> jax.Array:
 
     Returns:
       float32 `[N, K]`. The sums of rows are unchanged.
+
+    >>> mix_labels(jnp.array([0, 1]), 0.75, 2)
+    Array([[0.75, 0.25],
+           [0.25, 0.75]], dtype=float32)
     """
     return _mix(one_hot(targets, num_classes), weight)
 
@@ -138,6 +144,9 @@ def one_hot(targets: Array, num_classes: int) -> jax.Array:
     """Returns integer labels one-hot, float32 with a new last axis of K classes.
 
     Labels of a floating type are soft labels and are returned unchanged.
+
+    >>> one_hot(jnp.array([2]), 3)
+    Array([[0., 0., 1.]], dtype=float32)
     """
     if jnp.issubdtype(targets.dtype, jnp.floating):
         return jnp.asarray(targets, jnp.float32)

@@ -51,7 +51,11 @@ def cutout(images: Array, box: Box, mean: tuple[float, ...] | None = None) -> ja
 
 
 def levels(mean: tuple[float, ...]) -> jax.Array:
-    """Returns the level nearest to the mean of each channel, uint8 `[C]`."""
+    """Returns the level nearest to the mean of each channel, uint8 `[C]`.
+
+    >>> levels((0.5, 0.1))
+    Array([128,  26], dtype=uint8)
+    """
     return jnp.array([round(255 * m) for m in mean], jnp.uint8)
 
 
@@ -79,7 +83,7 @@ def erasing_parameters(
     With `probability`, an image has a box. Its fraction of the area is uniform, height
     / width is log-uniform, and the position is uniform within the image. A box as high
     or as wide as the image is drawn again, up to ten attempts in all; after that the
-    image is unchanged. The defaults are those of timm and DeiT (`reprob`).
+    image is unchanged. The defaults are timm's and DeiT's (`reprob`).
 
     Args:
       key: A random key.
@@ -93,6 +97,7 @@ def erasing_parameters(
     most = height - 1, width - 1
     box, fits = boxes.draw(for_box, n, height, width, area, aspect, 0, most)
     erased = fits & (jax.random.uniform(for_choice, (n,)) < probability)
+    # An empty box erases nothing: one shape for all images, without a branch.
     rows, columns = (jnp.where(erased, x, 0) for x in (box.height, box.width))
     # Flat for a faster compilation, as in `boxes.draw`.
     noise = jax.random.normal(for_noise, (math.prod(shape),), jnp.float32)

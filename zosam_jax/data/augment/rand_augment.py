@@ -75,7 +75,7 @@ def randaugment_parameters(
     layers: int = 2,
     probability: float = 0.5,
 ) -> RandAugment:
-    """Returns random operations for `randaugment`. The defaults are those of DeiT.
+    """Returns random operations for `randaugment`. The defaults are DeiT's.
 
     Args:
       key: A random key.
@@ -304,6 +304,7 @@ def _equalize(pixels: jax.Array) -> jax.Array:
     counts = counts.reshape(256, channels)
     level = jnp.arange(256)[:, None]
     last = jnp.max(jnp.where(counts > 0, level, 0), 0, keepdims=True)
+    # The pixels of the highest level do not count, so that it maps to 255.
     step = (size - jnp.take_along_axis(counts, last, 0)) // 255
     below = jnp.cumsum(counts, 0) - counts
     table = (step // 2 + below) // jnp.maximum(step, 1)
@@ -315,6 +316,7 @@ def _enhance(image: jax.Array, layer: RandAugment) -> jax.Array:
     factor = jnp.maximum(0.1, 1 + 0.9 * (layer.sign * layer.magnitude / 10))
     image = image.astype(jnp.int32)
     grey = _grey(image)
+    # The mean, rounded half up without a division of floats.
     mean = (2 * grey.sum() + grey.size) // (2 * grey.size)
     versions = {
         "color": jnp.broadcast_to(grey, image.shape),
@@ -331,6 +333,7 @@ def _grey(image: jax.Array) -> jax.Array:
     """Returns the luma of ITU-R 601-2, `[H, W, 1]`, in Pillow's integer arithmetic."""
     if image.shape[-1] == 1:
         return image
+    # The weights 0.299, 0.587 and 0.114 in units of 2^-16.
     luma = image @ jnp.array([19595, 38470, 7471])
     return ((luma + (1 << 15)) >> 16)[..., None]
 

@@ -32,7 +32,9 @@ def zoom(x: np.ndarray, factor: float) -> np.ndarray:
         part = int(np.ceil(size / factor))
         length = round(part * factor)
         place = np.arange(size) + (length - size) // 2
+        # n pixels have n - 1 gaps: the ends fall onto the ends.
         place = place * (part - 1) / max(length - 1, 1)
+        # The last pixel has none to its right; it ends the gap before it.
         left = np.minimum(place.astype(int), max(part - 2, 0))
         share = np.expand_dims(place - left, tuple(range(1, 4 - axis)))
         left += (size - part) // 2
@@ -53,6 +55,11 @@ def disk(radius: float, sigma: float) -> np.ndarray:
     Args:
       radius: In pixels.
       sigma: Standard deviation of the smoothing, in pixels.
+
+    >>> disk(1.0, 0.1).round(2)
+    array([[0. , 0.2, 0. ],
+           [0.2, 0.2, 0.2],
+           [0. , 0.2, 0. ]])
     """
     reach = int(max(radius, 8))
     grid = np.arange(-reach, reach + 1) ** 2
@@ -64,6 +71,7 @@ def disk(radius: float, sigma: float) -> np.ndarray:
         kernel = ndimage.correlate1d(
             kernel, weights / weights.sum(), axis, mode="mirror"
         )
+    # Taps this small change no level, and each would cost a shift of all images.
     kernel[kernel < 1e-12] = 0
     used = np.flatnonzero(kernel.max(0))
     return kernel[used[0] : used[-1] + 1, used[0] : used[-1] + 1]
@@ -74,7 +82,13 @@ _MANY_TAPS = 64
 
 
 def defocus_blur(x: np.ndarray, rngs: Rngs, c: tuple[float, float]) -> np.ndarray:
-    """Returns x correlated with `disk(*c)`, mirrored at the centers of edge pixels."""
+    """Returns x correlated with `disk(*c)`, mirrored at the centers of edge pixels.
+
+    Args:
+      x: Images, float64 `[N, H, W, C]` in [0, 1].
+      rngs: Unused: nothing is drawn.
+      c: Radius of the disk and standard deviation of its smoothing, in pixels.
+    """
     del rngs
     kernel = disk(*c)
     reach = len(kernel) // 2
@@ -82,6 +96,7 @@ def defocus_blur(x: np.ndarray, rngs: Rngs, c: tuple[float, float]) -> np.ndarra
     wide = np.pad(x, ((0, 0), (reach, reach), (reach, reach), (0, 0)), "reflect")
     if np.count_nonzero(kernel) > _MANY_TAPS:
         sizes = wide.shape[1:3]
+        # The conjugate: a correlation, where the plain product is a convolution.
         transform = np.conj(np.fft.rfft2(kernel, sizes))[..., None]
         product = np.fft.rfft2(wide, axes=(1, 2)) * transform
         return np.fft.irfft2(product, sizes, axes=(1, 2))[:, :height, :width]
@@ -99,9 +114,15 @@ def glass_blur(x: np.ndarray, rngs: Rngs, c: tuple[float, int, int]) -> np.ndarr
     pixel at most c1 rows and columns away. c0 is the standard deviation of both
     smoothings, in pixels. (The paper describes a swap of the two pixels. The published
     code copies, since its swap overwrites the value that it would copy back.)
+
+    Args:
+      x: Images, float64 `[N, H, W, C]` in [0, 1].
+      rngs: A random generator for each image.
+      c: Standard deviation and largest displacement, in pixels, and number of passes.
     """
     sigma, reach, passes = c
     n, height, width, channels = x.shape
+    # The published code moves the pixels of an 8-bit image.
     x = np.floor(smooth(x, sigma) * 255 + ROUNDING) / 255
     rows = np.arange(reach + 1, height - reach + 1)
     columns = np.arange(reach + 1, width - reach + 1)
@@ -168,6 +189,7 @@ def motion(
     reach = len(distance)
     wide = np.pad(x, ((0, 0), (reach, reach), (reach, reach), (0, 0)), "edge")
     out = np.zeros_like(x)
+    # `ceil(v - 0.5)` rounds halves down, as ImageMagick does.
     for image, target, angle in zip(wide, out, np.deg2rad(angles), strict=True):
         down = np.ceil(distance * np.sin(angle) - 0.5).astype(int) + reach
         right = np.ceil(distance * np.cos(angle) - 0.5).astype(int) + reach
@@ -177,12 +199,24 @@ def motion(
 
 
 def motion_blur(x: np.ndarray, rngs: Rngs, c: tuple[float, float]) -> np.ndarray:
-    """Returns x after `motion` in a random direction from -45 to 45 degrees."""
+    """Returns x after `motion` in a random direction from -45 to 45 degrees.
+
+    Args:
+      x: Images, float64 `[N, H, W, C]` in [0, 1].
+      rngs: A random generator for each image.
+      c: Radius and standard deviation of `motion`, in pixels.
+    """
     return motion(x, draw(rngs, lambda rng: rng.uniform(-45, 45)), *c)
 
 
 def zoom_blur(x: np.ndarray, rngs: Rngs, c: tuple[float, float]) -> np.ndarray:
-    """Returns the mean of x and of x enlarged by 1, 1 + c1, ..., below c0."""
+    """Returns the mean of x and of x enlarged by 1, 1 + c1, ..., below c0.
+
+    Args:
+      x: Images, float64 `[N, H, W, C]` in [0, 1].
+      rngs: Unused: nothing is drawn.
+      c: End and step of the factors.
+    """
     del rngs
     factors = np.arange(1, *c)
     total = x.copy()
@@ -192,6 +226,12 @@ def zoom_blur(x: np.ndarray, rngs: Rngs, c: tuple[float, float]) -> np.ndarray:
 
 
 def gaussian_blur(x: np.ndarray, rngs: Rngs, c: float) -> np.ndarray:
-    """Returns x after a Gaussian filter of standard deviation c, in pixels."""
+    """Returns x after a Gaussian filter of standard deviation c, in pixels.
+
+    Args:
+      x: Images, float64 `[N, H, W, C]` in [0, 1].
+      rngs: Unused: nothing is drawn.
+      c: Standard deviation, in pixels.
+    """
     del rngs
     return smooth(x, c)

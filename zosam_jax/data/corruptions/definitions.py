@@ -1,8 +1,8 @@
 """The table of corruptions: the published definitions by severity, and `corrupt`.
 
-The parameters are those of the code that made the published sets (arXiv:1903.12261,
-github.com/hendrycks/robustness at 8190fe3). Lengths are in pixels, except those of
-`elastic_transform`, which are fractions of the image's side. To add a corruption, write
+The parameters come from the code that made the published sets (arXiv:1903.12261,
+github.com/hendrycks/robustness at 8190fe3). Lengths are in pixels. The lengths of
+`elastic_transform` are fractions of the image's side. To add a corruption, write
 its function into the module of its group and add a row to `CORRUPTIONS`.
 """
 

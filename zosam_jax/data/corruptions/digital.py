@@ -15,7 +15,16 @@ from zosam_jax.data.corruptions.noise import Rngs, draw
 
 
 def contrast(x: np.ndarray, rngs: Rngs, c: float) -> np.ndarray:
-    """Returns `c (x - m) + m`; m is the mean of each channel of an image."""
+    """Returns `c (x - m) + m`; m is the mean of each channel of an image.
+
+    Args:
+      x: Images, float64 `[N, H, W, C]` in [0, 1].
+      rngs: Unused: nothing is drawn.
+      c: Factor of the contrast.
+
+    >>> contrast(np.array([0.0, 1.0]).reshape(1, 1, 2, 1), [], 0.5).ravel()
+    array([0.25, 0.75])
+    """
     del rngs
     mean = x.mean((1, 2), keepdims=True)
     return (x - mean) * c + mean
@@ -30,6 +39,11 @@ def elastic_transform(
     coordinate. The displacement is uniform noise in [-1, 1], smoothed by a Gaussian of
     standard deviation c1 and multiplied by c0. All three are fractions of the shorter
     side. Interpolation is linear.
+
+    Args:
+      x: Images, float64 `[N, H, W, C]` in [0, 1].
+      rngs: A random generator for each image.
+      c: Amplitude and smoothing of the displacement, and largest shift of a corner.
     """
     n, height, width, _ = x.shape
     side = min(height, width)
@@ -68,12 +82,14 @@ def _filter(size: int, sigma: float) -> np.ndarray:
 
 def _mirror(i: np.ndarray, size: int) -> np.ndarray:
     """Returns indices mirrored at the centers of the edge pixels (d c b | a b c d)."""
+    # The mirrored axis repeats; its edge pixels stand once in a period.
     i = i % max(2 * size - 2, 1)
     return np.minimum(i, 2 * size - 2 - i)
 
 
 def _reflect(i: np.ndarray, size: int) -> np.ndarray:
     """Returns indices mirrored at the outer edges (c b a | a b c)."""
+    # Here edge pixels stand twice in a period.
     i = i % (2 * size)
     return np.minimum(i, 2 * size - 1 - i)
 
@@ -95,6 +111,7 @@ def _sample(
     n, height, width, channels = x.shape
     flat = x.reshape(-1, channels)
     first = np.arange(n)[:, None, None] * (height * width)
+    # Four neighbors, weighted by the area of the opposite rectangle.
     top, left = np.floor(y), np.floor(x_)
     out = np.zeros_like(x)
     for row, weight in ((top, top + 1 - y), (top + 1, y - top)):
@@ -118,7 +135,13 @@ def _by_pillow(
 
 
 def pixelate(x: np.ndarray, rngs: Rngs, c: float) -> np.ndarray:
-    """Returns x reduced to c times its size and enlarged again, with box filters."""
+    """Returns x reduced to c times its size and enlarged again, with box filters.
+
+    Args:
+      x: Images, float64 `[N, H, W, C]` in [0, 1].
+      rngs: Unused: nothing is drawn.
+      c: Factor of the resolution, in (0, 1].
+    """
     del rngs
     height, width = x.shape[1:3]
     small = (max(int(width * c), 1), max(int(height * c), 1))
@@ -130,6 +153,11 @@ def jpeg_compression(x: np.ndarray, rngs: Rngs, c: int) -> np.ndarray:
     """Returns x after compression as JPEG of quality c (1 to 95) by Pillow.
 
     Pillow's encoder (libjpeg) halves the resolution of color, as in the published sets.
+
+    Args:
+      x: Images, float64 `[N, H, W, C]` in [0, 1].
+      rngs: Unused: nothing is drawn.
+      c: Quality, from 1 to 95.
     """
     del rngs
 
@@ -146,6 +174,14 @@ def saturate(x: np.ndarray, rngs: Rngs, c: tuple[float, float]) -> np.ndarray:
 
     At fixed hue and value V, `V - x` is proportional to the saturation. By the
     convention of HSV, the hue of a gray pixel is red.
+
+    Args:
+      x: Images, float64 `[N, H, W, C]` in [0, 1].
+      rngs: Unused: nothing is drawn.
+      c: Factor of the saturation, and what is added to it.
+
+    >>> saturate(np.array([[[[0.8, 0.4, 0.4]]]]), [], (0.5, 0)).ravel()
+    array([0.8, 0.6, 0.6])
     """
     del rngs
     value = x.max(-1, keepdims=True)

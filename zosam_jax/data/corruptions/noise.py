@@ -30,12 +30,18 @@ def generator(seed: int, name: str, severity: int, index: int) -> np.random.Gene
       severity: From 1 to 5.
       index: Index of the image in its set, below 2^29.
     """
+    # Philox is counter-based: keys that differ in one bit give independent streams.
     word = zlib.crc32(name.encode()) << 32 | severity << 29 | index
     return np.random.Generator(np.random.Philox(key=word << 64 | seed))
 
 
 def draw(rngs: Rngs, one: Callable[[np.random.Generator], ArrayLike]) -> np.ndarray:
-    """Returns the draws of all images, `one(rng)` for each, stacked."""
+    """Returns the draws of all images, `one(rng)` for each, stacked.
+
+    >>> rngs = [generator(0, "snow", 1, index) for index in range(3)]
+    >>> draw(rngs, lambda rng: rng.uniform(size=(8, 8))).shape
+    (3, 8, 8)
+    """
     return np.stack([one(rng) for rng in rngs])
 
 
@@ -44,22 +50,46 @@ def _normal(rngs: Rngs, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def gaussian_noise(x: np.ndarray, rngs: Rngs, c: float) -> np.ndarray:
-    """Returns `x + c z` for standard normal z."""
+    """Returns `x + c z` for standard normal z.
+
+    Args:
+      x: Images, float64 `[N, H, W, C]` in [0, 1].
+      rngs: A random generator for each image.
+      c: Standard deviation.
+    """
     return x + c * _normal(rngs, x.shape[1:])
 
 
 def shot_noise(x: np.ndarray, rngs: Rngs, c: float) -> np.ndarray:
-    """Returns `Poisson(c x) / c`; c is the photon count of a white pixel."""
+    """Returns `Poisson(c x) / c`; c is the photon count of a white pixel.
+
+    Args:
+      x: Images, float64 `[N, H, W, C]` in [0, 1].
+      rngs: A random generator for each image.
+      c: Photon count of a white pixel.
+    """
     counts = [rng.poisson(image) for rng, image in zip(rngs, c * x, strict=True)]
     return np.stack(counts) / c
 
 
 def impulse_noise(x: np.ndarray, rngs: Rngs, c: float) -> np.ndarray:
-    """Returns x with a fraction c of its values replaced by 0 or 1, equally often."""
+    """Returns x with a fraction c of its values replaced by 0 or 1, equally often.
+
+    Args:
+      x: Images, float64 `[N, H, W, C]` in [0, 1].
+      rngs: A random generator for each image.
+      c: Fraction of the values.
+    """
     u = draw(rngs, lambda rng: rng.random(x.shape[1:]))
     return np.where(u < c / 2, 0.0, np.where(u < c, 1.0, x))
 
 
 def speckle_noise(x: np.ndarray, rngs: Rngs, c: float) -> np.ndarray:
-    """Returns `x + c x z` for standard normal z."""
+    """Returns `x + c x z` for standard normal z.
+
+    Args:
+      x: Images, float64 `[N, H, W, C]` in [0, 1].
+      rngs: A random generator for each image.
+      c: Standard deviation, relative to x.
+    """
     return x + c * x * _normal(rngs, x.shape[1:])

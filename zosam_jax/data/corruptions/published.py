@@ -117,7 +117,7 @@ def load(
     _check.one_of("severity", severity, SEVERITIES)
     if dataset not in RELEASED:
         raise DatasetError(
-            f"no corrupted set of {dataset} is published (only those of "
+            f"no corrupted set of {dataset} is published (only of "
             f"{', '.join(RELEASED)}). Its corruptions can be generated."
         )
     released = RELEASED[dataset]

@@ -37,6 +37,11 @@ def snow(x: np.ndarray, rngs: Rngs, c: tuple[float, ...]) -> np.ndarray:
     and blurred by `motion` with radius c4 and standard deviation c5 in a random
     direction from -135 to -45 degrees. They are added twice: as they are, and rotated
     by 180 degrees.
+
+    Args:
+      x: Images, float64 `[N, H, W, C]` in [0, 1].
+      rngs: A random generator for each image.
+      c: The seven parameters above.
     """
     mean, deviation, factor, threshold, radius, sigma, share = c
     shape = x.shape[1:3]
@@ -65,6 +70,7 @@ def plasma(rngs: Rngs, shape: tuple[int, ...], decay: float) -> np.ndarray:
     """
     height, width = shape
     size = 1 << (max(shape) - 1).bit_length()
+    # One draw for all rounds: every point but the first gets one number.
     noise = draw(rngs, lambda rng: rng.uniform(-1, 1, size * size - 1))
     field = np.zeros((len(noise), size, size))
     used, step, amplitude = 0, size, 100.0
@@ -76,6 +82,7 @@ def plasma(rngs: Rngs, shape: tuple[int, ...], decay: float) -> np.ndarray:
         field[:, rows, columns] = total / 4 + amplitude**2 * wobble
         used += count
 
+    # `np.roll` closes the torus: every point has four neighbors.
     while step >= 2:
         on, off = slice(0, size, step), slice(step // 2, size, step)
         corners = field[:, on, on]
@@ -94,8 +101,15 @@ def plasma(rngs: Rngs, shape: tuple[int, ...], decay: float) -> np.ndarray:
 
 
 def fog(x: np.ndarray, rngs: Rngs, c: tuple[float, float]) -> np.ndarray:
-    """Returns `(x + c0 p) m / (m + c0)`: p is `plasma`, m the image's maximum."""
+    """Returns `(x + c0 p) m / (m + c0)`: p is `plasma`, m the image's maximum.
+
+    Args:
+      x: Images, float64 `[N, H, W, C]` in [0, 1].
+      rngs: A random generator for each image.
+      c: Weight of the fog, and decay of its details in `plasma`.
+    """
     strength, decay = c
+    # The last factor gives an image back its range, whatever the weight of the fog.
     top = x.max((1, 2, 3), keepdims=True)
     clouds = plasma(rngs, x.shape[1:3], decay)[..., None]
     return (x + strength * clouds) * top / (top + strength)
@@ -197,11 +211,17 @@ def frost_standin(x: np.ndarray, rngs: Rngs, c: tuple[float, float]) -> np.ndarr
     f is `plasma` without decay, which has details of all sizes, with the brightness,
     contrast and tint of crops of the published photographs. It has no ice crystals, and
     accuracies under it are not comparable with those under the published corruption.
+
+    Args:
+      x: Images, float64 `[N, H, W, C]` in [0, 1].
+      rngs: A random generator for each image.
+      c: Weights of the image and of the texture.
     """
     grey = draw(rngs, lambda rng: rng.uniform(*_FROST_GREY))
     contrast = draw(rngs, lambda rng: rng.uniform(*_FROST_DEVIATION))
     tint = draw(rngs, lambda rng: rng.uniform(0, 2))[:, None] * _FROST_TINT
     texture = plasma(rngs, x.shape[1:3], 1.0)
+    # Standardized first: the drawn contrast and gray are then exact.
     texture -= texture.mean((1, 2), keepdims=True)
     texture *= (contrast / texture.std((1, 2)))[:, None, None]
     layer = (texture + grey[:, None, None])[..., None] + tint[:, None, None]
@@ -212,8 +232,17 @@ def brightness(x: np.ndarray, rngs: Rngs, c: float) -> np.ndarray:
     """Returns x with c added to its value (of HSV), at most 1.
 
     At fixed hue and saturation, all channels are proportional to the value.
+
+    Args:
+      x: Images, float64 `[N, H, W, C]` in [0, 1].
+      rngs: Unused: nothing is drawn.
+      c: Added to the value.
+
+    >>> brightness(np.array([[[[0.2, 0.1, 0.0]]]]), [], 0.2).ravel()
+    array([0.4, 0.2, 0. ])
     """
     del rngs
+    # Black has no hue: all its channels become c.
     value = x.max(-1, keepdims=True)
     target = np.minimum(value + c, 1)
     return np.where(value > 0, x * (target / np.where(value > 0, value, 1)), target)
@@ -230,6 +259,11 @@ def spatter(x: np.ndarray, rngs: Rngs, c: tuple[float, ...]) -> np.ndarray:
     Gaussian of standard deviation c2, is at least c3. Water is shaded by `_water` and
     multiplied by c4. The opacity of mud is smoothed by a Gaussian of standard deviation
     c4, and values below 0.8 become 0.
+
+    Args:
+      x: Images, float64 `[N, H, W, C]` in [0, 1].
+      rngs: A random generator for each image.
+      c: The six parameters above.
     """
     mean, deviation, sigma, threshold, strength, is_mud = c
     shape = x.shape[1:3]
@@ -248,7 +282,7 @@ def spatter(x: np.ndarray, rngs: Rngs, c: tuple[float, ...]) -> np.ndarray:
 def _water(drops: np.ndarray) -> np.ndarray:
     """Returns the light on drops of water, `[H, W]` from 0 to 1.
 
-    The steps are those of the published code: the distance to the nearest edge of a
+    As in the published code: the distance to the nearest edge of a
     drop (at most 20 pixels), a 3x3 mean, histogram equalization, an emboss filter, a
     3x3 mean, and the product with the drops. The distance is exact here, and OpenCV
     approximates it. Equalization uses the order of the distances only.
@@ -260,6 +294,8 @@ def _water(drops: np.ndarray) -> np.ndarray:
     distance = np.full(drops.shape, 20.0)
     if edges.any():
         distance = np.minimum(np.asarray(ndimage.distance_transform_edt(~edges)), 20)
+    # The distances are whole levels in the published code; the margin keeps a mean of
+    # equal ones from falling to the level below.
     levels = np.floor(ndimage.uniform_filter(distance, 3, mode="mirror") + 1e-9)
     levels = _equalized(levels.astype(int))
     emboss = np.array([[-2, -1, 0], [-1, 1, 1], [0, 1, 2]])
@@ -275,6 +311,7 @@ def _equalized(levels: np.ndarray) -> np.ndarray:
     rest = levels.size - counts[lowest]
     if rest == 0:
         return levels.astype(float)
+    # OpenCV maps the lowest level to 0 and spreads the others by their ranks.
     above = np.cumsum(counts) - counts[lowest]
     return np.rint(np.clip(above[levels] * (255 / rest), 0, 255))
 

@@ -28,7 +28,13 @@ def urls(builder: Builder) -> tuple[str, ...]:
 
 
 def read(builder: Builder, paths: Paths, on_progress: OnProgress) -> Splits:
-    """Returns the examples of CIFAR-10 or CIFAR-100, and sets the builder's classes."""
+    """Returns the examples of CIFAR-10 or CIFAR-100, and sets the builder's classes.
+
+    Args:
+      builder: TFDS's builder of the set.
+      paths: The archives, by their addresses.
+      on_progress: Called with lines of text.
+    """
     layout = builder._cifar_info
     files = {}
     with tarfile.open(paths[layout.url]) as tar:

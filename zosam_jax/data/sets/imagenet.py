@@ -29,6 +29,11 @@ def read_imagenet(builder: Builder, paths: Paths, on_progress: OnProgress) -> Sp
 
     The training archive has a tar file for each class. The validation archive has
     images only; TFDS contains their labels in the order of the images' names.
+
+    Args:
+      builder: TFDS's builder of the set.
+      paths: The archives, by their addresses.
+      on_progress: Called with lines of text.
     """
     train, validation = (paths[url] for url in sorted(paths))
     tick = reading(on_progress, [train, validation])
@@ -82,7 +87,13 @@ def imagenette_urls(builder: Builder) -> tuple[str, ...]:
 
 
 def read_imagenette(builder: Builder, paths: Paths, on_progress: OnProgress) -> Splits:
-    """Returns the examples of Imagenette: DIRECTORY/train/CLASS/IMAGE, and val."""
+    """Returns the examples of Imagenette: DIRECTORY/train/CLASS/IMAGE, and val.
+
+    Args:
+      builder: TFDS's builder of the set.
+      paths: The archives, by their addresses.
+      on_progress: Called with lines of text.
+    """
     (path,) = paths.values()
     tick = reading(on_progress, [path, path])
     known = set(builder.info.features["label"].names)

@@ -24,7 +24,13 @@ def urls(builder: Builder) -> tuple[str, ...]:
 
 
 def read(builder: Builder, paths: Paths, on_progress: OnProgress) -> Splits:
-    """Returns the examples of the pets."""
+    """Returns the examples of the pets.
+
+    Args:
+      builder: Unused: the archives say everything.
+      paths: The archives, by their addresses.
+      on_progress: Called with lines of text.
+    """
     del builder
     annotations, images = (paths[url] for url in sorted(paths))
     notes = {
