@@ -26,7 +26,12 @@ Budget = Callable[[Mapping[str, Shape], float], Mapping[str, float]]
 
 
 def uniform(shapes: Mapping[str, Shape], sparsity: float) -> dict[str, float]:
-    """Returns the same density, `1 - sparsity`, for every layer."""
+    """Returns the same density, `1 - sparsity`, for every layer.
+
+    Args:
+      shapes: `{path: shape}` of the sparse leaves.
+      sparsity: Fraction of pruned weights over all of them, in [0, 1].
+    """
     return dict.fromkeys(shapes, 1.0 - sparsity)
 
 
@@ -38,6 +43,12 @@ def erk(shapes: Mapping[str, Shape], sparsity: float) -> dict[str, float]:
 
     The :math:`n_{l,k}` are the lengths of the axes of layer l, and epsilon is chosen
     to reach the total sparsity. A layer without entries has density 1.
+
+    Example:
+      >>> from zosam_jax.sparsity import budgets
+      >>> found = budgets.erk({"square": (10, 10), "tall": (100, 10)}, 0.8)
+      >>> {path: round(density, 3) for path, density in found.items()}
+      {'square': 0.338, 'tall': 0.186}
 
     Raises:
       ValueError: `sparsity` is not in [0, 1].
@@ -72,6 +83,8 @@ def _scaled(
     only if the budget that is left is larger than the layer.
     """
     _check.number("sparsity", sparsity, least=0, most=1)
+    # All layers of the largest weight become dense together. One at a time would give
+    # layers of equal shape different densities.
     sizes = {path: math.prod(shape) for path, shape in shapes.items()}
     weights = {path: weight(shapes[path]) for path in shapes if sizes[path]}
     left = (1.0 - sparsity) * sum(sizes.values())
@@ -254,6 +267,7 @@ class Global(NamedTuple):
         return select_globally(scores, candidates, _total(counts))
 
 
+# A sum that starts at 0 would add an operation to the compiled program.
 def _total(counts: Sequence[jax.typing.ArrayLike] | jax.Array) -> jax.typing.ArrayLike:
     if isinstance(counts, jax.Array):
         return counts.sum()
@@ -343,6 +357,12 @@ def exact_counts(
 
     Raises:
       ValueError: The total is too small for one weight in every layer.
+
+    Example:
+      >>> from zosam_jax.sparsity import budgets
+      >>> shapes, densities = {"a": (7, 1), "b": (7, 1)}, {"a": 0.5, "b": 0.5}
+      >>> budgets.exact_counts(shapes, densities, 0.5)
+      {'a': 4, 'b': 3}
     """
     sizes = {path: math.prod(shape) for path, shape in shapes.items()}
     total = _kept(sum(sizes.values()), sparsity)

@@ -44,7 +44,14 @@ class MaskBudget(Protocol):
         counts: Sequence[jax.typing.ArrayLike] | jax.Array | None = None,
         candidates: Sequence[jax.Array] | None = None,
     ) -> list[jax.Array]:
-        """Returns the masks of the highest scores."""
+        """Returns the masks of the highest scores.
+
+        Args:
+          leaves: The sparse leaves.
+          scores: Scores of each leaf.
+          counts: How many to select of each; by default `self.counts`.
+          candidates: Masks of what may be selected; by default everything.
+        """
         ...
 
 

@@ -101,7 +101,14 @@ class SparseLeaves:
 
 
 def live_counts(masks: Sequence[jax.Array]) -> jax.Array:
-    """Returns the number of live weights of each mask, int32 `[leaves]`."""
+    """Returns the number of live weights of each mask, int32 `[leaves]`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from zosam_jax.sparsity.leaves import live_counts
+      >>> print(live_counts([jnp.array([True, False, True]), jnp.array([False])]))
+      [2 0]
+    """
     return jnp.stack([jnp.sum(m, dtype=jnp.int32) for m in masks])
 
 
@@ -121,6 +128,13 @@ def sparse_leaves(params: Params, dense: DenseRule = ()) -> SparseLeaves:
     Raises:
       ValueError: A pattern matches no leaf, two leaves have the same path, or no leaf
         is left.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from zosam_jax.sparsity.leaves import sparse_leaves
+      >>> params = {"bias": jnp.zeros(2), "body": jnp.ones((3, 2)), "head": jnp.eye(2)}
+      >>> sparse_leaves(params, dense="head").paths
+      ('body',)
     """
     paths = tree.paths(params)
     if len(set(paths)) < len(paths):
@@ -146,7 +160,19 @@ def _is_kernel(shape: Shape) -> bool:
 
 
 def named(rule: DenseRule, path: str, shape: Shape) -> bool:
-    """Returns whether a rule names a leaf."""
+    """Returns whether a rule names a leaf.
+
+    Args:
+      rule: Glob patterns, functions `(path, shape) -> bool`, or a sequence of both.
+      path: Key path of the leaf, joined by `/`.
+      shape: Shape of the leaf.
+
+    Example:
+      >>> from zosam_jax.sparsity.leaves import first_layer, named
+      >>> rule = ("head/*", first_layer(3))
+      >>> named(rule, "stem/kernel", (3, 3, 3, 64)), named(rule, "body/kernel", (8, 8))
+      (True, False)
+    """
     return any(
         part(path, shape)
         if callable(part)
@@ -156,7 +182,13 @@ def named(rule: DenseRule, path: str, shape: Shape) -> bool:
 
 
 def check_rule(argument: str, rule: DenseRule, paths: Sequence[str]) -> None:
-    """Raises `ValueError` if a pattern of the rule matches none of the paths."""
+    """Raises `ValueError` if a pattern of the rule matches none of the paths.
+
+    Args:
+      argument: The argument's name, for the error.
+      rule: As in `named`; its functions are not checked.
+      paths: Key paths of all leaves.
+    """
     patterns = [part for part in _parts(rule) if not callable(part)]
     tree.matching(argument, patterns, paths)
 

@@ -79,6 +79,7 @@ def sparsity_of(masks: Masks | PackedMasks, params: Params | None = None) -> jax
 
 def restricted(grads: Grads, masks: Masks) -> Grads:
     """Returns the gradient with exact zeros where a mask is False."""
+    # Not `tree.mask`: it takes scalars too, and `either` compiles to faster code.
 
     def leaf(m: jax.Array, g: jax.Array) -> jax.Array:
         return g if tree.is_dense(m) else tree.either(m, g, jnp.zeros_like(g))
@@ -87,7 +88,21 @@ def restricted(grads: Grads, masks: Masks) -> Grads:
 
 
 def landing(updates: Grads, params: Params, masks: Masks) -> Grads:
-    """Returns updates with which `params + updates` is 0 where a mask is False."""
+    """Returns updates with which `params + updates` is 0 where a mask is False.
+
+    Args:
+      updates: Pytree of arrays, of the optimizer.
+      params: Tree like `updates`.
+      masks: Mask tree.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from zosam_jax.sparsity.mask_trees import landing
+      >>> w, live = jnp.array([1.0, 2.0]), jnp.array([True, False])
+      >>> print(w + landing(jnp.array([0.5, 0.5]), w, live))
+      [1.5 0. ]
+    """
+    # -p is exact, and p + (-p) is 0 in every dtype. `(p + u) * m - p` would round.
 
     def leaf(m: jax.Array, u: jax.Array, p: jax.Array) -> jax.Array:
         return u if tree.is_dense(m) else tree.either(m, u, -p)

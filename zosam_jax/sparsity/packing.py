@@ -56,6 +56,12 @@ def unpack(masks: Masks | PackedMasks) -> Masks:
     Args:
       masks: What `pack` returned, or its shapes (`jax.ShapeDtypeStruct`). A mask tree
         is returned unchanged.
+
+    Example:
+      >>> import jax.numpy as jnp, zosam_jax as zs
+      >>> packed = zs.sparsity.pack({"w": jnp.array([True, False, True])})
+      >>> print(zs.sparsity.unpack(packed)["w"])
+      [ True False  True]
     """
     if not isinstance(masks, PackedMasks):
         return masks

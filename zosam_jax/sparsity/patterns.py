@@ -138,6 +138,11 @@ def axis_of(axis: Axis, path: str, shape: Shape) -> int:
 
     Raises:
       ValueError: The leaf has no such axis.
+
+    Example:
+      >>> from zosam_jax.sparsity.patterns import axis_of
+      >>> axis_of(-2, "kernel", (3, 3, 16, 32))
+      2
     """
     index = axis(path, shape) if callable(axis) else axis
     if not -len(shape) <= index < len(shape):
@@ -163,9 +168,17 @@ def best_of_groups(
 
     Returns:
       Boolean array in the shape of the leaf: True where selected.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from zosam_jax.sparsity.patterns import Pattern, best_of_groups
+      >>> score = jnp.array([3.0, 1.0, 2.0, 4.0])
+      >>> print(best_of_groups(Pattern(1, 2, 0), "w", score, score > 0))
+      [ True False False  True]
     """
     axis = axis_of(pattern.axis, path, score.shape)
     shape = (*score.shape[:axis], -1, pattern.m, *score.shape[axis + 1 :])
+    # A group that kept more than n cannot be: masks before the change obey the pattern.
     counts: jax.typing.ArrayLike = pattern.n
     if taken is not None:
         there = jnp.sum(taken.reshape(shape), axis + 1, keepdims=True, dtype=jnp.int32)

@@ -143,6 +143,7 @@ def prune_and_grow(
         dropping = _drop_scores(drop, leaves, params, grads, drop_key)
         sizes = jnp.asarray(leaves.sizes, jnp.int32)
         kept_counts, live, own = quota(Census(step, sizes, memory, dropping, masks))
+        # Ties go to the lower index in all three, so that devices never disagree.
         if across:
             kept = select_globally(dropping, masks, jnp.sum(kept_counts))
             live = live_counts(kept)
@@ -154,6 +155,7 @@ def prune_and_grow(
         if grow is not None:
             growing = leaves.of(grow(params, grads, grow_key))
             if not regrow:
+                # Lowest, not excluded: the count must be met if there is no other.
                 growing = [
                     jnp.where(m, -jnp.inf, s)
                     for m, s in zip(masks, growing, strict=True)

@@ -23,6 +23,12 @@ def periodic(interval: int, stop: float, start: int | None = None) -> Fires:
       interval: Steps between two changes.
       stop: All changes are before this step.
       start: Step of the first change; by default `interval`.
+
+    Example:
+      >>> from zosam_jax.sparsity import schedules
+      >>> fires = schedules.periodic(10, stop=25)
+      >>> [step for step in range(40) if fires(step)]
+      [10, 20]
     """
     first = interval if start is None else start
     return lambda step: (
@@ -37,6 +43,11 @@ def cosine(peak: float, steps: float, end: float = 0.0) -> Fraction:
       peak: p, the value at step 0.
       steps: T.
       end: e, the value at step T and after.
+
+    Example:
+      >>> from zosam_jax.sparsity import schedules
+      >>> print(f"{schedules.cosine(0.3, 100)(50):.2f}")
+      0.15
     """
 
     def schedule(step: jax.Array) -> jax.Array:
@@ -54,6 +65,11 @@ def cubic_steps(total: int, interval: int, start: float, stop: float) -> list[in
       interval: Steps between two prunings.
       start: The first is at `start * total`, rounded up.
       stop: The last is not after `stop * total`.
+
+    Example:
+      >>> from zosam_jax.sparsity import schedules
+      >>> schedules.cubic_steps(100, 20, start=0.2, stop=0.75)
+      [20, 40, 60]
     """
     # 0.07 * 100 is 7.000000000000001, and 0.29 * 100 is 28.999999999999996.
     begin, end = round(start * total, 6), round(stop * total, 6)

@@ -19,20 +19,47 @@ Score = Callable[[Params, Grads | None, Key], PyTree]
 
 
 def magnitude(params: Params, grads: Grads | None, key: Key) -> PyTree:
-    """Returns |w|."""
+    """Returns |w|.
+
+    Args:
+      params: Pytree of arrays, w.
+      grads: Not used.
+      key: Not used.
+
+    Example:
+      >>> import jax.numpy as jnp, zosam_jax as zs
+      >>> print(zs.sparsity.scores.magnitude(jnp.array([-2.0, 1.0]), None, None))
+      [2. 1.]
+    """
     del grads, key
     return jax.tree.map(jnp.abs, params)
 
 
 def gradient(params: Params, grads: Grads | None, key: Key) -> PyTree:
-    """Returns |dL/dw|, for pruned weights too; RigL grows by it (arXiv:1911.11134)."""
+    """Returns |dL/dw|, for pruned weights too; RigL grows by it (arXiv:1911.11134).
+
+    Args:
+      params: Not used.
+      grads: Tree like the parameters, dL/dw.
+      key: Not used.
+    """
     del params, key
     return jax.tree.map(jnp.abs, grads)
 
 
 def saliency(params: Params, grads: Grads | None, key: Key) -> PyTree:
-    """Returns |w dL/dw|, SNIP's connection sensitivity (arXiv:1810.02340, eq. 4)."""
+    """Returns |w dL/dw|, SNIP's connection sensitivity (arXiv:1810.02340, eq. 4).
+
+    Args:
+      params: Pytree of arrays, w.
+      grads: Tree like `params`, dL/dw.
+      key: Not used.
+
+    Returns:
+      A tree like `params`, float32.
+    """
     del key
+    # In float32: products of bfloat16 numbers often tie, and ties are cut by the index.
     return jax.tree.map(
         lambda w, g: jnp.abs(w.astype(jnp.float32) * g.astype(jnp.float32)),
         params,
@@ -41,7 +68,16 @@ def saliency(params: Params, grads: Grads | None, key: Key) -> PyTree:
 
 
 def random(params: Params, grads: Grads | None, key: Key) -> PyTree:
-    """Returns independent numbers, uniform in [0, 1)."""
+    """Returns independent numbers, uniform in [0, 1).
+
+    Args:
+      params: Pytree of arrays; only its structure and shapes are read.
+      grads: Not used.
+      key: PRNG key of the draw.
+
+    Returns:
+      A tree like `params`, float32.
+    """
     del grads
     return tree.uniform_like(key, params)
 

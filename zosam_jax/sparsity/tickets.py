@@ -48,6 +48,7 @@ def ticket_sparsities(sparsity: float, rounds: int) -> tuple[float, ...]:
     """
     _check.number("sparsity", sparsity, least=0, below=1)
     _check.whole("rounds", rounds)
+    # log1p and expm1 keep small sparsities; the last is returned as it was given.
     rate = math.log1p(-sparsity) / rounds
     between = (min(-math.expm1(j * rate), sparsity) for j in range(1, rounds))
     return (0.0, *between, float(sparsity))
@@ -205,6 +206,7 @@ def early_bird(*, window: int = 5, tolerance: float = 0.1) -> EarlyBird:
             for new, old in pairs
             if not tree.is_dense(new)
         )
+        # The first epoch has no mask before it. Its distance never meets a tolerance.
         newest = jnp.where(state.epochs == 0, _NONE, newest)
         changed = jnp.append(state.changed[1:], newest)
         bound = math.ceil(tolerance * _entries(masks))

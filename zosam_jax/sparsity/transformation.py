@@ -163,6 +163,7 @@ def sparsify(
             return step(grads, state, masks, params, extra_args)
 
         count, mean = state.accumulated
+        # A running mean: a sum of many bfloat16 gradients could overflow.
         mean = jax.tree.map(lambda m, g: m + (g - m) / (count + 1), mean, grads)
         emit = count + 1 == accumulate_steps
 
@@ -278,6 +279,7 @@ class _Step:
             new = tree.where(tree.all_finite(grads), new, before)
         if not self.straight_through:
             changed = jax.tree.map(jnp.logical_xor, new.masks, old)
+            # By the optimizer's own `init`: zeros are not always its first state.
             fresh = self.inner.init(tree.mask(params, new.masks))
             moments = reset_moments(state.inner, fresh, changed)
             state = state._replace(inner=moments)

@@ -93,6 +93,7 @@ def dsr(
 
     def quota(census: Census) -> tuple[jax.Array, jax.Array, PyTree]:
         memory, limit = census.memory, census.memory.rule
+        # A count against H instead of a sort: DSR's point was the cost of sorting.
         above = [
             jnp.sum(m & (s.astype(jnp.float32) >= limit), dtype=jnp.int32)
             for m, s in zip(census.masks, census.ranked, strict=True)
@@ -144,6 +145,13 @@ def share_out(total: jax.Array, weights: jax.Array, room: jax.Array) -> jax.Arra
 
     Returns:
       int32 `[layers]`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from zosam_jax.sparsity.methods.dsr import share_out
+      >>> weights, room = jnp.array([1, 1, 2]), jnp.array([9, 9, 3])
+      >>> print(share_out(jnp.int32(8), weights, room))
+      [3 2 3]
     """
 
     def unfinished(given: jax.Array) -> jax.Array:

@@ -69,6 +69,8 @@ def gmp(
     def quota(census: Census) -> tuple[jax.Array, jax.Array, PyTree]:
         done = progress(census.step)
         surplus = census.sizes - census.memory.target
+        # The pruned number is rounded, and not the kept one, so that the last step can
+        # be exact: there `surplus` itself is taken.
         pruned = jnp.round(done * surplus).astype(jnp.int32)
         # float32 may round a large product up.
         pruned = jnp.where(done < 1, jnp.minimum(pruned, surplus), surplus)
@@ -90,6 +92,7 @@ def gmp(
 
 def _mean_pruned(steps: list[int], total: int) -> float:
     """Returns pruned / finally pruned weights, averaged over the training."""
+    # Each share holds from its pruning to the next one, the last to the end.
     ends = [*steps[1:], total]
     shares = [
         1 - (1 - (s - steps[0]) / max(steps[-1] - steps[0], 1)) ** 3 for s in steps

@@ -20,13 +20,20 @@ def grasp_scores(
 ) -> PyTree:
     """Returns theta * (H g) for the sparse leaves, and 0 for dense ones.
 
-    g and H are those of the sparse leaves alone, in float32 or wider: what counts is
+    g and H are taken over the sparse leaves alone, in float32 or wider: what counts is
     the flow through weights that may be pruned. Batches pass one after another.
 
     Args:
       params: Pytree of arrays.
       losses: One function `params -> loss` for each batch.
       dense: Leaves that stay dense; see `sparse_leaves`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from zosam_jax.sparsity.methods.grasp import grasp_scores
+      >>> w = jnp.array([[1.0, 2.0]])  # For L = w^2 / 2, H = 1 and g = w.
+      >>> print(grasp_scores(w, [lambda w: 0.5 * jnp.sum(w**2)]))
+      [[1. 4.]]
     """
     leaves = sparse_leaves(params, dense)
     theta, rebuild = sparse_part(params, leaves)

@@ -76,6 +76,7 @@ def mest(
     ends = jnp.asarray(last, jnp.float32)
     regular = schedules.periodic(interval, total_steps, start=0)
     final_change = math.ceil(last[-1]) if rows else 0
+    # The stages speak of the whole network. A layer of its own density scales both.
     cut = jnp.asarray([1 - (1 - low) / (1 - sparsity) for _, low, _ in rows] + [0.0])
     relaxed = [1 - high / sparsity if sparsity else 0.0 for _, _, high in rows]
     freed = jnp.asarray([*relaxed, 0.0])

@@ -22,5 +22,12 @@ def snip_scores(
       losses: One function `params -> loss` for each batch.
       key: For a random score.
       score: Another score of weight and gradient.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from zosam_jax.sparsity.methods.snip import snip_scores
+      >>> w = jnp.array([[-1.0, 2.0]])
+      >>> print(snip_scores(w, [lambda w: 3 * w.sum()], jax.random.key(0)))
+      [[3. 6.]]
     """
     return score(params, mean_gradient(losses, params), key)

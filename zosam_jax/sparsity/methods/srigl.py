@@ -107,6 +107,7 @@ def srigl(
     def arrange(proposal: Proposal) -> Sequence[jax.Array]:
         leaves = proposal.leaves
         axes = _axes(axis, leaves)
+        # Live or not: a neuron whose live weights have large gradients is salient too.
         pulled = select(proposal.growing, leaves.all_live(), list(proposal.grown))
         salient = [k | p for k, p in zip(proposal.kept, pulled, strict=True)]
         active = _active(proposal, salient, axes, gamma)
@@ -212,6 +213,8 @@ def _kept_first(kept: jax.Array, dropping: jax.Array, growing: jax.Array) -> jax
     positive. The bits of |dL/dw| are subtracted from those of infinity, and the sign is
     set: a negative number that rises with |dL/dw|. Exact below 2^127.
     """
+    # One search over one score instead of two, of which the second would depend on the
+    # result of the first.
     infinity, sign = jnp.uint32(0x7F800000), jnp.uint32(1 << 31)
     raised = jnp.minimum(_bits(dropping) + jnp.uint32(1 << 23), infinity)
     lowered = (infinity - _bits(growing)) | sign

@@ -18,7 +18,7 @@ from zosam_jax._types import Masks, Params, ValueFn
 from zosam_jax.sparsity.initial_masks import MaskBudget
 from zosam_jax.sparsity.leaves import DenseRule, SparseLeaves, sparse_leaves
 from zosam_jax.sparsity.methods.batch_losses import loss_of, mean, sparse_part
-from zosam_jax.sparsity.methods.flow import mantissa_and_exponent
+from zosam_jax.sparsity.methods.scaled_arithmetic import mantissa_and_exponent
 
 _Prune = Callable[[list[jax.Array], list[jax.Array], jax.Array], list[jax.Array]]
 
@@ -62,6 +62,7 @@ def synflow_masks(
         flow, ranked = shares_of_flow(value, live)
         return keep(ranked, masks, k), flows.at[k].set(flow)
 
+    # A loop, so that the network is compiled once and not once for each round.
     start = leaves.all_live(), jnp.zeros(rounds)
     masks, flows = jax.lax.fori_loop(0, rounds, prune, start)
     _check_flows(flows)
@@ -73,12 +74,21 @@ def shares_of_flow(
 ) -> tuple[jax.Array, list[jax.Array]]:
     """Returns log2(R), and `theta * dR/dtheta / R`, which has the order of the scores.
 
-    R itself may be beyond float32; see `flow`.
+    R itself may be beyond float32; see `scaled_arithmetic`.
 
     Args:
       value: `theta -> R`.
       theta: The sparse leaves, not negative.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from zosam_jax.sparsity.methods.synflow import shares_of_flow
+      >>> layers = [jnp.array([[1.0, 3.0]]), jnp.array([[1.0], [1.0]])]
+      >>> _, shares = shares_of_flow(lambda t: (t[0] @ t[1]).sum(), layers)
+      >>> print(shares[0])
+      [[0.25 0.75]]
     """
+    # R = m 2^e has the cotangent 1/m at m. It gives dR/dtheta / R, whatever e is.
     flow, pull_back, exponent = jax.vjp(
         lambda t: mantissa_and_exponent(value, t), theta, has_aux=True
     )
@@ -105,12 +115,14 @@ def _schedule(leaves: SparseLeaves, budget: MaskBudget, rounds: int) -> _Prune:
 def _falling(size: int, last: int, rounds: int) -> jax.Array:
     """Returns `size * (last/size)**(k/rounds)`, k = 1 to `rounds`, rounded to int32."""
     fraction = last / size
+    # On the host in float64: float32 would lose whole weights of a large layer.
     falling = [round(size * fraction ** (k / rounds)) for k in range(1, rounds)]
     return jnp.asarray([*(max(n, last) for n in falling), last], jnp.int32)
 
 
 def _check_flows(flows: jax.Array) -> None:
     """Raises `ValueError` unless R is positive in every round; `flows` is log2(R)."""
+    # Under jit R is not known, and a network without flow gives masks by index.
     if _check.is_traced(flows):
         return
     usable = np.isfinite(np.asarray(flows))

@@ -135,6 +135,7 @@ def units(
         chosen = select(ranked, [jnp.ones(x.shape, bool) for x in ranked], counts)
         kernels = _kernels(layers, params)
         masks = _spread(layers, chosen, kernels)
+        # Counts of weights, as other methods have them; units are counted from masks.
         live = live_counts(masks)
         # A copy: a donated state may not hold an array twice.
         return Topology(kernels.masks(masks), Memory(live, live + 0))
@@ -146,6 +147,7 @@ def units(
         leaves, slopes = jax.tree.leaves(params), jax.tree.leaves(grads)
         masks = _kernels(layers, params).of(topology.masks)
         live = [
+            # A unit is live if one of its outgoing weights is: all or none of them are.
             _by_unit(mask, layer.outgoing, layer.units) > 0
             for mask, layer in zip(masks, layers, strict=True)
         ]
@@ -211,6 +213,7 @@ def removable(
         for leaf in (layer.outgoing, *layer.incoming):
             size = shapes[leaf.place][leaf.axis]
             rows = np.repeat(live, size // layer.units)
+            # A leaf may lie behind one layer of units and before another.
             kept[leaf] = kept.get(leaf, True) & rows
     smaller = {leaf.place: list(shapes[leaf.place]) for leaf in kept}
     for leaf, rows in kept.items():
@@ -229,6 +232,7 @@ def _importance(
     """Returns the drop score of every unit, float32 `[units]`."""
     w, g = (x[layer.outgoing.place].astype(jnp.float32) for x in (leaves, slopes))
     if layer.drop == "taylor":
+        # The sum comes before the absolute value: effects of opposite sign cancel.
         return jnp.abs(_by_unit(w * g, layer.outgoing, layer.units))
     total = _norms(w, layer.outgoing, layer.units)
     for leaf in layer.incoming:

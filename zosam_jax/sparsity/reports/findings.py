@@ -162,6 +162,8 @@ class SparsityReport:
         sparse = self._forward([self._training(row) for row in self.rows])
         if dense is None or sparse is None:
             return None
+        # f_D - f_S once: the backward pass by the weights runs over all of them, while
+        # the forward pass and the backward pass by the activations stay sparse.
         every, extra = self.dense_gradient_every, 0.0
         if every is not None and self.passes[1]:
             extra = (dense - sparse) / (1 if every == 1 else every + 1)
@@ -169,6 +171,7 @@ class SparsityReport:
 
     def _passes(self) -> float:
         """Returns the cost of a step in forward passes."""
+        # A backward pass takes two products for each of the forward pass.
         return self.passes[0] + 3 * self.passes[1]
 
     def _forward(self, flops: list[float | None]) -> float | None:

@@ -107,6 +107,13 @@ def products(function: Callable[[Any], Any], params: Any) -> Products:
         padding counts like data, except that no zero counts if the input is dilated (a
         transposed convolution).
       params: Pytree of arrays or of `jax.ShapeDtypeStruct`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from zosam_jax.sparsity.reports.flops import products
+      >>> found = products(lambda w: jnp.ones((5, 4)) @ w, jnp.ones((4, 3)))
+      >>> found.macs, found.units
+      ([60], {0: KernelAxes(inputs=(0,), outputs=(1,), window=())})
     """
     leaves = jax.tree.leaves(params)
     jaxpr = jax.make_jaxpr(function)(params).jaxpr
@@ -163,6 +170,7 @@ class _Walk:
             return self._while(params, inputs)
         elif name == "cond":
             ran = [self.run(_open(b), inputs[1:]) for b in params["branches"]]
+            # An upper bound: which branch runs is not known when the program is traced.
             macs = max((macs for macs, _ in ran), key=lambda macs: macs.total())
             outputs = [_join(x) for x in zip(*(outs for _, outs in ran), strict=True)]
             return macs, outputs
@@ -173,6 +181,7 @@ class _Walk:
                     if name == "shard_map":  # Shapes inside are those of one device.
                         macs = _times(macs, params["mesh"].size)
                     return macs, outputs
+        # It has one output for each input, in order; others mix their inputs.
         if name == "optimization_barrier":
             return Counter(), inputs
         if not eqn.outvars:
@@ -194,6 +203,7 @@ class _Walk:
         macs, carry, out = self._loop(
             body, lambda carry: [*fixed, *carry, *slices], inputs[start:][:carries]
         )
+        # Stacked outputs have an axis more than the leaf had: no longer the leaf.
         stacked = [None if isinstance(x, _Weight) else x for x in out[carries:]]
         return _times(macs, eqn.params["length"]), [*carry, *stacked]
 
@@ -252,6 +262,7 @@ class _Walk:
         _, operand, weight = max(found)
         self.order.setdefault(weight.leaf)
         names = [tuple(weight.axes[d] for d in sorted(axes)) for axes in sides[operand]]
+        # A kernel that was reshaped on the way has axes that no longer are the leaf's.
         if len(weight.axes) == len(shapes[operand]) and not any(
             axis is None and size > 1
             for axis, size in zip(weight.axes, shapes[operand], strict=True)
@@ -271,8 +282,10 @@ class _Walk:
             return _ACTIVATION
         weights = [x for x in inputs if isinstance(x, _Weight)]
         if name == "div":
+            # A quotient is zero where its numerator is; 1 / w is not.
             weights = [x for x in inputs[:1] if isinstance(x, _Weight)]
         elif name in _SUMS:
+            # w + w' is no kernel; w + w of one leaf is zero where w is.
             same = len(weights) == len(inputs) and len({x.leaf for x in weights}) == 1
             weights = weights if same else []
         elif name not in _SCALED:
@@ -301,6 +314,7 @@ def _moved(
         source = dict(zip(params["broadcast_dimensions"], axes, strict=True))
         return tuple(source.get(d) for d in range(len(new)))
     if name in ("reshape", "squeeze"):
+        # Axes of length 1 may come and go. A reshape that merges axes loses them all.
         wide = [a for a, n in zip(axes, old, strict=True) if n != 1]
         if [n for n in old if n != 1] != [n for n in new if n != 1]:
             return (None,) * len(new)

@@ -51,7 +51,7 @@ def report(
     its update steps on top of the :math:`\Delta T` between them); and :math:`2 f_S +
     f_D` for STE. If the sparsity changes (`gmp`, `mest(soft=True)`), :math:`f_S` is at
     the mean density of each layer, which is computed from its final density. So give
-    the masks of the end of the training: those of a denser stage give too much. The
+    the masks of the end of the training: masks of a denser stage give too much. The
     cost of a criterion at initialization is not included.
 
     Args:
@@ -201,6 +201,7 @@ def _row(
                 "the present one too."
             )
         ever_live = weights if tree.is_dense(seen) else _count(seen)
+    # Without `forward`, the convention of Flax and Haiku.
     units = units or _usual_units(len(shape))
     return LeafReport(
         path,
@@ -234,11 +235,11 @@ def _fetched(mask: Any) -> Any:
 
 
 def _count(flags: Any) -> int:
-    # The count of a row fits int32; that of a whole leaf may not.
+    # The count of a row fits int32; the count of a whole leaf may not.
     return int(np.asarray(flags.sum(axis=-1, dtype=np.int32), np.int64).sum())
 
 
 def _unreached(mask: Any, axes: tuple[int, ...]) -> tuple[int, int]:
-    """Returns `(units, units without a live weight)`; `axes` are those of no unit."""
+    """Returns `(units, units without a live weight)`; all axes but `axes` are units."""
     reached = mask.any(axis=axes)
     return reached.size, int((~reached).sum())

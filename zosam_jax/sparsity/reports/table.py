@@ -160,5 +160,11 @@ def _short(count: float | None) -> str:
 
 
 def ratio(part: float | None, whole: float | None) -> float | None:
-    """Returns `part / whole`; None if one of them is not known."""
+    """Returns `part / whole`; None if one of them is not known.
+
+    Example:
+      >>> from zosam_jax.sparsity.reports.table import ratio
+      >>> ratio(1.0, 4.0), ratio(None, 4.0)
+      (0.25, None)
+    """
     return None if part is None or not whole else part / whole

@@ -1,4 +1,4 @@
-r"""Evaluates a network with a separate exponent for every array, for SynFlow.
+r"""Arithmetic with a separate exponent for every array, for SynFlow.
 
 SynFlow's R is about the product of the layers' gains, 1e60 for a deep network, which
 float32 cannot hold. So the result of every product is kept as :math:`m \, 2^e`, with
@@ -12,8 +12,8 @@ is a constant in differentiation, hence
     = \frac{1}{R} \frac{\partial R}{\partial \theta},
 
 and the cotangent of an array is about its share of the flow, divided by m. So neither
-the forward nor the backward pass leaves float32, whatever the depth, and the ranking is
-that of R.
+the forward nor the backward pass leaves float32, whatever the depth, and the ranking
+equals the ranking by R.
 
 This is exact for functions that commute with a positive factor. Other functions (`exp`,
 `tanh`, a division by activations) conserve no flow; they raise an error.
@@ -74,6 +74,14 @@ def mantissa_and_exponent(
 
     Raises:
       ValueError: The function applies an operation without a flow to activations.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from zosam_jax.sparsity.methods.scaled_arithmetic import mantissa_and_exponent
+      >>> big = [jnp.array([[2.0**60]])]
+      >>> m, e = mantissa_and_exponent(lambda t: (t[0] @ t[0] @ t[0])[0, 0], big)
+      >>> print(m, e)  # 2^180 = 0.5 * 2^181
+      0.5 181
     """
     closed = jax.make_jaxpr(function)(theta)
     (found,) = _run(closed.jaxpr, closed.consts, jax.tree.leaves(theta))
@@ -100,10 +108,12 @@ def _equation(eqn: Any, inputs: list[Any]) -> list[Any]:
             return _run(*body, inputs)
         # A single product with a custom derivative: the call is bound as a whole.
         name = body[0].eqns[0].primitive.name
+    # Of products the result is made normal anew, since here magnitudes multiply.
     if name in _PRODUCTS or (name == "mul" and all(kinds)):
         (product,) = _bind(eqn, [_mantissa(x) for x in inputs])
         exponents = [x.exponent for x in inputs if isinstance(x, _Scaled)]
         return [_normal(_Scaled(product, sum(exponents, start=jnp.int32(0))))]
+    # Weights, masks and constants alone are plain numbers until a product takes them.
     if not any(kinds):
         return _bind(eqn, inputs)
     if name in ("mul", "div") and not (name == "div" and kinds[1]):
@@ -113,6 +123,8 @@ def _equation(eqn: Any, inputs: list[Any]) -> list[Any]:
     if name in ("integer_pow", "square") and eqn.params.get("y", 2) > 0:
         found = _bind(eqn, [inputs[0].mantissa])
         return [_Scaled(found[0], eqn.params.get("y", 2) * inputs[0].exponent)]
+    # min(x, 6) does not scale with x. (max(x, 0) does, and any other constant of a max
+    # is aligned like a term of a sum.)
     saturates = name == "min" and not all(kinds)
     if name in _NO_FLOW or name in ("div", "integer_pow") or saturates:
         raise ValueError(
@@ -145,6 +157,7 @@ def _body(value: Any) -> tuple[Any, Sequence[Any]] | None:
 def _normal(x: Any) -> _Scaled:
     """Returns the same value with its largest mantissa in [1/2, 1)."""
     value, exponent = x if isinstance(x, _Scaled) else (jnp.asarray(x), jnp.int32(0))
+    # The exponent is a constant in differentiation, or its derivative would be added.
     top = jax.lax.stop_gradient(jnp.max(jnp.abs(value), initial=0))
     usable = (top > 0) & jnp.isfinite(top)
     # The exponent of a float32 is in bits 23 to 30, with an offset of 127.
@@ -159,6 +172,7 @@ def _aligned(inputs: Sequence[Any]) -> tuple[list[Any], jax.Array]:
     parts = [
         _normal(x) if not isinstance(x, _Scaled) and _is_float(x) else x for x in inputs
     ]
+    # To the largest, so that alignment underflows at worst and never overflows.
     exponents = [x.exponent for x in parts if isinstance(x, _Scaled)]
     largest = jnp.max(jnp.stack(exponents))
     return [
