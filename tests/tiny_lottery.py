@@ -11,7 +11,7 @@ import zosam_jax as zs
 from zosam_jax.lottery import LotteryConfig, run_lottery
 from zosam_jax.lottery.config import LotteryOptions
 from zosam_jax.runs.progress import Silent
-from zosam_jax.train import TrainConfig, build, loop
+from zosam_jax.train import TrainConfig, choices, loop
 from zosam_jax.train.checkpoint import Checkpoints
 
 
@@ -79,7 +79,7 @@ def spy(monkeypatch):
 def template():
     """Shapes of the state, the same in all rounds."""
     chosen = tiny_run.config("unused", method="ticket", gradient="backprop")
-    return tiny_run.prepare(chosen, method=build.ticket_method(chosen)).abstract
+    return tiny_run.prepare(chosen, method=choices.ticket_method(chosen)).abstract
 
 
 def state_at(path, step, template):

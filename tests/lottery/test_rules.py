@@ -23,7 +23,7 @@ from zosam_jax.train.objects import Objects
 def test_moments_start_at_zero_and_their_clocks_anew(name):
     """Rewinding the learning rate: schedules count on, bias corrections do not."""
     config = TrainConfig(optimizer=name, method="ticket", gradient="backprop")
-    given = Objects(method=build.ticket_method(config))
+    given = Objects(method=choices.ticket_method(config))
     chosen = choices.choose(config, method=given.method)
     tx = build.optimization(config, given, chosen, 100, jnp.zeros(())).optimizer
     params = {"w": jnp.arange(12.0).reshape(3, 4) - 5, "b": jnp.ones(4)}

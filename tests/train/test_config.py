@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from zosam_jax.runs import config
-from zosam_jax.train import PRESETS, TrainConfig, choices, preset
-from zosam_jax.train import optimizers as tables
+from zosam_jax.train import PRESETS, TrainConfig, choices, learning_rates, preset
 from zosam_jax.train.named_method import Needs
 
 
@@ -87,7 +86,7 @@ def test_the_sparsity_of_n_of_m_may_be_rounded():
 
 
 def test_each_choice_has_its_row_in_a_table():
-    assert set(config.SCHEDULES) == set(tables.SCHEDULES)
+    assert set(config.SCHEDULES) == set(learning_rates.SCHEDULES)
 
 
 @pytest.mark.quick
@@ -102,7 +101,7 @@ def test_presets():
     # Whole batches of 4096 in 1,281,167 images. arXiv:1911.11134, appendix; decay and
     # the blocks' start as in the authors' resnet_model.py.
     epoch = 1_281_167 // rigl.batch_size
-    rate = tables.learning_rate(rigl, epoch * rigl.epochs)
+    rate = learning_rates.schedule(rigl, epoch * rigl.epochs)
     for drop, (last, power) in enumerate([(30, 0), (70, 1), (90, 2)], start=1):
         found = [float(rate(last * epoch + i)) for i in (-1, 0)]
         assert found == pytest.approx([1.6 * 0.1**power, 1.6 * 0.1**drop], rel=1e-5)
@@ -134,18 +133,18 @@ def test_default_folder_names_what_is_trained():
 
 def test_learning_rates():
     c = TrainConfig(learning_rate=1.0, epochs=10, warmup_epochs=2)
-    cosine = tables.learning_rate(c, 100)
+    cosine = learning_rates.schedule(c, 100)
     assert float(cosine(0)) == 0
     assert float(cosine(10)) == pytest.approx(0.5)
     assert float(cosine(20)) == pytest.approx(1.0)
     assert float(cosine(60)) == pytest.approx(0.5)
     assert float(cosine(100)) == pytest.approx(0.0, abs=1e-7)
     c = dataclasses.replace(c, schedule="step", warmup_epochs=0)
-    step = tables.learning_rate(c, 100)
+    step = learning_rates.schedule(c, 100)
     values = [float(step(t)) for t in (0, 49, 50, 74, 75, 99)]
     assert values == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01])
     c = dataclasses.replace(c, schedule="constant")
-    assert float(tables.learning_rate(c, 100)(99)) == 1
+    assert float(learning_rates.schedule(c, 100)(99)) == 1
 
 
 def test_a_folder_of_data_is_one_folder_of_runs():

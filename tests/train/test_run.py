@@ -14,7 +14,7 @@ import tiny_run
 import zosam_jax as zs
 from zosam_jax.runs import folder, metrics
 from zosam_jax.runs.progress import Silent
-from zosam_jax.train import RunError, checkpoint, loop, optimizers, run
+from zosam_jax.train import RunError, checkpoint, learning_rates, loop, run
 from zosam_jax.train import step as steps
 from zosam_jax.train.checkpoint import Checkpoints
 
@@ -185,7 +185,7 @@ def test_the_step_is_traced_once(tmp_path, monkeypatch):
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, monkeypatch):
     """The seventh update is NaN, so the eighth loss is the first bad one."""
     broken = lambda c, *_: lambda t: jnp.where(t == 6, jnp.nan, c.learning_rate)  # noqa: E731
-    monkeypatch.setitem(optimizers.SCHEDULES, "constant", broken)
+    monkeypatch.setitem(learning_rates.SCHEDULES, "constant", broken)
     path = tmp_path / "run"
     with pytest.raises(RunError, match=r"not finite at step 8 \(epoch 2\)") as error:
         tiny_run.train(path, schedule="constant")

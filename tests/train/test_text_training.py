@@ -1,5 +1,7 @@
 """What recipes ask for, on tokens `[N, T]` in place of images."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -10,7 +12,7 @@ import tiny_run
 from zosam_jax.data.sets import text
 from zosam_jax.runs.errors import RunError
 from zosam_jax.train import batch as batches
-from zosam_jax.train import load_run, run
+from zosam_jax.train import loop, run
 from zosam_jax.train import loss as loss_
 
 LENGTH = 16
@@ -63,10 +65,8 @@ def test_labels_of_tokens_are_smoothed():
 def test_a_teachers_tokens_are_half_of_the_loss(tmp_path, monkeypatch):
     path = str(tmp_path / "teacher")
     run(tiny_run.config(path, **FIELDS), dataset=letters(), model=Bytes())
-    load = load_run.load
-    monkeypatch.setattr(
-        load_run, "load", lambda path, **rest: load(path, **{**rest, "model": Bytes()})
-    )
+    load = functools.partial(loop.load_teacher, model=Bytes())
+    monkeypatch.setattr(loop, "load_teacher", load)
     experiment = prepared(teacher=path).experiment
     assert experiment.teacher is not None
     net, variables = experiment.teacher

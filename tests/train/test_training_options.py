@@ -1,6 +1,7 @@
 """Options of training other than the gradient and the masks, each checked by hand."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -13,7 +14,15 @@ import tiny_run
 import zosam_jax as zs
 from zosam_jax import tree
 from zosam_jax.data.sets import text
-from zosam_jax.train import RunError, build, choices, load_run, loop, optimizers, run
+from zosam_jax.train import (
+    RunError,
+    build,
+    choices,
+    learning_rates,
+    load_run,
+    loop,
+    run,
+)
 from zosam_jax.train import loss as loss_
 from zosam_jax.train.objects import Objects
 
@@ -148,19 +157,19 @@ def test_the_radius_of_all_batches_of_a_step_is_that_of_its_rate(method):
 
 def test_milestones_and_the_end_of_the_cosine():
     config = tiny_run.config("x", schedule="step", milestones=(0.3, 0.7, 0.9))
-    rate = optimizers.learning_rate(config, 100)
+    rate = learning_rates.schedule(config, 100)
     found = [float(rate(t)) for t in (0, 29, 30, 69, 70, 89, 90, 99)]
     powers = np.array([0, 0, 1, 1, 2, 2, 3, 3])
     np.testing.assert_allclose(found, 0.1 * 0.1**powers, rtol=1e-6)
     config = tiny_run.config("x", final_learning_rate=0.004, epochs=10, warmup_epochs=1)
-    rate = optimizers.learning_rate(config, 100)
+    rate = learning_rates.schedule(config, 100)
     assert float(rate(5)) == pytest.approx(0.05)
     assert float(rate(100)) == pytest.approx(0.004)
     middle = 0.004 + (0.1 - 0.004) / 2
     assert float(rate(55)) == pytest.approx(middle, rel=1e-6)
     fields = {"schedule": "step", "epochs": 10, "warmup_epochs": 2}
     config = tiny_run.config("x", **fields, milestones=(0.3, 0.6))
-    rate = optimizers.learning_rate(config, 100)
+    rate = learning_rates.schedule(config, 100)
     found = [float(rate(t)) for t in (10, 20, 29, 30, 59, 60)]
     np.testing.assert_allclose(found, [0.05, 0.1, 0.1, 0.01, 0.01, 0.001], rtol=1e-6)
     with pytest.raises(ValueError, match="milestones"):
@@ -251,12 +260,8 @@ def teacher(tmp_path_factory):
 
 
 def test_a_teachers_classes_are_half_of_the_loss(teacher, monkeypatch):
-    load = load_run.load
-    monkeypatch.setattr(
-        load_run,
-        "load",
-        lambda path, **rest: load(path, **{**rest, "model": tiny_run.Net()}),
-    )
+    load = functools.partial(loop.load_teacher, model=tiny_run.Net())
+    monkeypatch.setattr(loop, "load_teacher", load)
     experiment = experiment_of(teacher=str(teacher))
     state = tiny_run.begin(experiment)
     images, labels, _ = tiny_run.batch(experiment, 0)

@@ -30,7 +30,7 @@ from zosam_jax.runs import files, folder
 from zosam_jax.runs.config import TrainConfig
 from zosam_jax.runs.files import JSON
 from zosam_jax.runs.progress import Display, Silent
-from zosam_jax.train import build, checkpoint, loop
+from zosam_jax.train import checkpoint, choices, loop
 from zosam_jax.train.compiled_run import CompiledRun
 from zosam_jax.train.experiment import Model
 from zosam_jax.train.objects import Objects
@@ -114,7 +114,7 @@ def run_lottery(
                 f"{config.folder} is finished already; --overwrite would start anew."
             )
             return LotteryResult(config.folder, "unchanged", done)
-    method = build.ticket_method(rounds[0])
+    method = choices.ticket_method(rounds[0])
     given = Objects(dataset, model, method, gradient, optimizer)
     compiled = loop.prepare(rounds[0], given)
     size = checkpoint.size_in_bytes(compiled.abstract)

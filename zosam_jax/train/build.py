@@ -18,8 +18,8 @@ from zosam_jax.data.augment import Augmentation
 from zosam_jax.gradients.methods.wsam import decoupled
 from zosam_jax.gradients.transformation import GradientEstimator
 from zosam_jax.runs.config import TrainConfig
-from zosam_jax.sparsity import SparseMethod, registry
-from zosam_jax.train import criteria, optimizers
+from zosam_jax.sparsity import SparseMethod
+from zosam_jax.train import criteria, learning_rates, optimizers
 from zosam_jax.train.experiment import Criterion, Experiment, Model
 from zosam_jax.train.named_method import Needs
 from zosam_jax.train.objects import Objects
@@ -152,7 +152,7 @@ def optimization(
         own = models.dense_paths(config.model)
     rate = None
     if given.optimizer is None:
-        rate = optimizers.learning_rate(config, total_steps)
+        rate = learning_rates.schedule(config, total_steps)
     gradient = _gradient(config, given, chosen, total_steps, rate, aux_like)
     rule = given.optimizer
     if rule is None:
@@ -239,19 +239,6 @@ def _optimizer(
     if accumulate_steps > 1:
         rule = optax.MultiSteps(rule, accumulate_steps).gradient_transformation()
     return optax.chain(gradient, rule)
-
-
-def ticket_method(config: TrainConfig) -> SparseMethod:
-    """Returns the sparse method of a lottery round: static masks, all live at first.
-
-    The state that a round starts from has its own masks.
-
-    Args:
-      config: Gives the parameters that stay dense.
-    """
-    own = models.dense_paths(config.model) if config.model in models.names() else ()
-    ticket = registry.METHODS["ticket"]
-    return ticket.make(**ticket.fixed, dense=(*own, *config.dense))
 
 
 def _model(

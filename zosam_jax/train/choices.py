@@ -124,6 +124,21 @@ def check(config: TrainConfig) -> None:
     choices.check_together(config, gradient, method)
 
 
+def ticket_method(config: TrainConfig) -> SparseMethod:
+    """Returns the sparse method of a lottery round: static masks, all live at first.
+
+    The state that a round starts from has its own masks.
+
+    Args:
+      config: Gives the parameters that stay dense.
+    """
+    from zosam_jax import models
+
+    own = models.dense_paths(config.model) if config.model in models.names() else ()
+    ticket = sparse_methods.METHODS["ticket"]
+    return ticket.make(**ticket.fixed, dense=(*own, *config.dense))
+
+
 def _direction_only() -> list[str]:
     """Returns the gradients whose ascent step gives a direction alone."""
     chosen = {name: _gradient(TrainConfig(gradient=name)) for name in gradients.METHODS}

@@ -7,8 +7,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import optax
 
 from zosam_jax import data
@@ -19,10 +17,10 @@ from zosam_jax.runs.errors import RunError
 from zosam_jax.runs.files import JSON
 from zosam_jax.runs.progress import Display, Silent
 from zosam_jax.sparsity import SparseMethod
-from zosam_jax.train import build, checkpoint, choices, load_run, objects
+from zosam_jax.train import build, checkpoint, choices, finished_run, objects, resume
 from zosam_jax.train.choices import Choices
 from zosam_jax.train.compiled_run import CompiledRun
-from zosam_jax.train.experiment import Experiment, Model
+from zosam_jax.train.experiment import Model, Teacher
 from zosam_jax.train.interruption import interruptions
 from zosam_jax.train.objects import Objects
 from zosam_jax.train.session import OnEpoch, Session, Setup
@@ -145,11 +143,43 @@ def prepare(
     try:
         experiment = build.experiment(config, given, chosen)
         if config.teacher is not None:
-            teacher = load_run.load_teacher(config, experiment.dataset)
+            teacher = load_teacher(config, experiment.dataset)
             experiment = dataclasses.replace(experiment, teacher=teacher)
         return CompiledRun(experiment)
     except ValueError as error:
         raise RunError(str(error)) from error
+
+
+def load_teacher(
+    config: TrainConfig,
+    dataset: data.Dataset | data.Streamed,
+    model: Model | None = None,
+) -> Teacher:
+    """Returns the network that a configuration names as its teacher.
+
+    Args:
+      config: The configuration; its `teacher` is a run folder.
+      dataset: The data set of the configuration.
+      model: The object that the teacher was given as its model.
+
+    Raises:
+      ValueError: The teacher was trained on another data set.
+      RunError: There is no such run, it is unfinished, or a file of it is damaged.
+    """
+    assert config.teacher is not None
+    found = finished_run.read(config.teacher)
+    if found.config.dataset != config.dataset:
+        raise ValueError(
+            f"teacher={config.teacher!r} was trained on {found.config.dataset}, not on "
+            f"{config.dataset}."
+        )
+    given = Objects(dataset, model)
+    if found.config.method == "ticket":
+        given = given._replace(method=choices.ticket_method(found.config))
+    objects.check_loaded(found.objects, given.record(), found.folder)
+    experiment = build.experiment(found.config, given, _choose(found.config, given))
+    params, model_state = finished_run.weights(found, experiment)
+    return Teacher(experiment.model, {"params": params, **model_state})
 
 
 def _choose(config: TrainConfig, given: Objects) -> Choices:
@@ -189,7 +219,8 @@ def _run(
     beside: Mapping[str, Any],
 ) -> Result:
     """Trains to the end or an interruption, and returns how it ended."""
-    session, state = _begin(setup, start, command, beside)
+    state, records = resume.begin(setup, start, command, beside)
+    session = Session(setup, state, records)
     try:
         state = session.train(state)
     finally:
@@ -203,82 +234,3 @@ def _run(
         return Result(setup.folder, "interrupted", None, number)
     summary = session.summarize(state)
     return Result(setup.folder, summary["status"], summary, number)
-
-
-def _begin(
-    setup: Setup,
-    start: TrainState | None,
-    command: Sequence[str] | None,
-    beside: Mapping[str, Any],
-) -> tuple[Session, TrainState]:
-    """Returns a session and the state that it trains on from.
-
-    It restores the last checkpoint, writes `config.json`, tells what will happen and
-    compiles.
-
-    Args:
-      setup: What does not change.
-      start: A state to begin with if there is no checkpoint; None for the initial one.
-      command: The command line, for the record.
-      beside: Further entries of `config.json`.
-    """
-    compiled, show = setup.compiled, setup.display
-    restored = setup.checkpoints.restore(compiled.abstract, show.message)
-    given = start if restored is None else restored
-    step = 0 if given is None else int(given.step)
-    devices = {
-        "backend": jax.default_backend(),
-        "device": jax.local_devices()[0].device_kind,
-        "devices": jax.local_device_count(),
-    }
-    changes = folder.write_config(
-        setup.folder, setup.config, command, step, devices, beside
-    )
-    show.message(_headline(setup))
-    if text := _advice(setup.experiment):
-        show.message(text)
-    if restored is not None:
-        show.message(f"resuming at step {step} of {setup.experiment.total_steps}")
-        if changes:
-            show.message(
-                "not as in the session before, so the last digits may differ: "
-                + ", ".join(changes)
-            )
-    if not compiled.is_compiled:
-        show.message("compiling")
-    compiled.compile()
-    state = compiled.init() if given is None else compiled.place(given)
-    records = metrics.cut(setup.folder / "metrics.jsonl", step)
-    show.message(f"compiled in {sum(compiled.compile_seconds.values()):.1f} s")
-    return Session(setup, state, records), state
-
-
-def _headline(setup: Setup) -> str:
-    experiment, labels = setup.experiment, setup.experiment.labels
-    count = sum(x.size for x in jax.tree.leaves(setup.compiled.abstract.params))
-    sparse = f" at sparsity {setup.config.sparsity:g}"
-    if experiment.method is None:
-        sparse = ""
-    examples = "images" if experiment.dataset.kind == "image" else "sequences"
-    return (
-        f"{labels['dataset']}: {experiment.dataset.num_train:,} training and "
-        f"{experiment.dataset.num_test:,} test {examples}; {labels['model']} with "
-        f"{count:,} parameters; {labels['method']}{sparse}, {labels['gradient']}, "
-        f"{labels['optimizer']}; {experiment.mesh.size} x "
-        f"{jax.local_devices()[0].device_kind}; {setup.folder}"
-    )
-
-
-def _advice(experiment: Experiment) -> str | None:
-    """Returns advice if the masks never change, else None."""
-    method, total_steps = experiment.method, experiment.optimizer_steps
-    if method is None or method.fires is None:
-        return None
-    fires = jax.jit(jax.vmap(method.fires))
-    for start in range(0, total_steps, 4096):
-        if fires(jnp.arange(start, min(start + 4096, total_steps))).any():
-            return None
-    return (
-        f"the masks of method={experiment.labels['method']!r} never change in "
-        f"{total_steps} steps: take a smaller --update-interval"
-    )

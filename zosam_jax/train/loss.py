@@ -1,13 +1,17 @@
 """The training loss as a function of the parameters."""
 
+from typing import TYPE_CHECKING
+
 import jax
 import jax.numpy as jnp
 import optax
 
 from zosam_jax._streams import DROPOUT
 from zosam_jax._types import Aux, Key, Params, ValueFn
-from zosam_jax.train.batch import Batch
 from zosam_jax.train.experiment import Experiment, Model, ModelState
+
+if TYPE_CHECKING:
+    from zosam_jax.train.batch import Batch
 
 # Weight of the teacher's classes in the loss (DeiT, arXiv:2012.12877, equation 3).
 _TAUGHT = 0.5
@@ -41,7 +45,7 @@ def _losses(
     model: Model,
     params: Params,
     model_state: ModelState,
-    batch: Batch,
+    batch: "Batch",
     key: Key,
 ) -> tuple[jax.Array, Aux]:
     """Returns the losses `[N]`, and the new model state with the number of correct."""
@@ -67,7 +71,7 @@ def value_fn(
     experiment: Experiment,
     model_state: ModelState,
     step: jax.Array,
-    batch: Batch,
+    batch: "Batch",
     *,
     probe: bool = False,
 ) -> ValueFn:

@@ -115,3 +115,21 @@ def check_recorded(
             f"the run in {folder} was made with an object for its {kind}: {old}; here "
             f"{kind}= {now}. Pass the same object again, or choose another --out."
         )
+
+
+def check_loaded(
+    stored: Mapping[str, str] | None, given: Mapping[str, str], folder: object
+) -> None:
+    """Raises `RunError` if an object that a finished run was given is missing.
+
+    Other examples may be given, and another class may define the same model.
+
+    Args:
+      stored: The "objects" of its `config.json`; None in older runs.
+      given: What `Objects.record` returns now.
+      folder: The run's folder, for the message.
+    """
+    stored = stored or {}
+    now = {kind: name for kind, name in given.items() if kind in stored}
+    now |= {kind: stored[kind] for kind in ("dataset", "model") if kind in now}
+    check_recorded(stored, now, folder)

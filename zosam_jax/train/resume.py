@@ -1,0 +1,94 @@
+"""The start of a session: from the last checkpoint of a run or from the beginning."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+
+from zosam_jax.runs import folder, metrics
+from zosam_jax.runs.files import JSON
+from zosam_jax.train.experiment import Experiment
+from zosam_jax.train.step import TrainState
+
+if TYPE_CHECKING:
+    from zosam_jax.train.session import Setup
+
+
+def begin(
+    setup: "Setup",
+    start: TrainState | None,
+    command: Sequence[str] | None,
+    beside: Mapping[str, Any],
+) -> tuple[TrainState, list[JSON]]:
+    """Returns the state to train on from and the lines of `metrics.jsonl` up to it.
+
+    It restores the last checkpoint, writes `config.json`, tells what will happen and
+    compiles.
+
+    Args:
+      setup: The constant inputs of the training.
+      start: A state to begin with if there is no checkpoint; None for the initial one.
+      command: The command line, for the record.
+      beside: Further entries of `config.json`.
+    """
+    compiled, show = setup.compiled, setup.display
+    restored = setup.checkpoints.restore(compiled.abstract, show.message)
+    given = start if restored is None else restored
+    step = 0 if given is None else int(given.step)
+    devices = {
+        "backend": jax.default_backend(),
+        "device": jax.local_devices()[0].device_kind,
+        "devices": jax.local_device_count(),
+    }
+    changes = folder.write_config(
+        setup.folder, setup.config, command, step, devices, beside
+    )
+    show.message(_headline(setup))
+    if text := _advice(setup.experiment):
+        show.message(text)
+    if restored is not None:
+        show.message(f"resuming at step {step} of {setup.experiment.total_steps}")
+        if changes:
+            show.message(
+                "not as in the session before, so the last digits may differ: "
+                + ", ".join(changes)
+            )
+    if not compiled.is_compiled:
+        show.message("compiling")
+    compiled.compile()
+    state = compiled.init() if given is None else compiled.place(given)
+    records = metrics.cut(setup.folder / "metrics.jsonl", step)
+    show.message(f"compiled in {sum(compiled.compile_seconds.values()):.1f} s")
+    return state, records
+
+
+def _headline(setup: "Setup") -> str:
+    experiment, labels = setup.experiment, setup.experiment.labels
+    count = sum(x.size for x in jax.tree.leaves(setup.compiled.abstract.params))
+    sparse = f" at sparsity {setup.config.sparsity:g}"
+    if experiment.method is None:
+        sparse = ""
+    examples = "images" if experiment.dataset.kind == "image" else "sequences"
+    return (
+        f"{labels['dataset']}: {experiment.dataset.num_train:,} training and "
+        f"{experiment.dataset.num_test:,} test {examples}; {labels['model']} with "
+        f"{count:,} parameters; {labels['method']}{sparse}, {labels['gradient']}, "
+        f"{labels['optimizer']}; {experiment.mesh.size} x "
+        f"{jax.local_devices()[0].device_kind}; {setup.folder}"
+    )
+
+
+def _advice(experiment: Experiment) -> str | None:
+    """Returns advice if the masks never change, else None."""
+    method, total_steps = experiment.method, experiment.optimizer_steps
+    if method is None or method.fires is None:
+        return None
+    fires = jax.jit(jax.vmap(method.fires))
+    for start in range(0, total_steps, 4096):
+        if fires(jnp.arange(start, min(start + 4096, total_steps))).any():
+            return None
+    return (
+        f"the masks of method={experiment.labels['method']!r} never change in "
+        f"{total_steps} steps: take a smaller --update-interval"
+    )
