@@ -57,6 +57,10 @@ from zosam_jax.gradients.methods.zosam import rst as rst
 from zosam_jax.gradients.methods.zosam import rst_gradient as rst_gradient
 from zosam_jax.gradients.methods.zosam import zosam as zosam
 from zosam_jax.gradients.methods.zosam import zosam_gradient as zosam_gradient
+from zosam_jax.gradients.timing import every as every
+from zosam_jax.gradients.timing import late as late
+from zosam_jax.gradients.timing import randomly as randomly
+from zosam_jax.gradients.timing import when as when
 from zosam_jax.gradients.transformation import GradientEstimator as GradientEstimator
 from zosam_jax.gradients.transformation import as_transformation as as_transformation
 from zosam_jax.gradients.transformation import estimate as estimate

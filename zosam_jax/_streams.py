@@ -14,6 +14,7 @@ integers that the package folds in are listed here.
     step key
       0, 1, 2, ...     the random direction of this number
       DESCENT          the directions of a zeroth-order descent
+      TIMING           whether this step is perturbed, for `randomly`
       PASSES           the keys given to `value_fn` with `fresh_keys`, then the pass
 
 A run has fewer than 2**32 - 16 steps, and an estimate fewer directions.
@@ -27,5 +28,6 @@ AUGMENT = np.uint32(0xFFFFFFF2)
 DROPOUT = np.uint32(0xFFFFFFF3)
 SPARSE = np.uint32(0xFFFFFFFF)
 
+TIMING = np.uint32(0xFFFFFFFD)
 DESCENT = np.uint32(0xFFFFFFFE)
 PASSES = np.uint32(0xFFFFFFFF)

@@ -42,6 +42,9 @@ Schedule = Callable[[jax.typing.ArrayLike], jax.typing.ArrayLike]
 Radius = Scalar | Schedule
 """A radius of perturbation, or a schedule of it over optimizer steps."""
 
+Predicate = Callable[[jax.Array], jax.typing.ArrayLike]
+"""`optimizer step (int32 scalar) -> whether to do it in this step`, a bool scalar."""
+
 
 class SharedOptions(TypedDict, total=False):
     """The keyword options that all sharpness-aware gradients share.
@@ -53,6 +56,7 @@ class SharedOptions(TypedDict, total=False):
     include: str | Sequence[str]
     exclude: str | Sequence[str]
     aux_from: str | None
+    when: Predicate | None
     microbatches: int
     fresh_keys: bool
     axis_name: str | None

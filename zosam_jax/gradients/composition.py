@@ -12,7 +12,16 @@ import jax
 import jax.numpy as jnp
 
 from zosam_jax import tree
-from zosam_jax._types import Estimate, Grads, Info, Memory, Params, Radius, Scalar
+from zosam_jax._types import (
+    Decoupled,
+    Estimate,
+    Grads,
+    Info,
+    Memory,
+    Params,
+    Radius,
+    Scalar,
+)
 from zosam_jax.gradients.pieces import (
     GradientLook,
     Intermittent,
@@ -21,6 +30,7 @@ from zosam_jax.gradients.pieces import (
     OccasionalLook,
     Point,
     Row,
+    exact_gradient,
 )
 
 L = TypeVar("L", bound=Look)
@@ -68,6 +78,28 @@ def evaluate(
         aux=_estimate_of(look).aux if aux_from == "ascent" else second.seen.aux,
         info=_count(row, look, second.seen.info),
         memory=(learned, second.memory),
+    )
+
+
+def plain(row: Row, point: Point, memory: Memory) -> Estimate:
+    """Returns the gradient at w itself, as an estimate of the row.
+
+    The row learns from the gradient as from that at a perturbed point; the rest of its
+    memory is kept.
+
+    Args:
+      row: The method.
+      point: Parameters, losses and masks of the step.
+      memory: The memory of the last estimate, or `row.init(params)` at the start.
+    """
+    ascent_memory, combination_memory = memory
+    seen = exact_gradient(point.losses.descent, point.params)
+    learned = row.ascent.learn(point, ascent_memory, seen.grad)
+    grad = seen.grad
+    if row.combination.decoupled:
+        grad = Decoupled(grad, jax.tree.map(jnp.zeros_like, grad))
+    return seen._replace(
+        grad=grad, info=_float32(seen.info), memory=(learned, combination_memory)
     )
 
 

@@ -24,13 +24,14 @@ from zosam_jax._types import (
     Masks,
     Memory,
     Params,
+    Predicate,
     PyTree,
     Radius,
     Scalar,
     SharedOptions,
     ValueFn,
 )
-from zosam_jax.gradients.composition import evaluate
+from zosam_jax.gradients.composition import evaluate, plain
 from zosam_jax.gradients.devices import Devices, on_axis
 from zosam_jax.gradients.losses import Calls
 from zosam_jax.gradients.pieces import Point, Row
@@ -61,6 +62,7 @@ def sharpness_aware(
     include: str | Sequence[str] = (),
     exclude: str | Sequence[str] = (),
     aux_from: str | None = None,
+    when: Predicate | None = None,
     microbatches: int = 1,
     fresh_keys: bool = False,
     axis_name: str | None = None,
@@ -88,6 +90,9 @@ def sharpness_aware(
       exclude: Patterns of leaves that are not perturbed, such as `"*/bias"`.
       aux_from: The pass that supplies aux: "ascent", the first, or "descent", the last.
         Default: "ascent" where the first pass is a gradient at w, else "descent".
+      when: Optimizer step -> whether to perturb in this step. The other steps take the
+        plain gradient, for the cost of one backward pass; see `zs.late`, `zs.every` and
+        `zs.randomly`. Default: every step.
       microbatches: Number of parts of the batch. Each has its own perturbation, and the
         gradients are averaged (m-sharpness in one process). Above 1,
         `value_fn` is called `value_fn(params, examples=indices)` and returns the losses
@@ -133,6 +138,7 @@ def sharpness_aware(
         include=include,
         exclude=exclude,
         aux_from=aux_from,
+        when=when,
         microbatches=microbatches,
         fresh_keys=fresh_keys,
         axis_name=axis_name,
@@ -150,6 +156,7 @@ def sharpness_aware(
         include=include,
         exclude=exclude,
         aux_from=aux_from or row.aux_from,
+        when=when,
         microbatches=microbatches,
         fresh_keys=fresh_keys,
         has_aux=has_aux,
@@ -167,6 +174,7 @@ def sharpness_aware(
         direction_only=row.direction_only,
         decoupled=row.combination.decoupled,
         rho=rho,
+        when=when,
         make=functools.partial(sharpness_aware, name, row, rho, **options),
     )
 
@@ -182,6 +190,7 @@ class _Method:
     include: str | Sequence[str]
     exclude: str | Sequence[str]
     aux_from: str
+    when: Predicate | None
     microbatches: int
     fresh_keys: bool
     has_aux: bool
@@ -203,7 +212,10 @@ class _Method:
         memory: Memory,
         ascent_value_fn: ValueFn | None,
     ) -> Estimate:
-        """Returns the mean of the gradients of the parts of the batch."""
+        """Returns the mean of the gradients of the parts of the batch.
+
+        In steps in which `when` is False it is the plain gradient of the batch.
+        """
         self._check_call(params, masks, ascent_value_fn)
         calls = Calls(
             self.name,
@@ -218,9 +230,9 @@ class _Method:
         local = self.devices.vary(params)
         carried = self.devices.vary_data(memory)
 
-        def estimate(part: int, examples: jax.Array | None) -> Estimate:
+        def point(part: int, examples: jax.Array | None) -> Point:
             random = self._key(key, part)
-            point = Point(
+            return Point(
                 local,
                 calls.losses(random, examples),
                 jnp.asarray(step),
@@ -229,18 +241,34 @@ class _Method:
                 random,
                 self.devices,
             )
-            return evaluate(
-                self.row,
-                point,
-                self.rho,
-                carried,
-                norm_over=self.norm_over,
-                aux_from=self.aux_from,
-            )
 
-        parts = calls.parts(params, self.microbatches, self._key(key, 0))
-        mean = _average([estimate(i, part) for i, part in enumerate(parts)])
-        return _keep_sound_memory(self.devices.average(mean), memory)
+        def perturbed() -> Estimate:
+            parts = calls.parts(params, self.microbatches, self._key(key, 0))
+            seen = [
+                evaluate(
+                    self.row,
+                    point(i, part),
+                    self.rho,
+                    carried,
+                    norm_over=self.norm_over,
+                    aux_from=self.aux_from,
+                )
+                for i, part in enumerate(parts)
+            ]
+            return self._over_devices(_average(seen), memory)
+
+        def unperturbed() -> Estimate:
+            return self._over_devices(plain(self.row, point(0, None), carried), memory)
+
+        if self.when is None:
+            return perturbed()
+        # `lax.cond` runs one branch, so a plain step costs a plain gradient.
+        due = jnp.asarray(self.when(jnp.asarray(step)), bool)
+        return jax.lax.cond(due, perturbed, unperturbed)
+
+    def _over_devices(self, estimate: Estimate, memory: Memory) -> Estimate:
+        """The mean over the devices, with a memory that is finite."""
+        return _keep_sound_memory(self.devices.average(estimate), memory)
 
     def _check_call(
         self, params: Params, masks: Masks | None, ascent_value_fn: ValueFn | None

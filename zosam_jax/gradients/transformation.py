@@ -27,6 +27,7 @@ from zosam_jax._types import (
     Memory,
     OptState,
     Params,
+    Predicate,
     PyTree,
     Radius,
     Scalar,
@@ -94,6 +95,7 @@ class GradientEstimator(optax.GradientTransformationExtraArgs):
         direction. A cheaper loss may then serve as `ascent_value_fn`.
       decoupled: Whether its gradient is a `Decoupled`, for `zs.decoupled`.
       rho: The radius or its schedule, as given; None for a method without one.
+      when: Which steps it perturbs, as given; None for every step.
     """
 
     gradient: PureGradient
@@ -103,6 +105,7 @@ class GradientEstimator(optax.GradientTransformationExtraArgs):
     direction_only: bool
     decoupled: bool
     rho: Radius | None
+    when: Predicate | None
     _make: Callable[..., "GradientEstimator"]
 
     def with_options(self, **options: Unpack[SharedOptions]) -> "GradientEstimator":
@@ -122,11 +125,14 @@ class GradientEstimator(optax.GradientTransformationExtraArgs):
           >>> gradient.name, gradient.rho
           ('sam', 0.1)
         """
-        known = inspect.signature(self._make).parameters.values()
-        names = [p.name for p in known if p.kind is p.KEYWORD_ONLY]
-        shared = [name for name in names if name in SharedOptions.__annotations__]
+        shared = [name for name in SharedOptions.__annotations__ if self.takes(name)]
         _check.options(f"zs.{self.name}(...).with_options", options, shared)
         return self._make(**options)
+
+    def takes(self, option: str) -> bool:
+        """Whether `with_options` takes an option, such as "microbatches"."""
+        known = inspect.signature(self._make).parameters.get(option)
+        return known is not None and known.kind is known.KEYWORD_ONLY
 
 
 def as_transformation(
@@ -142,6 +148,7 @@ def as_transformation(
     direction_only: bool = False,
     decoupled: bool = False,
     rho: Radius | None = None,
+    when: Predicate | None = None,
     make: Callable[..., GradientEstimator] | None = None,
 ) -> GradientEstimator:
     """Returns an Optax transformation that emits an estimator's gradient.
@@ -167,6 +174,8 @@ def as_transformation(
       decoupled: Whether the gradient is a `Decoupled`.
       rho: Its radius or schedule, if it has one. With a schedule, the pure form
         refuses a call without `step=`.
+      when: Which steps it perturbs; None for every step. If given, the pure form
+        refuses a call without `step=`.
       make: Makes the same method with other shared options, for `with_options`.
         Default: this function, with other `has_aux`, `aux_like` and `seed`.
 
@@ -185,6 +194,7 @@ def as_transformation(
         "direction_only": direction_only,
         "decoupled": decoupled,
         "rho": rho,
+        "when": when,
     }
 
     def init(params: Params) -> EstimatorState:
@@ -237,7 +247,7 @@ def as_transformation(
 
     made = GradientEstimator(init, update)  # pyright: ignore[reportArgumentType]
     made.name = name
-    made.gradient = _pure(name, estimator, memory, rho)
+    made.gradient = _pure(name, estimator, memory, rho, when)
     for fact, value in facts.items():
         setattr(made, fact, value)
     options = {"has_aux": has_aux, "aux_like": aux_like, "seed": seed}
@@ -252,6 +262,7 @@ def _pure(
     estimator: Estimator,
     init: Callable[[Params], Memory],
     rho: Radius | None,
+    when: Predicate | None,
 ) -> PureGradient:
     """The estimator with its first memory and checks."""
 
@@ -269,10 +280,11 @@ def _pure(
             raise TypeError(
                 f"key={key!r} must be a PRNG key, such as jax.random.key(0)."
             )
-        if step is None and callable(rho):
+        if step is None and (callable(rho) or when is not None):
+            depends = "when=" if when is not None else "its rho, a schedule,"
             raise ValueError(
-                f"zs.{name}: rho is a schedule, so its gradient needs step=, the "
-                "optimizer step that the schedule counts."
+                f"zs.{name}: {depends} depends on the optimizer step, so its gradient "
+                "needs step=."
             )
         return estimator(
             value_fn,

@@ -1,0 +1,114 @@
+r"""Which steps a sharpness-aware gradient perturbs; the others take the plain gradient.
+
+.. math::
+  g_t = \nabla L(w_t + \epsilon_t) \;\text{if step } t \text{ is due, else }\;
+  \nabla L(w_t)
+
+Each function takes a gradient and returns the same gradient with fewer perturbed steps,
+so they nest: `late(every(sam(), 2), 100)`. A plain step costs one backward pass.
+`info.perturbation_norm` is 0 in it, and `info.backward_evaluations` is 1. The memory of
+the method learns from its gradient, and is kept otherwise.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from zosam_jax import _check, _streams
+from zosam_jax._types import Predicate, Scalar, Schedule
+from zosam_jax.gradients.transformation import GradientEstimator
+
+
+def when(gradient: GradientEstimator, predicate: Predicate) -> GradientEstimator:
+    """Returns the gradient, perturbed only in the steps that a predicate selects.
+
+    Args:
+      gradient: A sharpness-aware gradient, such as `zs.sam(rho=0.05)`.
+      predicate: Optimizer step, int32 scalar, -> bool scalar. Where the gradient has a
+        predicate already, both must hold.
+
+    Raises:
+      ValueError: The gradient perturbs nothing, as `backprop` and `zeroth_order`.
+
+    Example:
+      >>> import jax.numpy as jnp, optax, zosam_jax as zs
+      >>> gradient = zs.when(zs.sam(rho=0.5), lambda step: step % 2 == 1)
+      >>> w = jnp.array([3.0, 4.0])
+      >>> for step in range(2):
+      ...     print(gradient.gradient(lambda w: w @ w, w, step=step).grad)
+      [6. 8.]
+      [6.6 8.8]
+    """
+    if not gradient.takes("when"):
+        raise ValueError(
+            f"zs.{gradient.name} has no perturbation to leave out. Take a "
+            "sharpness-aware gradient, such as zs.sam(rho=0.05)."
+        )
+    before = gradient.when
+    if before is None:
+        return gradient.with_options(when=predicate)
+
+    def both(step: jax.Array) -> jax.Array:
+        return jnp.logical_and(before(step), predicate(step))
+
+    return gradient.with_options(when=both)
+
+
+def late(gradient: GradientEstimator, start: Scalar) -> GradientEstimator:
+    """Returns the gradient, perturbed from an optimizer step on.
+
+    Perturbations in the last part of a training alone can be as good as in all of it
+    (Zhou et al., arXiv:2410.10373).
+
+    Args:
+      gradient: A sharpness-aware gradient.
+      start: First perturbed step, >= 0; for the last quarter, `0.75 * total_steps`.
+
+    Raises:
+      ValueError: `start` is negative, or the gradient perturbs nothing.
+    """
+    _check.number("start", start, least=0)
+    return when(gradient, lambda step: step >= start)
+
+
+def every(gradient: GradientEstimator, interval: int) -> GradientEstimator:
+    """Returns the gradient, perturbed in every k-th optimizer step, the first included.
+
+    Args:
+      gradient: A sharpness-aware gradient.
+      interval: k, a positive integer.
+
+    Raises:
+      ValueError: `interval` is no positive integer, or the gradient perturbs nothing.
+    """
+    _check.whole("interval", interval)
+    return when(gradient, lambda step: step % interval == 0)
+
+
+def randomly(
+    gradient: GradientEstimator, probability: Scalar | Schedule, *, seed: int = 0
+) -> GradientEstimator:
+    """Returns the gradient, perturbed in each step with a probability.
+
+    With SAM this is randomized sharpness-aware training, RST (Zhao et al.,
+    arXiv:2203.09962, algorithm 1).
+
+    Args:
+      gradient: A sharpness-aware gradient.
+      probability: Probability of a perturbed step, in [0, 1], or a schedule of it over
+        optimizer steps.
+      seed: Integer >= 0. The draw of a step depends on the seed and the step alone, so
+        a resumed run repeats it.
+
+    Raises:
+      ValueError: An argument is out of range, or the gradient perturbs nothing.
+    """
+    if not callable(probability):
+        _check.number("probability", probability, least=0, most=1)
+    _check.whole("seed", seed, least=0)
+
+    def drawn(step: jax.Array) -> jax.Array:
+        share = probability(step) if callable(probability) else probability
+        key = jax.random.fold_in(jax.random.key(seed), step)
+        return jax.random.bernoulli(jax.random.fold_in(key, _streams.TIMING), share)
+
+    return when(gradient, drawn)
