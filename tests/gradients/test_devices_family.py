@@ -22,6 +22,8 @@ SHARDED = ["esam", "looksam", "ssam-fisher", "zosam-guided"]
 OWN = ["gsam", "fsam", "esam", "looksam", "msam", "zosam-every", "zosam-guided"]
 SYNCED = ["sam-2-steps", "gsam", "looksam", "aesam", "ssam-dynamic", "zosam"]
 SYNCED += ["zosam-guided"]
+# One with a memory that learns from the gradient, and one without.
+PLAIN = ["sam", "msam"]
 
 
 def report() -> None:
@@ -33,6 +35,8 @@ def report() -> None:
         (devices.own, OWN),
         (devices.synced, SYNCED),
         (devices.runs, SHARED),
+        (devices.runs_in_some_steps, SHARED),
+        (devices.plain, PLAIN),
     ):
         for name in names:
             try:
@@ -127,9 +131,21 @@ class Devices:
             self.jit(spread), eagerly(whole), (memory, memory), self.data, self.data
         )
 
-    def runs(self, name):
+    def plain(self, name):
+        """Without a perturbation: two steps of the gradient of the whole batch."""
+        spread, memory = self.mapped(name, when=lambda step: step < 0)
+        whole, _ = self.step(name, when=lambda step: step < 0)
+        return self.compare(
+            self.jit(spread), eagerly(whole), (memory, memory), self.data, self.data
+        )
+
+    def runs_in_some_steps(self, name):
+        """As `runs`, with a perturbation in every second step."""
+        return self.runs(name, when=lambda step: step % 2 == 0)
+
+    def runs(self, name, **options):
         """Traced under shard_map: types that differ between branches are refused."""
-        spread, memory = self.mapped(name)
+        spread, memory = self.mapped(name, **options)
         args = (self.params, memory, self.data, jnp.int32(0))
         out = jax.eval_shape(spread, *args)
         same = jax.tree.map(
@@ -208,3 +224,13 @@ def test_one_ascent_for_all_is_the_method_on_the_whole_batch(name):
 @pytest.mark.parametrize("name", SHARED)
 def test_every_method_runs_under_shard_map(name):
     check("runs", name)
+
+
+@pytest.mark.parametrize("name", SHARED)
+def test_every_method_is_perturbed_in_some_steps_under_shard_map(name):
+    check("runs_in_some_steps", name)
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_a_step_without_a_perturbation_averages_the_gradient(name):
+    check("plain", name)
