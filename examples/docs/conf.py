@@ -110,7 +110,7 @@ def _groups() -> dict[str, list[str]]:
         "rows": [n for n in _public(gradients) if "Method" not in n],
         **{
             name: _public(getattr(gradients, name))
-            for name in ("ascents", "geometries", "combinations")
+            for name in ("ascents", "geometries", "combinations", "timing")
         },
         "zeroth": [n for n in facade if ".zo_" in n],
         "facade": facade,

@@ -8,6 +8,7 @@ file in `methods/` and an entry of the table `registry.METHODS`.
 from zosam_jax.gradients import ascents as ascents
 from zosam_jax.gradients import combinations as combinations
 from zosam_jax.gradients import geometries as geometries
+from zosam_jax.gradients import timing as timing
 from zosam_jax.gradients.constructor import PureOptions as PureOptions
 from zosam_jax.gradients.constructor import pure_form as pure_form
 from zosam_jax.gradients.constructor import sharpness_aware as sharpness_aware
