@@ -22,6 +22,7 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 THROUGHPUT = "throughput-resnet32-cpu.json"
 ALIGNMENT = "alignment-cifar10.json"
+# Measured by an earlier program, whose commit the file names.
 GRID = "sparse-grid-cifar10.json"
 SPARSITY = "sparsity-cpu.json"
 EVALUATION = "imagenet-resnet50-quick/evaluation.json"

@@ -1,43 +1,104 @@
 """What the benchmarks compute besides what they measure."""
 
 import argparse
+import functools
+import json
 import math
 import statistics
 
 import jax
 import pytest
+import tiny_run
 
-from benchmarks import alignment, record, sparse_grid, sparsity, tables, throughput
+from benchmarks import alignment, record, sparsity, tables, throughput
 from benchmarks import sparse_training as training
+from zosam_jax import train
 from zosam_jax.gradients.registry import METHODS as GRADIENTS
+from zosam_jax.lottery import LotteryConfig
 from zosam_jax.sparsity.registry import METHODS
+from zosam_jax.train import choices
 
 SETTINGS = {"steps": 10}
 
 
-def arguments(part: str) -> argparse.Namespace:
+def arguments(tmp_path, part: str = "1/1") -> argparse.Namespace:
     return argparse.Namespace(
-        part=part, gradients=["sgd", "zosam"], sparsities=[0.9, 0.98], seeds=2
+        part=part,
+        preset="cifar10-quick",
+        methods=[*training.METHODS, training.LOTTERY],
+        gradients=["sgd", "zosam", "guided"],
+        sparsities=[0.9, 0.98],
+        seeds=2,
+        data_dir=None,
+        runs=tmp_path,
     )
 
 
 @pytest.mark.quick
 @pytest.mark.parametrize("parts", [1, 2, 3])
-def test_the_parts_are_the_whole(parts):
-    methods = [*training.METHODS, training.LOTTERY]
+def test_the_parts_are_the_whole(tmp_path, parts):
     dealt = [
-        unit
+        cell
         for part in range(1, parts + 1)
-        for unit in sparse_grid.units(methods, arguments(f"{part}/{parts}"))
+        for cell in training.cells(arguments(tmp_path, f"{part}/{parts}"))
     ]
-    whole = {(m, g, s) for m in methods for g in ("sgd", "zosam") for s in (0, 1)}
-    assert len(dealt) == len(whole)
-    assert set(dealt) == whole
+    sparse = {
+        training.Cell(method, gradient, sparsity, seed)
+        for method in {*training.METHODS, training.LOTTERY} - {training.DENSE}
+        for gradient in ("sgd", "zosam", "guided")
+        for sparsity in (0.9, 0.98)
+        for seed in (0, 1)
+    }
+    dense = {
+        training.Cell(training.DENSE, gradient, 0.0, seed)
+        for gradient in ("sgd", "zosam", "guided")
+        for seed in (0, 1)
+    }
+    assert len(dealt) == len(sparse | dense)
+    assert set(dealt) == sparse | dense
 
 
-def test_the_first_seed_comes_first():
-    seeds = [seed for *_, seed in sparse_grid.units(["RigL"], arguments("1/1"))]
+def test_the_first_seed_comes_first(tmp_path):
+    seeds = [cell.seed for cell in training.cells(arguments(tmp_path))]
     assert seeds == sorted(seeds)
+
+
+def test_every_cell_is_a_run_of_its_own_that_can_be_built(tmp_path):
+    """Names and options exist, and no two trainings share a folder."""
+    args = arguments(tmp_path)
+    folders = []
+    for cell in training.cells(args):
+        made = training.config(cell, args)
+        if isinstance(made, LotteryConfig):
+            assert (made.train.method, made.train.sparsity) == ("dense", cell.sparsity)
+        elif cell.seed == 0 and cell.sparsity != 0.98:
+            choices.check(made)
+        folders.append(made.folder)
+    assert len(set(folders)) == len(folders)
+
+
+def test_every_sparse_method_is_trained():
+    named = {fields["method"] for fields in training.METHODS.values()}
+    assert named | set(training.LEFT_OUT) == {training.DENSE, *METHODS}
+    assert named.isdisjoint(training.LEFT_OUT)
+
+
+def test_the_figures_of_a_cell_are_those_of_its_run(tmp_path, monkeypatch):
+    """The trainer itself trains: nothing of a run is written here."""
+    cell, args = training.Cell("random", "sgd", 0.5, 0), arguments(tmp_path)
+    assert training.result(cell, args) is None
+    tiny = functools.partial(tiny_run.config, method="random", epochs=1)
+    monkeypatch.setattr(training, "config", lambda *_: tiny(tmp_path / "run"))
+    given = {"dataset": tiny_run.dataset(), "model": tiny_run.Net()}
+    run = functools.partial(train.run, **given)
+    monkeypatch.setattr(train, "run", run, raising=False)
+    assert training.execute(cell, args)
+    row = training.result(cell, args)
+    assert row is not None
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert row["accuracy"] == summary["test_accuracy"]
+    assert row["live"] / row["sparsified"] == pytest.approx(0.5, abs=0.02)
+    assert row["sessions"][0]["versions"]["jax"] == jax.__version__
 
 
 def test_a_log_goes_on_after_half_a_line(tmp_path):
@@ -58,12 +119,10 @@ def test_a_log_of_other_settings_is_refused(tmp_path):
 
 def training_row(method: str, sparsity: float, seed: int, accuracy: float) -> dict:
     return {
-        "kind": "grid",
         "method": method,
         "gradient": "sgd",
         "sparsity": sparsity,
         "seed": seed,
-        "rho": 0.0,
         "accuracy": accuracy,
         "live": 10 if sparsity else 100,
         "sparsified": 100,
@@ -75,9 +134,9 @@ def training_row(method: str, sparsity: float, seed: int, accuracy: float) -> di
 @pytest.mark.quick
 def test_the_grid_has_mean_and_sample_deviation():
     values = [0.5, 0.53, 0.58]
-    rows = [training_row("RigL", 0.9, seed, x) for seed, x in enumerate(values)]
-    rows += [training_row("dense", 0.0, seed, 0.6) for seed in range(3)]
-    dense, rigl = sparse_grid.cells(rows, "grid")
+    rows = [training_row("dense", 0.0, seed, 0.6) for seed in range(3)]
+    rows += [training_row("RigL", 0.9, seed, x) for seed, x in enumerate(values)]
+    dense, rigl = training.grouped(rows)
     assert dense["method"] == "dense"
     assert rigl["seeds"] == [0, 1, 2]
     assert rigl["accuracy_mean"] == pytest.approx(statistics.fmean(values), rel=1e-12)
