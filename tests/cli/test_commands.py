@@ -1,20 +1,26 @@
 import dataclasses
+import errno
+import io
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+import zosam_jax
 from zosam_jax import models
 from zosam_jax.cli import main as cli
+from zosam_jax.cli import terminal
 from zosam_jax.data.table import DATASETS
 from zosam_jax.gradients import registry as gradients
 from zosam_jax.runs.config import TrainConfig
 from zosam_jax.runs.presets import PRESETS
 from zosam_jax.sparsity import registry as sparsity
+from zosam_jax.train import effects
 
 
 def command(*arguments, cwd=None, devices=1):
@@ -150,24 +156,137 @@ def test_an_error_is_one_line_and_status_2(arguments, part, capsys, tmp_path):
 
 @pytest.mark.quick
 @pytest.mark.parametrize(
-    ("arguments", "part"),
+    ("line", "part"),
     [
-        (["train", "--method", "rigll"], "Did you mean 'rigl'"),
-        (["train", "--rho", "-1"], "rho=-1.0 must be"),
-        (["train", "--learning-rat", "1"], "--learning-rate"),
-        (["train", "--gradient-options", "direction=guided"], "'directions'"),
-        (["lottery", "--rewind", "weight"], "Did you mean 'weights'"),
-        (["lottery", "--method", "rigl"], "Unrecognized"),
-        (["lottery", "--early-bird", "--rounds", "3"], "rounds=3 must be 1"),
-        (["train", "--method", "ticket"], "Use `zosam lottery`"),
-        ([], "{train, evaluate, report, presets, data, lottery}"),
+        ("train --method rigll", "--method 'rigll' is unknown. Did you mean 'rigl'?"),
+        ("train --rho -1", "--rho -1.0 must be a finite number >= 0."),
+        ("train --batch_size 0", "--batch-size 0 must be an integer >= 1."),
+        ("train --learning-rat 1", "Did you mean --learning-rate?"),
+        ("train --gradient-options direction=guided", "'directions'"),
+        ("train --seed abc", "--seed: 'abc' is no whole number."),
+        ("train --seed", "Missing value for argument '--seed'."),
+        ("train --preset", "Missing value for argument '--preset'."),
+        ("train --method ticket", "Use `zosam lottery`"),
+        ("train --milestones nan --schedule step", "--milestones nan must be"),
+        ("lottery --rewind weight", "Did you mean 'weights'"),
+        ("lottery --method rigl", "zosam lottery has no flag --method."),
+        ("lottery --early-bird --rounds 3", "--rounds 3 must be 1"),
+        ("--seed 1", "the command comes first, before --seed."),
+        ("data", "zosam data needs an action. Actions: list, prepare."),
+        ("data lst", "Did you mean 'list'?"),
+        ("data prepare", "zosam data prepare needs NAME"),
+        ("data prepare --data-dr x", "Did you mean --data-dir?"),
+        ("report --ou x", "zosam report has no flag --ou. Did you mean --out?"),
     ],
 )
-def test_a_bad_command_line_says_what_would_work(arguments, part, capsys):
+def test_a_bad_command_line_says_what_would_work(line, part, capsys):
+    assert cli.main(line.split()) == 2
+    text = capsys.readouterr().err
+    assert text.startswith("error: ")
+    assert text.count("\n") == 1
+    assert part in text
+
+
+@pytest.mark.quick
+def test_without_a_command_the_help_is_shown(capsys):
     with pytest.raises(SystemExit) as exit_:
-        cli.main(arguments)
-    assert exit_.value.code == 2
-    assert part in " ".join(capsys.readouterr().err.split())
+        cli.main([])
+    assert exit_.value.code == 0
+    text = capsys.readouterr().out
+    assert "usage: zosam" in text
+    assert "--tyro-write-completion bash" in text
+
+
+def test_the_version(capsys):
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"zosam {zosam_jax.__version__}\n"
+
+
+@pytest.mark.parametrize("line", ["--help", "presets", "report RUN --out OUT"])
+def test_a_reader_that_goes_ends_a_command_quietly(line, tmp_path):
+    run = Path(__file__).parents[2] / "benchmarks" / "results" / "digits"
+    line = line.replace("RUN", str(run)).replace("OUT", str(tmp_path))
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(
+        [sys.executable, "-m", "zosam_jax", *line.split()],
+        stdout=writing,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    os.close(writing)
+    assert done.stderr == ""
+    assert done.returncode == 128 + signal.SIGPIPE
+
+
+class Full(io.StringIO):
+    """An output on a full disk."""
+
+    def write(self, text):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.parametrize("line", ["presets", "--version", "train --print-config"])
+def test_an_output_that_cannot_be_written_is_named(line, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "stdout", Full())
+    assert cli.main(line.split()) == 2
+    text = capsys.readouterr().err
+    assert text.startswith("error: standard output cannot be written: No space left")
+
+
+def test_a_message_names_flags_but_not_the_options_of_constructors():
+    fields = ("batch_size", "epochs", "momentum", "out", "gradient", "gradient_options")
+    for message, typed in (
+        ("batch_size=0 is bad", "--batch-size 0 is bad"),
+        ("use epochs=3 or epochs=4.", "use --epochs 3 or --epochs 4."),
+        ("out='a/momentum=3' is", "--out 'a/momentum=3' is"),
+        (
+            "gradient='msam' with gradient_options=['momentum=2']: momentum=2 is bad",
+            "--gradient 'msam' with --gradient-options ['momentum=2']: momentum=2 is "
+            "bad",
+        ),
+        ("gradient_options: momentum=2", "--gradient-options: momentum=2"),
+    ):
+        assert terminal.as_typed(message, fields) == typed
+
+
+@pytest.mark.parametrize(
+    ("line", "part"),
+    [
+        ("--optimizer lion --momentum 0.9", "it is for optimizer sgd or rmsprop"),
+        ("--optimizer adamw --nesterov", "it is for optimizer sgd or rmsprop"),
+        ("--momentum 0 --nesterov", "with a momentum above 0"),
+        ("--milestones 0.2 0.4", "it is for schedule step"),
+        ("--schedule step --final-learning-rate 1e-3", "it is for schedule cosine"),
+        ("--weight-decay 0 --decay kernels", "a weight decay above 0"),
+        ("--gradient backprop --rho 0.1", "it is for sharpness-aware gradients"),
+        ("--gradient backprop --aux-from ascent", "gradients of several passes"),
+        ("--method dense --sparsity 0.5", "--method 'dense' has none"),
+        ("--method dense --budget erk", "--method 'dense' has none"),
+        ("--method snip --drop-fraction 0.1", "--method 'snip' has none"),
+        ("--data-dir /data", "it is for data sets of TFDS"),
+    ],
+)
+def test_a_flag_without_effect_is_refused(line, part, capsys):
+    assert cli.main(["train", "--print-config", *line.split()]) == 2
+    text = capsys.readouterr().err
+    assert "has no effect" in text
+    assert part in text
+
+
+def test_what_a_preset_sets_without_effect_falls_back_to_the_default(capsys):
+    line = "train --preset imagenet-resnet50 --schedule cosine --optimizer lion"
+    assert cli.main([*line.split(), "--method", "snip", "--print-config"]) == 0
+    config = json.loads(capsys.readouterr().out)
+    assert config["milestones"] == [0.5, 0.75]
+    assert (config["nesterov"], config["update_interval"]) == (False, None)
+    assert config["learning_rate"] == 1.6
+
+
+def test_every_preset_uses_all_its_fields():
+    for name, preset in PRESETS.items():
+        assert effects.without_effect(preset.config) == [], name
 
 
 def test_an_interrupted_run_has_the_status_of_its_signal(monkeypatch):
@@ -253,6 +372,6 @@ def test_train_and_report_from_end_to_end(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "finished" in done.stdout
     assert (tmp_path / "report" / "report.html").exists()
-    done = command("train", *flags, "--rho", "0.3", cwd=tmp_path)
+    done = command("train", *flags, "--momentum", "0.3", cwd=tmp_path)
     assert done.returncode == 2
-    assert "rho: None -> 0.3" in done.stderr
+    assert "momentum: 0.9 -> 0.3" in done.stderr

@@ -1,13 +1,13 @@
 """`zosam data`: `list` and `prepare`."""
 
 import dataclasses
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 from tyro.conf import OmitSubcommandPrefixes, Positional, arg, subcommand
 
+from zosam_jax.cli import terminal
 from zosam_jax.data.table import DATASETS, describe, prepare
 from zosam_jax.runs.errors import RunError
 
@@ -21,14 +21,14 @@ _PREPARE = (
 
 def _print(text: str) -> None:
     """Prints a line."""
-    sys.stdout.write(f"{text}\n")
+    terminal.write(f"{text}\n")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Prepare:
     """Download a data set, or unpack its archive, into the form that training reads."""
 
-    name: Positional[Annotated[str, arg(help=_PREPARE)]]
+    name: Positional[Annotated[str, arg(metavar="NAME", help=_PREPARE)]]
     data_dir: str | None = None
     """TFDS directory. None: TFDS_DATA_DIR or ~/tensorflow_datasets."""
     archive: Path | None = None

@@ -52,7 +52,7 @@ class Evaluate:
         """Evaluates, prints the tables, draws the picture; returns the exit status."""
         from rich.console import Console
 
-        from zosam_jax.cli import evaluation_report, pictures
+        from zosam_jax.cli import evaluation_report, pictures, terminal
         from zosam_jax.evaluate import evaluate
 
         options = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
@@ -63,9 +63,9 @@ class Evaluate:
             )
         finally:
             show.close()
-        Console().print(evaluation_report.terminal_table(figures))
+        terminal.show(evaluation_report.terminal_table(figures))
         folder = Path(self.out or self.run).expanduser().resolve()
         pictures.evaluation(figures, folder / "evaluation.png")
         for name in ("evaluation.json", "evaluation.png"):
-            sys.stdout.write(f"{folder / name}\n")
+            terminal.write(f"{folder / name}\n")
         return 0

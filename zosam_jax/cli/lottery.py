@@ -1,17 +1,17 @@
 """`zosam lottery`: lottery tickets by iterative magnitude pruning."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Self
 
 from tyro.conf import Suppress
 
-from zosam_jax.cli import names
-from zosam_jax.cli.train import absolute, draw_curves, fields, print_config
+from zosam_jax.cli import names, parsing
+from zosam_jax.cli.train import checked, draw_curves, fields, print_config
 from zosam_jax.lottery.config import LotteryConfig, LotteryOptions
 from zosam_jax.runs.config import METHOD_FIELDS, TrainConfig
+from zosam_jax.runs.errors import RunError
 from zosam_jax.runs.presets import Preset
-from zosam_jax.train import choices
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,14 +37,24 @@ class Lottery(TrainConfig, LotteryOptions):
     """Print the resulting configuration as JSON and exit."""
 
     def __post_init__(self):
-        TrainConfig.__post_init__(self)
-        choices.check(self)
-        self.config()
+        """Checks nothing: `config` does, when the command line is complete."""
 
-    def config(self) -> LotteryConfig:
-        """Returns the configuration of the search."""
-        train = TrainConfig(**absolute(fields(TrainConfig, self)))
-        return LotteryConfig(train=train, **fields(LotteryOptions, self))
+    def config(self, typed: Collection[str]) -> LotteryConfig:
+        """Returns the configuration of the search, checked.
+
+        Args:
+          typed: The fields whose flags are on the command line.
+
+        Raises:
+          RunError: A value is unknown or out of range, or a flag has no effect.
+        """
+        # The sparsity is that of the last round, and dense training has none.
+        train = checked(self, set(typed) - {"sparsity"})
+        train = dataclasses.replace(train, sparsity=self.sparsity)
+        try:
+            return LotteryConfig(train=train, **fields(LotteryOptions, self))
+        except ValueError as error:
+            raise RunError(str(error)) from error
 
     @classmethod
     def of(cls, name: str, preset: Preset) -> Self:
@@ -55,13 +65,13 @@ class Lottery(TrainConfig, LotteryOptions):
 
     def execute(self, line: Sequence[str]) -> int:
         """Trains all rounds, draws their curves and returns the exit status."""
-        config = self.config()
+        config = self.config(parsing.typed(line, type(self)))
         if self.print_config:
             return print_config(config)
         from zosam_jax.lottery import run_lottery
         from zosam_jax.runs import progress
 
-        show = progress.display(self.log_every)
+        show = progress.display(config.train.log_every)
         result = run_lottery(config, display=show, command=line)
         if result.status == "interrupted":
             return 128 + (result.signal or 0)

@@ -2,10 +2,10 @@
 
 import dataclasses
 import shutil
-import sys
 import textwrap
 from collections.abc import Sequence
 
+from zosam_jax.cli import terminal
 from zosam_jax.runs.presets import PRESETS
 
 
@@ -20,7 +20,7 @@ class Presets:
             cost, evidence = f"Cost: {preset.cost}", f"Evidence: {preset.evidence}"
             paragraphs = map(_wrapped, (preset.claim, cost, evidence))
             lines = [f"zosam train --preset {name}", *paragraphs]
-            sys.stdout.write("\n".join(lines) + "\n\n")
+            terminal.write("\n".join(lines) + "\n\n")
         return 0
 
 

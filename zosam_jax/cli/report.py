@@ -1,7 +1,6 @@
 """`zosam report`."""
 
 import dataclasses
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -25,21 +24,17 @@ class Report:
     def execute(self, line: Sequence[str]) -> int:
         """Prints and writes the comparison, and returns the exit status."""
         del line
-        from rich.console import Console
-
-        from zosam_jax.cli import comparison
+        from zosam_jax.cli import comparison, terminal
         from zosam_jax.runs import record
 
         runs = record.read_all(self.runs)
-        console = Console()
-        if not console.is_terminal:
-            console = Console(width=_WIDTH)
-        console.print(comparison.terminal_table(runs, console.width))
+        width = terminal.width() or _WIDTH
+        terminal.show(comparison.terminal_table(runs, width), width)
         try:
             paths = comparison.write(runs, self.out)
         except OSError as error:
             raise RunError(
                 f"out={str(self.out)!r} cannot be written: {error}."
             ) from error
-        sys.stdout.write("".join(f"{path}\n" for path in paths))
+        terminal.write("".join(f"{path}\n" for path in paths))
         return 0

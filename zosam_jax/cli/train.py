@@ -2,17 +2,17 @@
 
 import dataclasses
 import json
-import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-from zosam_jax.cli import names
+from zosam_jax.cli import names, parsing, terminal
 from zosam_jax.lottery.config import LotteryConfig
-from zosam_jax.runs.config import TrainConfig
+from zosam_jax.runs.config import TrainConfig, default
+from zosam_jax.runs.errors import RunError
 from zosam_jax.runs.files import JSON
 from zosam_jax.runs.presets import Preset
-from zosam_jax.train import choices
+from zosam_jax.train import choices, effects
 
 if TYPE_CHECKING:
     from zosam_jax.runs.progress import Display
@@ -34,8 +34,7 @@ class Train(TrainConfig):
     """Print the resulting configuration as JSON and exit."""
 
     def __post_init__(self):
-        TrainConfig.__post_init__(self)
-        choices.check(self)
+        """Checks nothing: `config` does, when the command line is complete."""
 
     @classmethod
     def of(cls, name: str, preset: Preset) -> Self:
@@ -44,7 +43,7 @@ class Train(TrainConfig):
 
     def execute(self, line: Sequence[str]) -> int:
         """Trains, draws the curves and returns the exit status."""
-        config = TrainConfig(**absolute(fields(TrainConfig, self)))
+        config = checked(self, parsing.typed(line, type(self)))
         if self.print_config:
             return print_config(config)
         from zosam_jax.runs import progress
@@ -56,6 +55,32 @@ class Train(TrainConfig):
             return 128 + (result.signal or 0)
         draw_curves(result.folder, [result.folder], show)
         return 0
+
+
+def checked(command: TrainConfig, typed: Collection[str]) -> TrainConfig:
+    """Returns the configuration of a command, checked.
+
+    Fields of the preset that have no effect beside the flags fall back to their
+    defaults.
+
+    Args:
+      command: The command.
+      typed: The fields whose flags are on the command line.
+
+    Raises:
+      RunError: A value is unknown or out of range, or a flag has no effect.
+    """
+    try:
+        config = TrainConfig(**absolute(fields(TrainConfig, command)))
+        idle = effects.without_effect(config, typed)
+        for name in idle:
+            if name in typed:
+                raise ValueError(effects.sentence(config, name))
+        config = dataclasses.replace(config, **{name: default(name) for name in idle})
+        choices.check(config)
+    except ValueError as error:
+        raise RunError(str(error)) from error
+    return config
 
 
 def fields(kind: type, record: object) -> JSON:
@@ -73,7 +98,7 @@ def absolute(config: JSON) -> JSON:
 
 def print_config(config: TrainConfig | LotteryConfig) -> int:
     """Prints a configuration as JSON and returns the exit status 0."""
-    sys.stdout.write(json.dumps(config.record(), indent=2) + "\n")
+    terminal.write(json.dumps(config.record(), indent=2) + "\n")
     return 0
 
 

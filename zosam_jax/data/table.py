@@ -140,6 +140,16 @@ def names() -> tuple[str, ...]:
     return tuple(name for name in DATASETS if not name.endswith(":PATH"))
 
 
+def is_of_tfds(name: str) -> bool:
+    """Returns whether a data set is read from the TFDS data directory.
+
+    >>> is_of_tfds("cifar10"), is_of_tfds("digits")
+    (True, False)
+    """
+    row, _ = _row(name)
+    return row is None or row.open is None
+
+
 def describe() -> str:
     """Returns a list of all data sets as text.
 
@@ -256,6 +266,11 @@ def _row(name: str) -> tuple[NamedDataset | None, str]:
     """Returns the row of a name, None if it has none, and the path in the name."""
     kind, colon, path = name.partition(":")
     if colon and f"{kind}:PATH" in DATASETS:
+        if not path:
+            raise ValueError(
+                f"dataset={name!r} names no path: it is {kind}:PATH, as "
+                f"{kind}:~/data/mine."
+            )
         return DATASETS[f"{kind}:PATH"], path
     # Names of TFDS may go on with a configuration or version.
     row = DATASETS.get(re.split("[/:]", name, maxsplit=1)[0])

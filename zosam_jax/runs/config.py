@@ -254,9 +254,11 @@ scan)."""
         _check.number("warmup_epochs", self.warmup_epochs, least=0)
 
     def _check_milestones(self) -> None:
+        for share in self.milestones:
+            _check.number("milestones", share, above=0, below=1)
         bounds = (self.warmup_epochs / self.epochs, *self.milestones, 1.0)
-        step = self.schedule == "step"
-        if step and any(a >= b for a, b in itertools.pairwise(bounds)):
+        is_rising = all(a < b for a, b in itertools.pairwise(bounds))
+        if self.schedule == "step" and not is_rising:
             raise ValueError(
                 f"milestones={self.milestones!r} must rise, between the end of the "
                 "warm-up and 1: shares of the steps, as 0.5 0.75."

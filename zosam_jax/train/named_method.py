@@ -113,6 +113,17 @@ class ChosenMethod(NamedTuple):
             raise ValueError("method='nm' needs method_options: n=2 m=4, say.")
 
 
+def takes(row: "NamedMethod", field: str) -> bool:
+    """Returns whether a sparse method uses a field of the configuration.
+
+    Args:
+      row: The method's row of the table.
+      field: One of the fields that become arguments of constructors, as "budget".
+    """
+    arguments = {name: argument for argument, name in _FIELDS.items()}
+    return arguments[field] in option_strings.defaults(row.make, Options)
+
+
 def _undivided(m: int) -> Callable[[str, tuple[int, ...]], bool]:
     """Returns the rule that keeps layers dense whose inputs `m` does not divide."""
     return lambda _, shape: len(shape) > 1 and bool(shape[-2] % m)

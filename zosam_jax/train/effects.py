@@ -1,0 +1,118 @@
+"""Which fields of a configuration have an effect beside its other choices.
+
+To add a field that only some choices use, add a row to `NEEDS`.
+"""
+
+from collections.abc import Callable, Collection
+from typing import NamedTuple
+
+from zosam_jax.gradients import registry as gradients
+from zosam_jax.runs.config import TrainConfig, default
+from zosam_jax.sparsity import registry as sparse_methods
+from zosam_jax.train import named_method, option_strings
+
+
+class Need(NamedTuple):
+    """What a field needs.
+
+    Attributes:
+      is_met: Whether a configuration uses the field.
+      text: What uses the field, to complete "it is for ...".
+    """
+
+    is_met: Callable[[TrainConfig], bool]
+    text: str
+
+
+def _gradient_takes(argument: str) -> Callable[[TrainConfig], bool]:
+    def takes(config: TrainConfig) -> bool:
+        row = gradients.METHODS.get(config.gradient)
+        return row is None or argument in option_strings.defaults(row.make)
+
+    return takes
+
+
+def _method_takes(field: str) -> Callable[[TrainConfig], bool]:
+    def takes(config: TrainConfig) -> bool:
+        if config.method == "dense":
+            return False
+        row = sparse_methods.METHODS.get(config.method)
+        # n and m of N:M sparsity say the sparsity, which must agree with the field.
+        is_pattern = config.method == "nm" and field == "sparsity"
+        return row is None or is_pattern or named_method.takes(row, field)
+
+    return takes
+
+
+def _has_momentum(config: TrainConfig) -> bool:
+    return config.optimizer not in ("adamw", "lion", "adafactor")
+
+
+def _is_of_tfds(config: TrainConfig) -> bool:
+    from zosam_jax.data import table
+
+    return table.is_of_tfds(config.dataset)
+
+
+_METHOD = "sparse methods that have it"
+
+NEEDS: dict[str, Need] = {
+    "data_dir": Need(_is_of_tfds, "data sets of TFDS"),
+    **{
+        field: Need(_method_takes(field), _METHOD)
+        for field in (
+            "sparsity",
+            "budget",
+            "dense",
+            "update_interval",
+            "drop_fraction",
+            "stop_fraction",
+        )
+    },
+    "rho": Need(_gradient_takes("rho"), "sharpness-aware gradients"),
+    "aux_from": Need(_gradient_takes("aux_from"), "gradients of several passes"),
+    "momentum": Need(
+        lambda c: _has_momentum(c) or _gradient_takes("momentum")(c),
+        "optimizer sgd or rmsprop, and gradient msam",
+    ),
+    "nesterov": Need(
+        lambda c: _has_momentum(c) and c.momentum > 0,
+        "optimizer sgd or rmsprop, with a momentum above 0",
+    ),
+    "decay": Need(lambda c: c.weight_decay > 0, "a weight decay above 0"),
+    "milestones": Need(lambda c: c.schedule == "step", "schedule step"),
+    "final_learning_rate": Need(lambda c: c.schedule == "cosine", "schedule cosine"),
+}
+"""By field. Fields that are not here are used by every training."""
+
+
+def without_effect(config: TrainConfig, typed: Collection[str] = ()) -> list[str]:
+    """Returns the fields that are set and have no effect.
+
+    >>> without_effect(TrainConfig(optimizer="lion", momentum=0.5))
+    ['momentum']
+
+    Args:
+      config: The configuration.
+      typed: Fields that count as set even if they have their default values.
+    """
+    return [
+        name
+        for name, need in NEEDS.items()
+        if getattr(config, name) != default(name)
+        or (name in typed and default(name) not in (None, ()))
+        if not need.is_met(config)
+    ]
+
+
+def sentence(config: TrainConfig, name: str) -> str:
+    """Returns why a field of `without_effect` has none.
+
+    Args:
+      config: The configuration.
+      name: The field.
+    """
+    need, value = NEEDS[name], getattr(config, name)
+    if need.text == _METHOD:
+        return f"{name}={value!r} has no effect: method={config.method!r} has none."
+    return f"{name}={value!r} has no effect here: it is for {need.text}. Leave it out."
