@@ -13,7 +13,7 @@ import tiny_run
 
 from zosam_jax import tree
 from zosam_jax.gradients.registry import METHODS
-from zosam_jax.train import RunError, TrainConfig, build, choices
+from zosam_jax.train import RunError, TrainConfig, build, choices, learning_rates
 from zosam_jax.train import loss as loss_
 from zosam_jax.train.objects import Objects
 
@@ -109,7 +109,7 @@ def made(monkeypatch, **fields):
         return row.make(**arguments)
 
     monkeypatch.setitem(METHODS, config.gradient, row._replace(make=record))
-    rate = lambda step: 0.2 * (1 - step / 100)  # noqa: E731
+    rate = lambda step: 0.2 * max(1 - step / 100, 0)  # noqa: E731
     choices.choose(config).gradient.build(config, 120, rate)
     return seen
 
@@ -135,6 +135,46 @@ def test_rho_min_ties_the_radius_to_the_learning_rate(monkeypatch):
     rho = made(monkeypatch, rho=0.11, **fields)["rho"]
     assert [rho(t) for t in (0, 50, 100)] == pytest.approx([0.11, 0.06, 0.01])
     assert made(monkeypatch, **fields)["rho"](0) == pytest.approx(0.05)
+
+
+@pytest.mark.parametrize(
+    ("fields", "end"),
+    [
+        ({"schedule": "cosine", "final_learning_rate": 0.1}, 0.1),
+        ({"schedule": "step", "milestones": (0.5, 0.75)}, 0.002),
+    ],
+)
+def test_the_tied_radius_ends_at_rho_min_and_is_never_below(fields, end):
+    """From rho at the peak to rho_min at the least rate; the warm-up starts below."""
+    config = TrainConfig(
+        gradient="gsam",
+        rho=0.6,
+        gradient_options=("rho_min=0.1",),
+        learning_rate=0.2,
+        epochs=10,
+        warmup_epochs=2,
+        **fields,
+    )
+    rate = learning_rates.schedule(config, 100)
+    gradient = choices.choose(config).gradient
+    assert gradient is not None
+    rho = gradient.build(config, 100, rate).rho
+    assert callable(rho)
+    found = [float(rho(t)) for t in range(101)]
+    assert (found[20], found[100]) == pytest.approx((0.6, 0.1))
+    assert min(found) == pytest.approx(0.1)
+    expected = 0.1 + 0.5 * (float(rate(60)) - end) / (0.2 - end)
+    assert found[60] == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "fields", [{"schedule": "constant"}, {"final_learning_rate": 0.1}]
+)
+def test_a_radius_is_not_tied_to_a_rate_that_does_not_fall(fields):
+    with pytest.raises(ValueError, match=r"does not fall from 0\.1\. Leave rho_min"):
+        choices.check(
+            TrainConfig(gradient="gsam", gradient_options=("rho_min=0",), **fields)
+        )
 
 
 def test_wsam_decoupled_clips_and_decays_the_gradient_alone():

@@ -6,8 +6,6 @@ command line refuses an unknown name at once. `build` makes the objects.
 
 from typing import NamedTuple
 
-import optax
-
 from zosam_jax import _check
 from zosam_jax._types import Units
 from zosam_jax.gradients import registry as gradients
@@ -16,7 +14,7 @@ from zosam_jax.runs.config import TrainConfig
 from zosam_jax.sparsity import registry as sparse_methods
 from zosam_jax.sparsity.budgets import BUDGETS
 from zosam_jax.sparsity.method import SparseMethod
-from zosam_jax.train import named_gradient, named_method, option_strings
+from zosam_jax.train import learning_rates, named_gradient, named_method, option_strings
 from zosam_jax.train.named_gradient import ChosenGradient
 from zosam_jax.train.named_method import ChosenMethod, Needs
 from zosam_jax.train.optimizers import OPTIMIZERS
@@ -116,7 +114,9 @@ def check(config: TrainConfig) -> None:
     """
     choices = choose(config)
     assert choices.gradient is not None
-    gradient = choices.gradient.build(config, 1, optax.constant_schedule(0.1))
+    gradient = choices.gradient.build(
+        config, _LONG, learning_rates.schedule(config, _LONG)
+    )
     method = None
     if choices.method is not None:
         needs = Needs(_LONG, (), lambda: choices.unit_groups(config))

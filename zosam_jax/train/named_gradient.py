@@ -3,6 +3,8 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
+
 from zosam_jax import _check
 from zosam_jax._types import Aux, Radius, Schedule
 from zosam_jax.gradients.methods.gsam import tied_radius
@@ -64,7 +66,8 @@ class ChosenGradient(NamedTuple):
         options = dict(self.options)
         rho: Radius | None = config.rho
         if "rho_min" in options:
-            rho = self._tied_radius(config, learning_rate, options.pop("rho_min"))
+            rho_min = options.pop("rho_min")
+            rho = self._tied_radius(config, total_steps, learning_rate, rho_min)
         values = {
             "rho": rho,
             "momentum": config.momentum,
@@ -84,19 +87,36 @@ class ChosenGradient(NamedTuple):
             ) from error
 
     def _tied_radius(
-        self, config: TrainConfig, learning_rate: Schedule | None, rho_min: float
+        self,
+        config: TrainConfig,
+        total_steps: int,
+        learning_rate: Schedule | None,
+        rho_min: float,
     ) -> Schedule:
-        """Returns the radius that follows the learning rate, from rho to `rho_min`."""
+        """Returns the radius that follows the learning rate, from rho to `rho_min`.
+
+        It is `rho_min` at the end of the schedule and throughout the part of the
+        warm-up in which the learning rate is below that of the end.
+        """
         if learning_rate is None:
             raise ValueError(
                 "gradient_options: rho_min ties the radius to the learning rate, which "
                 "is unknown with your own optimizer=. Leave rho_min out."
+            )
+        least = float(jnp.asarray(learning_rate(total_steps)))
+        if not least < config.learning_rate * (1 - 1e-6):
+            raise ValueError(
+                "gradient_options: rho_min ties the radius to the fall of the learning "
+                f"rate, which ends at {least:g} and does not fall from "
+                f"{config.learning_rate:g}. Leave rho_min out, or say --schedule "
+                "cosine with a smaller --final-learning-rate."
             )
         return tied_radius(
             learning_rate,
             rho_max=self.takes["rho"] if config.rho is None else config.rho,
             rho_min=rho_min,
             lr_max=config.learning_rate,
+            lr_min=least,
         )
 
 

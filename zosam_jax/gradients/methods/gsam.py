@@ -2,6 +2,8 @@
 
 from typing import Unpack
 
+import jax.numpy as jnp
+
 from zosam_jax import _check, tree
 from zosam_jax._options import passes_options_to
 from zosam_jax._types import (
@@ -101,12 +103,15 @@ def tied_radius(
       \rho_t = \rho_{\min} + (\rho_{\max} - \rho_{\min})
                \frac{\eta_t - \eta_{\min}}{\eta_{\max} - \eta_{\min}}
 
+    Where the learning rate is below `lr_min`, as in a warm-up from 0, the radius is
+    `rho_min`.
+
     Args:
       learning_rate: Schedule of the learning rate, eta.
       rho_max: Radius at `lr_max`.
       rho_min: Radius at `lr_min`.
       lr_max: Largest learning rate.
-      lr_min: Smallest learning rate.
+      lr_min: Learning rate at the end of the schedule.
 
     Returns:
       A schedule for `rho=` of any method (arXiv:2203.08065).
@@ -127,4 +132,6 @@ def tied_radius(
     if not rho_max >= rho_min:
         raise ValueError(f"rho_max={rho_max} must not be less than rho_min={rho_min}.")
     slope = (rho_max - rho_min) / (lr_max - lr_min)
-    return lambda step: rho_min + slope * (learning_rate(step) - lr_min)
+    return lambda step: jnp.maximum(
+        rho_min + slope * (learning_rate(step) - lr_min), rho_min
+    )
