@@ -155,3 +155,14 @@ def test_two_at_once_are_refused(server, tmp_path):
 
     fetch(server, tmp_path / "x", again)
     assert (tmp_path / "x").read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize("says_length", [True, False])
+def test_a_server_that_sends_more_than_the_file_is_cut_off(
+    server, tmp_path, says_length
+):
+    server.says_length, server.content = says_length, CONTENT + CONTENT
+    for _ in range(2):
+        with pytest.raises(data.DatasetError, match="more than the 300,000 bytes"):
+            fetch(server, tmp_path / "x")
+        assert not list(tmp_path.iterdir())

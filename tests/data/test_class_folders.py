@@ -1,6 +1,8 @@
 """Folders of images: which files, which classes, which split."""
 
+import dataclasses
 import io
+import os
 
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ from PIL import Image
 
 from zosam_jax import data
 from zosam_jax.data import in_memory
+from zosam_jax.data.sets import class_folders
 
 solid = small_sets.solid
 
@@ -117,7 +120,7 @@ def test_a_broken_image_stops_a_stream(tmp_path):
     small_sets.write(tmp_path, files)
     found = load(tmp_path, image_size=16)
     small_sets.write(tmp_path, {"a/3.jpg": broken("cut")})
-    with pytest.raises(data.DatasetError, match=r"a/3.jpg cannot be decoded"):
+    with pytest.raises(data.DatasetError, match=r"a/3.jpg cannot be used"):
         list(zip(range(3), found.batches(0, 2), strict=False))
     (tmp_path / "a" / "3.jpg").unlink()
     with pytest.raises(data.DatasetError, match=r"a/3.jpg cannot be read .No such"):
@@ -151,10 +154,6 @@ def test_a_folder_that_does_not_fit_is_explained(tmp_path, message):
 
 
 def test_labels_outside_the_classes_are_refused(tmp_path):
-    import dataclasses
-
-    from zosam_jax.data.sets import class_folders
-
     small_sets.write(tmp_path, {f"a/{i}.png": solid(i) for i in range(5)})
     found = class_folders.find(tmp_path)
     for label in (-1, 1):
@@ -168,10 +167,136 @@ def test_labels_outside_the_classes_are_refused(tmp_path):
 
 
 def test_an_image_of_another_size_is_named_in_a_set_of_one(tmp_path):
-    from zosam_jax.data.sets import class_folders
-
     small_sets.write(tmp_path, {f"a/{i}.png": solid(i) for i in range(5)})
     found = class_folders.find(tmp_path)
     small_sets.write(tmp_path, {"a/1.png": solid(1, 20, 21)})
-    with pytest.raises(data.DatasetError, match=r"a/1.png has 20 x 21 pixels, not 20"):
+    with pytest.raises(
+        data.DatasetError,
+        match=r"a/1.png cannot be used: it has 20 x 21 pixels, not 20",
+    ):
         in_memory.decode_all(found)
+
+
+@pytest.fixture
+def linked(tmp_path):
+    """Twelve images of two classes in a folder, and one image outside of it."""
+    files = {f"set/{c}/{i}.png": solid(i) for c in "ab" for i in range(6)}
+    small_sets.write(tmp_path, files | {"outside/deep/99.png": solid(99)})
+    return tmp_path / "set"
+
+
+def shown(root):
+    found = load(root)
+    return sorted(
+        np.concatenate(
+            [
+                small_sets.numbers(x) + 1000 * y
+                for x, y in (
+                    (found.train_images, found.train_labels),
+                    (found.test_images, found.test_labels),
+                )
+            ]
+        )
+    )
+
+
+TWELVE = [1000 * c + i for c in range(2) for i in range(6)]
+
+
+def test_every_real_file_counts_once_whatever_links_say(linked):
+    (linked / "a" / "again.png").symlink_to(linked / "a" / "3.png")
+    (linked / "a" / "deep").mkdir()
+    (linked / "a" / "deep" / "again.png").symlink_to("../3.png")
+    assert shown(linked) == TWELVE
+    # Files and folders outside come in through links, once.
+    (linked / "b" / "x.png").symlink_to(linked.parent / "outside/deep/99.png")
+    (linked / "b" / "y.png").symlink_to(linked.parent / "outside/deep/99.png")
+    assert shown(linked) == [*TWELVE, 1099]
+    (linked / "b" / "x.png").unlink()
+    (linked / "b" / "y.png").unlink()
+    for name in ("x", "y"):
+        (linked / "b" / name).symlink_to(linked.parent / "outside")
+    assert shown(linked) == [*TWELVE, 1099]
+
+
+def test_folders_that_link_to_each_other_twice_are_walked_once(linked):
+    """Two links at each of 40 levels would be 2^40 ways."""
+    below = linked / "a"
+    outside = linked.parent / "levels"
+    for level in range(40):
+        (outside / str(level)).mkdir(parents=True)
+        for name in ("x", "y"):
+            (below / name).symlink_to(outside / str(level))
+        below = outside / str(level)
+    (below / "98.png").write_bytes(solid(98))
+    assert shown(linked) == sorted([*TWELVE, 98])
+
+
+def test_a_class_may_be_a_link(linked):
+    (linked / "c").symlink_to(linked.parent / "outside")
+    assert shown(linked) == [*TWELVE, 2099]
+
+
+@pytest.mark.parametrize(
+    ("link", "target", "message"),
+    [
+        ("a/loop", "..", r"a/loop is a link to .*set, a folder that it is in"),
+        ("a/loop", ".", r"a/loop is a link to .*/a, a folder that it is in"),
+        ("a/loop", "/", r"a/loop is a link to /, a folder that it is in"),
+        ("c", ".", r"/c is a link to .*/set, a folder that it is in"),
+        ("a/others", "../b", r"which is in .*/a too"),
+        ("a/9.png", "../b/1.png", r"a/9.png is .*b/1.png, which is in .*/b too"),
+        ("a/9.png", "nothing", r"a/9.png is a link that cannot be followed .No such"),
+        ("a/9.png", "9.png", r"a/9.png is a link that cannot be followed"),
+        ("a/9.png", "/dev/zero", r"a/9.png is a link to /dev/zero, which is not a reg"),
+    ],
+)
+def test_links_that_cannot_be_right_are_refused(linked, link, target, message):
+    (linked / link).symlink_to(target)
+    with pytest.raises(data.DatasetError, match=message):
+        load(linked)
+
+
+def test_a_link_from_the_training_to_the_test_set_is_refused(tmp_path):
+    files = {f"{s}/a/{i}.png": solid(i) for s in ("train", "test") for i in range(3)}
+    small_sets.write(tmp_path, files)
+    (tmp_path / "test" / "a" / "1.png").unlink()
+    (tmp_path / "test" / "a" / "1.png").symlink_to("../../train/a/1.png")
+    with pytest.raises(data.DatasetError, match=r"belongs to one class, and to one"):
+        load(tmp_path)
+
+
+def test_a_fifo_does_not_hang(linked):
+    os.mkfifo(linked / "a" / "7.png")
+    with pytest.raises(data.DatasetError, match=r"a/7.png is not a regular file"):
+        load(linked)
+    (linked / "a" / "7.png").unlink()
+    found = class_folders.find(linked)
+    (linked / "a" / "1.png").unlink()
+    os.mkfifo(linked / "a" / "1.png")  # after the folder was read
+    with pytest.raises(data.DatasetError, match=r"it is a FIFO and not a regular"):
+        in_memory.decode_all(found)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("folder:", "'folder:' names nothing; a path is needed"),
+        ("text:", "'text:' names nothing; a path is needed"),
+        ("folder:a\0b", "has a NUL byte"),
+        ("folder:~nobody-at-all/x", "there is no such user"),
+        ("text:/dev/zero", "cannot be read: it is a device and not a regular file"),
+        ("text:/tmp", "cannot be read: it is a folder and not a regular file"),
+    ],
+)
+def test_paths_that_lead_nowhere(name, message):
+    with pytest.raises(data.DatasetError, match=message):
+        data.load(name)
+
+
+def test_a_class_that_cannot_be_printed_is_refused(linked):
+    os.mkdir(os.fsencode(linked) + b"/\xff")
+    with pytest.raises(
+        data.DatasetError, match=r"a folder .*udcff.* cannot be printed"
+    ):
+        load(linked)

@@ -1,5 +1,9 @@
 """Sets of TFDS by name, written here as small sets with TFDS's own descriptions."""
 
+import json
+import os
+import sys
+
 import numpy as np
 import pytest
 import small_sets
@@ -224,3 +228,103 @@ def test_a_set_without_a_training_split_is_refused(tmp_path):
 def test_unknown_names_are_refused_with_the_nearest(tmp_path, name, near):
     with pytest.raises(ValueError, match=f"Did you mean '{near}"):
         data.load(name, tmp_path)
+
+
+@pytest.fixture
+def own(tmp_path):
+    """A set that only the directory knows, with features in features.json."""
+    train, _ = digits(3)
+    place = small_sets.prepare(
+        "svhn_cropped", tmp_path, {"train": train, "test": train}
+    )
+    place.parent.rename(tmp_path / "mine")
+    place = tmp_path / "mine" / "3.1.0"
+    for path in list(place.iterdir()):
+        path.rename(path.with_name(path.name.replace("svhn_cropped", "mine")))
+    info = place / "dataset_info.json"
+    info.write_text(info.read_text().replace("svhn_cropped", "mine"))
+    return place
+
+
+IMAGE = "tensorflow_datasets.core.features.image_feature.Image"
+
+
+def change_class(text):
+    return text.replace(IMAGE, "evil.Feature")
+
+
+def hide_class(text):
+    """Names the class within JSON within JSON, as some features are described."""
+    inner = json.dumps({"x": {"type": "evil.Feature", "content": {}}})
+    found = json.loads(text)
+    found["featuresDict"]["features"]["image"]["jsonFeature"] = {"json": inner}
+    return json.dumps(found)
+
+
+@pytest.mark.parametrize("change", [change_class, hide_class])
+@pytest.mark.parametrize("act", [data.load, data.prepare])
+def test_a_folder_cannot_name_what_is_imported(own, monkeypatch, change, act):
+    (own.parent.parent / "evil.py").write_text("raise SystemExit('imported')")
+    monkeypatch.syspath_prepend(str(own.parent.parent))
+    features = own / "features.json"
+    features.write_text(change(features.read_text()))
+    with pytest.raises(data.DatasetError, match=r"features.json asks for .*evil.Feat"):
+        act("mine", own.parent.parent)
+    assert "evil" not in sys.modules
+
+
+DAMAGE = {
+    "has a features.json": lambda place: (place / "features.json").unlink(),
+    "Could not read dataset info": lambda place: (place / "dataset_info.json").unlink(),
+    "Expecting property name": lambda place: (place / "dataset_info.json").write_text(
+        "{"
+    ),
+    "cannot be read .*recursion": lambda place: (place / "features.json").write_text(
+        "[" * 100_000
+    ),
+    "Invalid version": lambda place: (place / "dataset_info.json").write_text("{}"),
+    "must contain a dot": lambda place: (place / "features.json").write_text("{}"),
+    "can't decode byte": lambda place: (place / "dataset_info.json").write_bytes(
+        b"\xff"
+    ),
+}
+
+
+@pytest.mark.parametrize("message", DAMAGE)
+def test_damage_of_ones_own_set_is_a_short_sentence(own, message):
+    """TFDS adds the names of all its 262 sets, or ends in another exception."""
+    DAMAGE[message](own)
+    for act in (data.load, data.prepare):
+        with pytest.raises(data.DatasetError, match=message) as error:
+            act("mine", own.parent.parent)
+        assert len(str(error.value)) < 450
+        assert "abstract_reasoning" not in str(error.value)
+        # TFDS has no program that could write it again.
+        assert "data prepare" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "file", ["features.json", "dataset_info.json", "x.array_record"]
+)
+def test_a_fifo_in_a_set_does_not_hang(own, file):
+    (own / file).unlink(missing_ok=True)
+    os.mkfifo(own / file)
+    with pytest.raises(data.DatasetError, match=f"{file} is not a regular file"):
+        data.load("mine", own.parent.parent)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("cifar10:9.9.9", "TFDS has cifar10 in the version 3.0.2, not in 9.9.9"),
+        ("imagenette/320", "configuration='320' is unknown. Did you mean '320px"),
+        ("mnist/big", "mnist has no configurations"),
+        ("mnist/data_dir=x", "must be NAME, NAME/CONFIGURATION, NAME:VERSION"),
+        ("mnist:new", "with a version such as 1.0.0"),
+        ("..", "must be NAME"),
+    ],
+)
+def test_versions_and_configurations_that_do_not_exist(tmp_path, name, message):
+    for act in (data.load, data.prepare):
+        with pytest.raises(ValueError, match=message):
+            act(name, tmp_path)

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import shutil
 import tarfile
 import zipfile
 from typing import Any, Literal
@@ -338,11 +339,81 @@ def test_an_archive_that_is_none_or_cut_leaves_nothing(tmp_path):
     whole = pack(tmp_path / "x.tar.gz", FILES, "w:gz")
     whole.write_bytes(whole.read_bytes()[:-40])
     (tmp_path / "y.tar").write_bytes(b"nothing")
-    outside = pack(tmp_path / "z.tar", {"../evil.png": small_sets.solid(0)})
-    for path in (whole, tmp_path / "y.tar", tmp_path / "none.tar", outside):
+    for path in (whole, tmp_path / "y.tar", tmp_path / "none.tar"):
         with pytest.raises(data.DatasetError, match="could not be unpacked"):
             data.prepare(f"folder:{tmp_path / 'new'}", archive=path)
-    assert {p.name for p in tmp_path.iterdir()} == {"x.tar.gz", "y.tar", "z.tar"}
+    assert {p.name for p in tmp_path.iterdir()} == {"x.tar.gz", "y.tar"}
+
+
+def hostile_tar(path, kind, name="set/a/x.png", target="../b"):
+    with tarfile.open(path, "w") as tar:
+        for file, content in FILES.items():
+            member = tarfile.TarInfo(file)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+        member = tarfile.TarInfo(name)
+        member.type, member.linkname = kind, target
+        tar.addfile(member)
+    return path
+
+
+def hostile_zip(path, name, mode=0o100644, content=b"../b"):
+    zipped(path, FILES)
+    with zipfile.ZipFile(path, "a") as file:
+        info = zipfile.ZipInfo(name)
+        info.external_attr = mode << 16
+        file.writestr(info, content)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("make", "arguments", "message"),
+    [
+        (hostile_tar, (tarfile.SYMTYPE,), "x.png is a link or device"),
+        (hostile_tar, (tarfile.LNKTYPE, "x", "set/train/a/0.png"), "is a link or dev"),
+        (hostile_tar, (tarfile.SYMTYPE, "set/a/up", ".."), "is a link or device"),
+        (hostile_tar, (tarfile.FIFOTYPE,), "is a link or device"),
+        (hostile_tar, (tarfile.CHRTYPE,), "is a link or device"),
+        (hostile_tar, (tarfile.REGTYPE, "../evil.png"), "leads out of the folder"),
+        (hostile_tar, (tarfile.REGTYPE, "/tmp/evil.png"), "leads out of the folder"),
+        (hostile_tar, (tarfile.DIRTYPE, "set/../../evil"), "leads out of the folder"),
+        (hostile_zip, ("../evil.png",), "leads out of the folder"),
+        (hostile_zip, ("..\\evil.png",), "leads out of the folder"),
+        (hostile_zip, ("/tmp/evil.png",), "leads out of the folder"),
+        (hostile_zip, ("set/a/x.png", 0o120777), "is a link or device"),
+    ],
+)
+def test_an_archive_gives_files_and_folders_alone(tmp_path, make, arguments, message):
+    path = make(tmp_path / "x", *arguments)
+    with pytest.raises(data.DatasetError, match=message):
+        data.prepare(f"folder:{tmp_path / 'new'}", archive=path)
+    assert [p.name for p in tmp_path.iterdir()] == ["x"]
+
+
+def test_an_archive_that_is_larger_than_the_disk_is_not_begun(tmp_path, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)._replace(free=100)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    for path in (pack(tmp_path / "x.tar", FILES), zipped(tmp_path / "x.zip", FILES)):
+        with pytest.raises(data.DatasetError, match="the disk has no room for set/"):
+            data.prepare(f"folder:{tmp_path / 'new'}", archive=path)
+
+
+def test_a_header_that_would_fill_the_memory_is_refused(tmp_path):
+    path = tmp_path / "x.tar"
+    with tarfile.open(path, "w") as tar:
+        member = tarfile.TarInfo("long")
+        member.type, member.size = tarfile.GNUTYPE_LONGNAME, 3 << 20
+        tar.addfile(member, io.BytesIO(b"x" * (3 << 20)))
+    with pytest.raises(data.DatasetError, match="could not be unpacked"):
+        data.prepare(f"folder:{tmp_path / 'new'}", archive=path)
+
+
+def test_an_archive_that_is_no_set_leaves_nothing_that_is_taken_for_one(tmp_path):
+    path = pack(tmp_path / "x.tar", {"a/0.png": b"no image", "b/notes.txt": b""})
+    for _ in range(2):
+        with pytest.raises(data.DatasetError, match=r"was not kept: .* no image in"):
+            data.prepare(f"folder:{tmp_path / 'new'}", archive=path)
+        assert [p.name for p in tmp_path.iterdir()] == ["x.tar"]
 
 
 @pytest.mark.parametrize("name", ["pydoc", "digits"])

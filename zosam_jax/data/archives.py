@@ -3,17 +3,21 @@
 import fcntl
 import hashlib
 import http.client
+import lzma
 import os
 import pathlib
 import shutil
+import stat
 import tarfile
 import time
 import urllib.error
 import urllib.request
+import zipfile
 import zlib
 from collections.abc import Callable, Iterator
-from typing import IO, Any, BinaryIO, NamedTuple
+from typing import IO, Any, BinaryIO, NamedTuple, Self
 
+from zosam_jax.data import files
 from zosam_jax.data.dataset import DatasetError
 
 OnProgress = Callable[[str], None]
@@ -37,7 +41,14 @@ Examples = Iterator[tuple[str | int, dict[str, Any]]]
 Splits = dict[str, Examples]
 """The examples of each split."""
 
-TAR_ERRORS = (tarfile.TarError, shutil.ReadError, EOFError, zlib.error)
+DAMAGED = (
+    tarfile.TarError,
+    zipfile.BadZipFile,
+    EOFError,
+    zlib.error,
+    lzma.LZMAError,
+    NotImplementedError,  # a compression that Python's zip reader lacks
+)
 """Exceptions for archives that are damaged, or are not archives."""
 
 _BLOCK = 1 << 20
@@ -117,8 +128,8 @@ def fetch(
 
     Raises:
       DownloadError: The connection failed before more bytes arrived.
-      DatasetError: The file has another checksum and was removed, or another process is
-        downloading it.
+      DatasetError: The file has another checksum or is longer than it should be, and
+        was removed; or another process is downloading it.
     """
     if path.exists() and sha256(path) == wanted.checksum:
         return
@@ -138,6 +149,9 @@ def fetch(
         except DownloadError:
             if not sink.tell():
                 part.unlink()
+            raise
+        except DatasetError:
+            part.unlink()
             raise
     try:
         verify(part, path.name, wanted)
@@ -176,6 +190,7 @@ def _append(url: str, size: int, sink: BinaryIO, report: Report) -> None:
     Raises:
       urllib.error.URLError: There is no response.
       _Interrupted: The response ended early.
+      DatasetError: The response is longer than the file.
     """
     start = sink.tell()
     request = urllib.request.Request(url)
@@ -200,6 +215,12 @@ def _append(url: str, size: int, sink: BinaryIO, report: Report) -> None:
         length = source.headers.get("Content-Length")
         left = size - sink.tell() if length is None else int(length)
         while block := _read(source):
+            # Whatever a server sends, the disk takes no more than the published size.
+            if sink.tell() + len(block) > size:
+                raise DatasetError(
+                    f"{url} sends more than the {size:,} bytes that the file should "
+                    "have. What arrived was removed."
+                )
             sink.write(block)
             report(sink.tell())
             left -= len(block)
@@ -229,7 +250,7 @@ def sha256(path: pathlib.Path, report: Report | None = None) -> str:
       report: Called with the number of bytes read, after each MiB.
     """
     digest = hashlib.sha256()
-    with path.open("rb") as file:
+    with files.open_regular(path) as file:
         while block := file.read(_BLOCK):
             digest.update(block)
             if report is not None:
@@ -318,3 +339,89 @@ def check_label(name: str, label: str, known: set[str]) -> None:
         raise DatasetError(
             f"{name} is of the class {label!r}, which is not among TFDS's classes."
         )
+
+
+def unpack(archive: pathlib.Path, folder: pathlib.Path) -> None:
+    """Unpacks the files and folders of a tar or zip archive into an empty folder.
+
+    Args:
+      archive: The archive, of a source that need not be trusted.
+      folder: The folder, which exists.
+
+    Raises:
+      ValueError: The archive has a link, a device or an encrypted file, a name that
+        leads out of the folder, or more bytes than the disk has room for; or it is
+        neither tar nor zip.
+      OSError: A file cannot be read or written.
+      One of DAMAGED: The archive is damaged.
+    """
+    room = shutil.disk_usage(folder).free
+    with files.open_regular(archive) as file:
+        if tarfile.is_tarfile(file):
+            with tarfile.open(fileobj=file, tarinfo=_Member) as tar:
+                for member in tar:
+                    kind = (
+                        "" if member.isreg() or member.isdir() else "a link or device"
+                    )
+                    room = _allowed(member.name, kind, member.size, room)
+                    tar.extract(member, folder, filter="data")
+        elif zipfile.is_zipfile(file):
+            with zipfile.ZipFile(file) as packed:
+                for info in packed.infolist():
+                    room = _allowed(info.filename, _kind(info), info.file_size, room)
+                for info in packed.infolist():
+                    packed.extract(info, folder)
+        else:
+            raise ValueError("it is neither a tar nor a zip archive")
+
+
+class _Member(tarfile.TarInfo):
+    """A member of a tar whose long name or attributes do not fill the memory."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        """Returns the member of a header; a header for another one has a limit."""
+        member = super().frombuf(buf, encoding, errors)
+        # These headers stand before a file, and `tarfile` reads them whole.
+        if member.type in _EXTENSIONS and not 0 <= member.size <= _BLOCK:
+            raise tarfile.HeaderError(f"a header of {member.size:,} bytes")
+        return member
+
+
+_EXTENSIONS = (
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+)
+
+
+def _kind(info: zipfile.ZipInfo) -> str:
+    """Returns what a member of a zip archive is, if it is not unpacked."""
+    kind = stat.S_IFMT(info.external_attr >> 16)
+    if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
+        return "a link or device"
+    return "encrypted" if info.flag_bits & 1 else ""
+
+
+def _allowed(name: str, kind: str, size: int, room: int) -> int:
+    """Returns the room that a member of an archive leaves.
+
+    Args:
+      name: Name of the member.
+      kind: What it is, if that is not unpacked; otherwise "".
+      size: Its size in bytes.
+      room: Bytes that are free.
+
+    Raises:
+      ValueError: It is not unpacked.
+    """
+    if kind:
+        raise ValueError(f"{name} is {kind}; only files and folders are unpacked")
+    path = pathlib.PurePosixPath(name.replace("\\", "/"))
+    if path.is_absolute() or ".." in path.parts:
+        raise ValueError(f"{name} leads out of the folder")
+    if size > room:
+        raise ValueError(f"the disk has no room for {name}, of {size:,} bytes")
+    return room - max(size, 0)

@@ -1,32 +1,22 @@
-"""Encoded images on disk: the sources that supply them, decoding, crops on the host."""
+"""Encoded images on disk: the sources that supply them, and crops on the host."""
 
 import dataclasses
-import io
 import math
-import struct
-import zlib
 from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
+from zosam_jax.data import decoding
 from zosam_jax.data.dataset import DatasetError
 
-_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
-CHANNELS = tuple(_MODES)
-# Exceptions that Pillow raises for files that are damaged or are not images.
-BROKEN = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    LookupError,
-    ArithmeticError,
-    struct.error,
-    zlib.error,
-    Image.DecompressionBombError,
-)
-_AREA = (0.08, 1.0)
+CHANNELS = tuple(decoding.MODES)
+LEAST_AREA = 0.08
+"""Default of the least fraction of the area that a random window has."""
+
+# Longer side of a center crop's source, in multiples of the shorter one.
+_MOST_RATIO = 16
 _RATIO = (3 / 4, 4 / 3)
 _ATTEMPTS = 10
 DRAWS = 4 * _ATTEMPTS
@@ -110,43 +100,39 @@ def decode(
             f"{images.name} are 0 to {classes - 1}. {images.repair}"
         )
     try:
-        with Image.open(io.BytesIO(encoded)) as image:
-            decoded = image.convert(_MODES[images.channels])
-    except BROKEN as error:
-        reason = error
-        if isinstance(error, UnidentifiedImageError):  # its text is an object's address
-            reason = f"{len(encoded):,} bytes without the header of an image"
+        return decoding.decode(encoded, images.channels, size)
+    except decoding.BROKEN as error:
+        reason = decoding.reason(error, encoded)
         raise DatasetError(
-            f"{source.where(row)} cannot be decoded ({reason}). {images.repair}"
+            f"{source.where(row)} cannot be used: {reason}. {images.repair}"
         ) from error
-    if size is not None and (decoded.height, decoded.width) != size:
-        raise DatasetError(
-            f"{source.where(row)} has {decoded.height} x {decoded.width} pixels, not "
-            f"{size[0]} x {size[1]}. {images.repair}"
-        )
-    return decoded
 
 
 def random_resized_crop(
-    image: Image.Image, draws: np.ndarray, size: int
+    image: Image.Image, draws: np.ndarray, size: int, least_area: float = LEAST_AREA
 ) -> Image.Image:
     """Returns a random window of an image, resized to `size` x `size` pixels.
 
     This is the random resized crop of Szegedy et al. (arXiv:1409.4842). The fraction of
-    the image's area is uniform from 0.08 to 1, and width / height is log-uniform from
-    3/4 to 4/3. The position is uniform. If none of ten such windows fits, the largest
-    central window with an aspect ratio in these bounds is used. Interpolation is
-    bilinear with antialiasing.
+    the image's area is uniform from `least_area` to 1, and width / height is
+    log-uniform from 3/4 to 4/3. The position is uniform. If none of ten such windows
+    fits, the largest central window with an aspect ratio in these bounds is used.
+    Interpolation is bilinear with antialiasing.
 
     Args:
       image: The image.
       draws: Random numbers in [0, 1), `[DRAWS]`.
       size: Side of the result in pixels.
+      least_area: Least fraction of the area, in (0, 1]; 0.08 in the paper.
+
+    >>> draws = np.full(DRAWS, 0.5)
+    >>> random_resized_crop(Image.new("RGB", (400, 300)), draws, size=224).size
+    (224, 224)
     """
     width, height = image.size
     low, high = (math.log(r) for r in _RATIO)
     for area, ratio, x, y in draws.reshape(_ATTEMPTS, 4):
-        target = width * height * (_AREA[0] + (_AREA[1] - _AREA[0]) * area)
+        target = width * height * (least_area + (1 - least_area) * area)
         ratio = math.exp(low + (high - low) * ratio)
         w, h = round(math.sqrt(target * ratio)), round(math.sqrt(target / ratio))
         if 0 < w <= width and 0 < h <= height:
@@ -163,7 +149,9 @@ def random_resized_crop(
 def center_crop(image: Image.Image, size: int, resize: int) -> Image.Image:
     """Returns the central `size` x `size` pixels of the resized image.
 
-    Interpolation is bilinear with antialiasing.
+    Interpolation is bilinear with antialiasing. Of an image more than 16 times as long
+    as wide, only the central part of that shape is resized: the work is bounded by the
+    result, not by the image.
 
     Args:
       image: The image.
@@ -173,12 +161,20 @@ def center_crop(image: Image.Image, size: int, resize: int) -> Image.Image:
     >>> center_crop(Image.new("RGB", (400, 300)), size=224, resize=256).size
     (224, 224)
     """
+    short = min(image.size)
+    most = _MOST_RATIO * short
+    if max(image.size) > most:
+        image = _centered(image, min(image.width, most), min(image.height, most))
     width, height = image.size
-    short = min(width, height)
     width, height = resize * width // short, resize * height // short
     image = image.resize((width, height), Image.Resampling.BILINEAR)
-    left, top = round((width - size) / 2), round((height - size) / 2)
-    return image.crop((left, top, left + size, top + size))
+    return _centered(image, size, size)
+
+
+def _centered(image: Image.Image, width: int, height: int) -> Image.Image:
+    """Returns the central part of an image, of some size in pixels."""
+    left, top = round((image.width - width) / 2), round((image.height - height) / 2)
+    return image.crop((left, top, left + width, top + height))
 
 
 def pixels(image: Image.Image) -> np.ndarray:

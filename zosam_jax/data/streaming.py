@@ -50,7 +50,9 @@ class Streamed:
       std: Standard deviation of each channel of `images / 255`, likewise.
       image_shape: Height, width and channels of the decoded images.
       resize: Shorter side of a test image before its center is cropped, in pixels.
-      crop_padding: 0: training images are random crops already.
+      least_area: Least fraction of its area that a random window of a training image
+        has, in (0, 1]. None: training images are cropped as test images.
+      crop_padding: 0: the usual crop is not a padded one.
       kind: "image".
     """
 
@@ -59,6 +61,7 @@ class Streamed:
     std: tuple[float, ...]
     image_shape: tuple[int, int, int]
     resize: int
+    least_area: float | None = encoded_images.LEAST_AREA
     crop_padding: int = 0
     kind: Literal["image"] = "image"
 
@@ -121,8 +124,9 @@ class Streamed:
 
         Epoch e begins at step `e * (num_train // batch_size)`. Its order is a random
         permutation that depends on `(seed, e)`, and its incomplete last batch is
-        dropped. The window of image i (`encoded_images.random_resized_crop`) depends on
-        `(seed, e, i)`. So a batch is a function of the seed and the step.
+        dropped. The window of image i (`encoded_images.random_resized_crop`, or the
+        center crop if `least_area` is None) depends on `(seed, e, i)`. So a batch is a
+        function of the seed and the step.
 
         Args:
           seed: Seed, an integer.
@@ -221,9 +225,13 @@ def _train_batch(
     rows = _order(seed, epoch, data.num_train)[start : start + share].tolist()
 
     def window(image: Image.Image, row: int) -> Image.Image:
+        if data.least_area is None:
+            return data.center(image)
         raw = _bits(seed, _CROP, epoch, row).random_raw(encoded_images.DRAWS)
         draws = _uniform(raw)
-        return encoded_images.random_resized_crop(image, draws, data.image_shape[0])
+        return encoded_images.random_resized_crop(
+            image, draws, data.image_shape[0], data.least_area
+        )
 
     return _read(data, data.encoded.train, rows, share, window)
 

@@ -21,6 +21,7 @@ from google.protobuf.message import DecodeError
 from tensorflow_datasets.core import constants, registered
 
 from zosam_jax import _check
+from zosam_jax.data import files, tfds_folder
 from zosam_jax.data.archives import Builder
 from zosam_jax.data.dataset import DatasetError
 from zosam_jax.data.encoded_images import CHANNELS, EncodedImages
@@ -31,6 +32,11 @@ FORMAT = "array_record"
 READ_ERRORS = (OSError, RuntimeError, ValueError, LookupError, DecodeError)
 """Exceptions that TFDS raises for damaged records."""
 
+UNUSABLE = (*READ_ERRORS, json_format.ParseError, AssertionError, TypeError)
+"""Exceptions that TFDS raises for descriptions that are damaged, or names that are
+wrong."""
+
+_NAME = re.compile(r"\w+(/[^/:=,\s]+)?(:(\d+|\*)\.(\d+|\*)\.(\d+|\*))?", re.ASCII)
 _FIFTH = 5
 # Words in the names of sets of letters and digits, which are not mirrored.
 _UPRIGHT = ("mnist", "svhn", "omniglot", "emnist", "quickdraw", "digits", "binarized")
@@ -40,7 +46,8 @@ _IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 def root(data_dir: str | os.PathLike[str] | None) -> pathlib.Path:
     """Returns the TFDS data directory: `data_dir`, or TFDS's own default."""
-    return pathlib.Path(data_dir or constants.DATA_DIR).expanduser()
+    path = data_dir or constants.DATA_DIR
+    return files.place(f"data_dir={os.fspath(path)}", path)
 
 
 def check_name(
@@ -55,10 +62,14 @@ def check_name(
     """
     plain = re.split("[/:]", name, maxsplit=1)[0]
     theirs = registered.list_imported_builders()
-    if plain in theirs or (plain and (root(data_dir) / plain).is_dir()):
-        return
-    near = difflib.get_close_matches(name, ours, 1)
-    _check.one_of("dataset", name, ours if near else (*ours, *theirs))
+    if plain not in theirs and not (plain and (root(data_dir) / plain).is_dir()):
+        near = difflib.get_close_matches(name, ours, 1)
+        _check.one_of("dataset", name, ours if near else (*ours, *theirs))
+    if not _NAME.fullmatch(name):
+        raise ValueError(
+            f"dataset={name!r} must be NAME, NAME/CONFIGURATION, NAME:VERSION or "
+            "NAME/CONFIGURATION:VERSION, with a version such as 1.0.0."
+        )
 
 
 def builder(
@@ -73,33 +84,87 @@ def builder(
       **options: Other arguments of the builder.
 
     Raises:
-      ValueError: Neither TFDS nor `data_dir` has such a set or configuration.
-      DatasetError: The description of the set in `data_dir` cannot be read.
+      ValueError: Neither TFDS nor `data_dir` has such a set, configuration or version.
+      DatasetError: The description of the set in `data_dir` cannot be read, or must not
+        be.
     """
     place = root(data_dir)
+    plain = re.split("[/:]", name, maxsplit=1)[0]
+    if (place / plain).is_dir():
+        tfds_folder.check(name, place / plain)
     try:
         return tfds.builder(name, data_dir=os.fspath(place), try_gcs=False, **options)
-    except json_format.ParseError as error:
-        raise _damaged(name, place / name, place, error) from error
     except ModuleNotFoundError as error:
         raise DatasetError(
             f"{name} is not image classification, or TFDS cannot describe it without "
             f"TensorFlow: {error.msg}."
         ) from error
+    except UNUSABLE as error:
+        if is_known(name):
+            _check_version(name, plain)
+        detail = error
+        if isinstance(error, registered.DatasetNotFoundError):
+            detail = "none of its versions has a features.json"
+        raise damaged(name, place / plain, place, detail) from error
 
 
-def _damaged(
-    name: str, place: os.PathLike[str], data_dir: os.PathLike[str], detail: object
+def _check_version(name: str, plain: str) -> None:
+    """Raises `ValueError` if TFDS knows a set, but not in a version or configuration.
+
+    Args:
+      name: Name of the set, with its configuration and version.
+      plain: Name of the set alone.
+    """
+    known = tfds.builder_cls(plain)
+    rest, _, version = name.partition(":")
+    configuration = rest.partition("/")[2]
+    configurations = tuple(known.builder_configs)
+    if configuration and not configurations:
+        raise ValueError(f"dataset={name!r}: {plain} has no configurations.")
+    if configuration:
+        _check.one_of(f"dataset={name!r}: configuration", configuration, configurations)
+    every = [known.VERSION, *known.SUPPORTED_VERSIONS]
+    versions = tuple(dict.fromkeys(str(v) for v in every if v is not None))
+    if version and version not in versions:
+        raise ValueError(
+            f"dataset={name!r}: TFDS has {plain} in the version "
+            f"{' or '.join(versions)}, not in {version}."
+        )
+
+
+def damaged(
+    name: str,
+    place: os.PathLike[str],
+    data_dir: os.PathLike[str],
+    detail: BaseException | str,
 ) -> DatasetError:
-    """Returns the error for a set that exists but is not complete."""
+    """Returns the error for a set that exists but is not complete.
+
+    Args:
+      name: Name of the set.
+      place: Its directory.
+      data_dir: The TFDS data directory.
+      detail: What is wrong.
+    """
+    reason = detail if isinstance(detail, str) else tfds_folder.said(detail)
     return DatasetError(
-        f"{name} in {os.fspath(place)} is incomplete or damaged ({detail}). "
+        f"{name} in {os.fspath(place)} is incomplete or damaged ({reason}). "
         f"{_repair(name, data_dir)}"
     )
 
 
+def is_known(name: str) -> bool:
+    """Returns whether TFDS has the program that writes a set."""
+    plain = re.split("[/:]", name, maxsplit=1)[0]
+    return plain in registered.list_imported_builders()
+
+
 def _repair(name: str, data_dir: str | os.PathLike[str]) -> str:
-    return f"Remove that directory and run `{command(name, data_dir)}`."
+    if is_known(name):
+        return f"Remove that directory and run `{command(name, data_dir)}`."
+    return (
+        "Remove that directory and write the set again with the program that made it."
+    )
 
 
 def command(name: str, data_dir: str | os.PathLike[str]) -> str:
@@ -170,7 +235,7 @@ class Records:
             return [(e[self.image], int(e[self.label])) for e in examples]
         except READ_ERRORS as error:
             raise DatasetError(
-                f"{self.place} is damaged ({error}). {self.repair}"
+                f"{self.place} is damaged ({tfds_folder.said(error)}). {self.repair}"
             ) from error
 
     def _record(self, row: int) -> int:
@@ -304,8 +369,8 @@ def _open(
         found, wanted = len(examples), info.splits[split].num_examples
         complete = 0 < found == wanted and examples[0] and examples[found - 1]
     except READ_ERRORS as error:
-        raise _damaged(name, place, root(data_dir), error) from error
+        raise damaged(name, place, root(data_dir), error) from error
     if not complete:
         detail = f"{split} has {found} of {wanted} examples"
-        raise _damaged(name, place, root(data_dir), detail)
+        raise damaged(name, place, root(data_dir), detail)
     return examples

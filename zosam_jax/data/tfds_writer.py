@@ -15,7 +15,7 @@ import shutil
 import tensorflow_datasets as tfds
 
 from zosam_jax.data import archives, tfds_reader
-from zosam_jax.data.archives import TAR_ERRORS, Archives, OnProgress, UrlInfo
+from zosam_jax.data.archives import DAMAGED, Archives, OnProgress, UrlInfo
 from zosam_jax.data.dataset import DatasetError
 
 # Size from which the check of a file takes more than a few seconds, in bytes.
@@ -50,7 +50,7 @@ def prepare(
         root = tfds_reader.root(data_dir)
         try:
             _write(name, known, root, archive, on_progress)
-        except (OSError, *TAR_ERRORS) as error:
+        except (OSError, *DAMAGED) as error:
             raise DatasetError(
                 f"{name} could not be prepared in {root}: {error}"
             ) from error
@@ -76,6 +76,8 @@ def _write(
     plain = re.split("[/:]", name, maxsplit=1)[0]
     builder = tfds_reader.builder(name, root)
     if known is None:
+        if not tfds_reader.is_known(name):
+            tfds_reader.find(name, root)  # It says what is wrong with the folder.
         raise DatasetError(_by_tfds(name, root, builder.data_path))
     folder = root / "downloads" / plain
     # In a directory without prepared sets, the builder is TFDS's own code, even if the

@@ -5,17 +5,18 @@ CIFAR sets are released, or from a TFDS data directory, where they must be in th
 `array_record`.
 """
 
-import io
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from zosam_jax import _check
+from zosam_jax.data import decoding, files
 from zosam_jax.data.corruptions.definitions import COMMON, EXTRA, SEVERITIES
 from zosam_jax.data.dataset import DatasetError
+from zosam_jax.data.tfds_folder import said
 
 
 class Released(NamedTuple):
@@ -77,6 +78,10 @@ ALEXNET_ERRORS = {
 }
 
 
+# What NumPy raises for a file that is no array, or has a damaged header.
+_BROKEN = (OSError, ValueError, SyntaxError, EOFError, OverflowError, TypeError)
+
+
 class CorruptedSet(NamedTuple):
     """A published test set under one corruption of one severity.
 
@@ -122,7 +127,8 @@ def load(
         )
     released = RELEASED[dataset]
     if folder is not None:
-        return _from_files(released, Path(folder).expanduser(), name, severity)
+        place = files.place(f"published_dir={folder}", folder)
+        return _from_files(released, place, name, severity)
     if released.builder is None:
         raise DatasetError(
             f"TFDS has no {released.name}. Unpack the archive from {released.url} and "
@@ -139,19 +145,26 @@ def _from_files(
     arrays = []
     for file in (f"{name}.npy", "labels.npy"):
         try:
-            arrays.append(np.load(folder / file, mmap_mode="r"))
+            files.open_regular(folder / file).close()
+            # Not `np.load`, which reads other formats too.
+            arrays.append(np.lib.format.open_memmap(folder / file, mode="r"))
         except FileNotFoundError as error:
             raise DatasetError(
                 f"{released.name}: {folder} has no {file}. {hint}"
             ) from error
-        except (OSError, ValueError) as error:
+        except _BROKEN as error:
             raise DatasetError(
-                f"{released.name}: {folder / file} cannot be read: {error}. {hint}"
+                f"{released.name}: {folder / file} cannot be read ({said(error)}). "
+                f"{hint}"
             ) from error
     images, labels = arrays
-    count, rest = divmod(len(images), len(SEVERITIES))
+    count, rest = divmod(images.shape[0] if images.ndim else 0, len(SEVERITIES))
     is_whole = images.ndim == 4 and images.dtype == np.uint8 and count and not rest
-    if not is_whole or labels.shape != (len(images),):
+    if (
+        not is_whole
+        or labels.shape != images.shape[:1]
+        or labels.dtype.kind not in "iu"
+    ):
         raise DatasetError(
             f"{released.name}: {folder / name}.npy and labels.npy hold "
             f"{images.dtype} {images.shape} and {labels.shape}. They should hold uint8 "
@@ -179,7 +192,7 @@ def _from_tfds(
 
     place = tfds_reader.root(data_dir)
     full = f"{released.builder}/{released.renamed.get(name, name)}_{severity}"
-    builder: Any = tfds.builder(full, data_dir=os.fspath(place), try_gcs=False)
+    builder = tfds_reader.builder(full, place)
     folder = builder.data_path
     advice = _advice(released, full, place)
     if not (folder / "dataset_info.json").exists():
@@ -200,16 +213,17 @@ def _from_tfds(
         count = len(examples)
         wanted = builder.info.splits[released.split].num_examples
     except tfds_reader.READ_ERRORS as error:
-        raise DatasetError(f"{damaged} ({error}). {advice}") from error
+        raise DatasetError(f"{damaged} ({said(error)}). {advice}") from error
     if count != wanted:
         raise DatasetError(f"{damaged}: {count} of {wanted} images. {advice}")
 
     def read(start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
         try:
             rows = examples.__getitems__(list(range(start, min(stop, count))))
-            images = np.stack([_decoded(row["image"]) for row in rows])
+            pictures = [decoding.decode(row["image"], 3) for row in rows]
+            images = np.stack([np.asarray(picture) for picture in pictures])
         except tfds_reader.READ_ERRORS as error:
-            raise DatasetError(f"{damaged} ({error}). {advice}") from error
+            raise DatasetError(f"{damaged} ({said(error)}). {advice}") from error
         return images, np.array([row["label"] for row in rows], np.int32)
 
     return CorruptedSet(count, read)
@@ -227,11 +241,3 @@ def _advice(released: Released, full: str, place: Path) -> str:
         f"(The files are at {released.url}. Those of a CIFAR set can be read from "
         "--published-dir without TensorFlow.)"
     )
-
-
-def _decoded(data: bytes) -> np.ndarray:
-    """Returns the pixels of an encoded picture, uint8 `[H, W, 3]`."""
-    from PIL import Image
-
-    with Image.open(io.BytesIO(data)) as image:
-        return np.asarray(image.convert("RGB"))

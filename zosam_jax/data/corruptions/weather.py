@@ -9,9 +9,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 from scipy import ndimage
 
+from zosam_jax.data import decoding, files
 from zosam_jax.data.corruptions.blur import motion, smooth, zoom
 from zosam_jax.data.corruptions.noise import Rngs, draw
 from zosam_jax.data.dataset import DatasetError
@@ -121,16 +121,25 @@ def photographs(folder: Path, every: int) -> list[np.ndarray]:
     Args:
       folder: Folder of .png, .jpg or .jpeg files.
       every: Every how many pixels one is kept, along both axes.
+
+    Raises:
+      DatasetError: A file is not a picture.
+      OSError: The folder cannot be listed.
     """
-    files = sorted(
+    paths = sorted(
         path
         for path in folder.iterdir()
         if path.suffix.lower() in (".png", ".jpg", ".jpeg")
     )
     pictures = []
-    for path in files:
-        with Image.open(path) as image:
-            pixels = np.asarray(image.convert("RGB"))
+    for path in paths:
+        try:
+            encoded = files.read(path, decoding.MOST_BYTES)
+            pixels = np.asarray(decoding.decode(encoded, 3))
+        except decoding.BROKEN as error:
+            raise DatasetError(
+                f"{path} is not a picture that can be used: {decoding.reason(error)}."
+            ) from error
         pictures.append(pixels[every // 2 :: every, every // 2 :: every] / 255)
     return pictures
 
@@ -160,7 +169,7 @@ def frost_pictures(
             "this package. Name a folder of them with frost_dir (--frost-dir), or use "
             "'frost_standin', which draws a texture instead."
         )
-    place = Path(folder).expanduser().resolve()
+    place = files.place(f"frost_dir={folder}", folder).resolve()
     try:
         pictures = _cached_photographs(place, every)
     except OSError as error:

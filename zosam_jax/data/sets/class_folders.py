@@ -4,17 +4,16 @@ import dataclasses
 import os
 import pathlib
 import shutil
-import tarfile
 from collections.abc import Sequence
 
 import numpy as np
-from PIL import Image
 
-from zosam_jax.data.archives import TAR_ERRORS, OnProgress
+from zosam_jax.data import archives, decoding, files
+from zosam_jax.data.archives import OnProgress
 from zosam_jax.data.dataset import DatasetError
-from zosam_jax.data.encoded_images import BROKEN, EncodedImages
+from zosam_jax.data.encoded_images import EncodedImages
+from zosam_jax.data.sets import image_paths
 
-SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 _TEST = ("test", "val", "validation")
 _FIFTH = 5
 _REPAIR = "Replace that file, or remove it."
@@ -41,8 +40,8 @@ class Files:
         found = []
         for row in rows:
             try:
-                with open(self.paths[row], "rb") as file:
-                    found.append((file.read(), int(self.labels[row])))
+                encoded = files.read(self.paths[row], decoding.MOST_BYTES)
+                found.append((encoded, int(self.labels[row])))
             except OSError as error:
                 raise DatasetError(
                     f"{self.where(row)} cannot be read ({error.strerror}). {_REPAIR}"
@@ -63,21 +62,21 @@ def find(path: str | os.PathLike[str]) -> EncodedImages:
       classes;
     - PATH/CLASS/IMAGE. Of each class, every fifth image by name is a test image.
 
-    Classes are numbered by name. An image is a file with one of `SUFFIXES` at any depth
-    in the folder of its class. Other files, and names that begin with a dot, are
-    ignored.
+    Classes are numbered by name. Images are found by `image_paths.images_below`: at any
+    depth in the folder of their class, and through links. Other files, and names that
+    begin with a dot, are ignored.
 
     Raises:
-      DatasetError: The folder is missing or empty, a class has no images, or the
-        training and test set have different classes.
+      DatasetError: The folder is missing or empty, a class has no images, the training
+        and test set have different classes, or links put an image into two of them.
     """
-    root = pathlib.Path(path).expanduser()
     name = f"folder:{path}"
+    root = files.place(name, path)
     if not root.is_dir():
         raise DatasetError(f"{name}: {root} is not a folder.")
     train, test = _splits(name, root)
     names = tuple(sorted(train))
-    files = {
+    parts = {
         split: Files(
             tuple(p for c in names for p in paths[c]),
             np.repeat(np.arange(len(names)), [len(paths[c]) for c in names]).astype(
@@ -88,11 +87,11 @@ def find(path: str | os.PathLike[str]) -> EncodedImages:
     }
     return EncodedImages(
         name=name,
-        train=files["train"],
-        test=files["test"],
+        train=parts["train"],
+        test=parts["test"],
         class_names=names,
         channels=3,
-        size=_one_size([*files["train"].paths, *files["test"].paths]),
+        size=_one_size([*parts["train"].paths, *parts["test"].paths]),
         repair=_REPAIR,
         flip=True,
     )
@@ -112,22 +111,37 @@ def prepare(
     Raises:
       DatasetError: The archive cannot be unpacked, or `find` cannot read the folder.
     """
-    root = pathlib.Path(path).expanduser()
-    if archive is not None:
-        if root.exists() and (not root.is_dir() or any(root.iterdir())):
-            raise DatasetError(f"{root} is there already; {archive} was not unpacked.")
-        progress(f"unpacking {archive} into {root}")
-        try:
-            _unpack(pathlib.Path(archive).expanduser(), root)
-        except (OSError, ValueError, *TAR_ERRORS) as error:
-            raise DatasetError(
-                f"{archive} could not be unpacked into {root}: {error}."
-            ) from error
-    found = find(path)
+    root = files.place(f"folder:{path}", path)
+    if archive is None:
+        found = find(path)
+    else:
+        found = _from_archive(
+            path, root, files.place(f"archive={archive}", archive), progress
+        )
     progress(
         f"{found.name} is ready: {len(found.train):,} training and "
         f"{len(found.test):,} test images of {len(found.class_names)} classes."
     )
+
+
+def _from_archive(
+    path: str, root: pathlib.Path, archive: pathlib.Path, progress: OnProgress
+) -> EncodedImages:
+    """Unpacks an archive into a folder; one that does not fit leaves nothing behind."""
+    if root.exists() and (not root.is_dir() or any(root.iterdir())):
+        raise DatasetError(f"{root} is there already; {archive} was not unpacked.")
+    progress(f"unpacking {archive} into {root}")
+    try:
+        _unpack(archive, root)
+    except (OSError, ValueError, *archives.DAMAGED) as error:
+        raise DatasetError(
+            f"{archive} could not be unpacked into {root}: {error}."
+        ) from error
+    try:
+        return find(path)
+    except DatasetError as error:
+        shutil.rmtree(root)
+        raise DatasetError(f"{archive} was not kept: {error}") from error
 
 
 def _unpack(archive: pathlib.Path, root: pathlib.Path) -> None:
@@ -136,10 +150,7 @@ def _unpack(archive: pathlib.Path, root: pathlib.Path) -> None:
     shutil.rmtree(part, ignore_errors=True)
     try:
         part.mkdir(parents=True)
-        if tarfile.is_tarfile(archive):
-            shutil.unpack_archive(archive, part, filter="data")
-        else:
-            shutil.unpack_archive(archive, part)
+        archives.unpack(archive, part)
         inner, content = part, list(part.iterdir())
         # One folder around all, unless it is the only class itself.
         if len(content) == 1 and any(f.is_dir() for f in content[0].iterdir()):
@@ -156,7 +167,7 @@ def _splits(
 ) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
     """Returns the paths of the training and test images of each class."""
     if not (root / "train").is_dir():
-        whole = _classes(name, root)
+        (whole,) = _classes(name, [root])
         test = {c: paths[_FIFTH - 1 :: _FIFTH] for c, paths in whole.items()}
         held_out = {p for paths in test.values() for p in paths}
         if not held_out:
@@ -172,7 +183,7 @@ def _splits(
             f"{name}: {root} has a folder train and none of {', '.join(_TEST)}. "
             f"To hold out a fifth of the images, use folder:{root / 'train'}."
         )
-    train, test = _classes(name, root / "train"), _classes(name, held[0])
+    train, test = _classes(name, [root / "train", held[0]])
     for missing, place in (
         (train.keys() - test.keys(), held[0]),
         (test.keys() - train.keys(), root / "train"),
@@ -185,31 +196,18 @@ def _splits(
     return train, test
 
 
-def _classes(name: str, place: pathlib.Path) -> dict[str, list[str]]:
-    """Returns the sorted paths of the images of each class."""
-    folders = [f for f in place.iterdir() if f.is_dir() and not f.name.startswith(".")]
-    if not folders:
+def _classes(name: str, places: list[pathlib.Path]) -> list[dict[str, list[str]]]:
+    """Returns the paths of the images of each class, for each part of the set."""
+    folders = [image_paths.class_folders(name, place) for place in places]
+    every = [path for classes in folders for path in classes.values()]
+    found = dict(zip(every, image_paths.images_below(name, every), strict=True))
+    empty = next((path for path in every if not found[path]), None)
+    if empty is not None:
         raise DatasetError(
-            f"{name}: {place} has no folders; one for each class is needed, with its "
-            "images."
+            f"{name}: no image in {empty}: no file ends in "
+            f"{', '.join(image_paths.SUFFIXES)}."
         )
-    found = {f.name: _images(f) for f in folders}
-    empty = sorted(c for c, paths in found.items() if not paths)
-    if empty:
-        raise DatasetError(
-            f"{name}: no image in {place / empty[0]}: no file ends in "
-            f"{', '.join(SUFFIXES)}."
-        )
-    return found
-
-
-def _images(folder: pathlib.Path) -> list[str]:
-    return sorted(
-        os.path.join(place, file)
-        for place, _, files in os.walk(folder, followlinks=True)
-        for file in files
-        if file.lower().endswith(SUFFIXES) and not file.startswith(".")
-    )
+    return [{c: found[path] for c, path in classes.items()} for classes in folders]
 
 
 def _one_size(paths: list[str]) -> tuple[int, int] | None:
@@ -220,11 +218,13 @@ def _one_size(paths: list[str]) -> tuple[int, int] | None:
     sizes = set()
     for path in paths:
         try:
-            with Image.open(path) as image:
-                sizes.add((image.height, image.width))
-        except BROKEN as error:
-            reason = f"{path} is not an image ({error}). {_REPAIR}"
-            raise DatasetError(reason) from error
+            with files.open_regular(path) as file:
+                sizes.add(decoding.header(file))
+        except decoding.BROKEN as error:
+            raise DatasetError(
+                f"{path} is not an image that can be used: {decoding.reason(error)}. "
+                f"{_REPAIR}"
+            ) from error
         if len(sizes) > 1:
             return None
     return sizes.pop()

@@ -2,14 +2,17 @@
 
 import hashlib
 import os
-import pathlib
 
 import numpy as np
 
+from zosam_jax.data import files
 from zosam_jax.data.dataset import Dataset, DatasetError
 
 LENGTH = 128
 """Default length of a sequence, in bytes."""
+
+MOST_BYTES = 1 << 30
+"""Largest size of a text, in bytes: it is kept in memory, at five times its size."""
 
 _HELD_OUT = 10
 
@@ -34,13 +37,15 @@ def read_file(path: str | os.PathLike[str]) -> Dataset:
     """Returns the bytes of any file as text; see `sequences`.
 
     Raises:
-      DatasetError: The file cannot be read, or is too short.
+      DatasetError: The file cannot be read, or is too short or too long.
     """
+    name = f"text:{path}"
+    place = files.place(name, path)
     try:
-        text = pathlib.Path(path).expanduser().read_bytes()
+        text = files.read(place, MOST_BYTES)
     except OSError as error:
-        raise DatasetError(f"text:{path} cannot be read: {error}.") from error
-    return sequences(f"text:{path}", text)
+        raise DatasetError(f"{name} cannot be read: {error.strerror}.") from error
+    return sequences(name, text)
 
 
 def sequences(name: str, text: bytes, length: int = LENGTH) -> Dataset:

@@ -1,0 +1,82 @@
+"""Files that others supply: only regular ones are opened, and only a bounded part read.
+
+Opening a FIFO waits for a writer, and a device such as /dev/zero has no end.
+"""
+
+import errno
+import os
+import pathlib
+import stat
+from typing import BinaryIO
+
+from zosam_jax.data.dataset import DatasetError
+
+PathLike = str | os.PathLike[str]
+
+_KINDS = {
+    stat.S_IFIFO: "a FIFO",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFBLK: "a device",
+    stat.S_IFCHR: "a device",
+    stat.S_IFDIR: "a folder",
+}
+
+
+def place(name: str, path: PathLike) -> pathlib.Path:
+    """Returns a path that a user typed, with `~` replaced by the home directory.
+
+    Args:
+      name: What the path is, for the error message: `folder:~/photos`.
+      path: The path.
+
+    Raises:
+      DatasetError: The path is empty, has a NUL byte, or names an unknown user.
+    """
+    text = os.fspath(path)
+    if not text or "\0" in text:
+        reason = "has a NUL byte" if text else "names nothing"
+        raise DatasetError(f"{name!r} {reason}; a path is needed.")
+    try:
+        return pathlib.Path(text).expanduser()
+    except RuntimeError as error:
+        raise DatasetError(f"{name}: there is no such user. Write the path.") from error
+
+
+def open_regular(path: PathLike) -> BinaryIO:
+    """Returns a regular file, open for reading, without waiting for anything.
+
+    Raises:
+      OSError: The file cannot be opened, or is a folder, FIFO, socket or device. The
+        attribute `strerror` says which.
+
+    >>> open_regular("/dev/null")
+    Traceback (most recent call last):
+    OSError: [Errno 22] it is a device and not a regular file: '/dev/null'
+    """
+    # The kind is asked of the open file: the path could name another one by then.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    mode = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(descriptor)
+        kind = _KINDS.get(stat.S_IFMT(mode), "something else")
+        reason = f"it is {kind} and not a regular file"
+        raise OSError(errno.EINVAL, reason, os.fspath(path))
+    return os.fdopen(descriptor, "rb")
+
+
+def read(path: PathLike, most: int) -> bytes:
+    """Returns the content of a regular file.
+
+    Args:
+      path: The file.
+      most: Largest size that is read, in bytes.
+
+    Raises:
+      OSError: As `open_regular`, or the file is larger.
+    """
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > most:
+            reason = f"it has {size:,} bytes, and at most {most:,} are read"
+            raise OSError(errno.EFBIG, reason, os.fspath(path))
+        return file.read(most)
