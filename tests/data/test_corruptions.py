@@ -12,12 +12,14 @@ from PIL import Image
 from scipy import ndimage
 
 from zosam_jax.data import DatasetError, corruptions
-from zosam_jax.data.corruptions import blur, corrupt, definitions, noise, weather
+from zosam_jax.data.corruptions import blur, definitions, noise, weather
 
 RELEASED = json.loads(Path(__file__).with_name("released_corruptions.json").read_text())
 ALL = (*corruptions.COMMON, *corruptions.EXTRA)
 DRAWN = tuple(n for n in corruptions.NAMES if n != "frost")
 SIZES = {"CIFAR-10-C": 32, "ImageNet-C": 128}
+# The definitions alone. The last section has the JPEG files of ImageNet-C.
+corrupt = functools.partial(corruptions.corrupt, jpeg=False)
 
 
 @functools.cache
@@ -628,7 +630,7 @@ def test_frost_without_photographs_of_its_size_is_an_error(photographs):
     with pytest.raises(DatasetError, match="cannot be read"):
         corrupt(some(1), "frost", 1, frost_dir=photographs / "none")
     (photographs / "c.png").write_bytes(b"no picture")
-    with pytest.raises(DatasetError, match="cannot be read"):
+    with pytest.raises(DatasetError, match=r"c\.png is not a picture .* no header"):
         corrupt(some(1, 30, 30), "frost", 1, frost_dir=photographs / ".")
 
 
@@ -640,3 +642,46 @@ def test_the_stand_in_adds_to_a_darker_image():
         assert layer.mean() == pytest.approx(0.63, abs=0.06)
         red, green, blue = layer.mean((0, 1, 2))
         assert red < green < blue
+
+
+# JPEG
+
+
+def rms(x):
+    return np.sqrt(np.mean((x - 128.0) ** 2))
+
+
+def test_imagenet_c_is_saved_as_jpeg_of_quality_85():
+    """Gray 128 with noise of deviation 0.18: RMS 45 levels before, 33 after."""
+    gray = np.full((2, 224, 224, 3), 128, np.uint8)
+    before = corrupt(gray, "gaussian_noise", 3)
+    after = corruptions.corrupt(gray, "gaussian_noise", 3)
+    for image, found in zip(before, after, strict=True):
+        file = io.BytesIO()
+        Image.fromarray(image).save(file, "JPEG", quality=85, optimize=True)
+        with Image.open(file) as wanted:
+            np.testing.assert_array_equal(found, np.asarray(wanted))
+    assert rms(before) == pytest.approx(45.6, abs=0.3)
+    assert rms(after) == pytest.approx(33.2, abs=0.3)
+    # The most of it is that color is kept for 2 x 2 pixels together.
+    ycc = np.stack([np.asarray(Image.fromarray(x).convert("YCbCr")) for x in before])
+    color = ycc[..., 1:].reshape(2, 112, 2, 112, 2, 2).mean((2, 4), keepdims=True) - 128
+    cb, cr = np.moveaxis(np.broadcast_to(color, (2, 112, 2, 112, 2, 2)), -1, 0)
+    cb, cr = (x.reshape(2, 224, 224) for x in (cb, cr))
+    y = ycc[..., 0]
+    rgb = y + 1.402 * cr, y - 0.344 * cb - 0.714 * cr, y + 1.772 * cb
+    assert rms(np.clip(rgb, 0, 255)) == pytest.approx(rms(after), rel=0.07)
+
+
+def test_gray_images_are_saved_as_jpeg_too_and_small_ones_are_not():
+    large, small = some(1, 128, 130, 1), some(2)
+    found = corruptions.corrupt(large, "contrast", 1)
+    file = io.BytesIO()
+    before = corrupt(large, "contrast", 1)[0, ..., 0]
+    Image.fromarray(before).save(file, "JPEG", quality=85)
+    with Image.open(file) as wanted:
+        np.testing.assert_array_equal(found[0, ..., 0], np.asarray(wanted))
+    assert np.any(found != before[..., None])
+    np.testing.assert_array_equal(
+        corruptions.corrupt(small, "contrast", 1), corrupt(small, "contrast", 1)
+    )

@@ -154,7 +154,7 @@ REFUSED = {
         png(12_000, 12_000, 8, 2, []),
     ],
     "could be decompression bomb": [png(60_000, 60_000, 8, 2, [])],
-    "without the header of an image in BMP, GIF, JPEG, PNG, PPM, TIFF, WEBP": [
+    "bytes have no header of an image in BMP, GIF, JPEG, PNG, PPM, TIFF, WEBP": [
         saved(Image.new("RGB", (4, 4)), kind) for kind in ("EPS", "ICO", "TGA", "PDF")
     ],
 }

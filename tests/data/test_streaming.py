@@ -286,3 +286,26 @@ def test_without_grain_there_are_no_processes(solid, monkeypatch):
 def test_arguments_are_checked_at_the_call(solid, arguments, options, message):
     with pytest.raises(ValueError, match=message):
         solid.batches(*arguments, **options)
+
+
+def test_the_window_has_the_least_area_that_is_chosen(textured):
+    """A least area of 1 leaves the largest windows that fit; None, the center crop."""
+    whole = dataclasses.replace(textured, least_area=1.0)
+    draws = np.random.default_rng(0).random((50, encoded_images.DRAWS))
+    image = Image.fromarray(np.tile(np.arange(100, dtype=np.uint8), (100, 1)))
+    for least in (0.3, 0.9):
+        for draw in draws:
+            part = np.asarray(
+                encoded_images.random_resized_crop(image, draw, 100, least)
+            ).astype(int)
+            width = part[0, -1] - part[0, 0] + 1
+            # The other side is at most 100 pixels.
+            assert width * 100 >= least * 100 * 100 - 100
+    assert np.any(take(whole, 1, 3, 9)[0][0] != take(textured, 1, 3, 9)[0][0])
+    plain = dataclasses.replace(textured, least_area=None)
+    for epoch in (0, 1):
+        found, _ = take(plain, 2, 3, 9)[epoch]
+        order = streaming._order(3, epoch, 9)
+        for pixels, row in zip(found, order, strict=True):
+            image = textured.center(opened(textured.encoded.train, row))
+            np.testing.assert_array_equal(pixels, np.asarray(image))

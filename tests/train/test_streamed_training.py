@@ -7,7 +7,8 @@ import pytest
 import tiny_run
 from PIL import Image
 
-from zosam_jax.train import RunError, load_run, run
+from zosam_jax import data
+from zosam_jax.train import RunError, build, load_run, run
 
 
 @pytest.fixture(scope="module")
@@ -52,8 +53,32 @@ def test_images_that_stay_on_disk_are_trained_on_and_resumed(
     chosen = dataclasses.replace(config, validation=0.1, out=str(tmp_path / "c"))
     with pytest.raises(RunError, match="in memory"):
         run(chosen, model=tiny_run.Net())
-    chosen = dataclasses.replace(
-        config, augment=("resized_crop",), out=str(tmp_path / "d")
+
+
+@pytest.mark.parametrize(
+    ("augment", "least_area", "on_device"),
+    [
+        (None, 0.08, ("flip",)),
+        (("resized_crop", "flip"), 0.08, ("flip",)),
+        (("cutout=2", "resized_crop=0.5"), 0.5, ("cutout",)),
+        (("flip",), None, ("flip",)),
+        ((), None, ()),
+    ],
+)
+def test_the_crop_of_images_on_disk_is_augments(
+    tmp_path, photographs, augment, least_area, on_device
+):
+    config = tiny_run.config(
+        tmp_path / "a",
+        dataset=f"folder:{photographs}",
+        image_size=16,
+        augment=augment,
+        method="dense",
+        gradient="backprop",
     )
-    with pytest.raises(RunError, match="random resized crops already"):
-        run(chosen, model=tiny_run.Net())
+    dataset, augmentation = build._augmentation(
+        config, data.load(config.dataset, image_size=16)
+    )
+    assert isinstance(dataset, data.Streamed)
+    assert dataset.least_area == least_area
+    assert tuple(name for name, _ in augmentation.operations) == on_device

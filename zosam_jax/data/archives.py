@@ -47,7 +47,6 @@ DAMAGED = (
     EOFError,
     zlib.error,
     lzma.LZMAError,
-    NotImplementedError,  # a compression that Python's zip reader lacks
 )
 """Exceptions for archives that are damaged, or are not archives."""
 
@@ -366,11 +365,14 @@ def unpack(archive: pathlib.Path, folder: pathlib.Path) -> None:
                     room = _allowed(member.name, kind, member.size, room)
                     tar.extract(member, folder, filter="data")
         elif zipfile.is_zipfile(file):
-            with zipfile.ZipFile(file) as packed:
-                for info in packed.infolist():
-                    room = _allowed(info.filename, _kind(info), info.file_size, room)
-                for info in packed.infolist():
-                    packed.extract(info, folder)
+            try:
+                packed = zipfile.ZipFile(file)
+            except RuntimeError as error:  # of a later version of the format
+                raise ValueError(str(error)) from error
+            for info in packed.infolist():
+                room = _allowed(info.filename, _kind(info), info.file_size, room)
+            for info in packed.infolist():
+                packed.extract(info, folder)
         else:
             raise ValueError("it is neither a tar nor a zip archive")
 
@@ -402,7 +404,19 @@ def _kind(info: zipfile.ZipInfo) -> str:
     kind = stat.S_IFMT(info.external_attr >> 16)
     if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
         return "a link or device"
-    return "encrypted" if info.flag_bits & 1 else ""
+    if info.flag_bits & _SECRET:
+        return "encrypted"
+    return "" if info.compress_type in _COMPRESSIONS else "of an unknown compression"
+
+
+# Encrypted, a patch of another file, strongly encrypted.
+_SECRET = 0x01 | 0x20 | 0x40
+_COMPRESSIONS = (
+    zipfile.ZIP_STORED,
+    zipfile.ZIP_DEFLATED,
+    zipfile.ZIP_BZIP2,
+    zipfile.ZIP_LZMA,
+)
 
 
 def _allowed(name: str, kind: str, size: int, room: int) -> int:

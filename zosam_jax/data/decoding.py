@@ -117,8 +117,8 @@ def reason(error: BaseException, encoded: bytes | None = None) -> str:
       encoded: The bytes of the file, if they were read.
     """
     if isinstance(error, UnidentifiedImageError):  # Its text is an object's address.
-        size = "" if encoded is None else f"{len(encoded):,} bytes "
-        return f"{size}without the header of an image in {', '.join(FORMATS)}"
+        size = "it has" if encoded is None else f"its {len(encoded):,} bytes have"
+        return f"{size} no header of an image in {', '.join(FORMATS)}"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return str(error) or type(error).__name__

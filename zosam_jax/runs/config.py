@@ -166,7 +166,10 @@ count optimizer steps."""
     augment: tuple[str, ...] | None = None
     """Augmentation of the training images, as NAME or NAME=STRENGTH: crop=4 flip \
 cutout=16 resized_crop randaugment=9 erasing=0.25 mixup=0.8 cutmix=1. None: the data \
-set's own crop and flip. Order and details: zosam_jax.data.augment."""
+set's own crop and flip. An empty list: none. Images that are read from disk are cut \
+to a random window of 8 to 100 percent of the area by default or with resized_crop, of \
+at least 25 percent with resized_crop=0.25, and to their center without resized_crop. \
+Order and details: zosam_jax.data.augment."""
     label_smoothing: float = 0.0
     """Label-smoothing factor, in [0, 1)."""
     validation: float = 0.0

@@ -58,10 +58,12 @@ _RIGL = TrainConfig(
     label_smoothing=0.1,
     batch_size=4096,
     epochs=102,
-    augment=("flip",),
+    augment=("resized_crop", "flip"),
     checkpoint_every=1,
     workers=8,
 )
+# DeiT's augmentation after the crop.
+_DEIT_AUGMENT = ("flip", "randaugment=9", "erasing=0.25", "mixup=0.8", "cutmix=1")
 _DEIT = TrainConfig(
     dataset="imagenet2012",
     model="deit-tiny",
@@ -75,7 +77,7 @@ _DEIT = TrainConfig(
     decay="kernels",
     warmup_epochs=5,
     label_smoothing=0.1,
-    augment=("flip", "randaugment=9", "erasing=0.25", "mixup=0.8", "cutmix=1"),
+    augment=("resized_crop", *_DEIT_AUGMENT),
     ema=0.99996,
     batch_size=1024,
     epochs=600,
@@ -214,7 +216,7 @@ PRESETS = {
             ema=0.99,
             epochs=2,
             update_interval=50,
-            augment=("crop=4", *(_DEIT.augment or ())),
+            augment=("crop=4", *_DEIT_AUGMENT),
         ),
         claim="The small twin of imagenet-deit-tiny: a small ViT on CIFAR-10, 2 "
         "epochs.",

@@ -58,7 +58,7 @@ def experiment(
     mesh = _mesh()
     dataset, validation = _data(config, given)
     _check_batch(config, dataset.num_train, mesh.size)
-    augmentation = _augmentation(config, dataset)
+    dataset, augmentation = _augmentation(config, dataset)
     model = _model(config, given, chosen, dataset)
     initialize = functools.partial(
         models.initialize, model, image_shape=dataset.image_shape
@@ -359,15 +359,21 @@ def _hold_out(config: TrainConfig, dataset: Data) -> tuple[Data, Images | None]:
     return rest, (images[held], labels[held])
 
 
-def _augmentation(config: TrainConfig, dataset: Data) -> Augmentation | None:
-    """Returns the augmentation of a configuration, or the set's own; None for text."""
+def _augmentation(
+    config: TrainConfig, dataset: Data
+) -> tuple[Data, Augmentation | None]:
+    """Returns the augmentation of a configuration, or the set's own; None for text.
+
+    Streamed images are cropped on the host, where they are large. So the data set, which
+    is returned too, takes over `resized_crop`.
+    """
     if dataset.kind == "text":
         if config.augment:
             raise ValueError(
                 f"augment={list(config.augment)}: {config.dataset} is text, and these "
                 "are operations on images. Leave it out."
             )
-        return None
+        return dataset, None
     made = augment.make(
         config.augment,
         num_classes=dataset.num_classes,
@@ -384,9 +390,8 @@ def _augmentation(config: TrainConfig, dataset: Data) -> Augmentation | None:
             f"augment: crop={operations['crop']:g} is more than the {side} pixels of "
             "an image, of which nothing may be left."
         )
-    if "resized_crop" in operations and isinstance(dataset, data.Streamed):
-        raise ValueError(
-            f"augment: the images of {config.dataset} are random resized crops "
-            "already. Leave resized_crop out."
-        )
-    return made
+    if config.augment is not None and isinstance(dataset, data.Streamed):
+        least_area = operations.pop("resized_crop", None)
+        dataset = dataclasses.replace(dataset, least_area=least_area)
+        made = dataclasses.replace(made, operations=tuple(operations.items()))
+    return dataset, made

@@ -245,7 +245,8 @@ def compose(
 
     Args:
       options: The options. None: the usual crop and flip of the data set. (): no
-        augmentation.
+        augmentation. For images that are read from disk, the trainer passes the
+        strength of `resized_crop` on to `Streamed.least_area`.
       num_classes: Number of classes, for the soft targets of `mixup` and `cutmix`.
       crop_padding: Zero padding of the data set's usual crop, in pixels; 0: no crop.
       flip: Whether the data set is usually flipped.

@@ -160,13 +160,28 @@ def jpeg_compression(x: np.ndarray, rngs: Rngs, c: int) -> np.ndarray:
       c: Quality, from 1 to 95.
     """
     del rngs
+    return _by_pillow(x, lambda image: through_jpeg(image, c))
 
-    def through_jpeg(image: Image.Image) -> Image.Image:
-        file = io.BytesIO()
-        image.save(file, "JPEG", quality=c)
-        return Image.open(file)
 
-    return _by_pillow(x, through_jpeg)
+def through_jpeg(image: Image.Image, quality: int) -> Image.Image:
+    """Returns an image after it was saved as JPEG of a quality, from 1 to 95."""
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=quality)
+    return Image.open(file)
+
+
+def saved_as_jpeg(images: np.ndarray, quality: int) -> np.ndarray:
+    """Returns images as they are read from JPEG files of a quality.
+
+    Args:
+      images: uint8 `[N, H, W, C]`, with 1 or 3 channels.
+      quality: From 1 to 95.
+    """
+    levels = (
+        np.asarray(through_jpeg(Image.fromarray(np.squeeze(image)), quality))
+        for image in images
+    )
+    return np.stack([x.reshape(images.shape[1:]) for x in levels])
 
 
 def saturate(x: np.ndarray, rngs: Rngs, c: tuple[float, float]) -> np.ndarray:
