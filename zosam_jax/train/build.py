@@ -364,8 +364,8 @@ def _augmentation(
 ) -> tuple[Data, Augmentation | None]:
     """Returns the augmentation of a configuration, or the set's own; None for text.
 
-    Streamed images are cropped on the host, where they are large. So the data set, which
-    is returned too, takes over `resized_crop`.
+    Streamed images are cropped on the host, where they are large. So the data set,
+    which is returned too, takes over `resized_crop`.
     """
     if dataset.kind == "text":
         if config.augment:
