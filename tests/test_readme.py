@@ -5,6 +5,7 @@ import inspect
 import json
 import re
 import runpy
+import shutil
 import subprocess
 import sys
 import types
@@ -96,12 +97,18 @@ def test_links_lead_somewhere(page):
 
 
 @pytest.mark.parametrize("page", NAMES)
-def test_the_commands_exist(page):
+def test_the_commands_exist(page, tmp_path, monkeypatch):
     from zosam_jax.cli import main as cli
 
+    # What the commands go on with.
+    stored = ROOT / "benchmarks" / "results" / "digits" / "config.json"
+    (tmp_path / "runs" / "photos").mkdir(parents=True)
+    for name in ("runs/photos/config.json", "mine.json"):
+        shutil.copy(stored, tmp_path / name)
+    monkeypatch.chdir(tmp_path)
     for block in blocks((ROOT / page).read_text(), "sh"):
         for line in block.splitlines():
-            words = line.partition("#")[0].split()
+            words = re.split("[#>]", line)[0].split()
             if words[:1] != ["zosam"]:
                 continue
             if words[1] in ("train", "lottery") and "--help" not in words:

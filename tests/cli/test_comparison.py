@@ -27,8 +27,14 @@ def make_run(path, epochs=3, finished=True, **fields):
     text = "".join(json.dumps(line) + "\n" for line in lines)
     (path / "metrics.jsonl").write_text(text)
     if finished:
-        summary = {"status": "finished", "sparsity": 0.9, "parameters_live": 28639}
-        summary["images_per_second"] = 999
+        summary = {"status": "finished", "sparsity": 0.9, "sparsity_all": 0.9}
+        summary |= {"epochs": epochs, "steps": 10 * epochs, "seconds": 183.0}
+        summary |= {"parameters": 280000, "parameters_live": 28639}
+        summary |= {"parameters_sparsified": 270000, "images_per_second": 999}
+        for split in ("train", "test"):
+            last = next(x for x in lines[::-1] if x["split"] == split)
+            summary |= {f"{split}_{x}": last[x] for x in ("loss", "accuracy")}
+        summary |= {"compile_seconds": 1.0, "compile_seconds_by_program": {}}
         (path / "summary.json").write_text(json.dumps(summary))
     return path
 
@@ -75,6 +81,20 @@ def test_the_page_holds_all_it_needs(tmp_path):
     assert "http" not in text
 
 
+def test_missing_lines_and_other_figures_are_told(tmp_path):
+    path = make_run(tmp_path / "run")
+    lines = (path / "metrics.jsonl").read_text().splitlines(keepends=True)
+    for kept, part in (
+        (lines[:2] + lines[4:], r"line 3 is of epoch 3, .* before it of epoch 1"),
+        (lines[:4], r"metrics\.jsonl ends at 20, and the run at step 30"),
+        ([], "ends at no step"),
+        ([*lines[:-1], lines[-1].replace("0.6", "0.7")], "has test_accuracy 0.6, and"),
+    ):
+        (path / "metrics.jsonl").write_text("".join(kept))
+        with pytest.raises(RunError, match=part):
+            record.read(path)
+
+
 def test_what_is_no_run_is_an_error_that_names_it(tmp_path):
     with pytest.raises(RunError, match="not the folder of a run"):
         record.read(tmp_path / "nowhere")
@@ -83,9 +103,11 @@ def test_what_is_no_run_is_an_error_that_names_it(tmp_path):
     with pytest.raises(RunError, match=r"summary\.json is not valid JSON"):
         record.read(path)
     (path / "config.json").write_text("{}")
-    with pytest.raises(RunError, match="no configuration"):
+    with pytest.raises(RunError, match="it has no 'config'"):
         record.read(path)
-    with pytest.raises(RunError, match=r"holds several runs. Name them"):
+    with pytest.raises(
+        RunError, match=r"several runs \(run\). Name one of them, or all"
+    ):
         record.read(tmp_path)
     with pytest.raises(RunError, match="at least one"):
         record.read_all([])

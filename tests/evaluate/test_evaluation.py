@@ -282,10 +282,12 @@ def test_what_cannot_be_evaluated_is_said(run, options, part):
 def test_missing_data_is_said(run):
     data = tiny_run.dataset()
     none = {"test_images": data.test_images[:0], "test_labels": data.test_labels[:0]}
-    for fields in (none, {"kind": "text"}):
-        other = dataclasses.replace(data, **fields)
-        with pytest.raises(RunError, match="quadrants has no test images"):
-            evaluate(run, dataset=other, model=tiny_run.Net())
+    other = dataclasses.replace(data, **none)
+    with pytest.raises(RunError, match="quadrants has no test images"):
+        evaluate(run, dataset=other, model=tiny_run.Net())
+    other = dataclasses.replace(data, class_names=("a", "b", "d", "c"))
+    with pytest.raises(DatasetError, match="its class 2 is 'd', where"):
+        evaluate(run, dataset=other, model=tiny_run.Net())
     with pytest.raises(DatasetError, match="needs photographs"):
         tiny(run, corruptions=("frost",))
     with pytest.raises(DatasetError, match="no corrupted set of quadrants"):
@@ -316,8 +318,16 @@ def test_a_run_that_is_not_there_or_not_finished_is_said(run, tmp_path):
             path.write_bytes(b"")
     with pytest.raises(RunError, match=r"step 8 in .* cannot be read"):
         tiny(run)
+    # Unfinished, it is evaluated at the last checkpoint that can be read, or at none.
     (run / "summary.json").unlink()
-    with pytest.raises(RunError, match="is not finished"):
+    figures = tiny(run)
+    assert (figures["status"], figures["step"]) == ("unfinished", 4)
+    assert figures["training_test_accuracy"] is None
+    assert "step 8" in figures["notes"][0]
+    assert "unfinished" in evaluation_report._doubt(figures)[0]
+    shutil.rmtree(run / "checkpoints")
+    (run / "checkpoints").mkdir()
+    with pytest.raises(RunError, match="no checkpoint yet"):
         tiny(run)
 
 
@@ -331,7 +341,10 @@ def loads_tiny(monkeypatch):
         load_run,
         "load",
         lambda run, **rest: load(
-            run, data_dir=None, dataset=tiny_run.dataset(), model=tiny_run.Net()
+            run,
+            examples=True,
+            dataset=tiny_run.dataset(),
+            model=tiny_run.Net(),
         ),
     )
 
@@ -380,6 +393,6 @@ def test_the_picture_takes_any_choice(run, tmp_path, severities):
 
 def test_another_clean_accuracy_than_the_trainings_is_said(run):
     figures = tiny(run)
-    assert not evaluation_report._doubt(figures, figures["training_test_accuracy"])
-    (note,) = evaluation_report._doubt(figures, 0.123)
+    assert not evaluation_report._doubt(figures)
+    (note,) = evaluation_report._doubt(figures | {"training_test_accuracy": 0.123})
     assert "12.30%" in note

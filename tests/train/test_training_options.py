@@ -330,12 +330,16 @@ def test_sam_with_fresh_keys_draws_another_dropout_for_each_pass():
     assert float(distance(*found)) > 1e-4
 
 
-def test_a_run_that_is_not_finished_has_no_network(tmp_path, teacher):
+def test_a_run_that_is_not_finished_is_no_teacher(tmp_path, teacher):
     with pytest.raises(RunError, match="no config"):
         load_run.load(tmp_path)
+    whole = load_run.load(teacher, model=tiny_run.Net())
     (teacher / "summary.json").rename(teacher / "hidden")
-    with pytest.raises(RunError, match="not finished"):
-        load_run.load(teacher, dataset=tiny_run.dataset(), model=tiny_run.Net())
+    part = load_run.load(teacher, model=tiny_run.Net())
+    assert (part.summary, part.step) == (None, whole.step)
+    tiny_run.assert_same(part.variables, whole.variables)
+    with pytest.raises(RunError, match="is not finished"):
+        experiment_of(teacher=str(teacher))
     (teacher / "hidden").rename(teacher / "summary.json")
 
 

@@ -9,6 +9,7 @@ from typing import Annotated
 from tyro.conf import Positional, arg
 
 from zosam_jax.data.corruptions import COMMON, EXTRA, SEVERITIES, STANDIN
+from zosam_jax.runs import paths
 
 _CORRUPTIONS = (
     f"Corruptions by name: {', '.join(COMMON)} (common); {', '.join(EXTRA)} (extra); "
@@ -18,14 +19,15 @@ _CORRUPTIONS = (
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Evaluate:
-    """Evaluate a finished run: accuracy on clean and corrupted images, calibration.
+    """Evaluate a run: accuracy on clean and corrupted images, calibration.
 
+    An unfinished run is evaluated at its last checkpoint.
     Writes evaluation.json and evaluation.png to the run's folder. evaluation.jsonl
     keeps the result on every image set, so none is evaluated twice.
     """
 
     run: Positional[Path]
-    """Folder of a finished run."""
+    """Folder of a run, finished or not."""
     corruptions: Annotated[tuple[str, ...], arg(help=_CORRUPTIONS)] = ("all",)
     severities: tuple[int, ...] = SEVERITIES
     """Severities, from 1 to 5."""
@@ -37,6 +39,9 @@ class Evaluate:
     """Number of test images of each set. None: all."""
     seed: int = 0
     """Seed of the generated corruptions."""
+    dataset: str | None = None
+    """Data set with the classes of the run, as folder:PATH if the images have moved. \
+None: that of the run."""
     data_dir: str | None = None
     """TFDS directory. None: the directory of the run."""
     published_dir: Path | None = None
@@ -64,7 +69,7 @@ class Evaluate:
         finally:
             show.close()
         terminal.show(evaluation_report.terminal_table(figures))
-        folder = Path(self.out or self.run).expanduser().resolve()
+        folder = paths.absolute(self.out or self.run, "out")
         pictures.evaluation(figures, folder / "evaluation.png")
         for name in ("evaluation.json", "evaluation.png"):
             terminal.write(f"{folder / name}\n")

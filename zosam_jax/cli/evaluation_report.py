@@ -176,19 +176,21 @@ def terminal_table(figures: JSON) -> Group:
     notes += [
         _sentence(f"{title(n)} left out", why) for n, why in figures["left_out"].items()
     ]
-    trained = figures["training_test_accuracy"]
-    return Group(
-        table, totals, *(Text(note) for note in (*notes, *_doubt(figures, trained)))
-    )
+    notes += [f"{note[:1].upper()}{note[1:]}." for note in figures.get("notes", [])]
+    return Group(table, totals, *(Text(note) for note in (*notes, *_doubt(figures))))
 
 
 def _sentence(what: str, text: str) -> str:
     return f"{what}: {text}".rstrip(".") + "."
 
 
-def _doubt(figures: JSON, trained: float) -> list[str]:
+def _doubt(figures: JSON) -> list[str]:
     """Returns a note if the clean accuracy differs from that at the end of training."""
-    found = figures["clean"]["accuracy"]
+    found, trained = figures["clean"]["accuracy"], figures["training_test_accuracy"]
+    if trained is None:
+        return [
+            f"The run is unfinished: these are the figures at step {figures['step']}."
+        ]
     if figures["images"] != figures["test_images"] or abs(found - trained) < 1e-9:
         return []
     return [

@@ -1,17 +1,17 @@
 """`zosam lottery`: lottery tickets by iterative magnitude pruning."""
 
 import dataclasses
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Self
 
 from tyro.conf import Suppress
 
-from zosam_jax.cli import names, parsing
+from zosam_jax.cli import defaults, names, parsing
 from zosam_jax.cli.train import checked, draw_curves, fields, print_config
 from zosam_jax.lottery.config import LotteryConfig, LotteryOptions
 from zosam_jax.runs.config import METHOD_FIELDS, TrainConfig
 from zosam_jax.runs.errors import RunError
-from zosam_jax.runs.presets import Preset
+from zosam_jax.runs.folder import LOTTERY_RECORD
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,13 +33,17 @@ class Lottery(TrainConfig, LotteryOptions):
     preset: str = "digits"
     """Preset that sets the defaults of all flags; its sparse method is not used. \
 `zosam presets` lists them."""
+    config: str | None = None
+    """JSON file that sets them instead, as --print-config prints it."""
+    resume: str | None = None
+    """Folder of rounds to go on with: their own configuration sets all flags."""
     print_config: bool = False
     """Print the resulting configuration as JSON and exit."""
 
     def __post_init__(self):
-        """Checks nothing: `config` does, when the command line is complete."""
+        """Checks nothing: `search` does, when the command line is complete."""
 
-    def config(self, typed: Collection[str]) -> LotteryConfig:
+    def search(self, typed: Collection[str]) -> LotteryConfig:
         """Returns the configuration of the search, checked.
 
         Args:
@@ -49,7 +53,9 @@ class Lottery(TrainConfig, LotteryOptions):
           RunError: A value is unknown or out of range, or a flag has no effect.
         """
         # The sparsity is that of the last round, and dense training has none.
-        train = checked(self, set(typed) - {"sparsity"})
+        train = checked(
+            self, set(typed) - {"sparsity"}, is_stored=self.resume is not None
+        )
         train = dataclasses.replace(train, sparsity=self.sparsity)
         try:
             return LotteryConfig(train=train, **fields(LotteryOptions, self))
@@ -57,15 +63,17 @@ class Lottery(TrainConfig, LotteryOptions):
             raise RunError(str(error)) from error
 
     @classmethod
-    def of(cls, name: str, preset: Preset) -> Self:
-        """Returns the command with the defaults of a preset."""
-        values = fields(TrainConfig, preset.config)
-        shared = {k: v for k, v in values.items() if k not in METHOD_FIELDS}
-        return cls(**shared, preset=name)
+    def of(cls, given: Mapping[str, str | None]) -> Self:
+        """Returns the command with the defaults that flags choose.
+
+        Args:
+          given: The values of --preset, --config and --resume, or None.
+        """
+        return defaults.command(cls, given, LOTTERY_RECORD, leave_out=METHOD_FIELDS)
 
     def execute(self, line: Sequence[str]) -> int:
         """Trains all rounds, draws their curves and returns the exit status."""
-        config = self.config(parsing.typed(line, type(self)))
+        config = self.search(parsing.typed(line, type(self)))
         if self.print_config:
             return print_config(config)
         from zosam_jax.lottery import run_lottery

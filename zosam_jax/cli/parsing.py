@@ -16,8 +16,8 @@ import tyro
 from tyro.conf import OmitArgPrefixes, Positional, Suppress, subcommand
 
 from zosam_jax.cli import terminal
+from zosam_jax.cli.defaults import SOURCES
 from zosam_jax.runs.errors import RunError
-from zosam_jax.runs.presets import Preset, preset
 
 DESCRIPTION = """Train sparse networks with flat minima, at the cost of
 one backward pass per step.
@@ -43,12 +43,12 @@ class Command(Protocol):
         ...
 
 
-class _FromPreset(Protocol):
-    """A command whose defaults come from a preset."""
+class _FromDefaults(Protocol):
+    """A command whose defaults come from a preset, a file or a run."""
 
     @classmethod
-    def of(cls, name: str, preset: Preset) -> Command:
-        """Returns the command with the defaults of a preset."""
+    def of(cls, given: Mapping[str, str | None]) -> Command:
+        """Returns the command with the defaults that flags of `SOURCES` choose."""
         ...
 
 
@@ -73,10 +73,8 @@ def parse(words: Sequence[str], commands: Mapping[str, type[Command]]) -> Comman
         _check_flags(name, rest, flags(kind))
     default: dict[str, Any] = {}
     if hasattr(kind, "of"):
-        chosen = _value(rest, "preset") or "digits"
-        default["default"] = typing.cast(type[_FromPreset], kind).of(
-            chosen, _preset(chosen)
-        )
+        given = {source: _value(rest, source) for source in SOURCES}
+        default["default"] = typing.cast(type[_FromDefaults], kind).of(given)
     return _parsed(kind, f"zosam {name}", rest, **default)
 
 
@@ -219,10 +217,3 @@ def _value(words: Sequence[str], name: str) -> str | None:
         if flag == f"--{name}":
             found = text if equals else after
     return found
-
-
-def _preset(name: str) -> Preset:
-    try:
-        return preset(name)
-    except ValueError as error:
-        raise RunError(str(error)) from error

@@ -2,16 +2,15 @@
 
 import dataclasses
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-from zosam_jax.cli import names, parsing, terminal
+from zosam_jax.cli import defaults, names, parsing, terminal
 from zosam_jax.lottery.config import LotteryConfig
 from zosam_jax.runs.config import TrainConfig, default
 from zosam_jax.runs.errors import RunError
 from zosam_jax.runs.files import JSON
-from zosam_jax.runs.presets import Preset
 from zosam_jax.train import choices, effects
 
 if TYPE_CHECKING:
@@ -22,7 +21,8 @@ if TYPE_CHECKING:
 class Train(TrainConfig):
     """Train a sparse network and write a run folder.
 
-    The same command resumes an interrupted run. Flags override the preset.
+    The same command resumes an interrupted run; so does --resume. Flags override the
+    preset.
     """
 
     dataset: names.Dataset = "digits"
@@ -30,6 +30,11 @@ class Train(TrainConfig):
     gradient: names.Gradient = "zosam"
     preset: str = "digits"
     """Preset that sets the defaults of all flags; `zosam presets` lists them."""
+    config: str | None = None
+    """JSON file that sets them instead, as --print-config prints it."""
+    resume: str | None = None
+    """Folder of a run to go on with: its own configuration sets all flags. --epochs \
+trains a run for longer if its learning rate is constant and its masks do not change."""
     print_config: bool = False
     """Print the resulting configuration as JSON and exit."""
 
@@ -37,13 +42,19 @@ class Train(TrainConfig):
         """Checks nothing: `config` does, when the command line is complete."""
 
     @classmethod
-    def of(cls, name: str, preset: Preset) -> Self:
-        """Returns the command with the defaults of a preset."""
-        return cls(**fields(TrainConfig, preset.config), preset=name)
+    def of(cls, given: Mapping[str, str | None]) -> Self:
+        """Returns the command with the defaults that flags choose.
+
+        Args:
+          given: The values of --preset, --config and --resume, or None.
+        """
+        return defaults.command(cls, given, "config.json")
 
     def execute(self, line: Sequence[str]) -> int:
         """Trains, draws the curves and returns the exit status."""
-        config = checked(self, parsing.typed(line, type(self)))
+        config = checked(
+            self, parsing.typed(line, type(self)), is_stored=self.resume is not None
+        )
         if self.print_config:
             return print_config(config)
         from zosam_jax.runs import progress
@@ -57,26 +68,32 @@ class Train(TrainConfig):
         return 0
 
 
-def checked(command: TrainConfig, typed: Collection[str]) -> TrainConfig:
+def checked(
+    command: TrainConfig, typed: Collection[str], *, is_stored: bool
+) -> TrainConfig:
     """Returns the configuration of a command, checked.
 
-    Fields of the preset that have no effect beside the flags fall back to their
-    defaults.
+    Fields of the preset or file that have no effect beside the flags fall back to their
+    defaults. Those of a run stay as they are.
 
     Args:
       command: The command.
       typed: The fields whose flags are on the command line.
+      is_stored: Whether the other fields are those of a run.
 
     Raises:
       RunError: A value is unknown or out of range, or a flag has no effect.
     """
     try:
-        config = TrainConfig(**absolute(fields(TrainConfig, command)))
+        config = TrainConfig(**fields(TrainConfig, command))
         idle = effects.without_effect(config, typed)
         for name in idle:
             if name in typed:
                 raise ValueError(effects.sentence(config, name))
-        config = dataclasses.replace(config, **{name: default(name) for name in idle})
+        if not is_stored:
+            config = dataclasses.replace(
+                config, **{name: default(name) for name in idle}
+            )
         choices.check(config)
     except ValueError as error:
         raise RunError(str(error)) from error
@@ -86,14 +103,6 @@ def checked(command: TrainConfig, typed: Collection[str]) -> TrainConfig:
 def fields(kind: type, record: object) -> JSON:
     """Returns the values that `record` has for the fields of a dataclass."""
     return {f.name: getattr(record, f.name) for f in dataclasses.fields(kind)}
-
-
-def absolute(config: JSON) -> JSON:
-    """Returns a configuration whose data are found from any working directory."""
-    kind, _, path = config["dataset"].partition(":")
-    if kind not in ("folder", "text") or not path:
-        return config
-    return config | {"dataset": f"{kind}:{Path(path).expanduser().resolve()}"}
 
 
 def print_config(config: TrainConfig | LotteryConfig) -> int:

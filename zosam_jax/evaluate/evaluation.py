@@ -1,4 +1,4 @@
-"""Evaluation of a finished run on clean and corrupted test images.
+"""Evaluation of a run on clean and corrupted test images.
 
 `evaluation.json` in the run's folder holds the figures of the last call.
 `evaluation.jsonl` keeps a line for every image set ever evaluated; later calls reuse
@@ -9,7 +9,6 @@ import contextlib
 import datetime
 import os
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import optax
 
@@ -20,8 +19,8 @@ from zosam_jax.evaluate.image_sets import CLEAN, SOURCES, ImageSets
 from zosam_jax.evaluate.results import open_results
 from zosam_jax.evaluate.scoring import Progress, score
 from zosam_jax.gradients.transformation import GradientEstimator
-from zosam_jax.runs import environment, files
-from zosam_jax.runs.errors import RunError
+from zosam_jax.runs import environment, files, paths
+from zosam_jax.runs.errors import RunError, explained
 from zosam_jax.runs.files import JSON
 from zosam_jax.sparsity import SparseMethod
 from zosam_jax.train import checkpoint, load_run
@@ -41,7 +40,7 @@ def evaluate(
     frost_dir: str | os.PathLike[str] | None = None,
     out: str | os.PathLike[str] | None = None,
     overwrite: bool = False,
-    dataset: data.Dataset | data.Streamed | None = None,
+    dataset: data.Dataset | data.Streamed | str | None = None,
     model: Model | None = None,
     method: SparseMethod | None = None,
     gradient: GradientEstimator | None = None,
@@ -49,9 +48,10 @@ def evaluate(
     on_progress: Callable[[Progress], None] | None = None,
     command: Sequence[str] | None = None,
 ) -> JSON:
-    """Evaluates a finished run on clean and corrupted test images.
+    """Evaluates a run on clean and corrupted test images.
 
-    Results of earlier calls with the same weights, images and versions are reused.
+    An unfinished run is evaluated at its last checkpoint. Results of earlier calls with
+    the same weights, images and versions are reused.
 
     Args:
       run: The run's folder.
@@ -69,7 +69,9 @@ def evaluate(
       frost_dir: Folder of photographs for generated `frost`.
       out: Folder for `evaluation.json` and `evaluation.jsonl`. Default: the run's.
       overwrite: Evaluate all sets again.
-      dataset: A data set to use instead of the one that the run's configuration names.
+      dataset: A data set to use instead of the one that the run's configuration names,
+        or its name: `folder:PATH` if the images have moved. It must have the classes
+        of the run, in the same order.
       model: A Linen module to use instead of the one that the configuration names.
       method: The sparse method that the run was given, if it was.
       gradient: The gradient estimator that the run was given, if it was.
@@ -87,7 +89,8 @@ def evaluate(
     """
     _check_options(corruptions, severities, source, images, seed)
     found = load_run.load(
-        Path(run),
+        run,
+        examples=True,
         data_dir=data_dir,
         dataset=dataset,
         model=model,
@@ -96,6 +99,7 @@ def evaluate(
         optimizer=optimizer,
     )
     experiment, network = found.experiment, (found.params, found.model_state)
+    assert experiment.dataset is not None
     sets = ImageSets(
         experiment.dataset,
         source=source,
@@ -112,24 +116,27 @@ def evaluate(
     }
     chosen = [(CLEAN, 0)] + [(n, s) for n in names for s in sorted(set(severities))]
     keys = [sets.key(name, severity) | same for name, severity in chosen]
-    folder = Path(out).expanduser().resolve() if out else found.folder
+    folder = paths.absolute(out, "out") if out else found.folder
     path = folder / "evaluation.jsonl"
     with contextlib.closing(open_results(path, same, overwrite)) as results:
         score(experiment, network, sets, keys, results, on_progress or (lambda _: None))
         on_sets = [results.get(key) for key in keys]
     figures = {
         "run": found.folder.name,
-        "step": found.summary["steps"],
+        "step": found.step,
+        "status": found.summary["status"] if found.summary else "unfinished",
         **figures_.figures(sets, [result for result in on_sets if result is not None]),
         "left_out": left_out,
         "test_images": experiment.dataset.num_test,
-        "training_test_accuracy": found.summary["test_accuracy"],
+        "training_test_accuracy": (found.summary or {}).get("test_accuracy"),
+        "notes": list(found.notes),
         **same,
         "commit": environment.commit(),
         "command": list(command) if command else None,
         "written": datetime.datetime.now(datetime.UTC).isoformat("T", "seconds"),
     }
-    files.write_json(folder / "evaluation.json", figures)
+    with explained(folder):
+        files.write_json(folder / "evaluation.json", figures)
     return figures
 
 

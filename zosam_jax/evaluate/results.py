@@ -5,8 +5,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
-from zosam_jax.runs import files
-from zosam_jax.runs.errors import RunError
+from zosam_jax.evaluate import calibration
+from zosam_jax.runs import files, schema
+from zosam_jax.runs.errors import explained
 from zosam_jax.runs.files import JSON
 
 
@@ -48,14 +49,42 @@ def open_results(path: Path, same: Mapping[str, Any], overwrite: bool) -> Result
     Raises:
       RunError: The file is damaged or cannot be written.
     """
-    results = [] if overwrite else files.read_lines(path)
+    results = [] if overwrite else files.read_lines(path, _fault, _ADVICE)
     kept = [result for result in results if same.items() <= result["key"].items()]
-    try:
+    with explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         files.write_lines(path, kept)
         return Results(kept, path.open("a"))
-    except OSError as error:
-        raise RunError(f"{path} cannot be written: {error}.") from error
+
+
+_KEY = {
+    "dataset": schema.TEXT,
+    "images": schema.WHOLE,
+    "corruption": schema.TEXT,
+    "severity": schema.WHOLE,
+    "weights_crc32": schema.WHOLE,
+    "versions": schema.TEXTS,
+}
+_SUMS = schema.list_of(schema.POSITIVE, calibration.NUM_BINS)
+_LINE = {
+    "key": schema.OBJECT,
+    "accuracy": schema.SHARE,
+    "loss": schema.POSITIVE,
+    "ece": schema.SHARE,
+    "bins": schema.OBJECT,
+}
+_ADVICE = (
+    "Delete that line, and its image set is evaluated again; --overwrite evaluates all."
+)
+
+
+def _fault(result: JSON) -> str | None:
+    """Returns what is wrong with a line, or None."""
+    return (
+        schema.fault(result, _LINE)
+        or schema.fault(result["key"], _KEY)
+        or schema.fault(result["bins"], dict.fromkeys(calibration.Bins._fields, _SUMS))
+    )
 
 
 def _text(key: Mapping[str, Any]) -> str:

@@ -5,12 +5,17 @@ and optimizers are text here; `zosam_jax.train.build` looks them up.
 """
 
 import dataclasses
+import functools
 import itertools
+import numbers
+import types
+import typing
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from zosam_jax import _check
+from zosam_jax.runs import paths
 from zosam_jax.runs.files import JSON
 
 DTYPES = ("float32", "bfloat16")
@@ -204,6 +209,9 @@ scan)."""
     """Delete a run that is already in the folder and start over."""
 
     def __post_init__(self):
+        self._make_plain()
+        check_types(self.record())
+        self._make_absolute()
         self._check_choices()
         self._check_counts()
         self._check_numbers()
@@ -212,12 +220,27 @@ scan)."""
                 f"warmup_epochs={self.warmup_epochs:g} must be less than epochs="
                 f"{self.epochs}. (A preset may have set either.)"
             )
-        if self.teacher and Path(self.teacher).expanduser().resolve() == self.folder:
+        if self.teacher and Path(self.teacher) == self.folder:
             raise ValueError(
                 f"teacher={self.teacher!r} is the folder of this very run. Choose "
                 "another --out."
             )
         self._check_milestones()
+
+    def _make_plain(self) -> None:
+        """Makes NumPy's numbers Python's, which JSON knows."""
+        for name, value in self.record().items():
+            if isinstance(value, numbers.Number) and not isinstance(value, int | float):
+                item = getattr(value, "item", lambda value=value: value)
+                object.__setattr__(self, name, item())
+
+    def _make_absolute(self) -> None:
+        """Makes paths mean the same from every working directory."""
+        object.__setattr__(self, "dataset", paths.dataset(self.dataset))
+        for name in ("data_dir", "teacher"):
+            if getattr(self, name) is not None:
+                path = paths.absolute(getattr(self, name), name)
+                object.__setattr__(self, name, str(path))
 
     def _check_choices(self) -> None:
         for name, choices in (
@@ -291,7 +314,79 @@ scan)."""
         kind, _, path = self.dataset.partition(":")
         dataset = f"{kind}-{Path(path).name}" if path else kind.replace("/", "-")
         name = f"{dataset}-{self.model}-{method}-{self.gradient}-s{self.seed}"
-        return Path(self.out or Path("runs", name)).expanduser().resolve()
+        return paths.absolute(self.out or Path("runs", name), "out")
+
+
+def check_types(record: Mapping[str, Any]) -> None:
+    """Raises `ValueError` if the value of a field is of another type.
+
+    Args:
+      record: Fields of `TrainConfig`, some or all, as Python or JSON gives them. Others
+        are not looked at.
+
+    >>> check_types({"epochs": 3, "dense": ["stem/*"]})
+    """
+    for name, hint in _field_types().items():
+        if name in record and not _fits(record[name], hint):
+            raise ValueError(f"{name}={record[name]!r} must be {_NAMES[hint]}.")
+
+
+_NAMES: dict[Any, str] = {
+    str: "text",
+    int: "an integer",
+    float: "a number",
+    bool: "true or false",
+    str | None: "text or None",
+    int | None: "an integer or None",
+    float | None: "a number or None",
+    tuple[str, ...]: "a list of texts",
+    tuple[str, ...] | None: "a list of texts or None",
+    tuple[float, ...]: "a list of numbers",
+}
+
+
+@functools.cache
+def _field_types() -> dict[str, Any]:
+    return typing.get_type_hints(TrainConfig)
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value is of the type of a field; a list of JSON is a tuple."""
+    options = typing.get_args(hint)
+    if isinstance(hint, types.UnionType):
+        return any(_fits(value, option) for option in options)
+    if typing.get_origin(hint) is tuple:
+        return isinstance(value, list | tuple) and all(
+            _fits(item, options[0]) for item in value
+        )
+    if isinstance(value, bool) or hint is bool:
+        return isinstance(value, bool) and hint is bool
+    return isinstance(value, int | float if hint is float else hint)
+
+
+def from_record(record: Mapping[str, Any], **changes: Any) -> "TrainConfig":
+    """Returns the configuration that a record describes, as JSON has it.
+
+    Args:
+      record: What `TrainConfig.record` returned, or a part of it: fields that are
+        missing get their defaults.
+      **changes: Fields to set otherwise.
+
+    >>> from_record({"milestones": [0.5, 0.75], "epochs": 3}, seed=1).milestones
+    (0.5, 0.75)
+
+    Raises:
+      ValueError: A field is unknown, or a value is of another type or out of range.
+    """
+    unknown = sorted(set(record) - set(_field_types()))
+    if unknown:
+        raise ValueError(
+            f"has fields that this version does not know: {', '.join(unknown)}. Use "
+            "the version that wrote it."
+        )
+    check_types(record)
+    fields = {k: tuple(v) if isinstance(v, list) else v for k, v in record.items()}
+    return TrainConfig(**{**fields, **changes})
 
 
 def default(field: str) -> Any:

@@ -4,34 +4,100 @@
 `metrics.jsonl`, and so on.
 """
 
+import contextlib
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from zosam_jax.runs.errors import RunError
+from zosam_jax.runs import schema
+from zosam_jax.runs.errors import RunError, sentence
 
 JSON = dict[str, Any]
 """A JSON object."""
 
 
-def read_json(path: Path, advice: str = "") -> Any:
-    """Returns the contents of a JSON file.
+def read_text(path: Path) -> str | None:
+    """Returns the text of a file, or None if there is none.
+
+    Raises:
+      RunError: It is no file, cannot be read, or is not UTF-8.
+    """
+    try:
+        # A link to nothing is damage; nothing at all may be what a young run has.
+        if not path.exists() and not path.is_symlink():
+            return None
+        if not path.is_file():
+            # To open a FIFO would wait for ever.
+            raise RunError(
+                f"{path} is {_other(path)}, where a file of a run belongs. Move it "
+                "away."
+            )
+        return path.read_bytes().decode()
+    except OSError as error:
+        raise RunError(sentence(error, path, "read")) from error
+    except UnicodeDecodeError as error:
+        raise RunError(
+            f"{path} is damaged: it is not UTF-8 from byte {error.start} on. Restore "
+            "it from a copy."
+        ) from error
+
+
+def _other(path: Path) -> str:
+    if path.is_symlink() and not path.exists():
+        return f"a link to {path.readlink()}, which is not there"
+    return "a folder" if path.is_dir() else "a device or a pipe"
+
+
+def parse(text: str) -> Any:
+    """Returns the value of JSON text. NaN and infinite numbers are no JSON.
+
+    >>> parse('{"loss": 0.5}')
+    {'loss': 0.5}
+
+    Raises:
+      ValueError: It is not valid, or too deep.
+    """
+    try:
+        return json.loads(text, parse_constant=_refuse)
+    except RecursionError as error:
+        raise ValueError("its lists or objects are too deep") from error
+
+
+def _refuse(name: str) -> None:
+    raise ValueError(f"{name} is no JSON")
+
+
+def read_object(
+    path: Path,
+    needed: Mapping[str, schema.Kind],
+    optional: Mapping[str, schema.Kind] | None = None,
+    *,
+    advice: str,
+) -> JSON | None:
+    """Returns the object of a JSON file, or None if there is no such file.
 
     Args:
       path: The file.
+      needed: The entries that it must have, as for `schema.fault`.
+      optional: Entries that it may have.
       advice: A sentence for the error message that says how to repair the file.
 
     Raises:
-      OSError: The file does not exist or cannot be read.
-      RunError: The file is not valid JSON.
+      RunError: The file cannot be read, is not valid JSON, or lacks an entry.
     """
+    text = read_text(path)
+    if text is None:
+        return None
     try:
-        return json.loads(path.read_text())
+        found = parse(text)
     except ValueError as error:
-        message = f"{path} is not valid JSON: {error}. {advice}"
-        raise RunError(message.rstrip()) from error
+        raise RunError(f"{path} is not valid JSON: {error}. {advice}") from error
+    wrong = schema.fault(found, needed, optional)
+    if wrong is not None:
+        raise RunError(f"{path} is damaged: {wrong}. {advice}")
+    return found
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
@@ -47,24 +113,34 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     _replace(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 
-def read_lines(path: Path) -> list[JSON]:
+def read_lines(
+    path: Path, fault: Callable[[JSON], str | None], advice: str
+) -> list[JSON]:
     """Returns the objects of a JSON Lines file, or [] if there is no such file.
 
     An incomplete last line, left by a process that died, is skipped.
 
+    Args:
+      path: The file.
+      fault: Returns what is wrong with the object of a line, as `schema.fault` does.
+      advice: A sentence for the error message that says how to repair the file.
+
     Raises:
-      RunError: A complete line is not a JSON object.
+      RunError: The file cannot be read, or a complete line is damaged.
     """
-    if not path.exists():
-        return []
-    records = []
-    for number, line in enumerate(path.read_text().split("\n")[:-1], start=1):
-        try:
-            record = json.loads(line)
-        except ValueError:
-            record = None
-        if not isinstance(record, dict):
-            raise RunError(f"line {number} of {path} is not an object of JSON.")
+    text = read_text(path)
+    records: list[JSON] = []
+    for number, line in enumerate((text or "").split("\n")[:-1], start=1):
+        record: JSON = {}
+        wrong: str | None = "it is not valid JSON"
+        with contextlib.suppress(ValueError):
+            record = parse(line)
+            wrong = schema.fault(record, {}) or fault(record)
+        if wrong is not None:
+            raise RunError(
+                f"line {number} of {path} is damaged: {wrong}. Lines before it that "
+                f"are good: {number - 1}. {advice}"
+            )
         records.append(record)
     return records
 
@@ -92,7 +168,7 @@ def line(record: Mapping[str, Any]) -> str:
 
 def _replace(path: Path, text: str) -> None:
     temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w") as file:
+    with temporary.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
         # Otherwise the new name may reach the disk before the contents do.

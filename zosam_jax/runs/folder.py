@@ -8,9 +8,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from zosam_jax.runs import environment, files, summary
-from zosam_jax.runs.config import differences
-from zosam_jax.runs.errors import RunError
+from zosam_jax.runs import dataset_facts, environment, files, paths, schema, summary
+from zosam_jax.runs.config import TrainConfig, check_types, differences, from_record
+from zosam_jax.runs.dataset_facts import DatasetFacts
+from zosam_jax.runs.errors import RunError, explained
 from zosam_jax.runs.files import JSON
 
 LOTTERY_RECORD = "lottery.json"
@@ -46,33 +47,52 @@ class RecordedConfig(Protocol):
         ...
 
 
-def check(config: RecordedConfig, record: str = "config.json") -> None:
+def check(config: RecordedConfig, record: str = "config.json") -> int | None:
     """Raises `RunError` unless a run of `config` may start or resume in its folder.
 
     Nothing is written. A missing or empty folder is free. A folder that holds a run
-    must hold one of the same configuration, unless `config.overwrite` is set.
+    must hold one of the same configuration, unless `config.overwrite` is set. Two
+    configurations are the same if they differ in
+
+    - fields of `zosam_jax.runs.config.HOUSEKEEPING`;
+    - the path of the data or of the teacher, if the run keeps what lay there: the
+      trainer compares that;
+    - the number of epochs, if it grew: whether a run can be longer, the trainer knows.
 
     Args:
       config: The configuration.
       record: Name of the file that holds the configuration of this kind of run.
+
+    Returns:
+      The epochs of the run in the folder; None if it is free.
     """
     folder = config.folder
-    if not folder.exists():
-        return
-    if not folder.is_dir():
-        raise RunError(f"out={str(folder)!r} is a file. Choose another --out.")
-    present = {entry.name for entry in folder.iterdir()} - {".lock"}
+    with explained(folder, "read"):
+        if not folder.exists():
+            return None
+        if not folder.is_dir():
+            raise RunError(f"out={str(folder)!r} is a file. Choose another --out.")
+        present = {entry.name for entry in folder.iterdir()} - {".lock"}
     if record not in present:
         if present:
             raise RunError(
                 f"out={str(folder)!r} is not empty and holds no run of this kind "
                 f"(there is no {record}). Choose another --out."
             )
-        return
+        return None
     if config.overwrite:
-        return
-    stored, wanted = read_config(folder, record)["config"], config.record()
-    changed = differences(stored, wanted)
+        return None
+    content, wanted = read_config(folder, record), config.record()
+    stored = content["config"]
+    changed = {
+        name: pair
+        for name, pair in differences(stored, wanted).items()
+        if not _is_moved(name, pair, content)
+    }
+    if list(changed) == ["epochs"] and record == "config.json":
+        old, new = changed["epochs"]
+        if isinstance(old, int) and old < new:
+            return old
     if changed:
         other = any((name in stored) != (name in wanted) for name in changed)
         writer = ", written by another version of zosam_jax" if other else ""
@@ -81,6 +101,14 @@ def check(config: RecordedConfig, record: str = "config.json") -> None:
             f"{folder} holds a run of another configuration{writer} ({listing}). "
             "Choose another --out, or delete that run with --overwrite."
         )
+    return stored["epochs"]
+
+
+def _is_moved(name: str, pair: tuple[Any, Any], content: JSON) -> bool:
+    """Whether a field differs by a path alone, and the run keeps what lay there."""
+    if name == "dataset":
+        return name in content and paths.is_moved(*pair)
+    return name == "teacher" and name in content and None not in pair
 
 
 def check_space(config: RecordedConfig, needed: int) -> None:
@@ -92,15 +120,30 @@ def check_space(config: RecordedConfig, needed: int) -> None:
     """
     needed += 2**20
     place = config.folder
-    while not place.exists():
-        place = place.parent
-    free = shutil.disk_usage(place).free
+    with explained(place, "read"):
+        while not place.exists():
+            place = place.parent
+        free = shutil.disk_usage(place).free
     if free < needed:
         raise RunError(
             f"the disk of {config.folder} has {free / 2**20:.1f} MiB left; the run "
             f"needs about {needed / 2**20:.1f} MiB for keep={config.keep} checkpoints. "
             "Make room, choose another --out, or keep fewer with --keep 1."
         )
+
+
+_SESSION = {"step": schema.WHOLE, "versions": schema.TEXTS}
+_PARTS = {
+    "sessions": schema.list_of(schema.OBJECT),
+    "objects": schema.TEXTS,
+    "dataset": schema.OBJECT,
+    "teacher": schema.OBJECT,
+    "lottery": schema.OBJECT,
+}
+_RESTORE = (
+    "Nothing else tells how the run was made: restore the file from a copy, or start "
+    "anew with --overwrite."
+)
 
 
 def read_config(folder: Path, record: str = "config.json") -> JSON:
@@ -118,15 +161,50 @@ def read_config(folder: Path, record: str = "config.json") -> JSON:
       RunError: The file is missing or damaged.
     """
     path = folder / record
+    needed = {"config": schema.OBJECT}
+    content = files.read_object(path, needed, _PARTS, advice=_RESTORE)
+    if content is None:
+        raise RunError(f"{folder} is not the folder of a run: it has no {record}.")
+    wrong = None if content["config"] else "'config' is empty"
+    for number, session in enumerate(content.get("sessions", []), start=1):
+        found = schema.fault(session, _SESSION)
+        wrong = wrong or (found and f"in session {number}, {found}")
     try:
-        content = files.read_json(path)
-    except OSError as error:
-        raise RunError(
-            f"{folder} is not the folder of a run: it has no {record}."
-        ) from error
-    if not isinstance(content, dict) or not isinstance(content.get("config"), dict):
-        raise RunError(f"{path} has no configuration in it.")
+        check_types(content["config"])
+    except ValueError as error:
+        wrong = wrong or str(error).removesuffix(".")
+    if wrong is not None:
+        raise RunError(f"{path} is damaged: {wrong}. {_RESTORE}")
     return content
+
+
+def stored_config(folder: Path, **changes: Any) -> TrainConfig:
+    """Returns the configuration of a run, whose folder is where it lies now.
+
+    Args:
+      folder: The run's folder, absolute.
+      **changes: Fields to set otherwise.
+
+    Raises:
+      RunError: `config.json` is missing, damaged, or of another version.
+    """
+    stored = read_config(folder)["config"]
+    # Older versions described the rounds of a lottery in the configuration itself.
+    stored = {name: value for name, value in stored.items() if name != "ticket"}
+    changes = {"out": str(folder), "overwrite": False, **changes}
+    try:
+        return from_record(stored, **changes)
+    except ValueError as error:
+        raise RunError(f"{folder / 'config.json'}: {error}") from error
+
+
+def read_facts(folder: Path) -> DatasetFacts | None:
+    """Returns the facts of a run's data set; None if an older version wrote the run.
+
+    Raises:
+      RunError: `config.json` is missing or damaged.
+    """
+    return dataset_facts.read(read_config(folder), folder / "config.json")
 
 
 def read_summary(config: RecordedConfig) -> JSON | None:
@@ -150,9 +228,11 @@ def claim(config: RecordedConfig) -> Iterator[Path]:
       RunError: Another process is training in the folder.
     """
     folder = config.folder
-    folder.mkdir(parents=True, exist_ok=True)
-    # The file stays: to delete a file that others may be about to lock is a race.
-    with (folder / ".lock").open("a+") as lock:
+    with explained(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        # The file stays: to delete a file that others may be about to lock is a race.
+        lock = (folder / ".lock").open("a+")
+    with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -161,17 +241,19 @@ def claim(config: RecordedConfig) -> Iterator[Path]:
                 "another --out."
             ) from error
         if config.overwrite and (folder / "config.json").exists():
-            clear(folder)
+            with explained(folder, "deleted"):
+                clear(folder)
         yield folder
 
 
 def clear(folder: Path) -> None:
     """Deletes the files of a run; other files in its folder stay."""
-    for name in _FOLDERS:
-        if (folder / name).exists():
-            shutil.rmtree(folder / name)
-    for name in _FILES:
-        (folder / name).unlink(missing_ok=True)
+    for name in (*_FOLDERS, *_FILES):
+        path = folder / name
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def write_config(

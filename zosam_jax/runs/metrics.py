@@ -1,10 +1,10 @@
 """The metrics of a run: lines of `metrics.jsonl`, and optional TensorBoard scalars."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zosam_jax.runs import files
+from zosam_jax.runs import files, schema
 from zosam_jax.runs.errors import RunError
 from zosam_jax.runs.files import JSON
 
@@ -12,13 +12,64 @@ if TYPE_CHECKING:
     from tensorboardX import SummaryWriter
 
 
+_SPLITS = ("train", "validation", "test")
+_LINE = {
+    "step": schema.WHOLE,
+    "epoch": schema.WHOLE,
+    "split": schema.one_of(*_SPLITS),
+    "loss": schema.POSITIVE,
+    "accuracy": schema.POSITIVE,
+    "sparsity": schema.SHARE,
+    "seconds": schema.POSITIVE,
+}
+_SPEED = {"images_per_second": schema.POSITIVE}
+_ADVICE = (
+    "Delete it with all lines after it: the good ones are a record up to there, and "
+    "the training, if it goes on, writes the others again."
+)
+
+
 def read(path: Path) -> list[JSON]:
     """Returns the records of a `metrics.jsonl`, or [] if there is no such file.
+
+    Whether all lines are there, `gap` tells.
 
     Raises:
       RunError: A line is damaged. An incomplete last line is skipped instead.
     """
-    return files.read_lines(path)
+    return files.read_lines(path, _fault, _ADVICE)
+
+
+def _fault(line: JSON) -> str | None:
+    """Returns what is wrong with a line, or None."""
+    wrong = schema.fault(line, _LINE)
+    if wrong is None and line["split"] == "train":
+        wrong = schema.fault(line, _SPEED)
+    return wrong
+
+
+def gap(records: Sequence[JSON]) -> str | None:
+    """Returns where the records of a run do not follow each other, or None.
+
+    Args:
+      records: Records, as `read` returns them. The first epoch may be any.
+
+    >>> gap([{"epoch": e, "split": "test", "step": 4 * e} for e in (1, 2, 4)])
+    "line 3 is of epoch 4, and the line of split 'test' before it of epoch 2"
+    """
+    last: dict[str, int] = {}
+    for number, record in enumerate(records, start=1):
+        split, epoch = record["split"], record["epoch"]
+        if last.get(split, epoch - 1) != epoch - 1:
+            return (
+                f"line {number} is of epoch {epoch}, and the line of split {split!r} "
+                f"before it of epoch {last[split]}"
+            )
+        last[split] = epoch
+    steps = [record["step"] for record in records]
+    if steps != sorted(steps):
+        return "the steps do not rise from line to line"
+    return None
 
 
 def cut(path: Path, step: int) -> list[JSON]:

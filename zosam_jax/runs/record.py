@@ -1,11 +1,12 @@
 """The record of a stored run, finished or not, as its folder holds it."""
 
 import dataclasses
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from zosam_jax.runs import metrics, summary
-from zosam_jax.runs.errors import RunError
+from zosam_jax.runs import metrics, paths, summary
+from zosam_jax.runs.errors import RunError, explained
 from zosam_jax.runs.files import JSON
 from zosam_jax.runs.folder import LOTTERY_RECORD, read_config
 
@@ -52,15 +53,64 @@ def read(folder: Path) -> RunRecord:
     Raises:
       RunError: The folder holds no run or several runs, or a file is damaged.
     """
-    folder = Path(folder).expanduser().resolve()
-    if not (folder / "config.json").exists() and any(folder.glob("*/config.json")):
-        raise RunError(f"{folder} holds several runs. Name them: {folder.name}/*")
-    return RunRecord(
+    folder = find(folder)
+    run = RunRecord(
         name=folder.name,
         config=read_config(folder)["config"],
         summary=summary.read(folder),
         metrics=metrics.read(folder / "metrics.jsonl"),
     )
+    _check_agreement(folder, run)
+    return run
+
+
+def _check_agreement(folder: Path, run: RunRecord) -> None:
+    """Raises `RunError` if lines are missing, or the summary contradicts the last."""
+    summary, last = run.summary, run.last("test")
+    path = folder / "metrics.jsonl"
+    found = metrics.gap(run.metrics)
+    if found is not None:
+        raise RunError(
+            f"{path} is damaged: {found}. Delete that line with all after it, and "
+            "summary.json: the training command writes them again."
+        )
+    if summary is None:
+        return
+    if last.get("step") != summary["steps"]:
+        raise RunError(
+            f"{path} ends at {last.get('step', 'no step')}, and the run at step "
+            f"{summary['steps']}: lines are lost. The weights are good, and so are the "
+            "lines that are left. Delete summary.json to see them, or to let the "
+            "training command write the others again."
+        )
+    pairs = {"test_loss": "loss", "test_accuracy": "accuracy", "sparsity": "sparsity"}
+    for name, figure in pairs.items():
+        if summary[name] != last[figure]:
+            raise RunError(
+                f"{folder / 'summary.json'} has {name} {summary[name]}, and the last "
+                f"line of {path.name} {last[figure]}: one of them is damaged. Delete "
+                "summary.json; the same command writes it again."
+            )
+
+
+def find(folder: str | os.PathLike[str]) -> Path:
+    """Returns the absolute folder of one run.
+
+    Raises:
+      RunError: The path cannot be used, or the folder holds several runs.
+    """
+    folder = paths.absolute(folder, "RUN")
+    with explained(folder, "read"):
+        if (folder / "config.json").exists() or not folder.is_dir():
+            return folder
+        several = sorted(path.parent.name for path in folder.glob("*/config.json"))
+    if several:
+        raise RunError(
+            f"{folder} holds several runs ({', '.join(several[:3])}"
+            f"{', ...' if len(several) > 3 else ''}). Name one of them, or all: "
+            f"{folder.name}/*"
+        )
+    return folder
 
 
 def read_all(folders: Sequence[Path]) -> list[RunRecord]:
@@ -97,4 +147,11 @@ def _is_lottery(folder: Path) -> bool:
 
 def _rounds(folder: Path) -> list[Path]:
     """Returns the rounds of a lottery folder; another folder stands for itself."""
-    return sorted(folder.glob("round-[0-9]*")) if _is_lottery(folder) else [folder]
+    paths.absolute(folder, "RUN")
+    with explained(folder, "read"):
+        if not _is_lottery(folder):
+            return [folder]
+        rounds = sorted(folder.glob("round-[0-9]*"))
+    if not rounds:
+        raise RunError(f"{folder} holds no round of a lottery yet.")
+    return rounds

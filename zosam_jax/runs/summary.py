@@ -5,8 +5,33 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from zosam_jax.runs import files
+from zosam_jax.runs import files, schema
 from zosam_jax.runs.files import JSON
+
+_ADVICE = "Delete it; the same command writes it again from the last checkpoint."
+_NEEDED = {
+    "status": schema.one_of("finished", "stopped"),
+    "epochs": schema.WHOLE,
+    "steps": schema.WHOLE,
+    "train_loss": schema.POSITIVE,
+    "train_accuracy": schema.POSITIVE,
+    "test_loss": schema.POSITIVE,
+    "test_accuracy": schema.SHARE,
+    "parameters": schema.WHOLE,
+    "parameters_sparsified": schema.WHOLE,
+    "parameters_live": schema.WHOLE,
+    "sparsity": schema.SHARE,
+    "sparsity_all": schema.SHARE,
+    "images_per_second": schema.POSITIVE,
+    "seconds": schema.POSITIVE,
+    "compile_seconds": schema.POSITIVE,
+    "compile_seconds_by_program": schema.NUMBERS,
+}
+_OPTIONAL = {
+    "validation_accuracy": schema.SHARE,
+    "selected_epoch": schema.WHOLE,
+    "selected_test_accuracy": schema.SHARE,
+}
 
 
 def read(folder: Path) -> JSON | None:
@@ -16,12 +41,7 @@ def read(folder: Path) -> JSON | None:
       RunError: The file is damaged.
     """
     path = folder / "summary.json"
-    if not path.exists():
-        return None
-    return files.read_json(
-        path,
-        "Delete it; the same command writes it again from the last checkpoint.",
-    )
+    return files.read_object(path, _NEEDED, _OPTIONAL, advice=_ADVICE)
 
 
 def summarize(

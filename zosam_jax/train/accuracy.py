@@ -30,6 +30,7 @@ def no_totals() -> EvalTotals:
 
 def batch_size(experiment: Experiment) -> int:
     """Returns the evaluation batch size: at most 512, a multiple of the devices."""
+    assert experiment.dataset is not None
     devices = experiment.mesh.size
     return -(-min(experiment.dataset.num_test, _LARGEST) // devices) * devices
 
@@ -47,6 +48,7 @@ def batches(
     """
     size = batch_size(experiment)
     dataset = experiment.dataset
+    assert dataset is not None
     if isinstance(dataset, Streamed):
         # Threads: processes would start anew for every evaluation.
         yield from dataset.evaluation_batches(size)

@@ -34,7 +34,7 @@ def epoch_order(experiment: Experiment, epoch: jax.Array) -> jax.Array:
       epoch: Number of the epoch, from 0. int32.
     """
     key = experiment.key(ORDER, epoch)
-    return jax.random.permutation(key, experiment.dataset.num_train)
+    return jax.random.permutation(key, experiment.facts.num_train)
 
 
 def gather(
@@ -82,7 +82,7 @@ def prepare(
         key = experiment.key(AUGMENT, step)
         images, targets = experiment.augmentation(key, images, labels)
     inputs = normalized(experiment, images)
-    if experiment.dataset.kind == "image":
+    if experiment.facts.kind == "image":
         inputs = experiment.split(inputs)
     return Batch(
         inputs, _smooth(experiment, targets), _taught(experiment, inputs, teacher)
@@ -91,17 +91,17 @@ def prepare(
 
 def normalized(experiment: Experiment, images: jax.Array) -> jax.Array:
     """Returns raw examples as the model takes them; tokens stay as they are."""
-    dataset = experiment.dataset
-    if dataset.kind == "text":
+    facts = experiment.facts
+    if facts.kind == "text":
         return images
-    return augment.normalize(images, dataset.mean, dataset.std, experiment.dtype)
+    return augment.normalize(images, facts.mean, facts.std, experiment.dtype)
 
 
 def _smooth(experiment: Experiment, targets: jax.Array) -> jax.Array:
     factor = experiment.label_smoothing
     if not factor:
         return targets
-    return augment.smooth_labels(targets, factor, experiment.dataset.num_classes)
+    return augment.smooth_labels(targets, factor, experiment.facts.num_classes)
 
 
 def _taught(

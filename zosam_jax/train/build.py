@@ -17,7 +17,9 @@ from zosam_jax.data import augment
 from zosam_jax.data.augment import Augmentation
 from zosam_jax.gradients.methods.wsam import decoupled
 from zosam_jax.gradients.transformation import GradientEstimator
+from zosam_jax.runs import dataset_facts
 from zosam_jax.runs.config import TrainConfig
+from zosam_jax.runs.dataset_facts import DatasetFacts
 from zosam_jax.sparsity import SparseMethod
 from zosam_jax.train import criteria, learning_rates, optimizers
 from zosam_jax.train.experiment import Criterion, Experiment, Model
@@ -43,6 +45,9 @@ def experiment(
     config: TrainConfig,
     given: Objects,
     chosen: "Choices",
+    facts: DatasetFacts | None = None,
+    *,
+    examples: bool = True,
 ) -> Experiment:
     """Returns the objects of a run, all but its teacher; trains and writes nothing.
 
@@ -50,28 +55,35 @@ def experiment(
       config: The configuration.
       given: Objects in place of what the configuration names.
       chosen: What `choices.choose` returns for both.
+      facts: The facts of the data set that the run keeps, which then hold in place of
+        those of the data set. None: those of the data set.
+      examples: Whether to load the data set, if none is given. Without it, `facts` must
+        be there, and nothing can be trained or evaluated.
 
     Raises:
       ValueError: The configuration, its data, model and devices do not fit together.
-      zosam_jax.data.DatasetError: The data set is missing or damaged.
+      zosam_jax.data.DatasetError: The data set is missing or damaged, or `facts` are
+        those of other classes or other images.
     """
     mesh = _mesh()
-    dataset, validation = _data(config, given)
-    _check_batch(config, dataset.num_train, mesh.size)
-    dataset, augmentation = _augmentation(config, dataset)
-    model = _model(config, given, chosen, dataset)
+    if given.model is None:
+        _check.one_of("model", config.model, models.names())
+    if examples or given.dataset is not None or facts is None:
+        found = _examples(config, given, facts, mesh.size)
+    else:
+        found = _Examples(None, None, None, facts)
+    facts = found.facts
+    model = _model(config, given, chosen, facts)
     initialize = functools.partial(
-        models.initialize, model, image_shape=dataset.image_shape
+        models.initialize, model, image_shape=facts.image_shape
     )
     _, model_state = jax.eval_shape(initialize, jax.random.key(0))
     aux_like = model_state, jax.ShapeDtypeStruct((), jnp.float32)
     parts = optimization(
-        config, given, chosen, _optimizer_steps(config, dataset), aux_like
+        config, given, chosen, _optimizer_steps(config, facts), aux_like
     )
     return Experiment(
-        dataset=dataset,
-        validation=validation,
-        augmentation=augmentation,
+        **found._asdict(),
         label_smoothing=config.label_smoothing,
         batch_size=config.batch_size,
         workers=config.workers,
@@ -86,7 +98,7 @@ def experiment(
         epochs=config.epochs,
         seed=config.seed,
         mesh=mesh,
-        scans=_scans(config, dataset, mesh),
+        scans=_scans(config, found.dataset, mesh),
         labels=given.labels(config),
         **parts._asdict(),
     )
@@ -102,7 +114,7 @@ def _mesh() -> jax.sharding.Mesh:
     )
 
 
-def _scans(config: TrainConfig, dataset: Data, mesh: jax.sharding.Mesh) -> bool:
+def _scans(config: TrainConfig, dataset: Data | None, mesh: jax.sharding.Mesh) -> bool:
     if isinstance(dataset, data.Streamed):
         return False
     # Convolution gradients inside a compiled loop are slow on XLA:CPU.
@@ -110,8 +122,8 @@ def _scans(config: TrainConfig, dataset: Data, mesh: jax.sharding.Mesh) -> bool:
     return not is_cpu if config.loop == "auto" else config.loop == "scan"
 
 
-def _optimizer_steps(config: TrainConfig, dataset: Data) -> int:
-    batches = dataset.num_train // config.batch_size * config.epochs
+def _optimizer_steps(config: TrainConfig, facts: DatasetFacts) -> int:
+    batches = facts.num_train // config.batch_size * config.epochs
     if batches < config.accumulate_steps:
         raise ValueError(
             f"accumulate_steps={config.accumulate_steps} is more than the {batches} "
@@ -242,14 +254,14 @@ def _optimizer(
 
 
 def _model(
-    config: TrainConfig, given: Objects, chosen: "Choices", dataset: Data
+    config: TrainConfig, given: Objects, chosen: "Choices", facts: DatasetFacts
 ) -> Model:
     """Returns the given model, or the one that the configuration names."""
     model = given.model
     if model is None:
-        if models.kind(config.model) != dataset.kind:
-            raise ValueError(_MISFIT[dataset.kind].format(config))
-        model = create_model(config, dataset, chosen)
+        if models.kind(config.model) != facts.kind:
+            raise ValueError(_MISFIT[facts.kind].format(config))
+        model = create_model(config, facts, chosen)
     if getattr(model, "distillation", False) and config.teacher is None:
         raise ValueError(
             "model_options: distillation=True adds a head that learns from a teacher. "
@@ -258,12 +270,12 @@ def _model(
     return model
 
 
-def create_model(config: TrainConfig, dataset: Data, chosen: "Choices") -> Model:
+def create_model(config: TrainConfig, facts: DatasetFacts, chosen: "Choices") -> Model:
     """Returns the model that a configuration names.
 
     Args:
       config: The configuration.
-      dataset: The data set; gives the number of classes and the image size.
+      facts: The facts of the data set: the number of classes and the image size.
       chosen: What the names stand for; gives the options of the model.
 
     Raises:
@@ -271,9 +283,9 @@ def create_model(config: TrainConfig, dataset: Data, chosen: "Choices") -> Model
     """
     return models.create(
         config.model,
-        num_classes=dataset.num_classes,
+        num_classes=facts.num_classes,
         width=config.width,
-        image_size=dataset.image_shape[0],
+        image_size=facts.image_shape[0],
         dtype=config.dtype,
         **chosen.model_options,
     )
@@ -305,16 +317,47 @@ def _check_batch(config: TrainConfig, images: int, devices: int) -> None:
         )
 
 
-def _data(config: TrainConfig, given: Objects) -> tuple[Data, Images | None]:
+class _Examples(NamedTuple):
+    """The fields of `Experiment` that come from the data set."""
+
+    dataset: Data | None
+    validation: Images | None
+    augmentation: Augmentation | None
+    facts: DatasetFacts
+
+
+def _examples(
+    config: TrainConfig, given: Objects, facts: DatasetFacts | None, devices: int
+) -> _Examples:
+    dataset, validation = _data(config, given, facts)
+    facts = facts or dataset_facts.of(dataset)
+    _check_batch(config, facts.num_train, devices)
+    dataset, augmentation = _augmentation(config, dataset, facts)
+    return _Examples(dataset, validation, augmentation, facts)
+
+
+def _data(
+    config: TrainConfig, given: Objects, facts: DatasetFacts | None
+) -> tuple[Data, Images | None]:
     """Returns the data set and the held-out validation images."""
-    if given.model is None:
-        _check.one_of("model", config.model, models.names())
-    return _hold_out(config, given.dataset or _load(config))
+    found = given.dataset or _load(config, facts)
+    if facts is not None:
+        wrong = facts.misfit(dataset_facts.of(found))
+        if wrong is not None:
+            raise data.DatasetError(
+                f"{found.name} is not the data set of the run in {config.folder}: "
+                f"{wrong}. Restore it as it was, or use one of the same classes."
+            )
+        if isinstance(found, data.Streamed) and facts.resize is not None:
+            found = dataclasses.replace(found, resize=facts.resize)
+    return _hold_out(config, found)
 
 
-def _load(config: TrainConfig) -> Data:
+def _load(config: TrainConfig, facts: DatasetFacts | None) -> Data:
     size = config.image_size
-    found = data.load(config.dataset, config.data_dir, image_size=size)
+    # A streamed set chooses a size by its images, unless the run has one already.
+    own = facts.image_shape[0] if facts and facts.resize else None
+    found = data.load(config.dataset, config.data_dir, image_size=size or own)
     if size is not None and isinstance(found, data.Dataset):
         raise ValueError(
             f"image_size={size}: the images of {config.dataset} are used as they are. "
@@ -360,7 +403,7 @@ def _hold_out(config: TrainConfig, dataset: Data) -> tuple[Data, Images | None]:
 
 
 def _augmentation(
-    config: TrainConfig, dataset: Data
+    config: TrainConfig, dataset: Data, facts: DatasetFacts
 ) -> tuple[Data, Augmentation | None]:
     """Returns the augmentation of a configuration, or the set's own; None for text.
 
@@ -379,8 +422,8 @@ def _augmentation(
         num_classes=dataset.num_classes,
         crop_padding=dataset.crop_padding,
         flip=dataset.flip,
-        mean=dataset.mean,
-        std=dataset.std,
+        mean=facts.mean,
+        std=facts.std,
         image_size=dataset.image_shape[0],
     )
     operations = dict(made.operations)

@@ -12,7 +12,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from zosam_jax._types import PyTree
-from zosam_jax.runs.errors import RunError
+from zosam_jax.runs.errors import RunError, explained
 
 
 def snapshot(state: PyTree) -> PyTree:
@@ -90,21 +90,38 @@ class Checkpoints:
     verified when it is read.
     """
 
-    def __init__(self, directory: Path, keep: int):
+    def __init__(self, directory: Path, keep: int, *, read_only: bool = False):
         """Opens the folder, and creates it if it does not exist.
 
         Args:
           directory: The folder, an absolute path.
           keep: Number of newest checkpoints to keep, >= 1.
+          read_only: Create and delete nothing: another process may be writing there.
+
+        Raises:
+          RunError: The path is no folder, or cannot be used.
         """
         self._directory = directory
         self._keep = keep
-        self._manager = self._open()
+        self._read_only = read_only
+        with explained(directory):
+            if not directory.is_dir() and (
+                read_only or directory.exists() or directory.is_symlink()
+            ):
+                raise RunError(
+                    f"{directory} is no folder, so the weights of the run are not "
+                    "there. Move it away: without checkpoints, the training command "
+                    "starts again."
+                )
+            self._manager = self._open()
 
     def _open(self) -> ocp.CheckpointManager:
         options = ocp.CheckpointManagerOptions(
             max_to_keep=self._keep, cleanup_tmp_directories=True
         )
+        if self._read_only:
+            # Orbax would clean up what a training process is writing.
+            options = ocp.CheckpointManagerOptions(create=False)
         return ocp.CheckpointManager(self._directory, options=options)
 
     def steps(self) -> list[int]:

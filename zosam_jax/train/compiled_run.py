@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from zosam_jax._types import PyTree
-from zosam_jax.data import Streamed
+from zosam_jax.data import Dataset, Streamed
 from zosam_jax.train import accuracy
 from zosam_jax.train import step as steps
 from zosam_jax.train.batch import epoch_order, gather
@@ -75,6 +75,7 @@ class CompiledRun:
     def _examples(self) -> tuple[jax.ShapeDtypeStruct, ...]:
         """Shapes of the examples and labels that a step takes: a batch, or the set."""
         dataset = self.experiment.dataset
+        assert dataset is not None
         if isinstance(dataset, Streamed):
             return self._batch(self.experiment.batch_size)
         return self._abstract((dataset.train_images, dataset.train_labels))
@@ -120,7 +121,7 @@ class CompiledRun:
         experiment, place = self.experiment, self.experiment.replicated()
         self._teacher = jax.device_put(self._teacher, place)
         dataset = experiment.dataset
-        if not isinstance(dataset, Streamed):
+        if isinstance(dataset, Dataset):
             zero = self._abstract(np.int32(0))
             examples = dataset.train_images, dataset.train_labels
             self._set = jax.device_put(examples, place)
@@ -214,10 +215,11 @@ class CompiledRun:
           step: The step to begin with.
         """
         experiment = self.experiment
-        if not isinstance(experiment.dataset, Streamed):
+        if isinstance(experiment.dataset, Dataset):
             order = self._order(np.int32(step // experiment.steps_per_epoch))
             while True:
                 yield (order,)
+        assert experiment.dataset is not None
         stream = experiment.dataset.batches(
             experiment.seed, experiment.batch_size, step, workers=experiment.workers
         )

@@ -12,6 +12,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from zosam_jax._types import Key, Params, PyTree, Schedule, ValueFn
 from zosam_jax.data import Dataset, Streamed
 from zosam_jax.gradients.transformation import GradientEstimator
+from zosam_jax.runs.dataset_facts import DatasetFacts
 from zosam_jax.sparsity.method import SparseMethod
 
 if TYPE_CHECKING:
@@ -58,6 +59,9 @@ class Experiment:
 
     Attributes:
       dataset: Training and test examples. A set in memory stays in host memory here.
+        None in a run that was loaded without its data set.
+      facts: What the network knows of its data set. They stay as they were when the run
+        began.
       validation: Images and labels held out of the training set, or None.
       augmentation: Augmentation of the training images; None for text.
       label_smoothing: Label-smoothing factor, in [0, 1).
@@ -87,7 +91,8 @@ class Experiment:
         messages.
     """
 
-    dataset: Dataset | Streamed
+    dataset: Dataset | Streamed | None
+    facts: DatasetFacts
     validation: tuple[np.ndarray, np.ndarray] | None
     augmentation: "Augmentation | None"
     label_smoothing: float
@@ -130,9 +135,11 @@ class Experiment:
     @property
     def example(self) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
         """Shape and type of one example and of its label."""
-        if isinstance(self.dataset, Streamed):
-            image = jax.ShapeDtypeStruct(self.dataset.image_shape, np.uint8)
-            return image, jax.ShapeDtypeStruct((), np.int32)
+        if not isinstance(self.dataset, Dataset):
+            shape = self.facts.image_shape
+            targets = () if self.facts.kind == "image" else shape
+            image = jax.ShapeDtypeStruct(shape, np.uint8)
+            return image, jax.ShapeDtypeStruct(targets, np.int32)
         images, labels = self.dataset.train_images, self.dataset.train_labels
         return (
             jax.ShapeDtypeStruct(images.shape[1:], images.dtype),
@@ -142,7 +149,7 @@ class Experiment:
     @property
     def steps_per_epoch(self) -> int:
         """Whole batches of the training set."""
-        return self.dataset.num_train // self.batch_size
+        return self.facts.num_train // self.batch_size
 
     @property
     def total_steps(self) -> int:

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import errno
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,16 +10,26 @@ import optax
 
 from zosam_jax import data
 from zosam_jax.gradients.transformation import GradientEstimator
-from zosam_jax.runs import folder, metrics
+from zosam_jax.runs import dataset_facts, folder, metrics
 from zosam_jax.runs.config import TrainConfig
-from zosam_jax.runs.errors import RunError
+from zosam_jax.runs.dataset_facts import DatasetFacts
+from zosam_jax.runs.errors import RunError, sentence
 from zosam_jax.runs.files import JSON
 from zosam_jax.runs.progress import Display, Silent
+from zosam_jax.runs.record import read as read_record
 from zosam_jax.sparsity import SparseMethod
-from zosam_jax.train import build, checkpoint, choices, finished_run, objects, resume
+from zosam_jax.train import (
+    build,
+    checkpoint,
+    choices,
+    longer,
+    objects,
+    resume,
+    stored_run,
+)
 from zosam_jax.train.choices import Choices
 from zosam_jax.train.compiled_run import CompiledRun
-from zosam_jax.train.experiment import Model, Teacher
+from zosam_jax.train.experiment import Experiment, Model, Teacher
 from zosam_jax.train.interruption import interruptions
 from zosam_jax.train.objects import Objects
 from zosam_jax.train.session import OnEpoch, Session, Setup
@@ -62,7 +71,9 @@ def run(
     """Trains as the configuration says, and leaves a run folder.
 
     A run that is already in the folder resumes from its last complete checkpoint, to
-    the same numbers bit for bit on the same machine and software. SIGINT and SIGTERM
+    the same numbers bit for bit on the same machine and software. More epochs than it
+    began with go on from its end if its first epochs do not depend on their number
+    (`zosam_jax.train.longer`). SIGINT and SIGTERM
     end the step, write a checkpoint and return; a second signal acts at once.
 
     An object takes the place of what the configuration names, whose fields are then
@@ -95,19 +106,18 @@ def run(
     show = display or Silent()
     given = Objects(dataset, model, method, gradient, optimizer)
     chosen = _choose(config, given)
-    folder.check(config)
+    epochs = folder.check(config) or config.epochs
     _check_objects(config, given)
-    finished = folder.read_summary(config)
+    finished = _finished(config, epochs, show)
     if finished is not None:
-        show.message(
-            f"{config.folder} is finished already, at test accuracy "
-            f"{finished['test_accuracy']:.2%}; --overwrite would start anew."
-        )
         return Result(config.folder, "unchanged", finished)
     compiled = compiled or prepare(config, given, chosen)
+    if epochs < config.epochs:
+        longer.check(config, epochs, chosen, compiled.experiment)
+    kept = _kept(config, compiled.experiment)
     needed = (config.keep + 2) * checkpoint.size_in_bytes(compiled.abstract)
     folder.check_space(config, needed)
-    beside = {"objects": given.record(), **(record or {})}
+    beside = {"objects": given.record(), **(record or {}), **kept}
     with (
         folder.claim(config) as path,
         interruptions() as received,
@@ -115,10 +125,27 @@ def run(
         contextlib.closing(
             checkpoint.Checkpoints(path / "checkpoints", config.keep)
         ) as checkpoints,
-        _full_disks(path, checkpoints),
+        _explained(path, checkpoints),
     ):
+        if epochs < config.epochs:
+            # Not finished any more, even if this process dies in a moment.
+            (path / "summary.json").unlink(missing_ok=True)
         setup = Setup(config, compiled, path, checkpoints, show, received, on_epoch)
         return _run(setup, start, command, beside)
+
+
+def _finished(config: TrainConfig, epochs: int, show: Display) -> JSON | None:
+    """Returns the summary of a run that needs nothing more, and says so; else None."""
+    found = folder.read_summary(config)
+    if found is None or epochs < config.epochs:
+        return None
+    # Raises if its files do not agree.
+    read_record(config.folder)
+    show.message(
+        f"{config.folder} is finished already, at test accuracy "
+        f"{found['test_accuracy']:.2%}; --overwrite would start anew."
+    )
+    return found
 
 
 def prepare(
@@ -141,9 +168,10 @@ def prepare(
         metrics.check_tensorboard()
     chosen = chosen or _choose(config, given)
     try:
-        experiment = build.experiment(config, given, chosen)
+        experiment = build.experiment(config, given, chosen, _stored_facts(config))
+        _check_counts(config, experiment)
         if config.teacher is not None:
-            teacher = load_teacher(config, experiment.dataset)
+            teacher = load_teacher(config, experiment)
             experiment = dataclasses.replace(experiment, teacher=teacher)
         return CompiledRun(experiment)
     except ValueError as error:
@@ -151,35 +179,106 @@ def prepare(
 
 
 def load_teacher(
-    config: TrainConfig,
-    dataset: data.Dataset | data.Streamed,
-    model: Model | None = None,
+    config: TrainConfig, student: Experiment, model: Model | None = None
 ) -> Teacher:
     """Returns the network that a configuration names as its teacher.
 
+    It sees the inputs of the student, so both must know the same facts of their data.
+
     Args:
       config: The configuration; its `teacher` is a run folder.
-      dataset: The data set of the configuration.
+      student: The experiment of the configuration.
       model: The object that the teacher was given as its model.
 
     Raises:
-      ValueError: The teacher was trained on another data set.
-      RunError: There is no such run, it is unfinished, or a file of it is damaged.
+      ValueError: The teacher was trained on another data set, or is unfinished.
+      RunError: There is no such run, or a file of it is damaged.
     """
     assert config.teacher is not None
-    found = finished_run.read(config.teacher)
-    if found.config.dataset != config.dataset:
+    found = stored_run.read(config.teacher)
+    if found.summary is None:
         raise ValueError(
-            f"teacher={config.teacher!r} was trained on {found.config.dataset}, not on "
-            f"{config.dataset}."
+            f"teacher={config.teacher!r} is not finished. The command that began it "
+            "goes on with it."
         )
+    _check_taught(config, found, student.facts)
+    dataset = student.dataset if found.facts is None else None
     given = Objects(dataset, model)
     if found.config.method == "ticket":
         given = given._replace(method=choices.ticket_method(found.config))
-    objects.check_loaded(found.objects, given.record(), found.folder)
-    experiment = build.experiment(found.config, given, _choose(found.config, given))
-    params, model_state = finished_run.weights(found, experiment)
-    return Teacher(experiment.model, {"params": params, **model_state})
+    recorded = dict(found.objects or {})
+    if dataset is None:
+        recorded.pop("dataset", None)
+    objects.check_loaded(recorded, given.record(), found.folder)
+    chosen = _choose(found.config, given)
+    experiment = build.experiment(
+        found.config, given, chosen, found.facts, examples=False
+    )
+    weights = stored_run.weights(found, experiment)
+    variables = {"params": weights.params, **weights.model_state}
+    return Teacher(experiment.model, variables)
+
+
+def _check_taught(
+    config: TrainConfig, teacher: stored_run.StoredRun, facts: DatasetFacts
+) -> None:
+    """Raises `ValueError` if a teacher was trained on other data than its student."""
+    name, wrong = teacher.config.dataset, None
+    if teacher.facts is not None:
+        name, wrong = teacher.facts.name, teacher.facts.misfit(facts)
+        if (teacher.facts.mean, teacher.facts.std) != (facts.mean, facts.std):
+            wrong = wrong or "its channel statistics are others"
+    elif name != config.dataset:
+        wrong = "its name is another"
+    if wrong is not None:
+        raise ValueError(
+            f"teacher={config.teacher!r} was trained on {name}, not on {facts.name}: "
+            f"{wrong}. Choose a teacher of the same data set."
+        )
+
+
+def _stored_facts(config: TrainConfig) -> DatasetFacts | None:
+    """Returns the facts that a run in the folder keeps, if it does."""
+    if config.overwrite or not (config.folder / "config.json").exists():
+        return None
+    return folder.read_facts(config.folder)
+
+
+def _check_counts(config: TrainConfig, experiment: Experiment) -> None:
+    """Raises `RunError` if the data set has changed in size since the run began."""
+    assert experiment.dataset is not None
+    now, facts = dataset_facts.of(experiment.dataset), experiment.facts
+    if (now.num_train, now.num_test) != (facts.num_train, facts.num_test):
+        raise RunError(
+            f"the run in {config.folder} cannot go on: "
+            f"{'; '.join(facts.changes(now))}. Restore the data set, or choose another "
+            "--out."
+        )
+
+
+def _kept(config: TrainConfig, experiment: Experiment) -> JSON:
+    """Returns what `config.json` keeps of data and teacher, as entries of it.
+
+    Raises:
+      RunError: The teacher is not the one that the run in the folder began with.
+    """
+    kept: JSON = {"dataset": experiment.facts.record()}
+    if experiment.teacher is None:
+        return kept
+    kept["teacher"] = {
+        "weights_crc32": checkpoint.digest(
+            checkpoint.snapshot(experiment.teacher.variables)
+        )
+    }
+    if config.overwrite or not (config.folder / "config.json").exists():
+        return kept
+    stored = folder.read_config(config.folder).get("teacher")
+    if stored not in (None, kept["teacher"]):
+        raise RunError(
+            f"teacher={config.teacher!r} has other weights than the teacher that the "
+            f"run in {config.folder} began with. Restore it, or choose another --out."
+        )
+    return kept
 
 
 def _choose(config: TrainConfig, given: Objects) -> Choices:
@@ -199,16 +298,14 @@ def _check_objects(config: TrainConfig, given: Objects) -> None:
 
 
 @contextlib.contextmanager
-def _full_disks(path: Path, checkpoints: checkpoint.Checkpoints) -> Iterator[None]:
-    """Names the last checkpoint if a file cannot be written for lack of space."""
+def _explained(path: Path, checkpoints: checkpoint.Checkpoints) -> Iterator[None]:
+    """Names the last checkpoint if a file cannot be written."""
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
         raise RunError(
-            f"the disk of {path} is full. {checkpoints.last_good()} Make room and run "
-            "the same command again."
+            f"{sentence(error, path, 'written')} {checkpoints.last_good()} The same "
+            "command goes on from there."
         ) from error
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 
-from zosam_jax.runs import folder, metrics
+from zosam_jax.runs import dataset_facts, folder, metrics
 from zosam_jax.runs.files import JSON
 from zosam_jax.train.experiment import Experiment
 from zosam_jax.train.step import TrainState
@@ -47,6 +47,12 @@ def begin(
     show.message(_headline(setup))
     if text := _advice(setup.experiment):
         show.message(text)
+    assert setup.experiment.dataset is not None
+    now = dataset_facts.of(setup.experiment.dataset)
+    for change in setup.experiment.facts.changes(now):
+        show.message(change)
+    if given is None and metrics.read(setup.folder / "metrics.jsonl"):
+        show.message("there is no checkpoint any more, so the run begins again")
     if restored is not None:
         show.message(f"resuming at step {step} of {setup.experiment.total_steps}")
         if changes:
@@ -69,10 +75,11 @@ def _headline(setup: "Setup") -> str:
     sparse = f" at sparsity {setup.config.sparsity:g}"
     if experiment.method is None:
         sparse = ""
-    examples = "images" if experiment.dataset.kind == "image" else "sequences"
+    facts = experiment.facts
+    examples = "images" if facts.kind == "image" else "sequences"
     return (
-        f"{labels['dataset']}: {experiment.dataset.num_train:,} training and "
-        f"{experiment.dataset.num_test:,} test {examples}; {labels['model']} with "
+        f"{labels['dataset']}: {facts.num_train:,} training and "
+        f"{facts.num_test:,} test {examples}; {labels['model']} with "
         f"{count:,} parameters; {labels['method']}{sparse}, {labels['gradient']}, "
         f"{labels['optimizer']}; {experiment.mesh.size} x "
         f"{jax.local_devices()[0].device_kind}; {setup.folder}"

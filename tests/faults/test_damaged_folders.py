@@ -1,0 +1,44 @@
+"""A share of the damaged folders; `damaged_folders.py` reads all of them."""
+
+import collections
+import random
+
+import pytest
+from damaged_folders import ENDINGS, SEED, Reader, Reading, make, read, variants
+
+# How many damages of each record, and who reads it.
+SHARE = {
+    "config.json": (12, ("report", "load", "resume")),
+    "summary.json": (5, ("report", "load", "repeat")),
+    "metrics.jsonl": (8, ("report", "repeat")),
+    "evaluation.jsonl": (8, ("evaluate",)),
+    "checkpoints": (8, ("load", "resume")),
+}
+
+
+@pytest.fixture(scope="module")
+def reader(tmp_path_factory):
+    return Reader(make(tmp_path_factory.mktemp("damaged") / "whole"))
+
+
+@pytest.mark.parametrize("name", SHARE)
+def test_a_damaged_folder_is_a_sentence_or_the_same_run(name, reader, tmp_path):
+    size, entries = SHARE[name]
+    every = [v for v in variants(reader.whole) if v.record == name]
+    chosen = random.Random(SEED).sample(every, size)
+    readings = [read(reader, v, e, tmp_path) for v in chosen for e in entries]
+    faults = [r for r in readings if r.ending in ENDINGS[2:]]
+    assert not faults, "\n\n".join(map(told, faults))
+
+
+def test_the_damages_are_many_and_of_many_kinds(reader):
+    every = variants(reader.whole)
+    assert len(every) >= 400
+    kinds = collections.Counter(v.record for v in every)
+    assert set(kinds) == set(SHARE)
+    assert min(kinds.values()) >= 40
+    assert len({(v.record, v.kind, v.what) for v in every}) == len(every)
+
+
+def told(reading: Reading) -> str:
+    return f"{reading.entry}: {reading.variant[:3]}: {reading.ending}\n{reading.detail}"

@@ -1,0 +1,232 @@
+"""The facts of a data set that a run keeps, so that its network can be used without it.
+
+A network maps images of one shape, normalised by the statistics of its training set, to
+classes in one order. These facts are derived from the data. They are in `config.json`,
+and never derived again: a class folder renamed later must not permute the labels, nor
+more images move the normalisation.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from zosam_jax.runs import schema
+from zosam_jax.runs.errors import RunError
+from zosam_jax.runs.files import JSON
+
+
+class Described(Protocol):
+    """A data set, as `zosam_jax.data` has them."""
+
+    @property
+    def name(self) -> str:
+        """The name given to `load`."""
+        ...
+
+    @property
+    def kind(self) -> Literal["image", "text"]:
+        """What the examples are."""
+        ...
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Name of each class, or of each token."""
+        ...
+
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """Height, width and channels of an image; `(T,)` of text."""
+        ...
+
+    @property
+    def mean(self) -> tuple[float, ...]:
+        """Mean of each channel."""
+        ...
+
+    @property
+    def std(self) -> tuple[float, ...]:
+        """Standard deviation of each channel."""
+        ...
+
+    @property
+    def num_train(self) -> int:
+        """Number of training examples."""
+        ...
+
+    @property
+    def num_test(self) -> int:
+        """Number of test examples."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DatasetFacts:
+    """What a network needs to know of its data set.
+
+    Attributes:
+      name: Name of the data set.
+      kind: "image" or "text".
+      class_names: Name of each class, in the order of the network's outputs.
+      image_shape: Height, width and channels of an image; `(T,)` of text.
+      mean: Mean of each channel of `images / 255`; empty for text.
+      std: Standard deviation of each channel of `images / 255`; empty for text.
+      resize: Shorter side to which a test image is resized before its center is
+        cropped, in pixels; None if the images were used as they are.
+      num_train: Number of training examples, without those held out.
+      num_test: Number of test examples.
+    """
+
+    name: str
+    kind: Literal["image", "text"]
+    class_names: tuple[str, ...]
+    image_shape: tuple[int, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    resize: int | None
+    num_train: int
+    num_test: int
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes, or of different tokens."""
+        return len(self.class_names)
+
+    def record(self) -> JSON:
+        """Returns the facts as `config.json` has them."""
+        return dataclasses.asdict(self)
+
+    def misfit(self, now: "DatasetFacts") -> str | None:
+        """Returns why the network cannot be used on a data set, or None.
+
+        Args:
+          now: The facts of that data set.
+        """
+        if now.kind != self.kind or now.image_shape != self.image_shape:
+            return (
+                f"its examples are {_examples(now)}; those that the network was "
+                f"trained on are {_examples(self)}"
+            )
+        if now.class_names == self.class_names:
+            return None
+        if now.num_classes != self.num_classes:
+            return (
+                f"it has {now.num_classes} classes; those of the network are "
+                f"{self.num_classes}: {_listed(self.class_names)}"
+            )
+        pairs = zip(self.class_names, now.class_names, strict=True)
+        place, (old, new) = next((i, p) for i, p in enumerate(pairs) if p[0] != p[1])
+        return (
+            f"its class {place} is {new!r}, where that of the network is {old!r}, so "
+            "its labels mean other classes"
+        )
+
+    def changes(self, now: "DatasetFacts") -> list[str]:
+        """Returns how a data set differs that the network can be used on.
+
+        Args:
+          now: The facts of that data set.
+        """
+        found: list[str] = []
+        if (now.mean, now.std) != (self.mean, self.std):
+            found.append(
+                f"the channel statistics of {now.name} differ from those of the "
+                "training, which are used"
+            )
+        if now.resize != self.resize and None not in (now.resize, self.resize):
+            found.append(
+                f"test images are resized to {self.resize} pixels as in the training, "
+                f"not to {now.resize}"
+            )
+        for part in ("num_train", "num_test"):
+            old, new = getattr(self, part), getattr(now, part)
+            if old != new:
+                what = "training" if part == "num_train" else "test"
+                found.append(
+                    f"{now.name} has {new:,} {what} examples; it had {old:,} when the "
+                    "run began"
+                )
+        return found
+
+
+def of(dataset: Described) -> DatasetFacts:
+    """Returns the facts of a data set.
+
+    Args:
+      dataset: A `zosam_jax.data.Dataset` or `zosam_jax.data.Streamed`.
+    """
+    return DatasetFacts(
+        name=dataset.name,
+        kind=dataset.kind,
+        class_names=tuple(map(str, dataset.class_names)),
+        image_shape=tuple(map(int, dataset.image_shape)),
+        mean=tuple(map(float, dataset.mean)),
+        std=tuple(map(float, dataset.std)),
+        resize=getattr(dataset, "resize", None),
+        num_train=dataset.num_train,
+        num_test=dataset.num_test,
+    )
+
+
+_ENTRIES = {
+    "name": schema.TEXT,
+    "kind": schema.one_of("image", "text"),
+    "class_names": schema.list_of(schema.TEXT),
+    "image_shape": schema.list_of(schema.WHOLE),
+    "mean": schema.list_of(schema.NUMBER),
+    "std": schema.list_of(schema.POSITIVE),
+    "resize": schema.or_null(schema.WHOLE),
+    "num_train": schema.WHOLE,
+    "num_test": schema.WHOLE,
+}
+
+
+def read(config: JSON, path: Path) -> DatasetFacts | None:
+    """Returns the facts in a `config.json`; None if an older version wrote it.
+
+    Args:
+      config: The contents of the file.
+      path: The file, for messages.
+
+    Raises:
+      RunError: The facts are damaged.
+    """
+    found = config.get("dataset")
+    if found is None:
+        return None
+    wrong = schema.fault(found, _ENTRIES) or _inconsistent(found)
+    if wrong is not None:
+        raise RunError(
+            f"{path} is damaged: in 'dataset', {wrong}. These facts of the data set "
+            "are part of the network: restore the file from a copy. If the data set "
+            "is still as it was, delete the entry 'dataset': the facts are then "
+            "derived from it again."
+        )
+    values: dict[str, Any] = {
+        name: tuple(found[name]) if isinstance(found[name], list) else found[name]
+        for name in _ENTRIES
+    }
+    return DatasetFacts(**values)
+
+
+def _inconsistent(found: JSON) -> str | None:
+    """Returns how entries that are right by themselves contradict each other."""
+    shape, is_image = found["image_shape"], found["kind"] == "image"
+    if len(shape) != (3 if is_image else 1) or 0 in shape:
+        return f"'image_shape' is {shape}"
+    channels = shape[-1] if is_image else 0
+    for name in ("mean", "std"):
+        if len(found[name]) != channels:
+            return f"{name!r} has {len(found[name])} numbers for {channels} channels"
+    if not found["class_names"]:
+        return "'class_names' is empty"
+    return None
+
+
+def _examples(facts: DatasetFacts) -> str:
+    size = " x ".join(map(str, facts.image_shape))
+    return f"images of {size}" if facts.kind == "image" else f"texts of {size} tokens"
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")

@@ -1,0 +1,141 @@
+"""The folder of a run read: its configuration, its record and its weights.
+
+It builds nothing. `load_run` makes the objects around the weights.
+"""
+
+import contextlib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+
+from zosam_jax._types import Params
+from zosam_jax.runs import folder, record, summary
+from zosam_jax.runs.config import TrainConfig
+from zosam_jax.runs.dataset_facts import DatasetFacts
+from zosam_jax.runs.errors import RunError
+from zosam_jax.runs.files import JSON
+from zosam_jax.train import checkpoint
+from zosam_jax.train import step as steps
+from zosam_jax.train.experiment import Experiment, ModelState
+from zosam_jax.train.step import TrainState
+
+
+class StoredRun(NamedTuple):
+    """The record of a run.
+
+    Attributes:
+      folder: Its folder, absolute.
+      config: Its configuration.
+      objects: The names of the objects that it was given, as `Objects.record` makes
+        them; None in older runs.
+      facts: The facts of its data set; None in older runs.
+      summary: The contents of `summary.json`; None if the run is unfinished.
+    """
+
+    folder: Path
+    config: TrainConfig
+    objects: Mapping[str, str] | None
+    facts: DatasetFacts | None
+    summary: JSON | None
+
+
+class Weights(NamedTuple):
+    """The weights of a checkpoint, as NumPy arrays.
+
+    Attributes:
+      step: The step of the checkpoint.
+      params: Parameters, zero where pruned. The moving averages, if the run kept them.
+      model_state: The other collections, averaged too.
+      notes: What was wrong with newer checkpoints of an unfinished run.
+    """
+
+    step: int
+    params: Params
+    model_state: ModelState
+    notes: tuple[str, ...]
+
+
+def read(run: str | os.PathLike[str], *, data_dir: str | None = None) -> StoredRun:
+    """Returns the record of a run. Nothing in its folder changes.
+
+    Args:
+      run: Its folder.
+      data_dir: TFDS directory in place of the run's own.
+
+    Raises:
+      RunError: There is no such run, or a file of it is damaged.
+    """
+    path = record.find(run)
+    changes: JSON = {"tensorboard": False}
+    if data_dir is not None:
+        changes["data_dir"] = data_dir
+    return StoredRun(
+        path,
+        folder.stored_config(path, **changes),
+        folder.read_config(path).get("objects"),
+        folder.read_facts(path),
+        summary.read(path),
+    )
+
+
+def weights(run: StoredRun, experiment: Experiment) -> Weights:
+    """Returns the weights of a finished run, or of the last intact checkpoint.
+
+    Args:
+      run: The record of the run.
+      experiment: Its experiment, which gives the shapes of the state.
+
+    Raises:
+      RunError: The checkpoint of the last step of a finished run is missing or damaged,
+        or an unfinished run has no intact one.
+    """
+    state, notes = _state(run, _template(experiment))
+    params, model_state = steps.evaluated(state)
+    params = steps.live_params(experiment, params, state.opt_state)
+    return Weights(int(state.step), params, model_state, tuple(notes))
+
+
+def _template(experiment: Experiment) -> TrainState:
+    """Returns the shapes of the run's state."""
+    batch = (
+        jax.ShapeDtypeStruct((experiment.batch_size, *x.shape), x.dtype)
+        for x in experiment.example
+    )
+    return jax.eval_shape(lambda *data: steps.init(experiment, *data), *batch)
+
+
+def _state(run: StoredRun, template: TrainState) -> tuple[TrainState, list[str]]:
+    """Returns the state to use, and what was wrong with newer ones."""
+    place, notes = run.folder / "checkpoints", list[str]()
+    with contextlib.closing(
+        checkpoint.Checkpoints(place, keep=1, read_only=True)
+    ) as checkpoints:
+        found = checkpoints.steps()
+        wanted = found[::-1]
+        if run.summary is not None:
+            # Another one would not be what the summary's figures are of.
+            wanted = [run.summary["steps"]]
+            if wanted[0] not in found:
+                raise RunError(
+                    f"{place} has no checkpoint of the last step, {wanted[0]} (there "
+                    f"are: {', '.join(map(str, found)) or 'none'}). Restore it, or "
+                    "delete summary.json: the same command then trains to it again."
+                )
+        for step in wanted:
+            try:
+                return checkpoints.read(step, template), notes
+            except Exception as error:
+                reason = (str(error).splitlines() or [type(error).__name__])[0]
+                notes.append(
+                    f"the checkpoint of step {step} in {place} cannot be read: "
+                    f"{reason.rstrip('.')}"
+                )
+    if not notes:
+        raise RunError(f"{place} has no checkpoint yet, so there are no weights.")
+    raise RunError(
+        f"{notes[0]}. It is damaged, or of another version of this package: "
+        "config.json says of which."
+    )
