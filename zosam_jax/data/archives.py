@@ -349,22 +349,13 @@ def unpack(archive: pathlib.Path, folder: pathlib.Path) -> None:
 
     Raises:
       ValueError: The archive has a link, a device or an encrypted file, a name that
-        leads out of the folder, or more bytes than the disk has room for; or it is
-        neither tar nor zip.
+        leads out of the folder, or more bytes than the disk has room for.
       OSError: A file cannot be read or written.
-      One of DAMAGED: The archive is damaged.
+      One of DAMAGED: The archive is damaged, or neither tar nor zip.
     """
     room = shutil.disk_usage(folder).free
     with files.open_regular(archive) as file:
-        if tarfile.is_tarfile(file):
-            with tarfile.open(fileobj=file, tarinfo=_Member) as tar:
-                for member in tar:
-                    kind = (
-                        "" if member.isreg() or member.isdir() else "a link or device"
-                    )
-                    room = _allowed(member.name, kind, member.size, room)
-                    tar.extract(member, folder, filter="data")
-        elif zipfile.is_zipfile(file):
+        if zipfile.is_zipfile(file):
             try:
                 packed = zipfile.ZipFile(file)
             except RuntimeError as error:  # of a later version of the format
@@ -373,8 +364,14 @@ def unpack(archive: pathlib.Path, folder: pathlib.Path) -> None:
                 room = _allowed(info.filename, _kind(info), info.file_size, room)
             for info in packed.infolist():
                 packed.extract(info, folder)
-        else:
-            raise ValueError("it is neither a tar nor a zip archive")
+            return
+        file.seek(0)
+        with tarfile.open(fileobj=file, tarinfo=_Member) as tar:
+            for member in tar:
+                is_plain = member.isreg() or member.isdir()
+                kind = "" if is_plain else "a link or device"
+                room = _allowed(member.name, kind, member.size, room)
+                tar.extract(member, folder, filter="data")
 
 
 class _Member(tarfile.TarInfo):

@@ -13,6 +13,9 @@ from zosam_jax.data.dataset import DatasetError
 
 PathLike = str | os.PathLike[str]
 
+SHOWN = 160
+"""Number of characters of a message or name from elsewhere that are shown."""
+
 _KINDS = {
     stat.S_IFIFO: "a FIFO",
     stat.S_IFSOCK: "a socket",
@@ -30,12 +33,11 @@ def place(name: str, path: PathLike) -> pathlib.Path:
       path: The path.
 
     Raises:
-      DatasetError: The path is empty, has a NUL byte, or names an unknown user.
+      DatasetError: The path has a NUL byte, or names an unknown user.
     """
     text = os.fspath(path)
-    if not text or "\0" in text:
-        reason = "has a NUL byte" if text else "names nothing"
-        raise DatasetError(f"{name!r} {reason}; a path is needed.")
+    if "\0" in text:
+        raise DatasetError(f"{name!r} has a NUL byte, which no path can have.")
     try:
         return pathlib.Path(text).expanduser()
     except RuntimeError as error:
@@ -80,3 +82,17 @@ def read(path: PathLike, most: int) -> bytes:
             reason = f"it has {size:,} bytes, and at most {most:,} are read"
             raise OSError(errno.EFBIG, reason, os.fspath(path))
         return file.read(most)
+
+
+def said(error: BaseException) -> str:
+    r"""Returns the first line of an exception, shortened: TFDS adds lists.
+
+    >>> said(ValueError("no such set.\nAvailable datasets:\n\t- abstract_reasoning"))
+    'no such set.'
+    """
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    line = lines[0] if lines else type(error).__name__
+    is_short = len(line) <= SHOWN
+    return line if is_short else f"{line[:SHOWN].rstrip()} ..."

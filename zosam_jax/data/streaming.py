@@ -265,7 +265,9 @@ def _read(
     array = np.zeros((size, *data.image_shape), np.uint8)
     labels = np.zeros(size, np.int32)
     for i, (encoded, label) in enumerate(source.read(rows) if rows else ()):
-        image = encoded_images.decode(data.encoded, source, rows[i], encoded, label)
+        image = encoded_images.decode(
+            data.encoded, source, rows[i], encoded, label, data.encoded.size
+        )
         array[i] = encoded_images.pixels(crop(image, rows[i]))
         labels[i] = label
     return array, labels

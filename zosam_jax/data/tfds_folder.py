@@ -18,7 +18,6 @@ _OWN = "tensorflow_datasets.core.features."
 # Metadata of ImageNet-21k take less than a megabyte.
 _MOST_BYTES = 1 << 24
 _CLASS_NAMES = ("pythonClassName", "python_class_name")
-_MOST_CHARACTERS = 160
 
 
 def check(name: str, place: pathlib.Path) -> None:
@@ -44,31 +43,18 @@ def check(name: str, place: pathlib.Path) -> None:
             is_description = path.name == "features.json"
             names = list(_classes(json.loads(text))) if is_description else []
         except (OSError, ValueError, RecursionError) as error:
+            reason = files.said(error)
             raise DatasetError(
-                f"{name}: {path} cannot be read ({said(error)}). Remove {path.parent}."
+                f"{name}: {path} cannot be read ({reason}). Remove {path.parent}."
             ) from error
         for feature in names:
             if not feature.startswith(_OWN):
-                shown = feature[:_MOST_CHARACTERS]
+                shown = feature[: files.SHOWN]
                 raise DatasetError(
                     f"{name}: {path} asks for the class {shown!r}. It would be "
                     "imported, and only TFDS's own features are. Use "
                     "another copy of the set."
                 )
-
-
-def said(error: BaseException) -> str:
-    r"""Returns the first line of an exception, shortened; TFDS adds long lists to it.
-
-    >>> said(ValueError("no such set.\nAvailable datasets:\n\t- abstract_reasoning"))
-    'no such set.'
-    """
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    line = lines[0] if lines else type(error).__name__
-    is_short = len(line) <= _MOST_CHARACTERS
-    return line if is_short else f"{line[:_MOST_CHARACTERS].rstrip()} ..."
 
 
 def _files(name: str, place: pathlib.Path) -> Iterator[pathlib.Path]:

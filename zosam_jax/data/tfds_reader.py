@@ -29,10 +29,18 @@ from zosam_jax.data.encoded_images import CHANNELS, EncodedImages
 FORMAT = "array_record"
 """The format of TFDS that can be read."""
 
-READ_ERRORS = (OSError, RuntimeError, ValueError, LookupError, DecodeError)
+READ_ERRORS = (
+    OSError,
+    RuntimeError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    DecodeError,
+)
 """Exceptions that TFDS raises for damaged records."""
 
-UNUSABLE = (*READ_ERRORS, json_format.ParseError, AssertionError, TypeError)
+UNUSABLE = (*READ_ERRORS, json_format.ParseError, AssertionError)
 """Exceptions that TFDS raises for descriptions that are damaged, or names that are
 wrong."""
 
@@ -62,7 +70,7 @@ def check_name(
     """
     plain = re.split("[/:]", name, maxsplit=1)[0]
     theirs = registered.list_imported_builders()
-    if plain not in theirs and not (plain and (root(data_dir) / plain).is_dir()):
+    if plain not in theirs and not (plain and os.path.isdir(root(data_dir) / plain)):
         near = difflib.get_close_matches(name, ours, 1)
         _check.one_of("dataset", name, ours if near else (*ours, *theirs))
     if not _NAME.fullmatch(name):
@@ -90,7 +98,7 @@ def builder(
     """
     place = root(data_dir)
     plain = re.split("[/:]", name, maxsplit=1)[0]
-    if (place / plain).is_dir():
+    if os.path.isdir(place / plain):
         tfds_folder.check(name, place / plain)
     try:
         return tfds.builder(name, data_dir=os.fspath(place), try_gcs=False, **options)
@@ -146,7 +154,7 @@ def damaged(
       data_dir: The TFDS data directory.
       detail: What is wrong.
     """
-    reason = detail if isinstance(detail, str) else tfds_folder.said(detail)
+    reason = detail if isinstance(detail, str) else files.said(detail)
     return DatasetError(
         f"{name} in {os.fspath(place)} is incomplete or damaged ({reason}). "
         f"{_repair(name, data_dir)}"
@@ -235,7 +243,7 @@ class Records:
             return [(e[self.image], int(e[self.label])) for e in examples]
         except READ_ERRORS as error:
             raise DatasetError(
-                f"{self.place} is damaged ({tfds_folder.said(error)}). {self.repair}"
+                f"{self.place} is damaged ({files.said(error)}). {self.repair}"
             ) from error
 
     def _record(self, row: int) -> int:
@@ -289,10 +297,7 @@ def find(name: str, data_dir: str | os.PathLike[str] | None) -> EncodedImages:
         if which in splits and (test is None or _unlabelled(test)):
             test = split(which)
     if test is None:
-        rows = np.arange(len(train))
-        held = rows % _FIFTH == _FIFTH - 1
-        test = dataclasses.replace(train, rows=rows[held])
-        train = dataclasses.replace(train, rows=rows[~held])
+        train, test = _held_out(train)
     is_imagenet = name.startswith("imagenet") and channels == 3
     return EncodedImages(
         name=name,
@@ -305,6 +310,19 @@ def find(name: str, data_dir: str | os.PathLike[str] | None) -> EncodedImages:
         flip=not any(word in name for word in _UPRIGHT),
         statistics=_IMAGENET if is_imagenet else None,
     )
+
+
+def _held_out(whole: Records) -> tuple[Records, Records]:
+    """Returns four fifths of some records, and every fifth of them."""
+    rows = np.arange(len(whole))
+    held = rows % _FIFTH == _FIFTH - 1
+    if not held.any():
+        raise DatasetError(
+            f"{whole.place} is the only part of the set with labels, and its "
+            f"{len(whole)} examples are too few to hold out a fifth for testing."
+        )
+    kept = dataclasses.replace(whole, rows=rows[~held])
+    return kept, dataclasses.replace(whole, rows=rows[held])
 
 
 def _unlabelled(records: Records) -> bool:
@@ -334,8 +352,9 @@ def _features(name: str, info: DatasetInfo) -> tuple[str, str]:
     image = features[key]
     channels = image.shape[-1]
     if image.np_dtype != np.uint8 or channels not in CHANNELS:
+        dtype = np.dtype(image.np_dtype).name
         raise DatasetError(
-            f"{name} has images of {channels} channels of {image.np_dtype.__name__}; "
+            f"{name} has images of {channels} channels of {dtype}; "
             "1, 3 or 4 channels of uint8 are needed."
         )
     return key, label

@@ -14,7 +14,7 @@ import shutil
 
 import tensorflow_datasets as tfds
 
-from zosam_jax.data import archives, tfds_reader
+from zosam_jax.data import archives, files, tfds_reader
 from zosam_jax.data.archives import DAMAGED, Archives, OnProgress, UrlInfo
 from zosam_jax.data.dataset import DatasetError
 
@@ -164,13 +164,15 @@ def _local(
       manual: Where to get archives that cannot be downloaded.
       on_progress: Called with lines of text.
     """
-    given = pathlib.Path(archive or root / "downloads" / "manual").expanduser()
+    given = root / "downloads" / "manual"
+    if archive is not None:
+        given = files.place(f"archive={os.fspath(archive)}", archive)
     names = [_file(url, info) for url, info in infos.items()]
-    if given.is_dir() or len(names) > 1 or archive is None:
+    if os.path.isdir(given) or len(names) > 1 or archive is None:
         paths = dict(zip(infos, [given / file for file in names], strict=True))
     else:
         paths = dict.fromkeys(infos, given)
-    missing = [path for path in paths.values() if not path.is_file()]
+    missing = [path for path in paths.values() if not os.path.isfile(path)]
     if missing and manual:
         raise DatasetError(
             f"{name} cannot be downloaded by a program. {manual} Put "

@@ -6,6 +6,7 @@ CIFAR sets are released, or from a TFDS data directory, where they must be in th
 """
 
 import os
+import tokenize
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -16,7 +17,6 @@ from zosam_jax import _check
 from zosam_jax.data import decoding, files
 from zosam_jax.data.corruptions.definitions import COMMON, EXTRA, SEVERITIES
 from zosam_jax.data.dataset import DatasetError
-from zosam_jax.data.tfds_folder import said
 
 
 class Released(NamedTuple):
@@ -79,7 +79,17 @@ ALEXNET_ERRORS = {
 
 
 # What NumPy raises for a file that is no array, or has a damaged header.
-_BROKEN = (OSError, ValueError, SyntaxError, EOFError, OverflowError, TypeError)
+_BROKEN = (
+    OSError,
+    ValueError,
+    SyntaxError,
+    EOFError,
+    OverflowError,
+    TypeError,
+    RecursionError,
+    MemoryError,
+    tokenize.TokenError,
+)
 
 
 class CorruptedSet(NamedTuple):
@@ -154,7 +164,7 @@ def _from_files(
             ) from error
         except _BROKEN as error:
             raise DatasetError(
-                f"{released.name}: {folder / file} cannot be read ({said(error)}). "
+                f"{released.name}: {folder / file} cannot be read ({_reason(error)}). "
                 f"{hint}"
             ) from error
     images, labels = arrays
@@ -177,6 +187,12 @@ def _from_files(
         return np.array(images[part]), labels[part].astype(np.int32)
 
     return CorruptedSet(count, read)
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return "it is no array of NumPy, or is damaged"
 
 
 def _from_tfds(
@@ -213,7 +229,7 @@ def _from_tfds(
         count = len(examples)
         wanted = builder.info.splits[released.split].num_examples
     except tfds_reader.READ_ERRORS as error:
-        raise DatasetError(f"{damaged} ({said(error)}). {advice}") from error
+        raise DatasetError(f"{damaged} ({files.said(error)}). {advice}") from error
     if count != wanted:
         raise DatasetError(f"{damaged}: {count} of {wanted} images. {advice}")
 
@@ -223,7 +239,7 @@ def _from_tfds(
             pictures = [decoding.decode(row["image"], 3) for row in rows]
             images = np.stack([np.asarray(picture) for picture in pictures])
         except tfds_reader.READ_ERRORS as error:
-            raise DatasetError(f"{damaged} ({said(error)}). {advice}") from error
+            raise DatasetError(f"{damaged} ({files.said(error)}). {advice}") from error
         return images, np.array([row["label"] for row in rows], np.int32)
 
     return CorruptedSet(count, read)

@@ -4,6 +4,7 @@ import dataclasses
 import os
 import pathlib
 import shutil
+import tarfile
 from collections.abc import Sequence
 
 import numpy as np
@@ -72,7 +73,7 @@ def find(path: str | os.PathLike[str]) -> EncodedImages:
     """
     name = f"folder:{path}"
     root = files.place(name, path)
-    if not root.is_dir():
+    if not os.path.isdir(root):
         raise DatasetError(f"{name}: {root} is not a folder.")
     train, test = _splits(name, root)
     names = tuple(sorted(train))
@@ -128,20 +129,29 @@ def _from_archive(
     path: str, root: pathlib.Path, archive: pathlib.Path, progress: OnProgress
 ) -> EncodedImages:
     """Unpacks an archive into a folder; one that does not fit leaves nothing behind."""
-    if root.exists() and (not root.is_dir() or any(root.iterdir())):
+    if os.path.lexists(root) and not _is_empty_folder(root):
         raise DatasetError(f"{root} is there already; {archive} was not unpacked.")
     progress(f"unpacking {archive} into {root}")
     try:
         _unpack(archive, root)
+    except tarfile.ReadError as error:
+        raise DatasetError(
+            f"{archive} could not be unpacked into {root}: it is no tar or zip "
+            "archive, or is damaged."
+        ) from error
     except (OSError, ValueError, *archives.DAMAGED) as error:
         raise DatasetError(
-            f"{archive} could not be unpacked into {root}: {error}."
+            f"{archive} could not be unpacked into {root}: {files.said(error)}."
         ) from error
     try:
         return find(path)
     except DatasetError as error:
         shutil.rmtree(root)
         raise DatasetError(f"{archive} was not kept: {error}") from error
+
+
+def _is_empty_folder(path: pathlib.Path) -> bool:
+    return path.is_dir() and not any(path.iterdir())
 
 
 def _unpack(archive: pathlib.Path, root: pathlib.Path) -> None:
@@ -166,7 +176,7 @@ def _splits(
     name: str, root: pathlib.Path
 ) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
     """Returns the paths of the training and test images of each class."""
-    if not (root / "train").is_dir():
+    if not os.path.isdir(root / "train"):
         (whole,) = _classes(name, [root])
         test = {c: paths[_FIFTH - 1 :: _FIFTH] for c, paths in whole.items()}
         held_out = {p for paths in test.values() for p in paths}
@@ -177,7 +187,7 @@ def _splits(
             )
         train = {c: [p for p in ps if p not in held_out] for c, ps in whole.items()}
         return train, test
-    held = [root / t for t in _TEST if (root / t).is_dir()]
+    held = [root / t for t in _TEST if os.path.isdir(root / t)]
     if not held:
         raise DatasetError(
             f"{name}: {root} has a folder train and none of {', '.join(_TEST)}. "
