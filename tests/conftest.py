@@ -12,7 +12,14 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
-FAST_COMPILES = ("conformance",)
+FAST_COMPILES = (
+    "conformance",
+    "evaluate",
+    "lottery",
+    "test_combinations",
+    "test_objects",
+    "test_training_options",
+)
 """Folders and modules whose programs LLVM does not optimise: two thirds of the time.
 
 What compares two programs bit for bit needs the programs that users run.

@@ -5,12 +5,11 @@ import numpy as np
 import pytest
 
 PROGRAM = """
-import json
 import jax, jax.numpy as jnp, numpy as np, optax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 import zosam_jax as zs
 
-mesh = jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
+mesh = jax.make_mesh((len(DEVICES),), ("data",), (AxisType.Auto,), devices=DEVICES)
 whole, split = NamedSharding(mesh, P()), NamedSharding(mesh, P("data"))
 rng = np.random.default_rng(0)
 x, y = rng.normal(size=(64, 8)), rng.normal(size=(64, 8))
@@ -48,13 +47,12 @@ for name, method in methods.items():
         "changed": any(np.any(masks[k] != first[k]) for k in masks),
         "devices": len(params["two"].sharding.device_set),
     }
-print(json.dumps(found))
 """
 
 
 @pytest.fixture(scope="module")
 def runs():
-    return devices.run(PROGRAM, 1), devices.run(PROGRAM, 8)
+    return devices.one_and_eight(PROGRAM)
 
 
 @pytest.mark.parametrize("name", ["nm", "srigl", "units"])
