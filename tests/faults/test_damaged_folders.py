@@ -11,8 +11,8 @@ SHARE = {
     "config.json": (12, ("report", "load", "resume")),
     "summary.json": (5, ("report", "load", "repeat")),
     "metrics.jsonl": (8, ("report", "repeat")),
-    "evaluation.jsonl": (8, ("evaluate",)),
-    "checkpoints": (8, ("load", "resume")),
+    "evaluation.jsonl": (4, ("evaluate",)),
+    "checkpoints": (5, ("load", "resume")),
 }
 
 
@@ -21,6 +21,8 @@ def reader(tmp_path_factory):
     return Reader(make(tmp_path_factory.mktemp("damaged") / "whole"))
 
 
+# Orbax reads files on when one of them has failed, and its threads then find no loop.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("name", SHARE)
 def test_a_damaged_folder_is_a_sentence_or_the_same_run(name, reader, tmp_path):
     size, entries = SHARE[name]

@@ -1,9 +1,13 @@
 import dataclasses
+import errno
 import json
+import os
+from pathlib import Path
 
 import pytest
+import tiny_run
 
-from zosam_jax.runs import environment, folder
+from zosam_jax.runs import dataset_facts, environment, files, folder
 from zosam_jax.runs.config import TrainConfig
 from zosam_jax.runs.errors import RunError
 
@@ -93,3 +97,102 @@ def test_a_full_disk_is_seen_before_the_start(tmp_path, monkeypatch):
     with pytest.raises(RunError, match=r"3\.0 MiB left; the run needs about 4\.0 MiB"):
         folder.check_space(c, 3 * 2**20)
     folder.check_space(c, 2 * 2**20)
+
+
+def test_a_folder_that_cannot_be_used_is_a_sentence(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    c = TrainConfig(out=str(tmp_path / "file" / "run"))
+    with (
+        pytest.raises(RunError, match=r"cannot be written: not a directory\. A part"),
+        folder.claim(c),
+    ):
+        pass
+    c = TrainConfig(out=str(tmp_path / "run"))
+    (tmp_path / "run" / ".lock").mkdir(parents=True)
+    with (
+        pytest.raises(RunError, match=r"run/\.lock cannot be .* Move that folder away"),
+        folder.claim(c),
+    ):
+        pass
+    (tmp_path / "run" / ".lock").rmdir()
+
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(folder.fcntl, "flock", refuse)
+        with (
+            pytest.raises(RunError, match=r"run/\.lock cannot be locked: no locks"),
+            folder.claim(c),
+        ):
+            pass
+
+    def read_only(self, *_, **__):
+        raise OSError(errno.EROFS, "Read-only file system", str(self))
+
+    monkeypatch.setattr(Path, "mkdir", read_only)
+    with (
+        pytest.raises(RunError, match=r"run cannot be written: read-only .* Choose"),
+        folder.claim(c),
+    ):
+        pass
+
+
+def test_a_link_to_nothing_becomes_the_folder_that_it_names(tmp_path):
+    (tmp_path / "link").symlink_to("target")
+    c = TrainConfig(out=str(tmp_path / "link"))
+    assert folder.check(c) is None
+    with folder.claim(c) as path:
+        assert path == tmp_path / "target"
+
+
+def test_overwriting_deletes_what_lies_in_the_place_of_a_file(tmp_path):
+    c = TrainConfig(out=str(tmp_path))
+    folder.write_config(tmp_path, c, None, 0, DEVICES)
+    (tmp_path / "summary.json").mkdir()
+    (tmp_path / "checkpoints").write_text("")
+    (tmp_path / "metrics.jsonl").symlink_to("nowhere")
+    with folder.claim(dataclasses.replace(c, overwrite=True)):
+        pass
+    assert {p.name for p in tmp_path.iterdir()} == {".lock"}
+
+
+@pytest.mark.parametrize("name", ["config.json", "summary.json", "metrics.jsonl"])
+def test_what_is_no_file_is_never_opened(tmp_path, name):
+    """To open a pipe would wait for a writer."""
+    path = tmp_path / name
+    for make, part in (
+        (lambda: os.mkfifo(path), "a device or a pipe"),
+        (lambda: path.symlink_to("nowhere"), "a link to nowhere, which is not there"),
+        (lambda: path.symlink_to(name), "link"),
+        (path.mkdir, "a folder"),
+    ):
+        make()
+        with pytest.raises(RunError, match=part) as error:
+            files.read_text(path)
+        assert str(path) in str(error.value)
+        path.rmdir() if path.is_dir() else path.unlink()
+
+
+def test_moved_data_are_the_same_configuration_if_their_facts_are_kept(tmp_path):
+    c = TrainConfig(out=str(tmp_path), dataset="folder:/a/pets", teacher="/a/t")
+    moved = dataclasses.replace(c, dataset="folder:/b/pets", teacher="/b/t")
+    folder.write_config(tmp_path, c, None, 0, DEVICES)
+    with pytest.raises(RunError, match=r"dataset: .*/a/pets.* -> .*teacher: "):
+        folder.check(moved)
+    facts = dataset_facts.of(tiny_run.dataset()).record()
+    kept = {"dataset": facts, "teacher": {"weights_crc32": 3}}
+    folder.write_config(tmp_path, c, None, 0, DEVICES, kept)
+    assert folder.check(moved) == c.epochs
+    for other in ({"dataset": "digits"}, {"teacher": None}):
+        with pytest.raises(RunError, match="another configuration"):
+            folder.check(dataclasses.replace(moved, **other))
+
+
+def test_more_epochs_are_left_to_the_trainer(tmp_path):
+    c = TrainConfig(out=str(tmp_path), epochs=4)
+    folder.write_config(tmp_path, c, None, 0, DEVICES)
+    assert folder.check(dataclasses.replace(c, epochs=6)) == 4
+    for fields in ({"epochs": 3}, {"epochs": 6, "seed": 1}):
+        with pytest.raises(RunError, match="epochs: 4 -> "):
+            folder.check(dataclasses.replace(c, **fields))

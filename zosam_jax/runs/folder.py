@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from zosam_jax.runs import dataset_facts, environment, files, paths, schema, summary
 from zosam_jax.runs.config import TrainConfig, check_types, differences, from_record
 from zosam_jax.runs.dataset_facts import DatasetFacts
-from zosam_jax.runs.errors import RunError, explained
+from zosam_jax.runs.errors import RunError, explained, sentence
 from zosam_jax.runs.files import JSON
 
 LOTTERY_RECORD = "lottery.json"
@@ -132,6 +132,15 @@ def check_space(config: RecordedConfig, needed: int) -> None:
         )
 
 
+# The fields that the configurations of all versions have.
+_CORE = {
+    "dataset": schema.TEXT,
+    "model": schema.TEXT,
+    "method": schema.TEXT,
+    "gradient": schema.TEXT,
+    "epochs": schema.WHOLE,
+    "seed": schema.WHOLE,
+}
 _SESSION = {"step": schema.WHOLE, "versions": schema.TEXTS}
 _PARTS = {
     "sessions": schema.list_of(schema.OBJECT),
@@ -165,7 +174,8 @@ def read_config(folder: Path, record: str = "config.json") -> JSON:
     content = files.read_object(path, needed, _PARTS, advice=_RESTORE)
     if content is None:
         raise RunError(f"{folder} is not the folder of a run: it has no {record}.")
-    wrong = None if content["config"] else "'config' is empty"
+    wrong = schema.fault(content["config"], _CORE)
+    wrong = wrong and f"in 'config', {wrong}"
     for number, session in enumerate(content.get("sessions", []), start=1):
         found = schema.fault(session, _SESSION)
         wrong = wrong or (found and f"in session {number}, {found}")
@@ -240,6 +250,9 @@ def claim(config: RecordedConfig) -> Iterator[Path]:
                 f"another process is training in {folder}. Wait for it, or choose "
                 "another --out."
             ) from error
+        except OSError as error:
+            # Some network file systems have no locks.
+            raise RunError(sentence(error, folder / ".lock", "locked")) from error
         if config.overwrite and (folder / "config.json").exists():
             with explained(folder, "deleted"):
                 clear(folder)

@@ -119,7 +119,7 @@ def _experiment(
         chosen = choices.choose(config, gradient=given.gradient, method=given.method)
         return build.experiment(config, given, chosen, facts, examples=examples)
     except ValueError as error:
-        raise RunError(str(error)) from error
+        raise RunError(f"the run in {config.folder}: {error}") from error
 
 
 def _named(config: TrainConfig, dataset: str) -> TrainConfig:
