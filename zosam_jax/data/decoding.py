@@ -158,7 +158,8 @@ def _converted(image: Image.Image, channels: int) -> Image.Image:
     if image.mode[0] in "IF":
         return _levels(image).convert(mode)
     if channels == 4 or not image.has_transparency_data:
-        return image.convert(mode)
+        # `convert` would copy an image of the right mode.
+        return image if image.mode == mode else image.convert(mode)
     background = Image.new("RGBA", image.size, "white")
     background.alpha_composite(image.convert("RGBA"))
     return background.convert(mode)
