@@ -90,6 +90,7 @@ def run(case: Case, scratch: Path) -> Reading:
     else:
         os.kill(child, 9)
     os.waitpid(child, 0)
+    detail = detail.replace(str(scratch), "FOLDER")
     return Reading(case, ending, detail, time.perf_counter() - started, megabytes)
 
 

@@ -1,5 +1,6 @@
 """Hostile folders, archives, sets of TFDS, arrays and names for `hostile_files.py`."""
 
+import contextlib
 import functools
 import gzip
 import io
@@ -54,8 +55,8 @@ def _places() -> Iterator[Case]:
         return lambda root: (root / "a" / "9.png").symlink_to(path)
 
     def socket_at(root: Path) -> None:
-        os.chdir(root / "a")  # Its path may be too long for a socket.
-        socket.socket(socket.AF_UNIX).bind("9.png")
+        with contextlib.chdir(root / "a"):  # Its path may be too long for a socket.
+            socket.socket(socket.AF_UNIX).bind("9.png")
 
     def link(at: str, to: str) -> Callable[[Path], object]:
         return lambda root: (root / at).symlink_to(to)
