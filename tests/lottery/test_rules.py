@@ -14,8 +14,9 @@ import tiny_run
 from tiny_lottery import Recorder, config, leaf_masks, search, spy, state_at
 from tiny_lottery import template as make_template
 
+import zosam_jax as zs
 from zosam_jax.lottery import tickets
-from zosam_jax.train import TrainConfig, build, choices, optimizers
+from zosam_jax.train import RunError, TrainConfig, build, choices, optimizers
 from zosam_jax.train.objects import Objects
 
 
@@ -144,3 +145,22 @@ def test_a_ticket_is_no_method_of_a_single_run(tmp_path):
     train = dataclasses.replace(config(tmp_path).train, out=None)
     default = dataclasses.replace(config(tmp_path), train=train)
     assert default.folder.name == "quadrants-tiny-lottery-0.6-backprop-s0"
+
+
+def test_masks_that_cannot_be_read_are_a_sentence(tmp_path):
+    like = zs.sparsity.early_bird().init({"w": jnp.ones((3, 2), bool)})
+    path = tickets._epoch_file(tmp_path, 2)
+    tickets._store(path, like)
+    tickets._load(path, like)
+    assert len(tickets.changes(tmp_path, 2)) == 1
+    other = zs.sparsity.early_bird().init({"w": jnp.ones((2, 2), bool)})
+    with pytest.raises(RunError, match=r"epoch-0002\.npz holds masks of another"):
+        tickets._load(path, other)
+    path.write_bytes(b"noise")
+    for read in (
+        lambda: tickets._load(path, like),
+        lambda: tickets.changes(tmp_path, 2),
+        lambda: tickets.changes(tmp_path / "none", 2),
+    ):
+        with pytest.raises(RunError, match=r"epoch-0002\.npz cannot be read: .*--over"):
+            read()

@@ -14,6 +14,7 @@ import tiny_run
 import zosam_jax as zs
 from zosam_jax import tree
 from zosam_jax.data.sets import text
+from zosam_jax.runs import folder
 from zosam_jax.train import (
     RunError,
     build,
@@ -22,8 +23,10 @@ from zosam_jax.train import (
     load_run,
     loop,
     run,
+    stored_run,
 )
 from zosam_jax.train import loss as loss_
+from zosam_jax.train.experiment import Teacher
 from zosam_jax.train.objects import Objects
 
 PLAIN = {
@@ -341,6 +344,37 @@ def test_a_run_that_is_not_finished_is_no_teacher(tmp_path, teacher):
     with pytest.raises(RunError, match="is not finished"):
         experiment_of(teacher=str(teacher))
     (teacher / "hidden").rename(teacher / "summary.json")
+
+
+def test_a_teacher_is_known_by_its_weights_and_its_facts(teacher, tmp_path):
+    """It may move; other weights or other statistics are another teacher."""
+    experiment = experiment_of()
+    found = load_run.load(teacher, model=tiny_run.Net())
+    taught = Teacher(found.experiment.model, found.variables)
+    experiment = dataclasses.replace(experiment, teacher=taught)
+    config = tiny_run.config(tmp_path / "run", **PLAIN, teacher=str(teacher))
+    kept = loop._kept(config, experiment)
+    (tmp_path / "run").mkdir()
+    devices = {"backend": "cpu", "device": "cpu", "devices": 1}
+    folder.write_config(tmp_path / "run", config, None, 0, devices, kept)
+    moved = dataclasses.replace(config, teacher=str(tmp_path / "moved"))
+    assert folder.check(moved) == config.epochs
+    assert loop._kept(moved, experiment) == kept
+    variables = jax.tree.map(lambda x: x + 1, found.variables)
+    other = dataclasses.replace(
+        experiment, teacher=taught._replace(variables=variables)
+    )
+    with pytest.raises(RunError, match="moved' has other weights than the teacher"):
+        loop._kept(moved, other)
+
+    stored, facts = stored_run.read(teacher), experiment.facts
+    loop._check_taught(config, stored, facts)
+    for fields, part in (
+        ({"mean": (0.4,)}, "channel statistics are others"),
+        ({"class_names": ("b", "a", "c", "d")}, "class 0 is 'b'"),
+    ):
+        with pytest.raises(ValueError, match=part):
+            loop._check_taught(config, stored, dataclasses.replace(facts, **fields))
 
 
 class Bytes(nn.Module):

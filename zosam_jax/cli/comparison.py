@@ -11,6 +11,7 @@ from rich import box
 from rich.table import Table
 
 from zosam_jax.cli import pictures
+from zosam_jax.runs import paths
 from zosam_jax.runs.config import HOUSEKEEPING
 from zosam_jax.runs.progress import duration
 from zosam_jax.runs.record import RunRecord
@@ -125,7 +126,7 @@ def write(runs: Sequence[RunRecord], folder: Path) -> list[Path]:
       runs: The runs.
       folder: The folder to write to. It is created if it does not exist.
     """
-    folder = Path(folder).expanduser().resolve()
+    folder = paths.absolute(folder, "out")
     folder.mkdir(parents=True, exist_ok=True)
     picture, page = folder / "curves.png", folder / "report.html"
     pictures.curves(runs, picture)

@@ -70,7 +70,13 @@ None: that of the run."""
             show.close()
         terminal.show(evaluation_report.terminal_table(figures))
         folder = paths.absolute(self.out or self.run, "out")
-        pictures.evaluation(figures, folder / "evaluation.png")
-        for name in ("evaluation.json", "evaluation.png"):
-            terminal.write(f"{folder / name}\n")
+        terminal.write(f"{folder / 'evaluation.json'}\n")
+        picture = folder / "evaluation.png"
+        try:
+            pictures.evaluation(figures, picture)
+        except Exception as error:  # Matplotlib has no error of its own.
+            reason = f"{type(error).__name__}: {error}"
+            terminal.write(f"{picture} could not be drawn ({reason})\n")
+        else:
+            terminal.write(f"{picture}\n")
         return 0

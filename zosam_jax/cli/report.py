@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tyro.conf import Positional
 
-from zosam_jax.runs.errors import RunError
+from zosam_jax.runs.errors import explained
 
 # Without a terminal, the table may be wider than the usual 80 columns.
 _WIDTH = 200
@@ -30,11 +30,7 @@ class Report:
         runs = record.read_all(self.runs)
         width = terminal.width() or _WIDTH
         terminal.show(comparison.terminal_table(runs, width), width)
-        try:
+        with explained(self.out):
             paths = comparison.write(runs, self.out)
-        except OSError as error:
-            raise RunError(
-                f"out={str(self.out)!r} cannot be written: {error}."
-            ) from error
         terminal.write("".join(f"{path}\n" for path in paths))
         return 0

@@ -112,10 +112,20 @@ def print_config(config: TrainConfig | LotteryConfig) -> int:
 
 
 def draw_curves(folder: Path, runs: Sequence[Path], show: "Display") -> None:
-    """Writes the curves of runs to `folder/curves.png`."""
+    """Writes the curves of runs to `folder/curves.png`, and says where.
+
+    A picture that cannot be drawn is said too: the runs are finished.
+    """
     from zosam_jax.cli import pictures
     from zosam_jax.runs import record
 
     path = folder / "curves.png"
-    pictures.curves(record.read_all(runs), path)
-    show.message(f"curves: {path}")
+    try:
+        pictures.curves(record.read_all(runs), path)
+    except Exception as error:  # Matplotlib has no error of its own.
+        show.message(
+            f"{path} could not be drawn ({type(error).__name__}: {error}); `zosam "
+            "report` draws it anew"
+        )
+    else:
+        show.message(f"curves: {path}")

@@ -14,6 +14,7 @@ import numpy as np
 from zosam_jax import data
 from zosam_jax.data import corruptions
 from zosam_jax.data.corruptions import published
+from zosam_jax.runs import paths
 from zosam_jax.runs.errors import RunError
 from zosam_jax.runs.files import JSON
 
@@ -22,6 +23,10 @@ SOURCES = ("generated", "published")
 
 Batch = tuple[np.ndarray, np.ndarray]
 """Images, uint8 `[N, H, W, C]`, and labels, int32 `[N]`."""
+
+
+def _absolute(path: str | os.PathLike[str] | None, name: str) -> Path | None:
+    return None if path is None else paths.absolute(path, name)
 
 
 class ImageSets:
@@ -68,8 +73,9 @@ class ImageSets:
         self.source, self.seed = source, seed
         self.count = min(images or dataset.num_test, dataset.num_test)
         self.shape = tuple(int(size) for size in dataset.image_shape)
-        self.data_dir, self.published_dir = data_dir, published_dir
-        self.frost_dir = None if frost_dir is None else Path(frost_dir).resolve()
+        self.data_dir = data_dir
+        self.published_dir = _absolute(published_dir, "published_dir")
+        self.frost_dir = _absolute(frost_dir, "frost_dir")
         # A streamed set is identified by its first images, so that not all of them have
         # to be decoded.
         whole = isinstance(dataset, data.Dataset)

@@ -28,6 +28,7 @@ from zosam_jax.lottery import tickets
 from zosam_jax.lottery.config import LotteryConfig
 from zosam_jax.runs import files, folder
 from zosam_jax.runs.config import TrainConfig
+from zosam_jax.runs.errors import explained
 from zosam_jax.runs.files import JSON
 from zosam_jax.runs.progress import Display, Silent
 from zosam_jax.train import checkpoint, choices, loop
@@ -121,7 +122,7 @@ def run_lottery(
     unfinished = [c for c in rounds if config.overwrite or not _is_finished(c)]
     folder.check_space(config, (len(unfinished) * config.keep + 4) * size)
     search = _Search(config, rounds, given, compiled, show, command)
-    with folder.claim(config) as path:
+    with folder.claim(config) as path, explained(path):
         if config.overwrite:
             _clear(path)
         return _run_rounds(search, path)

@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
@@ -167,22 +167,28 @@ def _store(path: Path, seen: sparse.EarlyBirdState) -> None:
 
 
 def _load(path: Path, like: sparse.EarlyBirdState) -> sparse.EarlyBirdState:
+    shapes, treedef = jax.tree.flatten(like)
+    leaves = _read_arrays(path, [f"arr_{i}" for i in range(len(shapes))])
+    if any(x.shape != np.shape(y) for x, y in zip(leaves, shapes, strict=True)):
+        raise RunError(
+            f"{path} holds masks of another network. Start anew with --overwrite."
+        )
+    return jax.tree.unflatten(treedef, leaves)
+
+
+def _read_arrays(path: Path, names: Sequence[str]) -> list[np.ndarray]:
+    """Returns some arrays of a file that `_store` wrote."""
     try:
         with np.load(path) as file:
-            count = jax.tree.structure(like).num_leaves
-            leaves = [file[f"arr_{i}"] for i in range(count)]
-        return jax.tree.unflatten(jax.tree.structure(like), leaves)
-    except Exception as error:
+            return [file[name] for name in names]
+    except Exception as error:  # NumPy raises what the damage leads to.
         raise RunError(
-            f"{path} cannot be read: {type(error).__name__}. Start anew with "
-            "--overwrite."
+            f"{path} cannot be read: {type(error).__name__}. It holds masks of the "
+            "first round, which are nowhere else: start anew with --overwrite."
         ) from error
 
 
 def changes(path: Path, epochs: int) -> list[int]:
     """Returns the numbers of mask entries that changed in epochs 2 to `epochs`."""
-    found = []
-    for epoch in range(2, epochs + 1):
-        with np.load(_epoch_file(path, epoch)) as file:
-            found.append(int(file["changed"]))
-    return found
+    files = (_epoch_file(path, epoch) for epoch in range(2, epochs + 1))
+    return [int(_read_arrays(file, ["changed"])[0]) for file in files]
