@@ -51,6 +51,8 @@ def test_images_of_many_sizes_are_streamed(tmp_path):
     assert isinstance(found, data.Streamed)
     assert (found.image_shape, found.resize) == ((224, 224, 3), 256)
     assert load(tmp_path, image_size=32).image_shape == (32, 32, 3)
+    with pytest.raises(ValueError, match=r"image_size=100000 must be at most 4,096"):
+        load(tmp_path, image_size=100_000)
 
 
 def test_large_images_of_one_size_are_streamed(tmp_path):

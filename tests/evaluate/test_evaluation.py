@@ -10,10 +10,11 @@ import tiny_run
 
 from zosam_jax.cli import evaluation_report, pictures
 from zosam_jax.cli import main as cli
-from zosam_jax.data import DatasetError, corruptions
+from zosam_jax.data import Dataset, DatasetError, corruptions
 from zosam_jax.data.corruptions import published
 from zosam_jax.evaluate import evaluate, scoring
 from zosam_jax.evaluate import figures as evaluation_figures
+from zosam_jax.evaluate.image_sets import ImageSets
 from zosam_jax.train import RunError, load_run
 from zosam_jax.train import step as steps
 
@@ -396,3 +397,13 @@ def test_another_clean_accuracy_than_the_trainings_is_said(run):
     assert not evaluation_report._doubt(figures)
     (note,) = evaluation_report._doubt(figures | {"training_test_accuracy": 0.123})
     assert "12.30%" in note
+
+
+@pytest.mark.parametrize(("side", "jpeg"), [(8, None), (128, 85)])
+def test_results_from_before_the_jpeg_of_imagenet_c_are_not_taken(side, jpeg):
+    images, labels = np.zeros((2, side, side, 3), np.uint8), np.zeros(2, np.int32)
+    dataset = Dataset("x", *(images, labels) * 2, ("a",), (0,) * 3, (1,) * 3, 0, False)
+    where = dict.fromkeys(("data_dir", "published_dir", "frost_dir"))
+    sets = ImageSets(dataset, source="generated", images=None, seed=0, **where)
+    assert sets.key("fog", 1).get("jpeg") == jpeg
+    assert "jpeg" not in sets.key("clean", 0)

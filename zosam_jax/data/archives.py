@@ -138,6 +138,7 @@ def fetch(
     report = every_tenth(
         on_progress, f"{path.name}: {{done:,}} of {{total:,}} bytes", size
     )
+    # The lock is on the open file: it ends with the process, however that ends.
     with part.open("ab") as sink:
         try:
             fcntl.flock(sink, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -198,6 +199,7 @@ def _append(url: str, size: int, sink: BinaryIO, report: Report) -> None:
     try:
         source = urllib.request.urlopen(request, timeout=_TIMEOUT)
     except urllib.error.HTTPError as error:
+        # A part as long as the file, or longer, leaves no range to ask for.
         if error.code != _RANGE_NOT_SATISFIABLE or not start:
             raise
         _empty(sink)  # the incomplete file is longer than the complete one
@@ -211,6 +213,7 @@ def _append(url: str, size: int, sink: BinaryIO, report: Report) -> None:
             and source.headers.get("Content-Range", "").startswith(continues)
         ):
             _empty(sink)
+        # A lost connection looks like an end of the file, unless the length is known.
         length = source.headers.get("Content-Length")
         left = size - sink.tell() if length is None else int(length)
         while block := _read(source):
@@ -353,6 +356,7 @@ def unpack(archive: pathlib.Path, folder: pathlib.Path) -> None:
       OSError: A file cannot be read or written.
       One of DAMAGED: The archive is damaged, or neither tar nor zip.
     """
+    # A full disk would stop other programs too, and it shows only at the end.
     room = shutil.disk_usage(folder).free
     with files.open_regular(archive) as file:
         if zipfile.is_zipfile(file):

@@ -94,6 +94,7 @@ def decode(
         turn = _TURNS.get(_orientation(image))
     if turn is not None:
         upright = upright.transpose(turn)
+    # The header had the size before the turn.
     if size is not None and (upright.height, upright.width) != size:
         raise ValueError("its orientation stands behind its pixels")
     return upright
@@ -177,6 +178,7 @@ def _levels(image: Image.Image) -> Image.Image:
                 f"its values of floating point are from {low:g} to {high:g}; they must "
                 "be from 0 (black) to 1 (white)"
             )
+        # Halves up, as Pillow rounds.
         levels = np.floor(values * 255 + 0.5)
     elif image.mode.startswith("I;16") or image.format == "PPM":
         # 65,535 / 255 = 257. Pillow scales the levels of a PGM to 65,535.

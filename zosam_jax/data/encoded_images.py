@@ -130,7 +130,9 @@ def random_resized_crop(
     (224, 224)
     """
     width, height = image.size
+    # Uniform in the logarithm, so that wide and high windows are equally likely.
     low, high = (math.log(r) for r in _RATIO)
+    # All draws come in, whatever their use: the window depends on no other image.
     for area, ratio, x, y in draws.reshape(_ATTEMPTS, 4):
         target = width * height * (least_area + (1 - least_area) * area)
         ratio = math.exp(low + (high - low) * ratio)
@@ -161,6 +163,7 @@ def center_crop(image: Image.Image, size: int, resize: int) -> Image.Image:
     >>> center_crop(Image.new("RGB", (400, 300)), size=224, resize=256).size
     (224, 224)
     """
+    # 1 x 20,000 pixels would become 256 x 5,120,000 before the cut.
     short = min(image.size)
     most = _MOST_RATIO * short
     if max(image.size) > most:

@@ -37,6 +37,7 @@ def decode_all(images: EncodedImages) -> Dataset:
     Raises:
       DatasetError: An image cannot be read or decoded, or its label is not a class.
     """
+    # Statistics come from the training images alone: test images stay unseen.
     train_images, train_labels = _decode(images, images.train)
     test_images, test_labels = _decode(images, images.test)
     mean, std = channel_statistics(train_images)

@@ -262,6 +262,7 @@ def _read(
       size: Length of the result.
       crop: `(image, row)`; returns an image of the set's shape.
     """
+    # The last batch has the shape of all others: one compiled program serves them.
     array = np.zeros((size, *data.image_shape), np.uint8)
     labels = np.zeros(size, np.int32)
     for i, (encoded, label) in enumerate(source.read(rows) if rows else ()):
@@ -275,6 +276,7 @@ def _read(
 
 def _bits(seed: int, *stream: int) -> np.random.PCG64:
     # NumPy guarantees raw bits across versions, but not its distributions.
+    # A negative seed is a seed too.
     return np.random.PCG64(np.random.SeedSequence(seed % 2**64, spawn_key=stream))
 
 
@@ -313,6 +315,7 @@ def _in_threads(
     indices = iter(range(start, stop))
     with ThreadPoolExecutor(count) as pool:
         try:
+            # As many batches ahead as threads: more would only take memory.
             waiting = deque(pool.submit(function, i) for i in islice(indices, count))
             while waiting:
                 done = waiting.popleft().result()

@@ -27,6 +27,9 @@ from zosam_jax.data.streaming import Streamed
 
 PathLike = str | os.PathLike[str]
 
+MOST_SIDE = 4096
+"""Largest side of the images of a streamed set, in pixels."""
+
 
 class Counts(NamedTuple):
     """The published size of a data set.
@@ -185,9 +188,9 @@ def load(
           128 bytes; see `text.sequences`.
       data_dir: The TFDS data directory. Default: `TFDS_DATA_DIR`, or
         `~/tensorflow_datasets`. Only sets of TFDS use it.
-      image_size: Side of the images of a streamed set, in pixels. Default: 224, or the
-        side of the images if all have the same and it is smaller. Sets in memory do not
-        use it.
+      image_size: Side of the images of a streamed set, in pixels, at most 4,096.
+        Default: 224, or the side of the images if all have the same and it is smaller.
+        Sets in memory do not use it.
 
     Raises:
       ValueError: `name` is unknown.
@@ -200,10 +203,13 @@ def load(
     """
     if image_size is not None:
         _check.whole("image_size", image_size)
+        if image_size > MOST_SIDE:
+            raise ValueError(f"image_size={image_size} must be at most {MOST_SIDE:,}.")
     row, path = _row(name)
     if row is not None and row.open is not None:
         found = row.open(path)
     else:
+        # Imported late: TFDS takes a second, and other sets do not need it.
         from zosam_jax.data import tfds_reader
 
         tfds_reader.check_name(name, data_dir, tuple(DATASETS))

@@ -380,12 +380,14 @@ def _open(
       DatasetError: The split is incomplete or damaged.
     """
     place, info = tfds_builder.data_path, tfds_builder.info
+    # Images stay encoded until their batch is needed. Other features stay so.
     skip = {key: tfds.decode.SkipDecoding() for key in info.features if key != label}
     try:
         examples = tfds_builder.as_data_source(
             split=split, decoders=skip, file_format=FORMAT
         )
         found, wanted = len(examples), info.splits[split].num_examples
+        # The last record is at the end of the last file, which a cut takes away.
         complete = 0 < found == wanted and examples[0] and examples[found - 1]
     except READ_ERRORS as error:
         raise damaged(name, place, root(data_dir), error) from error

@@ -52,7 +52,7 @@ def prepare(
             _write(name, known, root, archive, on_progress)
         except (OSError, *DAMAGED) as error:
             raise DatasetError(
-                f"{name} could not be prepared in {root}: {error}"
+                f"{name} could not be prepared in {root}: {files.said(error)}."
             ) from error
         builder = tfds_reader.builder(name, data_dir)
         found = tfds_reader.find(name, data_dir)

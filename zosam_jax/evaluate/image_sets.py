@@ -141,6 +141,9 @@ class ImageSets:
             "seed": self.seed,
             "definitions": corruptions.table(self.shape),
         }
+        if key["definitions"] == "ImageNet-C":
+            # Results of versions before the JPEG are not taken for these.
+            key["jpeg"] = corruptions.JPEG_QUALITY
         return key | ({"from": str(self.frost_dir)} if name == "frost" else {})
 
     def batches(

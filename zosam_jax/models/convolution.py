@@ -60,6 +60,7 @@ def conv_general_dilated(
     )
     if is_left_to_jax:
         return lax.conv_general_dilated(lhs, rhs, window_strides, padding, **options)
+    # Tuples, since the arguments that are not differentiated must be hashable.
     strides = tuple(window_strides)
     if isinstance(padding, str):
         sizes = lhs.shape[1:3], rhs.shape[:2]

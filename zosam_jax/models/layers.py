@@ -28,6 +28,7 @@ def conv(
       dtype: Type of the computation.
       name: Name of the layer's parameters.
     """
+    # On both sides alike, as PyTorch pads; an odd kernel keeps the size.
     pad = size // 2
     return nn.Conv(
         channels,
@@ -134,6 +135,7 @@ def depth_factors(
     rates = np.linspace(0, rate, blocks)[:, None, None]
     # Flat: XLA:CPU takes ten times as long to compile a draw with three axes.
     drawn = jax.random.uniform(key, (examples * blocks * branches,))
+    # Examples first, so that a prefix of the batch gets a prefix of the draw.
     drawn = drawn.reshape(examples, blocks, branches).transpose(1, 2, 0)
     return jnp.where(drawn >= rates, (1 / (1 - rates)).astype(np.float32), 0)
 
@@ -172,5 +174,6 @@ def scaled(y: jax.Array, factors: jax.Array | None, branch: int) -> jax.Array:
     """
     if factors is None:
         return y
+    # One factor for an example: all its positions and channels drop together.
     factor = factors[branch].reshape(-1, *(1 for _ in y.shape[1:]))
     return y * factor.astype(y.dtype)

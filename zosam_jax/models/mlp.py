@@ -59,5 +59,6 @@ class MLP(nn.Module):
                 size, kernel_init=KERNEL_INIT, dtype=self.dtype, name=f"hidden{i}"
             )
             x = layers.dropped(self, nn.relu(layer(x)), self.dropout, train)
+        # The loss is computed in float32, so the logits are not rounded before it.
         x = jnp.asarray(x, jnp.float32)
         return nn.Dense(self.num_classes, kernel_init=KERNEL_INIT, name="head")(x)

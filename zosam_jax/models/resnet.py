@@ -167,6 +167,7 @@ class ResNet(nn.Module):
             (the collection `batch_stats` must be mutable), and drop out. False:
             normalize by the running statistics.
         """
+        # Rounded by stage, so that a block and its shortcut agree.
         channels = [round(c * self.width) for c in self.channels]
         if isinstance(self.blocks, int):
             blocks = (self.blocks,) * len(channels)
@@ -181,6 +182,7 @@ class ResNet(nn.Module):
             # After a ReLU, padding by zeros gives the maximum that -inf would give.
             x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
             x = nn.max_pool(x, (3, 3), strides=(2, 2))
+        # One draw for all blocks; see `layers.depth_factors`.
         factors = iter(
             layers.block_factors(
                 self, self.stochastic_depth, train, sum(blocks), 1, images

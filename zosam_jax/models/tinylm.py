@@ -96,6 +96,7 @@ class TinyLM(nn.Module):
             x = block(x, train, factors[i])
         x = nn.LayerNorm(dtype=self.dtype, name="norm")(x)
         x = jnp.asarray(x, jnp.float32)
+        # In float32, as the logits of a head of its own.
         if self.tied:
             return x @ embedding.T
         return nn.Dense(
@@ -105,6 +106,7 @@ class TinyLM(nn.Module):
     def _position(self, length: int) -> jax.Array:
         """Returns the vectors of the first positions; `init` sets how many exist."""
         name = "position_embedding"
+        # Not `self.param`: it would check the length against the table's.
         if not self.has_variable("params", name):
             return self.param(name, NORMAL_INIT, (length, self.features))
         table = self.get_variable("params", name)

@@ -86,6 +86,7 @@ class Attention(nn.Module):
             init = self.out_init if name == "out" else self.kernel_init
             return nn.Dense(features, kernel_init=init, dtype=self.dtype, name=name)
 
+        # Heads are contiguous features: pruning a head cuts a block of each kernel.
         split = (*x.shape[:-1], self.heads, features // self.heads)
         q, k, v = (linear(n)(x).reshape(split) for n in ("query", "key", "value"))
         if self.rotary:
@@ -156,5 +157,6 @@ class Block(nn.Module):
                 ("mlp2", features, self.out_init),
             )
         )
+        # GPT-2 used the approximation, DeiT the exact function.
         y = drop(nn.gelu(mlp1(y), approximate=not self.exact_gelu))
         return x + layers.scaled(drop(mlp2(y)), factors, 1)

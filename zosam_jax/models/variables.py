@@ -97,6 +97,7 @@ def intermediates(
     )
     found: dict[str, jax.Array] = {}
     for path, value in traverse_util.flatten_dict(state["intermediates"]).items():
+        # Flax adds the method's name; all layers here have one method.
         name = "/".join(part for part in path if part != "__call__") or "output"
         arrays = jax.tree.leaves(value)
         if len(arrays) == 1:

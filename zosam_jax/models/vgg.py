@@ -75,6 +75,7 @@ class VGG(nn.Module):
             (the collection `batch_stats` must be mutable), and drop out. False:
             normalize by the running statistics.
         """
+        # A pooling of one pixel would leave none, and the mean over none is NaN.
         check_image_size(min(images.shape[1:3]))
         x = jnp.asarray(images, self.dtype)
         number = 0

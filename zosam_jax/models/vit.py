@@ -33,6 +33,7 @@ def patch_size(image_size: int) -> int:
     Raises:
       ValueError: There is no such divisor.
     """
+    # Attention costs the square of the number of patches: 64 are enough for 32 pixels.
     largest = min(16, max(2, image_size // 8))
     divisors = [p for p in range(2, largest + 1) if image_size % p == 0]
     if not divisors:
@@ -136,6 +137,7 @@ class ViT(nn.Module):
         """
         init = nn.linear.default_kernel_init
         x = _patches(images, self.patch, self.features, self.dtype, init)
+        # Made for one image size: another one needs other positions.
         position = self.param(
             "position_embedding", nn.initializers.normal(0.02), x.shape[1:]
         )

@@ -43,6 +43,7 @@ class WideBlock(nn.Module):
           train: As in `WideResNet`.
           factors: `[1, N]`, see `layers.depth_factors`. None: no stochastic depth.
         """
+        # Before the convolution: the sums of the blocks are never rectified.
         a = nn.relu(layers.batch_norm(train, self.dtype, "norm1")(x))
         y = layers.conv(self.channels, 3, self.stride, self.dtype, "conv1")(a)
         y = nn.relu(layers.batch_norm(train, self.dtype, "norm2")(y))

@@ -27,6 +27,7 @@ def cutout_parameters(key: Key, shape: tuple[int, ...], size: int) -> Box:
     """
     n, height, width, _ = shape
     centre = jax.random.randint(key, (n, 2), 0, jnp.array([height, width]))
+    # An even side has no middle pixel: the square reaches one further up.
     first = centre - size // 2
     side = jnp.full(n, size)
     return Box(first[:, 0], first[:, 1], side, side)
@@ -130,5 +131,6 @@ def erase(
         return cutout(images, parameters.box, mean)
     covered = boxes.inside(parameters.box, *images.shape[1:3])[..., None]
     centre, spread = (255 * jnp.array(x, jnp.float32) for x in (mean, std))
+    # Normalization later subtracts the mean and divides by the deviation.
     noise = centre + spread * parameters.noise
     return jnp.where(covered, noise, images.astype(jnp.float32))

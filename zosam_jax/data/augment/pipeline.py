@@ -183,6 +183,7 @@ class Augmentation:
         keys = {
             name: key if stream is None else jax.random.fold_in(key, stream)
             for name, _ in self.operations
+            # By name alone: a new operation leaves the draws of the others.
             for stream in [OPERATIONS[name].stream]
         }
         for name, strength in self.operations:
@@ -211,6 +212,7 @@ class Augmentation:
         weight = mixing.mixup_parameters(keys["mixup"], on["mixup"])
         use_cutmix = jax.random.bernoulli(jax.random.fold_in(key, _SWITCH))
         images = mixing.mixup_or_cutmix(images, weight, box, use_cutmix)
+        # Labels are mixed by the area that was pasted, or by the weight of the pixels.
         weight = jnp.where(use_cutmix, share, weight)
         return images, mixing.mix_labels(labels, weight, self.num_classes)
 
@@ -335,6 +337,7 @@ def normalize(
     >>> normalize(jnp.array([[255, 0]], jnp.uint8), (0.5, 0.5), (0.25, 0.25))
     Array([[ 2., -2.]], dtype=float32)
     """
+    # One multiplication and one subtraction for each value, in float32 whatever dtype.
     scale = 1 / (255 * jnp.asarray(std, jnp.float32))
     offset = jnp.asarray(mean, jnp.float32) / jnp.asarray(std, jnp.float32)
     return (jnp.asarray(images, jnp.float32) * scale - offset).astype(dtype)

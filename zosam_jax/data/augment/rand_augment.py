@@ -129,6 +129,7 @@ def randaugment(
         raise ValueError(
             f"randaugment needs images of 1 or 3 channels and got {channels}."
         )
+    # After normalization these pixels are about 0.
     fill = tuple(round(255 * m) for m in mean)
     # 1: a resampling, 2: a table of levels, 3: a blend; see `branches`.
     kinds = [2 if x in _TABLES else 3 if x in _BLENDS else 1 for x in OPERATIONS]
@@ -175,6 +176,7 @@ def _transform(
     # (a x + b y + c, d x + e y + f). A rotation turns about the image's center, which
     # c and f keep in place.
     x, y = width / 2, height / 2
+    # A shear or a move leaves the other coefficients at the identity.
     a = e = _pick(layer, {"rotate": cos}, 1)
     b = _pick(layer, {"rotate": -sin, "shear_x": 0.3 * share}, 0)
     d = _pick(layer, {"rotate": sin, "shear_y": 0.3 * share}, 0)
@@ -260,6 +262,7 @@ def _map_levels(image: jax.Array, layer: RandAugment) -> jax.Array:
     pixels = image.reshape(-1, channels)
     level = jnp.arange(256)[:, None]
     share = layer.magnitude / 10
+    # Truncated as timm's integers are: magnitude 9 gives 26, not 25.6.
     threshold = 256 - jnp.floor(256 * share).astype(jnp.int32)
     dropped = 4 + jnp.floor(4 * share).astype(jnp.int32)
     bright = jnp.minimum(level + jnp.floor(110 * share).astype(jnp.int32), 255)
@@ -290,6 +293,7 @@ def _look_up(table: jax.Array, pixels: jax.Array) -> jax.Array:
 
 def _autocontrast(pixels: jax.Array) -> jax.Array:
     """Returns the table `[256, C]` that stretches the levels to 0 to 255."""
+    # By channel, as Pillow does: colors shift, unlike in an autocontrast of luma.
     low, high = (f(pixels, 0).astype(jnp.int32) for f in (jnp.min, jnp.max))
     level = jnp.arange(256)[:, None]
     spread = (level - low) * 255 // jnp.maximum(high - low, 1)
@@ -313,6 +317,7 @@ def _equalize(pixels: jax.Array) -> jax.Array:
 
 def _enhance(image: jax.Array, layer: RandAugment) -> jax.Array:
     """Returns the image blended with its gray, mean, black or smoothed version."""
+    # A factor of 0 would leave nothing of the image: a constant, or gray.
     factor = jnp.maximum(0.1, 1 + 0.9 * (layer.sign * layer.magnitude / 10))
     image = image.astype(jnp.int32)
     grey = _grey(image)
@@ -343,6 +348,7 @@ def _smooth(image: jax.Array) -> jax.Array:
     inner = image[1:-1, 1:-1]
     if not inner.size:
         return image
+    # A sum of nine by two sums of three.
     rows = image[:-2] + image[1:-1] + image[2:]
     # Eight neighbors with weight 1 and the center with 5, over 13, rounded half up.
     total = rows[:, :-2] + rows[:, 1:-1] + rows[:, 2:] + 4 * inner

@@ -18,6 +18,7 @@ from zosam_jax.data.corruptions.definitions import COMMON as COMMON
 from zosam_jax.data.corruptions.definitions import CORRUPTIONS as CORRUPTIONS
 from zosam_jax.data.corruptions.definitions import EXTRA as EXTRA
 from zosam_jax.data.corruptions.definitions import GROUPS as GROUPS
+from zosam_jax.data.corruptions.definitions import JPEG_QUALITY as JPEG_QUALITY
 from zosam_jax.data.corruptions.definitions import NAMES as NAMES
 from zosam_jax.data.corruptions.definitions import SEVERITIES as SEVERITIES
 from zosam_jax.data.corruptions.definitions import STANDIN as STANDIN

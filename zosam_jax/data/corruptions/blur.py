@@ -129,6 +129,7 @@ def glass_blur(x: np.ndarray, rngs: Rngs, c: tuple[float, int, int]) -> np.ndarr
     here = (rows[:, None] * width + columns).ravel()
     size = (passes, 2, len(rows), len(columns))
     shifts = draw(rngs, lambda rng: rng.integers(-reach, reach, size))
+    # All passes of an image are one draw of its own generator.
     shifts = shifts.reshape(n, passes, 2, -1)
     flat = x.reshape(n, -1, channels)
     for turn in range(passes):
@@ -222,6 +223,7 @@ def zoom_blur(x: np.ndarray, rngs: Rngs, c: tuple[float, float]) -> np.ndarray:
     total = x.copy()
     for factor in factors:
         total += zoom(x, float(factor))
+    # The image itself counts twice: once as it is, and once enlarged by 1.
     return total / (len(factors) + 1)
 
 

@@ -221,8 +221,9 @@ SEVERITIES = (1, 2, 3, 4, 5)
 
 # Smallest side, in pixels, of images for which the parameters of ImageNet-C are used.
 _LARGE = 128
-# Quality of the JPEG files of the published ImageNet-C.
-_QUALITY = 85
+JPEG_QUALITY = 85
+"""Quality of the JPEG files of the published ImageNet-C."""
+
 # Smallest side of images for which the blurs and shifts are meaningful, in pixels.
 _SMALLEST = 6
 # Values processed at once, as float64. Some corruptions need ten times this memory.
@@ -357,5 +358,5 @@ def corrupt(
         result = function(images[part] / 255, rngs, c)
         out[part] = np.floor(np.clip(result, 0, 1) * 255 + blur.ROUNDING)
         if jpeg and table(shape) == "ImageNet-C":
-            out[part] = digital.saved_as_jpeg(out[part], _QUALITY)
+            out[part] = digital.saved_as_jpeg(out[part], JPEG_QUALITY)
     return out

@@ -53,6 +53,7 @@ def elastic_transform(
     down, right = np.indices((height, width), dtype=float)
 
     centre = np.array([height // 2, width // 2], float)
+    # The square spans two thirds; three of its corners define an affine map.
     step = side // 3
     old = centre + np.array([[step, step], [-step, step], [-step, -step]])
     new = old[None] + shifts[:, :, ::-1]
@@ -204,5 +205,6 @@ def saturate(x: np.ndarray, rngs: Rngs, c: tuple[float, float]) -> np.ndarray:
     old = range_ / np.where(value > 0, value, 1)
     new = np.clip(c[0] * old + c[1], 0, 1)
     red = value * np.array([0.0, 1.0, 1.0]) * new
+    # The hue stays if all channels keep their distances to the value in proportion.
     below = (value - x) * (new / np.where(old > 0, old, 1))
     return value - np.where(old > 0, below, red)

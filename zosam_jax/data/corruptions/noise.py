@@ -68,6 +68,7 @@ def shot_noise(x: np.ndarray, rngs: Rngs, c: float) -> np.ndarray:
       rngs: A random generator for each image.
       c: Photon count of a white pixel.
     """
+    # Photons of a pixel are Poisson: their variance is their mean.
     counts = [rng.poisson(image) for rng, image in zip(rngs, c * x, strict=True)]
     return np.stack(counts) / c
 
@@ -80,6 +81,7 @@ def impulse_noise(x: np.ndarray, rngs: Rngs, c: float) -> np.ndarray:
       rngs: A random generator for each image.
       c: Fraction of the values.
     """
+    # One draw decides both whether a value is replaced and by what.
     u = draw(rngs, lambda rng: rng.random(x.shape[1:]))
     return np.where(u < c / 2, 0.0, np.where(u < c, 1.0, x))
 

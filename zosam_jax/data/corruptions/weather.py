@@ -50,6 +50,7 @@ def snow(x: np.ndarray, rngs: Rngs, c: tuple[float, ...]) -> np.ndarray:
     flakes = zoom(flakes[..., None], factor)
     flakes = np.where(flakes < threshold, 0, np.clip(flakes, 0, 1))
     flakes = motion(np.floor(flakes * 255) / 255, angles, radius, sigma)
+    # Whiter by luma, so that colors fade; nothing becomes darker.
     pale = np.maximum(x, _grey(x) * 1.5 + 0.5)
     return share * x + (1 - share) * pale + flakes + flakes[:, ::-1, ::-1]
 
@@ -94,6 +95,7 @@ def plasma(rngs: Rngs, shape: tuple[int, ...], decay: float) -> np.ndarray:
         beside = corners + np.roll(corners, -1, 1)
         put(off, on, middles + np.roll(middles, 1, 2) + beside)
         step //= 2
+        # Rough at large scales and fine at small ones: a power law of the frequency.
         amplitude /= decay
     field -= field.min((1, 2), keepdims=True)
     field /= field.max((1, 2), keepdims=True)
@@ -173,7 +175,9 @@ def frost_pictures(
     try:
         pictures = _cached_photographs(place, every)
     except OSError as error:
-        raise DatasetError(f"frost_dir={place} cannot be read: {error}.") from error
+        raise DatasetError(
+            f"frost_dir={place} cannot be read: {error.strerror}."
+        ) from error
     if not pictures or any(p.shape[0] < height or p.shape[1] < width for p in pictures):
         raise DatasetError(
             f"frost_dir={place} has no pictures (.png, .jpg), or some with fewer than "
@@ -361,6 +365,7 @@ def _edges(x: np.ndarray, low: float, high: float) -> np.ndarray:
             np.where(same, ridge(1, 1, np.greater), ridge(1, -1, np.greater)),
         ),
     )
+    # Hysteresis: a weak part of a strong edge belongs to the edge.
     weak = peak & (size > low)
     return ndimage.binary_propagation(
         peak & (size > high), structure=np.ones((3, 3)), mask=weak

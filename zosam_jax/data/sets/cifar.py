@@ -42,6 +42,7 @@ def read(builder: Builder, paths: Paths, on_progress: OnProgress) -> Splits:
             if (file := tar.extractfile(member)) is not None:
                 files[member.name.removeprefix(layout.prefix)] = file.read()
     for key, file in zip(layout.label_keys, layout.label_files, strict=True):
+        # The names are in the archive only; TFDS's builder starts without them.
         builder.info.features[key].names = [
             n for n in files[file].decode().splitlines() if n
         ]

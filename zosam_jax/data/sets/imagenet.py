@@ -43,6 +43,7 @@ def read_imagenet(builder: Builder, paths: Paths, on_progress: OnProgress) -> Sp
         for outer, content in files_of(train, tick):
             label = pathlib.PurePosixPath(outer).stem
             check_label(outer, label, known)
+            # A stream within a stream: the inner archives are never unpacked to disk.
             with tarfile.open(fileobj=content, mode="r|") as tar:
                 for member in tar:
                     if (file := tar.extractfile(member)) is not None:

@@ -44,6 +44,7 @@ def read(builder: Builder, paths: Paths, on_progress: OnProgress) -> Splits:
         rows = {line[0]: line[1:] for line in lines if line}
         for name, content in files_of(images, tick):
             stem, suffix = pathlib.PurePosixPath(name).stem, name[-4:]
+            # What is left at the end was listed, but is not in the archive.
             if suffix == ".jpg" and (row := rows.pop(stem, None)):
                 yield (
                     f"{stem}.jpg",

@@ -69,6 +69,7 @@ def sequences(name: str, text: bytes, length: int = LENGTH) -> Dataset:
            [94, 95, 96, 97]], dtype=uint8)
     """
     tokens = np.frombuffer(text, np.uint8)
+    # The end, not a random tenth: sequences beside each other share sentences.
     cut = len(tokens) - len(tokens) // _HELD_OUT
     parts = [_cut(part, length) for part in (tokens[:cut], tokens[cut:])]
     if not len(parts[1][0]):
