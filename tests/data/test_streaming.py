@@ -96,11 +96,11 @@ def test_a_step_is_the_same_with_any_number_of_threads(textured, monkeypatch, th
     same(take(textured, 7, 3, BATCH, 2), wanted)
 
 
-@pytest.mark.parametrize("workers", [1, 2, 8])
-def test_a_step_is_the_same_with_any_number_of_processes(textured, workers):
+def test_a_step_is_the_same_with_several_processes(textured):
+    """One process is tested with a set of TFDS; each takes seconds to start."""
     pytest.importorskip("grain")
     wanted = take(textured, 5, 3, BATCH, 1)
-    same(take(textured, 5, 3, BATCH, 1, workers=workers), wanted)
+    same(take(textured, 5, 3, BATCH, 1, workers=3), wanted)
 
 
 def test_the_seed_decides_order_and_parts(textured):

@@ -15,6 +15,7 @@ import numpy as np
 
 from zosam_jax import _check
 from zosam_jax.data import decoding, files
+from zosam_jax.data.archives import Builder
 from zosam_jax.data.corruptions.definitions import COMMON, EXTRA, SEVERITIES
 from zosam_jax.data.dataset import DatasetError
 
@@ -202,8 +203,6 @@ def _from_tfds(
     severity: int,
 ) -> CorruptedSet:
     """Reads a prepared set of TFDS."""
-    import tensorflow_datasets as tfds
-
     from zosam_jax.data import tfds_reader
 
     place = tfds_reader.root(data_dir)
@@ -219,15 +218,31 @@ def _from_tfds(
             f"{folder} holds {full} as {', '.join(sorted(formats))}, which cannot be "
             f"read without TensorFlow; array_record is needed. {advice}"
         )
-    damaged = f"{full} in {folder} is incomplete or damaged"
+    return _from_builder(builder, released.split, f"{full} in {folder}", advice)
+
+
+def _from_builder(builder: Builder, split: str, what: str, advice: str) -> CorruptedSet:
+    """Reads a split of a prepared set of TFDS.
+
+    Args:
+      builder: TFDS's builder of the set.
+      split: The split.
+      what: The set and its folder, for error messages.
+      advice: How to prepare it, for error messages.
+    """
+    import tensorflow_datasets as tfds
+
+    from zosam_jax.data import tfds_reader
+
+    damaged = f"{what} is incomplete or damaged"
     try:
         examples = builder.as_data_source(
-            split=released.split,
+            split=split,
             decoders={"image": tfds.decode.SkipDecoding()},
             file_format=tfds_reader.FORMAT,
         )
         count = len(examples)
-        wanted = builder.info.splits[released.split].num_examples
+        wanted = builder.info.splits[split].num_examples
     except tfds_reader.READ_ERRORS as error:
         raise DatasetError(f"{damaged} ({files.said(error)}). {advice}") from error
     if count != wanted:
