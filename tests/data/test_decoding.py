@@ -132,6 +132,17 @@ def animated(kind):
     return saved(first, kind, save_all=True, append_images=[second])
 
 
+def scans(more):
+    """Returns a progressive JPEG with its last scan repeated."""
+    whole = saved(Image.new("RGB", (16, 16)), "JPEG", progressive=True)
+    scan = whole[whole.rindex(b"\xff\xda") : -2]
+    return whole[:-2] + more * scan + whole[-2:]
+
+
+def test_a_progressive_image_has_its_scans():
+    assert decoding.decode(scans(0), 3).size == (16, 16)
+
+
 REFUSED = {
     "several frames, and an example is one image": [
         animated(kind) for kind in ("GIF", "PNG", "WEBP", "TIFF")
@@ -153,6 +164,7 @@ REFUSED = {
         b"P6 12000 12000 255\n",
         png(12_000, 12_000, 8, 2, []),
     ],
+    "it has 1,010 scans, and 10 are usual": [scans(1_000)],
     "could be decompression bomb": [png(60_000, 60_000, 8, 2, [])],
     "bytes have no header of an image in BMP, GIF, JPEG, PNG, PPM, TIFF, WEBP": [
         saved(Image.new("RGB", (4, 4)), kind) for kind in ("EPS", "ICO", "TGA", "PDF")

@@ -289,6 +289,13 @@ def _bombs() -> Iterator[Case]:
     yield _image("bombs", "says 60,000 x 60,000.ppm", b"P6 60000 60000 255\n")
     packed = saved(tiff, "TIFF", compression="group4")
     yield _image("bombs", "1,600 million pixels in fax.tif", packed, slow=True)
+    progressive = saved(
+        Image.new("RGB", (4_000, 4_000)), "JPEG", progressive=True, quality=50
+    )
+    scan = progressive[progressive.rindex(b"\xff\xda") : -2]
+    content = progressive[:-2] + 5_000 * scan + progressive[-2:]
+    yield _image("bombs", "a JPEG of 5,000 scans.jpg", content)
+    yield _image("bombs", "a JPEG of 10 scans.jpg", progressive, black)
     for name, kind in (("a profile", b"iCCP"), ("a text", b"zTXt")):
         extra = chunk(kind, b"x\0\0" + text)
         content = small_png(SIDE, SIDE, (b"\0" + bytes(3 * SIDE)) * SIDE, extra)

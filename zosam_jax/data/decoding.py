@@ -39,6 +39,9 @@ gigabyte holds three such images in RGB."""
 MOST_BYTES = 1 << 29
 """Largest size of an image file, in bytes: above MOST_PIXELS without compression."""
 
+MOST_SCANS = 100
+"""Largest number of scans of a JPEG."""
+
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 """Pillow's mode for each number of channels."""
 
@@ -56,6 +59,7 @@ BROKEN = (
 """Exceptions that Pillow raises for files that are damaged or are not images, and this
 module for images that it refuses."""
 
+_SCAN = b"\xff\xda"
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -88,6 +92,9 @@ def decode(
             raise ValueError(
                 f"it has {found[0]} x {found[1]} pixels, not {size[0]} x {size[1]}"
             )
+        # A decoder goes over all pixels once for each scan of a progressive JPEG.
+        if image.format in ("JPEG", "MPO") and encoded.count(_SCAN) > MOST_SCANS:
+            raise ValueError(f"it has {encoded.count(_SCAN):,} scans, and 10 are usual")
         image.load()
         upright = _converted(image, channels)
         # Asked again: the EXIF of a PNG may stand behind its pixels.
