@@ -6,8 +6,7 @@ All images are opened here. What becomes of an image, by Pillow's mode:
 |---|---|---|
 | `1` | bilevel PNG, PBM | 0 or 255 |
 | `L`, `RGB`, `P`, `RGBX` | most images | unchanged, a palette by its colors |
-| `LA`, `RGBA`, `PA`, or with a transparent color | PNG, WebP, GIF | on white, unless
-the set itself has four channels |
+| `LA`, `RGBA`, `PA`, a transparent color | PNG, WebP, GIF | on white, or kept in four |
 | `CMYK` | JPEG for print | `(255 - C) (255 - K) / 255` and so on, without a profile |
 | `YCbCr`, `LAB` | TIFF | converted to RGB by Pillow |
 | `I;16`, and `I` of a PGM | PNG, TIFF and PGM of 16 bits | level / 257, rounded |
@@ -15,9 +14,10 @@ the set itself has four channels |
 | `F` | TIFF, PFM | 255 times the value, from 0 to 1; other values are refused |
 | `I` | TIFF of 32-bit integers | refused: no level is white |
 
-The orientation in EXIF is applied; TFDS and torchvision ignore it. Images with several
-frames (animations, pages of a TIFF) are refused. Of a JPEG with further pictures (MPO),
-the main one is used. Color profiles and gamma are ignored.
+"Kept in four" holds for sets of four channels. The orientation in EXIF is applied; TFDS
+and torchvision ignore it. Images with several frames (animations, pages of a TIFF) are
+refused. Of a JPEG with further pictures (MPO), the main one is used. Color profiles and
+gamma are ignored. A PNG with fewer rows than its header says is black below them.
 """
 
 import io
