@@ -48,11 +48,15 @@ def test_a_deleted_working_directory_is_a_sentence(tmp_path, monkeypatch):
 
 def test_a_configuration_means_the_same_everywhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    config = TrainConfig(dataset="folder:pets", teacher="runs/t", data_dir="tfds")
+    config = TrainConfig(
+        dataset="folder:pets", teacher="runs/t", data_dir="tfds", out="runs/s"
+    )
     monkeypatch.chdir("/")
     assert config.dataset == f"folder:{tmp_path}/pets"
     assert config.teacher == f"{tmp_path}/runs/t"
     assert config.data_dir == f"{tmp_path}/tfds"
+    assert config.out == f"{tmp_path}/runs/s"
+    assert config.folder == tmp_path / "runs" / "s"
     assert from_record(config.record()) == config
     assert TrainConfig().dataset == "digits"
 

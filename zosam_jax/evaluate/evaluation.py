@@ -118,7 +118,10 @@ def evaluate(
     keys = [sets.key(name, severity) | same for name, severity in chosen]
     folder = paths.absolute(out, "out") if out else found.folder
     path = folder / "evaluation.jsonl"
-    with contextlib.closing(open_results(path, same, overwrite)) as results:
+    with (
+        contextlib.closing(open_results(path, same, overwrite)) as results,
+        explained(path),
+    ):
         score(experiment, network, sets, keys, results, on_progress or (lambda _: None))
         on_sets = [results.get(key) for key in keys]
     figures = {

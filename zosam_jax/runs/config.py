@@ -237,7 +237,7 @@ scan)."""
     def _make_absolute(self) -> None:
         """Makes paths mean the same from every working directory."""
         object.__setattr__(self, "dataset", paths.dataset(self.dataset))
-        for name in ("data_dir", "teacher"):
+        for name in ("data_dir", "teacher", "out"):
             if getattr(self, name) is not None:
                 path = paths.absolute(getattr(self, name), name)
                 object.__setattr__(self, name, str(path))
