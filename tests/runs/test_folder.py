@@ -196,3 +196,32 @@ def test_more_epochs_are_left_to_the_trainer(tmp_path):
     for fields in ({"epochs": 3}, {"epochs": 6, "seed": 1}):
         with pytest.raises(RunError, match="epochs: 4 -> "):
             folder.check(dataclasses.replace(c, **fields))
+
+
+@pytest.mark.parametrize("record", ["config.json", "lottery.json"])
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        ("", "is not valid JSON"),
+        ("[]", r"it is \[\], not an object"),
+        ("[" * 100_000, "too deep"),
+        ('{"config": null}', "'config' is null, not an object"),
+        ('{"config": {}}', "in 'config', it has no 'dataset'"),
+        ({"epochs": "ten"}, "in 'config', 'epochs' is 'ten', not an integer"),
+        ({"rho": [0.1]}, r"rho=\[0.1\] must be a number or None"),
+        ({"sessions": None}, "'sessions' is null, not a list of values, each an obj"),
+        ({"sessions": [{"step": 0}]}, "in session 1, it has no 'versions'"),
+        ({"objects": {"model": 3}}, "'objects' is an object, not an object of texts"),
+    ],
+)
+def test_a_record_of_the_wrong_shape_is_a_sentence(tmp_path, record, text, part):
+    if isinstance(text, dict):
+        content = {"config": TrainConfig().record()}
+        beside = {k: v for k, v in text.items() if k in ("sessions", "objects")}
+        content["config"] |= {k: v for k, v in text.items() if k not in beside}
+        text = json.dumps(content | beside)
+    (tmp_path / record).write_text(text)
+    with pytest.raises(RunError, match=part) as error:
+        folder.check(TrainConfig(out=str(tmp_path)), record)
+    assert str(tmp_path / record) in str(error.value)
+    assert "restore the file from a copy" in str(error.value)

@@ -67,9 +67,9 @@ def list_of(kind: Kind, length: int | None = None) -> Kind:
       kind: The kind of each value.
       length: Length of the list; None: any.
     """
-    size = "" if length is None else f"{length} times "
+    size = "" if length is None else f"{length} "
     return Kind(
-        f"a list of {size}{kind.name}",
+        f"a list of {size}values, each {kind.name}",
         lambda x: (
             isinstance(x, list)
             and (length is None or len(x) == length)
@@ -109,6 +109,6 @@ def fault(
 def _shown(value: Any) -> str:
     """Returns a value as text of at most 40 characters."""
     if isinstance(value, dict | list) and value:
-        return "an object" if isinstance(value, dict) else "a list of something else"
+        return "an object" if isinstance(value, dict) else "a list of other values"
     text = "null" if value is None else repr(value)
     return text if len(text) <= 40 else f"{text[:37]}..."
