@@ -86,6 +86,7 @@ def test_missing_lines_and_other_figures_are_told(tmp_path):
     lines = (path / "metrics.jsonl").read_text().splitlines(keepends=True)
     for kept, part in (
         (lines[:2] + lines[4:], r"line 3 is of epoch 3, .* before it of epoch 1"),
+        (lines[1:], r"line 2 is of epoch 2, .* 'train' before it of epoch none"),
         (lines[:4], r"metrics\.jsonl ends at 20, and the run at step 30"),
         ([], "ends at no step"),
         ([*lines[:-1], lines[-1].replace("0.6", "0.7")], "has test_accuracy 0.6, and"),

@@ -316,11 +316,11 @@ def variants(whole: Path) -> list[Variant]:
       whole: The folder, undamaged.
     """
     return [
-        *_json_variants(whole, "config.json", 2),
-        *_json_variants(whole, "summary.json", 1),
         *_lines_variants(whole, "metrics.jsonl", 1),
         *_lines_variants(whole, "evaluation.jsonl", 2),
         *_checkpoint_variants(whole),
+        *_json_variants(whole, "summary.json", 1),
+        *_json_variants(whole, "config.json", 2),
     ]
 
 
@@ -374,11 +374,30 @@ class Reader:
             "resume": self.resume,
             "repeat": self.repeat,
         }
-        self.found = {}
+        self.states = [[state] for state in self._states()]
+        self.found: dict[str, Any] = {}
         with tempfile.TemporaryDirectory() as scratch:
             for entry, read in self.entries.items():
                 copy = shutil.copytree(whole, Path(scratch, entry, "run"))
                 self.found[entry] = read(copy)[0]
+
+    def _states(self) -> Iterator[tuple[int, int]]:
+        """Yields step and digest of every checkpoint."""
+        place = self.whole / "checkpoints"
+        checkpoints = checkpoint.Checkpoints(place, keep=2, read_only=True)
+        for step in checkpoints.steps():
+            yield (
+                step,
+                checkpoint.digest(checkpoints.read(step, self.compiled.abstract)),
+            )
+        checkpoints.close()
+
+    def says_so(self, found: Any, said: list[str]) -> bool:
+        """Whether a reading that found something else says so."""
+        text = " ".join(said)
+        if found in self.states:
+            return f"resuming at step {found[0][0]} " in text
+        return any(word in text for word in _WARNINGS)
 
     def report(self, path: Path) -> tuple[Any, list[str]]:
         """As `zosam report`."""
@@ -387,7 +406,8 @@ class Reader:
         cells = [[c.cell(r) for c in comparison.COLUMNS] for r in runs]
         comparison.config_differences([*runs, *runs])
         curves = [runs[0].curve(s, "loss") for s in ("train", "test")]
-        return (cells, curves), []
+        # Without its summary, a run was killed before it wrote it: "unfinished".
+        return (cells, curves), [row[1] for row in cells]
 
     def load(self, path: Path) -> tuple[Any, list[str]]:
         """As `load`, with the objects that the run was given."""
@@ -485,15 +505,15 @@ def read(reader: Reader, variant: Variant, entry: str, scratch: Path) -> Reading
         except Exception:
             return Reading(variant, entry, "traceback", traceback.format_exc())
         same = found == reader.found[entry]
-        warned = any(w in " ".join(said) for w in _WARNINGS)
-        ending = "survival" if same or warned else "silent acceptance"
+        is_good = same or reader.says_so(found, said)
+        ending = "survival" if is_good else "silent acceptance"
         return Reading(variant, entry, ending, "" if same else " | ".join(said))
     finally:
         shutil.rmtree(path, ignore_errors=True)
 
 
 # What a message says if the figures or weights are not those of the undamaged folder.
-_WARNINGS = ("damaged", "lost", "missing", "again", "resuming at step 8")
+_WARNINGS = ("damaged", "lost", "missing", "again", "unfinished")
 
 
 def count(readings: list[Reading]) -> dict[str, int]:

@@ -52,18 +52,20 @@ def gap(records: Sequence[JSON]) -> str | None:
     """Returns where the records of a run do not follow each other, or None.
 
     Args:
-      records: Records, as `read` returns them. The first epoch may be any.
+      records: Records, as `read` returns them. The first epoch may be any, the same for
+        all splits.
 
     >>> gap([{"epoch": e, "split": "test", "step": 4 * e} for e in (1, 2, 4)])
     "line 3 is of epoch 4, and the line of split 'test' before it of epoch 2"
     """
     last: dict[str, int] = {}
+    before = records[0]["epoch"] - 1 if records else 0
     for number, record in enumerate(records, start=1):
         split, epoch = record["split"], record["epoch"]
-        if last.get(split, epoch - 1) != epoch - 1:
+        if last.get(split, before) != epoch - 1:
             return (
                 f"line {number} is of epoch {epoch}, and the line of split {split!r} "
-                f"before it of epoch {last[split]}"
+                f"before it of epoch {last.get(split, 'none')}"
             )
         last[split] = epoch
     steps = [record["step"] for record in records]

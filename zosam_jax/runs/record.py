@@ -54,21 +54,31 @@ def read(folder: Path) -> RunRecord:
       RunError: The folder holds no run or several runs, or a file is damaged.
     """
     folder = find(folder)
+    content = read_config(folder)
     run = RunRecord(
         name=folder.name,
-        config=read_config(folder)["config"],
+        config=content["config"],
         summary=summary.read(folder),
         metrics=metrics.read(folder / "metrics.jsonl"),
     )
-    _check_agreement(folder, run)
+    sessions = content.get("sessions")
+    _check_agreement(folder, run, bool(sessions) and sessions[0]["step"] == 0)
     return run
 
 
-def _check_agreement(folder: Path, run: RunRecord) -> None:
-    """Raises `RunError` if lines are missing, or the summary contradicts the last."""
+def _check_agreement(folder: Path, run: RunRecord, is_whole: bool) -> None:
+    """Raises `RunError` if lines are missing, or the summary contradicts the last.
+
+    Args:
+      folder: The run's folder.
+      run: Its record.
+      is_whole: Whether the run began at step 0; rounds of a lottery may not.
+    """
     summary, last = run.summary, run.last("test")
     path = folder / "metrics.jsonl"
     found = metrics.gap(run.metrics)
+    if is_whole and run.metrics and run.metrics[0]["epoch"] != 1:
+        found = f"line 1 is of epoch {run.metrics[0]['epoch']}"
     if found is not None:
         raise RunError(
             f"{path} is damaged: {found}. Delete that line with all after it, and "
