@@ -50,6 +50,15 @@ FIELDS = {"method": "random", "gradient": "backprop"}
 ENDINGS = ("clean error", "survival", "silent acceptance", "traceback")
 SEED = 0
 
+READERS = {
+    "metrics.jsonl": ("report", "resume", "repeat"),
+    "evaluation.jsonl": ("evaluate",),
+    "checkpoints": ("load", "evaluate", "resume"),
+    "summary.json": ("report", "load", "evaluate", "repeat"),
+    "config.json": ("report", "load", "resume"),
+}
+"""Who reads each record. The others open nothing of it, or what one of these does."""
+
 
 class Variant(NamedTuple):
     """A damage.
@@ -535,7 +544,7 @@ def main() -> int:
         reader = Reader(make(scratch / "whole"))
         chosen = [v for v in variants(reader.whole) if options.only in " ".join(v[:3])]
         for variant in chosen:
-            for entry in reader.entries:
+            for entry in READERS[variant.record]:
                 reading = read(reader, variant, entry, scratch)
                 readings.append(reading)
                 if reading.ending in ENDINGS[2:]:
