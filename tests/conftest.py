@@ -16,8 +16,15 @@ FAST_COMPILES = (
     "conformance",
     "evaluate",
     "lottery",
+    "models",
     "test_combinations",
+    "test_compiled_step",
+    "test_dynamic",
+    "test_gradients",
+    "test_initialization",
     "test_objects",
+    "test_sparsify",
+    "test_tickets",
     "test_training_options",
 )
 """Folders and modules whose programs LLVM does not optimise: two thirds of the time.
