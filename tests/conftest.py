@@ -24,6 +24,11 @@ FAST_COMPILES = (
     "test_initialization",
     "test_objects",
     "test_sparsify",
+    "test_streamed_training",
+    "test_structured_nm",
+    "test_structured_srigl",
+    "test_structured_units",
+    "test_text_training",
     "test_tickets",
     "test_training_options",
 )
