@@ -23,7 +23,7 @@ from zosam_jax.train.objects import Objects
     [
         ({"gradient_options": ("direction=guided",)}, "Did you mean 'directions'"),
         ({"gradient_options": ("alpha=0.4",)}, "option of zosam='alpha' is unknown"),
-        ({"gradient_options": "every=2"}, "must be strings NAME=VALUE"),
+        ({"gradient_options": "every=2"}, "must be a list of texts"),
         ({"gradient_options": ("every",)}, "must be strings NAME=VALUE"),
         ({"gradient_options": ("every=2", "every=3")}, "every is given twice"),
         ({"gradient_options": ("rho=0.1",)}, "rho (--rho)"),
@@ -57,7 +57,7 @@ def test_what_cannot_be_made_is_refused_with_what_would_work(fields, part):
 def test_every_option_that_the_trainer_sets_is_refused():
     for name in (
         *("rho", "seed", "has_aux", "aux_like", "aux_from", "axis_name"),
-        *("sync_ascent", "total_steps", "ascent_value_fn"),
+        *("sync_ascent", "total_steps", "ascent_value_fn", "when"),
     ):
         with pytest.raises(ValueError, match=f"gradient_options: {name} "):
             choices.check(TrainConfig(gradient_options=(f"{name}=1",)))

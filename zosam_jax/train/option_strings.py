@@ -22,9 +22,9 @@ def parse(field: str, options: Sequence[str]) -> dict[str, Any]:
       ValueError: A string has another form, or a name occurs twice.
     """
     values: dict[str, Any] = {}
-    for option in [options] if isinstance(options, str) else options:
+    for option in options:
         name, equals, text = option.partition("=")
-        if not (name and equals and text) or isinstance(options, str):
+        if not (name and equals and text):
             raise ValueError(
                 f"{field}={options!r} must be strings NAME=VALUE, as "
                 "'directions=guided' 'num_directions=2'."
