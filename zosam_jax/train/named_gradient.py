@@ -24,7 +24,7 @@ _RESERVED = {
     "total_steps": "follows from epochs (--epochs)",
     "ascent_value_fn": "is made by probe_fraction (--probe-fraction) and probe_dtype "
     "(--probe-dtype)",
-    "when": "is a function: call run(gradient=...) with zs.late(zs.sam(), 100) or alike",
+    "when": "is a function: call run(gradient=...) with zs.late(zs.sam(), 100), say",
     "has_aux": _AUX,
     "aux_like": _AUX,
     "axis_name": _SHARED_BATCH,
