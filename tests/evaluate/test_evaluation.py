@@ -402,7 +402,8 @@ def test_another_clean_accuracy_than_the_trainings_is_said(run):
 @pytest.mark.parametrize(("side", "jpeg"), [(8, None), (128, 85)])
 def test_results_from_before_the_jpeg_of_imagenet_c_are_not_taken(side, jpeg):
     images, labels = np.zeros((2, side, side, 3), np.uint8), np.zeros(2, np.int32)
-    dataset = Dataset("x", *(images, labels) * 2, ("a",), (0,) * 3, (1,) * 3, 0, False)
+    zero, one = (0.0,) * 3, (1.0,) * 3
+    dataset = Dataset("x", images, labels, images, labels, ("a",), zero, one, 0, False)
     where = dict.fromkeys(("data_dir", "published_dir", "frost_dir"))
     sets = ImageSets(dataset, source="generated", images=None, seed=0, **where)
     assert sets.key("fog", 1).get("jpeg") == jpeg
