@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import serialization
 from problems import half_masks, mlp
 
 import zosam_jax as zs
@@ -162,6 +163,87 @@ def test_what_is_missing_is_said_with_the_line_that_works():
         zs.zosam(seed=1.5)
     with pytest.raises(ValueError, match="static_args="):
         optax.inject_hyperparams(zs.zosam)(num_directions=4, chunk_size=2).init(params)
+
+
+def test_the_pure_form_asks_for_the_step_that_a_schedule_counts():
+    params, loss = mlp()
+    for made in (
+        zs.sam(rho=optax.linear_schedule(0.1, 0.0, 4)),
+        zs.aesam(total_steps=4),
+        zs.ssam(mask="dynamic", total_steps=4),
+    ):
+        pure = getattr(zs, f"{made.name}_gradient")
+        options = {"rho": made.rho}
+        if made.name != "sam":
+            options["total_steps"] = 4
+        if made.name == "ssam":
+            options["mask"] = "dynamic"
+        message = rf"zs.{made.name}.* schedule.* needs step="
+        with jax.disable_jit():
+            with pytest.raises(ValueError, match=message):
+                made.gradient(loss, params, jax.random.key(0))
+            with pytest.raises(ValueError, match=message):
+                pure(loss, params, jax.random.key(0), **options)
+            found = made.gradient(loss, params, jax.random.key(0), step=3)
+            expected = pure(loss, params, jax.random.key(0), step=3, **options)
+        jax.tree.map(np.testing.assert_array_equal, found, expected)
+    assert "value_fn" in zs.sam().gradient.__doc__
+
+
+def test_wrappers_keep_what_the_estimator_is():
+    params, loss = mlp()
+    for made in (zs.zosam(), zs.zeroth_order(), zs.esam(), zs.wsam(decouple=True)):
+        expected = [
+            made.dense,
+            made.by_example,
+            made.direction_only,
+            made.decoupled,
+        ]
+        inject = optax.inject_hyperparams(lambda scale, made=made: made)
+        for tx in (made, optax.chain(optax.identity(), made), inject(scale=1.0)):
+            state = tx.init(params)
+            (found,) = tree.nodes(state, zs.EstimatorState)
+            assert [fact is not None for fact in found.facts] == expected
+    # Facts are structure: known under jit, unchanged by an update, stored with it.
+    tx = optax.chain(zs.zeroth_order(), optax.sgd(0.1))
+
+    @jax.jit
+    def step(state):
+        assert tree.nodes(state, zs.EstimatorState)[0].facts.dense is None
+        return tx.update(None, state, params, value_fn=loss)[1]
+
+    state = step(tx.init(params))
+    assert jax.tree.structure(state) == jax.tree.structure(tx.init(params))
+    stored = serialization.from_bytes(state, serialization.to_bytes(state))
+    assert tree.nodes(stored, zs.EstimatorState)[0].facts == state[0].facts
+
+
+@pytest.mark.parametrize(
+    ("leaf", "message"),
+    [
+        (jnp.zeros(2, int), r"layers/0/n is an array of int32; .* nnx.split\("),
+        (jnp.zeros(2, complex), r"layers/0/n is an array of complex64; .* two leaves"),
+        (jax.random.key(0), r"layers/0/n is an array of key"),
+        (3, r"layers/0/n is int; .* eqx.partition\("),
+    ],
+)
+def test_a_leaf_that_cannot_be_trained_is_named(leaf, message):
+    params = {"layers": [{"n": leaf, "w": jnp.ones(2)}]}
+    loss = lambda p: jnp.sum(p["layers"][0]["w"] ** 2)  # noqa: E731
+    key = jax.random.key(0)
+    calls = [
+        lambda: zs.sam().init(params),
+        lambda: zs.sam().update(None, zs.sam().init({}), params, value_fn=loss),
+        lambda: zs.zosam_gradient(loss, params, key),
+        lambda: zs.zeroth_order_gradient(loss, params, key),
+        lambda: zs.backprop_gradient(loss, params),
+        lambda: zs.estimators.backprop(loss, params),
+        lambda: zs.estimators.rge(loss, params, key),
+        lambda: zs.estimators.cge(loss, params),
+    ]
+    for call in calls:
+        with pytest.raises(TypeError, match=message):
+            call()
 
 
 def test_partial_parameters_are_refused():

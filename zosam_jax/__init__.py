@@ -10,6 +10,7 @@ from zosam_jax import tree as tree
 from zosam_jax._types import Decoupled as Decoupled
 from zosam_jax._types import Estimate as Estimate
 from zosam_jax._types import EstimatorState as EstimatorState
+from zosam_jax._types import Facts as Facts
 from zosam_jax._types import Info as Info
 from zosam_jax._version import __version__ as __version__
 from zosam_jax.gradients.methods.aesam import aesam as aesam

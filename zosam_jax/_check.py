@@ -8,12 +8,57 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 from jax import core
+from jax.tree_util import KeyPath
 
 
 def is_traced(value: Any) -> bool:
     """Whether a value is known only when the compiled program runs."""
     return isinstance(value, core.Tracer)
+
+
+def paths(tree: object) -> list[str]:
+    """Returns the key paths of the leaves, joined by `/`, in flattening order.
+
+    Example:
+      >>> import zosam_jax as zs
+      >>> zs.tree.paths({"head": {"bias": 0, "kernel": 1}, "layers": [2]})
+      ['head/bias', 'head/kernel', 'layers/0']
+    """
+    return [
+        jax.tree_util.keystr(_own(path), simple=True, separator="/")
+        for path, _ in jax.tree_util.tree_flatten_with_path(tree)[0]
+    ]
+
+
+def _own(path: KeyPath) -> KeyPath:
+    """Returns the path without the `.value` that NNX variables add."""
+    is_variable = path and path[-1] == jax.tree_util.GetAttrKey("value")
+    return path[:-1] if is_variable else path
+
+
+def trainable(params: object) -> None:
+    """Raises `TypeError` if a leaf is no array of real floats, and names the leaf."""
+    for path, x in zip(paths(params), jax.tree.leaves(params), strict=True):
+        # `params` may hold anything here, also what has no dtype.
+        dtype = jnp.float32 if isinstance(x, float) else getattr(x, "dtype", None)
+        if dtype is not None and jnp.issubdtype(dtype, jnp.floating):
+            continue
+        kind = type(x).__name__ if dtype is None else f"an array of {dtype}"
+        if dtype is not None and jnp.issubdtype(dtype, jnp.complexfloating):
+            advice = "Train its real and imaginary parts as two leaves."
+        else:
+            advice = (
+                "Keep it out of params. Equinox: params, rest = eqx.partition(model, "
+                "eqx.is_inexact_array). Flax NNX: graph, params, rest = "
+                "nnx.split(model, nnx.Param, ...)."
+            )
+        raise TypeError(
+            f"params: {path or 'the leaf'} is {kind}; only real floating point arrays "
+            f"can be trained. {advice}"
+        )
 
 
 def one_of(argument: str, value: Any, choices: Iterable[Any]) -> None:

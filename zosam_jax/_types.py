@@ -121,6 +121,38 @@ class Estimate(NamedTuple):
     memory: Memory = ()
 
 
+Fact = tuple[()] | None
+"""A statement in a pytree's structure: () where it holds, None where it does not."""
+
+
+class Facts(NamedTuple):
+    """What a gradient estimator is, as a part of its state.
+
+    `optax.chain` and `optax.inject_hyperparams` hide the attributes of the estimator
+    inside them, and keep its state. Each fact is `()` where it holds and None where it
+    does not. Neither has leaves, so a fact is known while a program is traced, and
+    every checkpoint format can store it.
+
+    Attributes:
+      dense: Its gradient has the entries of pruned weights.
+      by_example: It calls `value_fn(params, examples=indices)`.
+      direction_only: Its ascent step evaluates the loss only to find a direction.
+      decoupled: Its gradient is a `Decoupled`.
+
+    Example:
+      >>> import jax.numpy as jnp, optax, zosam_jax as zs
+      >>> tx = optax.chain(zs.zeroth_order(), optax.clip_by_global_norm(1.0))
+      >>> (state,) = zs.tree.nodes(tx.init(jnp.zeros(2)), zs.EstimatorState)
+      >>> state.facts.dense is None
+      True
+    """
+
+    dense: Fact = ()
+    by_example: Fact = None
+    direction_only: Fact = None
+    decoupled: Fact = None
+
+
 class EstimatorState(NamedTuple):
     """The state of a gradient estimator in an Optax chain.
 
@@ -130,6 +162,7 @@ class EstimatorState(NamedTuple):
       aux: What `value_fn` returned beside the loss.
       info: See `Info`.
       memory: What the method carries from one step to the next; () for nothing.
+      facts: See `Facts`.
     """
 
     step: jax.Array
@@ -137,6 +170,7 @@ class EstimatorState(NamedTuple):
     aux: Aux
     info: Info
     memory: Memory
+    facts: Facts = Facts()
 
 
 class Decoupled(NamedTuple):

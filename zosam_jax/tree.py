@@ -7,14 +7,16 @@ scalar `True` for a dense one. `masks=None` means that all leaves are dense.
 import fnmatch
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
-from jax.tree_util import KeyPath
 
 from zosam_jax import _check
+from zosam_jax._check import paths as paths
 from zosam_jax._types import Key, Masks, Params, PyTree, Scalar
+
+Node = TypeVar("Node")
 
 
 def size(tree: PyTree) -> int:
@@ -22,24 +24,15 @@ def size(tree: PyTree) -> int:
     return sum(math.prod(jnp.shape(x)) for x in jax.tree.leaves(tree))
 
 
-def paths(tree: PyTree) -> list[str]:
-    """Returns the key paths of the leaves, joined by `/`, in flattening order.
+def nodes(tree: PyTree, kind: type[Node]) -> list[Node]:
+    """Returns the nodes of a class in a tree, such as the states of one transformation.
 
-    Example:
-      >>> import zosam_jax as zs
-      >>> zs.tree.paths({"head": {"bias": 0, "kernel": 1}, "layers": [2]})
-      ['head/bias', 'head/kernel', 'layers/0']
+    Args:
+      tree: Any pytree, such as an Optax state.
+      kind: The class. Nodes inside a node of this class are not searched.
     """
-    return [
-        jax.tree_util.keystr(_own(path), simple=True, separator="/")
-        for path, _ in jax.tree_util.tree_flatten_with_path(tree)[0]
-    ]
-
-
-def _own(path: KeyPath) -> KeyPath:
-    """Returns the path without the `.value` that NNX variables add."""
-    is_variable = path and path[-1] == jax.tree_util.GetAttrKey("value")
-    return path[:-1] if is_variable else path
+    found = jax.tree.leaves(tree, is_leaf=lambda x: isinstance(x, kind))
+    return [x for x in found if isinstance(x, kind)]
 
 
 def matching(
@@ -209,25 +202,93 @@ def subtract(x: PyTree, y: PyTree) -> PyTree:
 def norm(tree: PyTree) -> jax.Array:
     """Returns the L2 norm over all leaves, scalar, float32 or wider.
 
+    The squares of entries beyond 1e19 or below 1e-19 do not fit into float32, so the
+    sums are of entries relative to `magnitude(tree)`. The derivative at 0 is 0.
+
     Example:
       >>> import jax.numpy as jnp, zosam_jax as zs
       >>> print(zs.tree.norm({"a": jnp.array([3.0]), "b": jnp.array([4.0])}))
       5.0
     """
+    unit = magnitude(tree)
+    return unit * _norm(_divided(tree, unit))
+
+
+def _norm(leaves: list[jax.Array]) -> jax.Array:
+    """The norm of float32 or wider arrays whose squares fit into their dtype."""
+    norms = _vector([root(jnp.sum(jnp.square(x))) for x in leaves])
+    return root(_sum_over_leaves(norms, norms))
+
+
+def root(square: jax.Array) -> jax.Array:
+    """The square root, with derivative 0 at 0 instead of infinity."""
+    # The derivative of the root is evaluated on both sides of a `where`.
+    is_zero = square == 0
+    return jnp.where(is_zero, 0, jnp.sqrt(jnp.where(is_zero, 1, square)))
+
+
+def magnitude(tree: PyTree) -> jax.Array:
+    """Returns the power of two at or below the largest |entry| of all leaves.
+
+    Division by it is exact, so results do not depend on the scale of the tree, not even
+    in their last bit. It is 1 if all entries are 0 or if one is not finite.
+
+    Example:
+      >>> import jax.numpy as jnp, zosam_jax as zs
+      >>> print(zs.tree.magnitude({"w": jnp.array([3.0, -5.0])}))
+      4.0
+    """
+    wide = _divided(jax.lax.stop_gradient(tree), None)
+    largest = jnp.max(_vector([jnp.max(jnp.abs(x), initial=0) for x in wide]))
+    # Infinity has the bits of the exponent, and no others.
+    bits = jnp.dtype(f"uint{8 * largest.dtype.itemsize}")
+    exponent = jnp.asarray(jnp.inf, largest.dtype).view(bits)
+    power = (largest.view(bits) & exponent).view(largest.dtype)
+    # Beyond these bounds, 1 / power is not a normal number.
+    info = jnp.finfo(largest.dtype)
+    power = jnp.clip(power, info.tiny, 1 / info.tiny)
+    return jnp.where((largest > 0) & jnp.isfinite(largest), power, 1)
+
+
+def _divided(tree: PyTree, unit: jax.Array | None) -> list[jax.Array]:
+    """The leaves, float32 or wider, divided by a power of two; None for 1."""
+    # bfloat16 has 8 significant bits: a long sum in it stalls.
     wide = [jnp.asarray(x, _wide(jnp.result_type(x))) for x in jax.tree.leaves(tree)]
-    leaves = jnp.asarray([jnp.sqrt(jnp.sum(jnp.square(x))) for x in wide])
-    return jnp.sqrt(_sum_over_leaves(leaves, leaves))
+    return wide if unit is None else [x * (1 / unit).astype(x.dtype) for x in wide]
+
+
+def _vector(scalars: list[jax.Array]) -> jax.Array:
+    """The scalars of all leaves in one array of the widest dtype; never empty."""
+    wide = any(x.dtype == jnp.float64 for x in scalars)
+    dtype = jnp.float64 if wide else jnp.float32
+    return jnp.asarray([x.astype(dtype) for x in scalars] or [0], dtype)
 
 
 def vdot(x: PyTree, y: PyTree) -> jax.Array:
     """Returns the inner product over all leaves, scalar, float32 or wider."""
-    products = [
-        # bfloat16 has 8 significant bits: a long sum in it stalls.
-        jnp.sum(a.astype(_wide(a.dtype)) * b.astype(_wide(b.dtype)))
-        for a, b in zip(jax.tree.leaves(x), jax.tree.leaves(y), strict=True)
-    ]
-    leaves = jnp.asarray(products)
+    a, b = magnitude(x), magnitude(y)
+    return a * (b * _vdot(_divided(x, a), _divided(y, b)))
+
+
+def _vdot(x: list[jax.Array], y: list[jax.Array]) -> jax.Array:
+    """The inner product of arrays whose products fit into their dtype."""
+    leaves = _vector([jnp.sum(a * b) for a, b in zip(x, y, strict=True)])
     return _sum_over_leaves(leaves, jnp.ones_like(leaves))
+
+
+def coefficient(x: PyTree, y: PyTree) -> jax.Array:
+    """Returns `<x, y> / <y, y>`, the coefficient of y in x, scalar; 0 if y is 0.
+
+    Example:
+      >>> import jax.numpy as jnp, zosam_jax as zs
+      >>> x, y = {"w": jnp.array([2.0, 7.0])}, {"w": jnp.array([4.0, 0.0])}
+      >>> print(zs.tree.coefficient(x, y))
+      0.5
+    """
+    a, b = magnitude(x), magnitude(y)
+    u, v = _divided(x, a), _divided(y, b)
+    square = _vdot(v, v)
+    return a / b * (_vdot(u, v) / jnp.where(square > 0, square, 1))
 
 
 def _sum_over_leaves(x: jax.Array, y: jax.Array) -> jax.Array:
@@ -255,9 +316,11 @@ def cosine(x: PyTree, y: PyTree) -> jax.Array:
       >>> print(f"{zs.tree.cosine(x, y):.2f}")
       0.60
     """
-    lengths = norm(x) * norm(y)
+    u, v = _divided(x, magnitude(x)), _divided(y, magnitude(y))
+    lengths = _norm(u) * _norm(v)
     # The inner `where` keeps 0 / 0 out of the quotient, and out of its derivative.
-    return jnp.where(lengths > 0, vdot(x, y) / jnp.where(lengths > 0, lengths, 1), 0)
+    quotient = _vdot(u, v) / jnp.where(lengths > 0, lengths, 1)
+    return jnp.where(lengths > 0, jnp.clip(quotient, -1, 1), 0)
 
 
 def where(condition: jax.typing.ArrayLike, x: PyTree, y: PyTree) -> PyTree:
@@ -280,14 +343,15 @@ def normalize(tree: PyTree) -> tuple[PyTree, jax.Array]:
       >>> print(unit["w"].round(3), length)
       [0.6 0.8] 5.0
     """
-    length = norm(tree)
+    leaves, treedef = jax.tree.flatten(tree)
+    scale = magnitude(tree)
+    relative = _divided(leaves, scale)
+    length = _norm(relative)
     # A factor of 0 would not do: 0 times infinity is NaN.
     usable = jnp.isfinite(length) & (length > 0)
     factor = 1 / jnp.where(usable, length, 1)
-    unit = jax.tree.map(
-        lambda x: jnp.where(usable, factor * x.astype(_wide(x.dtype)), 0), tree
-    )
-    return unit, length
+    unit = [jnp.where(usable, factor.astype(x.dtype) * x, 0) for x in relative]
+    return treedef.unflatten(unit), scale * length
 
 
 def normal_like(key: Key, tree: PyTree) -> PyTree:
@@ -328,4 +392,5 @@ def _cut(draw: Callable[..., jax.Array], key: Key, tree: PyTree) -> PyTree:
 
 
 def _wide(dtype: jax.typing.DTypeLike) -> jnp.dtype:
-    return jnp.promote_types(dtype, jnp.float32)
+    # `jnp.promote_types` refuses under `jax_numpy_dtype_promotion="strict"`.
+    return jnp.dtype(jnp.float64 if dtype == jnp.float64 else jnp.float32)

@@ -104,7 +104,7 @@ def test_a_run_of_an_older_version_has_no_record_of_objects(tmp_path):
         ({"gradient_options": ("x=1",)}, "gradient", "gradient_options"),
         ({"budget": "uniform"}, "method", "budget='uniform' is for a method"),
         ({"gradient": "gsam", "gradient_options": ("rho_min=0",)}, "optimizer", "rate"),
-        ({"probe_fraction": 0.5}, "", "looks uphill for a direction alone"),
+        ({"probe_fraction": 0.5}, "", "whose ascent step only finds a direction"),
     ],
 )
 def test_fields_of_a_name_do_not_go_with_an_object(tmp_path, fields, kind, part):

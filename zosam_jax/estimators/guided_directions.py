@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
-from zosam_jax import tree
+from zosam_jax import _check, tree
 from zosam_jax._types import Estimate, Info, Key, Masks, Params, Scalar, ValueFn
 from zosam_jax.estimators.losses import scalar_loss
 
@@ -57,6 +57,7 @@ def guided(
       `(estimate, slopes)`: `grad` float32, zero off the mask; `value` and `aux` as
       in `rge`; the slopes for the next call, 0 along a replaced guide.
     """
+    _check.trainable(params)
     loss = scalar_loss(value_fn, has_aux)
     wide = jax.tree.map(lambda x: x.astype(jnp.float32), params)
     unravel = ravel_pytree(wide)[1]
@@ -133,8 +134,10 @@ def orthonormal(
 
 def _unit(x: jax.Array, least: float) -> tuple[jax.Array, jax.Array]:
     """X at length 1 and True; zeros and False if its length is at most `least`."""
-    length = jnp.sqrt(_dot(x, x))
-    usable = length > least
+    scale = tree.magnitude(x)
+    x = x / scale
+    length = tree.root(_dot(x, x))
+    usable = scale * length > least
     return x * jnp.where(usable, 1 / jnp.where(usable, length, 1), 0), usable
 
 

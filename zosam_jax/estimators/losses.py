@@ -6,6 +6,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from zosam_jax import _check
 from zosam_jax._types import Aux, Estimate, Info, Params, ValueFn
 
 
@@ -36,6 +37,7 @@ def backprop(value_fn: ValueFn, params: Params, *, has_aux: bool = False) -> Est
     Returns:
       An `Estimate`; `value`, `grad` and `aux` all come from the one pass.
     """
+    _check.trainable(params)
     loss = scalar_loss(value_fn, has_aux)
     (value, aux), grad = jax.value_and_grad(loss, has_aux=True)(params)
     info = Info.zeros()._replace(

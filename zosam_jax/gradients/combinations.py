@@ -1,7 +1,5 @@
 """Combinations that several methods share, and their algebra."""
 
-import jax.numpy as jnp
-
 from zosam_jax import tree
 from zosam_jax._types import Grads, Masks, Memory, Scalar
 from zosam_jax.gradients.pieces import Combination, GradientLook, Point
@@ -32,7 +30,5 @@ def orthogonal(x: Grads, y: Grads, masks: Masks | None) -> Grads:
       y: Tree like `x`.
       masks: Mask tree of the entries in the inner products; None for all.
     """
-    live = tree.mask(y, masks)
-    square = tree.vdot(live, live)
-    along = tree.vdot(tree.mask(x, masks), live) / jnp.where(square > 0, square, 1)
+    along = tree.coefficient(tree.mask(x, masks), tree.mask(y, masks))
     return tree.add_scaled(x, -along, y)

@@ -207,7 +207,7 @@ class _Method:
         params: Params,
         *,
         key: Key | None,
-        step: Scalar,
+        step: Scalar | None,
         masks: Masks | None,
         memory: Memory,
         ascent_value_fn: ValueFn | None,
@@ -235,7 +235,7 @@ class _Method:
             return Point(
                 local,
                 calls.losses(random, examples),
-                jnp.asarray(step),
+                self._count(step),
                 masks,
                 support,
                 random,
@@ -281,6 +281,20 @@ class _Method:
                 f"zs.{self.name} uses the gradient or losses of its first pass beside "
                 "those of its second: both are of value_fn. Leave out ascent_value_fn."
             )
+
+    def _count(self, step: Scalar | None) -> Callable[[], jax.Array]:
+        """Returns a function that returns the optimizer step."""
+
+        def count() -> jax.Array:
+            # A default of 0 would hold a schedule at its start without a word.
+            if step is None:
+                raise ValueError(
+                    f"zs.{self.name} follows a schedule over optimizer steps, so its "
+                    "gradient needs step=, the number of steps made."
+                )
+            return jnp.asarray(step)
+
+        return count
 
     def _key(self, key: Key | None, part: int) -> Callable[[], Key]:
         """Returns a function that returns the key of one part of the batch."""

@@ -55,7 +55,8 @@ class Point(NamedTuple):
     Attributes:
       params: w, zero off the masks.
       losses: The losses of this step.
-      step: Optimizer step, for schedules. int32 scalar.
+      count: Returns the optimizer step; `step` calls it. It is a function, since a
+        method that reads no step needs none.
       masks: Mask tree of the live weights, or None for all. Norms and
         inner products leave out pruned weights.
       support: Mask tree of the live weights that may be perturbed, or None for all.
@@ -66,11 +67,20 @@ class Point(NamedTuple):
 
     params: Params
     losses: Losses
-    step: jax.Array
+    count: Callable[[], jax.Array]
     masks: Masks | None
     support: Masks | None
     random: Callable[[], Key]
     devices: Devices = Devices()
+
+    @property
+    def step(self) -> jax.Array:
+        """Optimizer step, for schedules. int32 scalar.
+
+        Raises:
+          ValueError: The pure form was called without `step=`.
+        """
+        return self.count()
 
     @property
     def is_plain(self) -> bool:

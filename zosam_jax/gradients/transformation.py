@@ -15,11 +15,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from zosam_jax import _check
+from zosam_jax import _check, tree
 from zosam_jax._types import (
     Aux,
     Estimate,
     EstimatorState,
+    Facts,
     Grads,
     Info,
     Key,
@@ -38,8 +39,9 @@ from zosam_jax._types import (
 Estimator = Callable[..., Estimate]
 """`(value_fn, params, *, key, step, masks, memory, ascent_value_fn) -> Estimate`.
 
-`step` is the optimizer step, for schedules. `memory` comes from the last `Estimate`,
-at the start from `init(params)`. `ascent_value_fn` is None or the loss of the ascent.
+`step` is the optimizer step, for schedules; None if a pure call gave none. `memory`
+comes from the last `Estimate`, at the start from `init(params)`. `ascent_value_fn` is
+None or the loss of the ascent.
 """
 
 
@@ -65,7 +67,8 @@ class PureGradient(Protocol):
           key: One PRNG key for all random draws. Methods that draw nothing need none.
           masks: Mask tree: the perturbation lies on it.
           memory: `memory` of the last `Estimate`; None at the first step.
-          step: Optimizer step, int32 scalar. A schedule of rho needs it.
+          step: Number of optimizer steps made, int32 scalar. A schedule of rho needs
+            it, and so do `aesam` and `ssam(mask="dynamic")`.
           ascent_value_fn: The loss of the ascent step. Default: `value_fn`.
 
         Returns:
@@ -74,7 +77,8 @@ class PureGradient(Protocol):
 
         Raises:
           ValueError: `step` is missing, or the masks do not fit the parameters.
-          TypeError: `key` is no PRNG key, or missing where the method draws at random.
+          TypeError: `key` is no PRNG key, or missing where the method draws at random;
+            a leaf of `params` is no array of real floats.
         """
         ...
 
@@ -193,17 +197,17 @@ def as_transformation(
         "dense": dense,
         "direction_only": direction_only,
         "decoupled": decoupled,
-        "rho": rho,
-        "when": when,
     }
+    marks = Facts(**{name: () if holds else None for name, holds in facts.items()})
 
     def init(params: Params) -> EstimatorState:
+        _check.trainable(params)
         aux = jax.tree.map(
             lambda x: jnp.zeros(jnp.shape(x), jnp.result_type(x)), aux_like
         )
         zero = jnp.zeros((), jnp.float32)
         count = jnp.zeros((), jnp.int32)
-        return EstimatorState(count, zero, aux, Info.zeros(), memory(params))
+        return EstimatorState(count, zero, aux, Info.zeros(), memory(params), marks)
 
     def update(
         updates: Grads,
@@ -243,16 +247,18 @@ def as_transformation(
                 lambda new, old: new.astype(old.dtype), seen.info, state.info
             ),
             memory=seen.memory,
+            facts=marks,
         )
 
     made = GradientEstimator(init, update)  # pyright: ignore[reportArgumentType]
     made.name = name
     made.gradient = _pure(name, estimator, memory, rho, when)
+    made.rho, made.when = rho, when
     for fact, value in facts.items():
         setattr(made, fact, value)
     options = {"has_aux": has_aux, "aux_like": aux_like, "seed": seed}
     made._make = make or functools.partial(
-        as_transformation, name, estimator, memory=memory, **facts, **options
+        as_transformation, name, estimator, memory=memory, rho=rho, when=when, **facts, **options
     )
     return made
 
@@ -286,11 +292,12 @@ def _pure(
                 f"zs.{name}: {depends} depends on the optimizer step, so its gradient "
                 "needs step=."
             )
+        _check.trainable(params)
         return estimator(
             value_fn,
             params,
             key=key,
-            step=0 if step is None else step,
+            step=step,
             masks=masks,
             memory=init(params) if memory is None else memory,
             ascent_value_fn=ascent_value_fn,
@@ -323,11 +330,7 @@ def estimate(state: OptState) -> Estimate:
       >>> print(seen.value, f"{seen.info.perturbation_norm:.2f}")
       25.0 0.50
     """
-
-    def is_state(x: object) -> bool:
-        return isinstance(x, EstimatorState)
-
-    found = [x for x in jax.tree.leaves(state, is_leaf=is_state) if is_state(x)]
+    found = tree.nodes(state, EstimatorState)
     if len(found) != 1:
         raise ValueError(
             f"The state holds {len(found)} gradient estimators, not one. Pass the "
@@ -344,13 +347,13 @@ def _check_call(name: str, params: Params | None, value_fn: ValueFn | None) -> N
             "value_fn=lambda p: loss(p, batch)). (Flax's TrainState drops value_fn: "
             "make the gradient in front of it, with zs.zosam_gradient.)"
         )
-    nodes = jax.tree.leaves(params, is_leaf=lambda x: isinstance(x, optax.MaskedNode))
-    if any(isinstance(x, optax.MaskedNode) for x in nodes):
+    if tree.nodes(params, optax.MaskedNode):
         raise ValueError(
             f"zs.{name} sees only part of the parameters, so value_fn cannot be "
             "evaluated: it stands inside optax.masked or optax.multi_transform. Put it "
             f"in front: optax.chain(zs.{name}(...), optax.multi_transform(...))."
         )
+    _check.trainable(params)
     if _inside_multi_steps():
         raise ValueError(
             f"zs.{name} inside optax.MultiSteps would use the last micro-batch alone, "

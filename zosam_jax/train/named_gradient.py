@@ -185,7 +185,7 @@ def check_fits(
                 "example. Say gamma=1 in gradient_options."
             )
         raise ValueError(
-            f"{asked} needs a gradient that looks uphill for a direction alone: "
+            f"{asked} needs a gradient whose ascent step only finds a direction: "
             f"{', '.join(direction_only())}; not gradient={gradient.name!r}."
         )
     if config.aux_from == "ascent":

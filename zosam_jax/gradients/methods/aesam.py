@@ -93,20 +93,25 @@ def adaptive(
 
     def init(params: Params) -> Memory:
         del params
-        return jnp.zeros((), jnp.float32), jnp.zeros((), jnp.float32)
+        return tuple(jnp.zeros((), jnp.float32) for _ in range(3))
 
     def due(
         point: Point, look: GradientLook, memory: Memory
     ) -> tuple[jax.Array, Memory]:
-        mean, variance = memory
+        mean, variance, unit = memory
         norm = tree.norm(tree.mask(look.estimate.grad, point.masks))
-        # All devices must take the same branch, so they share the statistic.
-        square = point.devices.pool(jnp.square(norm.astype(jnp.float32)))
+        # The variance is of fourth powers, which leave float32 beyond 1e9. So norms are
+        # relative to the first one. All devices must take the same branch, so they
+        # share the statistic.
+        first = tree.magnitude(point.devices.pool(norm))
+        unit = jnp.where(unit > 0, unit, first).astype(jnp.float32)
+        relative = norm.astype(jnp.float32) / unit
+        square = point.devices.pool(jnp.square(relative))
         mean = delta * mean + (1 - delta) * square
         variance = delta * variance + (1 - delta) * jnp.square(square - mean)
         done = point.step / total_steps
         c = done * lambdas[0] + (1 - done) * lambdas[1]
-        return square >= mean + c * jnp.sqrt(variance), (mean, variance)
+        return square >= mean + c * jnp.sqrt(variance), (mean, variance, unit)
 
     def reuse(point: Point, look: GradientLook, memory: Memory) -> Grads:
         del point, memory

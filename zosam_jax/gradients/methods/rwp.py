@@ -211,7 +211,8 @@ def filter_norms(params: Params) -> PyTree:
 
     def leaf(w: jax.Array) -> jax.Array:
         axes = tuple(range(w.ndim - 1)) if w.ndim > 1 else None
-        squares = jnp.square(w.astype(jnp.float32))
-        return jnp.sqrt(jnp.sum(squares, axis=axes, keepdims=True))
+        unit = tree.magnitude(w)
+        squares = jnp.square(w.astype(jnp.float32) / unit)
+        return unit * tree.root(jnp.sum(squares, axis=axes, keepdims=True))
 
     return jax.tree.map(leaf, params)

@@ -174,7 +174,6 @@ def by_fisher(num_examples: int) -> Change:
     """Returns the mask update of SSAM-F: the largest squared gradients of examples."""
 
     def change(point: Point, grad: Grads, held: Held) -> tuple[Masks, jax.Array]:
-        del grad
         losses_of, batch = point.losses.each, point.losses.examples
         if batch is None:
             shape = jax.eval_shape(
@@ -182,12 +181,15 @@ def by_fisher(num_examples: int) -> Change:
             )
             batch = jnp.arange(shape.size)
         front = batch[:num_examples]
+        # Only the order of the squares counts; relative ones stay within float32.
+        unit = tree.magnitude(grad)
 
         # The Fisher information is the mean of squared gradients, not the square of the
         # mean: each example needs a backward pass of its own.
         def squares(n: jax.Array) -> Grads:
             loss = lambda p: jnp.sum(losses_of(p, "ascent", n[None])[0])  # noqa: E731
-            return jax.tree.map(jnp.square, wide(jax.grad(loss)(point.params)))
+            grads = wide(jax.grad(loss)(point.params))
+            return jax.tree.map(lambda g: jnp.square(g / unit), grads)
 
         def add(k: jax.Array, total: Grads) -> Grads:
             return jax.tree.map(jnp.add, total, squares(front[k]))

@@ -1,4 +1,4 @@
-"""Random gradient estimation: finite differences along random directions."""
+"""RGE, random gradient estimation: finite differences along random directions."""
 
 from collections.abc import Callable
 from typing import Any
@@ -206,6 +206,7 @@ def _slope(
     vmapped: bool,
 ) -> tuple[Slope, Callable[[Scalar], Scalar]]:
     """The slope along a direction, and the evaluations that m directions cost."""
+    _check.trainable(params)
     if delta is None:
 
         def exact(u: Params) -> tuple[jax.Array, jax.Array, Aux]:

@@ -1,10 +1,10 @@
-"""Coordinate-wise gradient estimation: one finite difference for every live weight."""
+"""CGE, coordinate-wise gradient estimation: a difference for every live weight."""
 
 import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
-from zosam_jax import tree
+from zosam_jax import _check, tree
 from zosam_jax._types import Estimate, Info, Masks, Params, Scalar, ValueFn
 from zosam_jax.estimators.losses import scalar_loss
 
@@ -45,6 +45,7 @@ def cge(
       >>> print(seen.grad, seen.info.forward_evaluations)
       [ 2. -4.] 5.0
     """
+    _check.trainable(params)
     loss = scalar_loss(value_fn, has_aux)
     ones = jax.tree.map(lambda x: jnp.ones(x.shape, jnp.float32), params)
     support, unravel = ravel_pytree(tree.mask(ones, masks))
