@@ -235,7 +235,7 @@ class _Method:
             return Point(
                 local,
                 calls.losses(random, examples),
-                self._count(step),
+                self._optimizer_step(step),
                 masks,
                 support,
                 random,
@@ -282,10 +282,10 @@ class _Method:
                 "those of its second: both are of value_fn. Leave out ascent_value_fn."
             )
 
-    def _count(self, step: Scalar | None) -> Callable[[], jax.Array]:
+    def _optimizer_step(self, step: Scalar | None) -> Callable[[], jax.Array]:
         """Returns a function that returns the optimizer step."""
 
-        def count() -> jax.Array:
+        def optimizer_step() -> jax.Array:
             # A default of 0 would hold a schedule at its start without a word.
             if step is None:
                 raise ValueError(
@@ -294,7 +294,7 @@ class _Method:
                 )
             return jnp.asarray(step)
 
-        return count
+        return optimizer_step
 
     def _key(self, key: Key | None, part: int) -> Callable[[], Key]:
         """Returns a function that returns the key of one part of the batch."""

@@ -55,8 +55,8 @@ class Point(NamedTuple):
     Attributes:
       params: w, zero off the masks.
       losses: The losses of this step.
-      count: Returns the optimizer step; `step` calls it. It is a function, since a
-        method that reads no step needs none.
+      optimizer_step: Returns the optimizer step; `step` calls it. It is a function,
+        since a method that reads no step needs none.
       masks: Mask tree of the live weights, or None for all. Norms and
         inner products leave out pruned weights.
       support: Mask tree of the live weights that may be perturbed, or None for all.
@@ -67,7 +67,7 @@ class Point(NamedTuple):
 
     params: Params
     losses: Losses
-    count: Callable[[], jax.Array]
+    optimizer_step: Callable[[], jax.Array]
     masks: Masks | None
     support: Masks | None
     random: Callable[[], Key]
@@ -80,7 +80,7 @@ class Point(NamedTuple):
         Raises:
           ValueError: The pure form was called without `step=`.
         """
-        return self.count()
+        return self.optimizer_step()
 
     @property
     def is_plain(self) -> bool:

@@ -234,8 +234,10 @@ def as_transformation(
             ascent_value_fn=ascent_value_fn,
         )
         aux = jax.tree.map(jnp.asarray, seen.aux)
+        if aux_like is None and jax.tree.leaves(aux):
+            _check_no_loop(name)
         if aux_like is not None:
-            _check_aux(state.aux, aux)
+            _check_aux(name, state.aux, aux)
             # A weakly typed aux would change the state's type, and trace again.
             aux = jax.tree.map(lambda x: jax.lax.convert_element_type(x, x.dtype), aux)
         return seen.grad, EstimatorState(
@@ -354,7 +356,7 @@ def _check_call(name: str, params: Params | None, value_fn: ValueFn | None) -> N
             f"in front: optax.chain(zs.{name}(...), optax.multi_transform(...))."
         )
     _check.trainable(params)
-    if _inside_multi_steps():
+    if _called_by(optax.MultiSteps.update):
         raise ValueError(
             f"zs.{name} inside optax.MultiSteps would use the last micro-batch alone, "
             "since it makes its own gradient. Accumulate behind it: "
@@ -365,23 +367,39 @@ def _check_call(name: str, params: Params | None, value_fn: ValueFn | None) -> N
         )
 
 
-def _inside_multi_steps() -> bool:
-    """Whether optax.MultiSteps is the caller, which no argument reveals."""
-    wrapper = inspect.unwrap(optax.MultiSteps.update).__code__
+def _called_by(*functions: Callable[..., Any]) -> bool:
+    """Whether one of the functions is among the callers, which no argument reveals."""
+    codes = {inspect.unwrap(function).__code__ for function in functions}
     frame = sys._getframe()
     while frame is not None:
-        if frame.f_code is wrapper:
+        if frame.f_code in codes:
             return True
         frame = frame.f_back
     return False
 
 
-def _check_aux(expected: Aux, aux: Aux) -> None:
-    def describe(tree: Aux) -> PyTree:
-        return jax.tree.map(lambda x: f"{x.dtype}{list(x.shape)}", tree)
+def _check_aux(name: str, expected: Aux, aux: Aux) -> None:
+    """Raises `ValueError` unless aux has the structure, shapes and dtypes expected."""
 
-    if describe(expected) != describe(aux):
+    def describe(tree: Aux) -> str:
+        return str(jax.tree.map(lambda x: f"{x.dtype}{list(x.shape)}", tree))
+
+    def kinds(tree: Aux) -> list[tuple[tuple[int, ...], jnp.dtype]]:
+        return [(x.shape, x.dtype) for x in jax.tree.leaves(tree)]
+
+    same_structure = jax.tree.structure(expected) == jax.tree.structure(aux)
+    if not same_structure or kinds(expected) != kinds(aux):
         raise ValueError(
-            f"value_fn returned aux {describe(aux)}, but aux_like says "
+            f"zs.{name}: value_fn returned aux {describe(aux)}, but aux_like says "
             f"{describe(expected)}. Give aux_like=jax.eval_shape(value_fn, params)[1]."
+        )
+
+
+def _check_no_loop(name: str) -> None:
+    """Raises `ValueError` if the state would change its structure inside a loop."""
+    if _called_by(jax.lax.scan, jax.lax.while_loop, jax.lax.fori_loop):
+        raise ValueError(
+            f"zs.{name}(has_aux=True) inside a loop of JAX needs aux_like=: the state "
+            "holds aux, and a loop needs its structure from the start. Give "
+            "aux_like=jax.eval_shape(value_fn, params)[1]."
         )

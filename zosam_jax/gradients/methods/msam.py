@@ -34,12 +34,17 @@ def msam(
     r"""MSAM: perturbs against the momentum, in the direction of the next step.
 
     .. math::
-      v_t = \mu v_{t-1} + g_t, \qquad \epsilon_{t+1} = -\rho \, v_t / |v_t|
+      v_t = m \odot (\mu v_{t-1} + g_t), \qquad
+      \epsilon_{t+1} = -\rho \, v_t / |v_t|
 
     Becker et al. ("Momentum-SAM", arXiv:2401.12033). v is a momentum buffer
-    separate from the optimizer's, of gradients before clipping or decay. Between steps
-    the weights stay unperturbed. It takes one pass of each kind and keeps one copy of
-    the parameters. `value` is the loss at w + eps.
+    separate from the optimizer's, of gradients before clipping or decay. In sparse
+    training, m is the mask after the step: v is 0 for a dropped weight and starts at
+    the gradient for a grown one, as the momentum of the optimizer does. Inside
+    `sparsify(accumulate_steps=k)`, v follows every micro-batch.
+
+    Between steps the weights stay unperturbed. It takes one pass of each kind and keeps
+    one copy of the parameters. `value` is the loss at w + eps.
 
     Args:
       rho: Radius, or a schedule.
@@ -67,13 +72,16 @@ def msam_gradient(
 
 
 def against_momentum(decay: Scalar) -> Ascent[Look]:
-    """Returns the ascent along `-v`, with `v_t = decay v_{t-1} + g_t`."""
+    """Returns the ascent along `-v`, with `v_t = mask (decay v_{t-1} + g_t)`."""
 
     def look(point: Point, memory: Memory) -> Look:
-        del point
+        # The masks may have changed after the last step. Masking v now, with the dense
+        # gradient in it, is what the optimizer did: it cleared the moments of dropped
+        # and grown weights, and then added the gradient on the new masks.
+        v = tree.mask(memory, point.masks)
         # SGD steps along -v, so the perturbation is ahead on its path. Before the first
         # step v is 0, and the gradient is taken at w.
-        return Look(jax.tree.map(jnp.negative, memory), memory=memory)
+        return Look(jax.tree.map(jnp.negative, v), memory=v)
 
     def learn(point: Point, memory: Memory, grad: Grads) -> Memory:
         del point
