@@ -94,3 +94,40 @@ def test_either_is_where_bit_by_bit_and_has_its_derivative(dtype):
     slopes = jax.grad(lambda x, y: jnp.sum(tree.either(mask, x, y)), (0, 1))(x, y)
     np.testing.assert_array_equal(slopes[0], mask)
     np.testing.assert_array_equal(slopes[1], ~mask)
+
+
+SCALES = [1e-30, 1e-20, 1.0, 1e20, 1e30]
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_norms_and_angles_do_not_depend_on_the_scale(scale):
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(2, 5)).astype(np.float32)
+    # A power of two, so that float32 scales exactly.
+    unit = np.float32(2.0 ** np.floor(np.log2(scale)))
+    a, b = {"p": x[:2] * unit, "q": x[2:] * unit}, {"p": y[:2], "q": y[2:]}
+    small, large = {"p": x[:2], "q": x[2:]}, {"p": y[:2] * unit, "q": y[2:] * unit}
+    assert tree.norm(a) == tree.norm(small) * unit
+    assert tree.cosine(a, b) == tree.cosine(small, b) == tree.cosine(small, large)
+    assert float(tree.cosine(a, a)) <= 1
+    assert tree.coefficient(a, b) == tree.coefficient(small, b) * unit
+    assert tree.coefficient(b, a) == tree.coefficient(b, small) / unit
+    assert tree.vdot(a, b) == tree.vdot(small, b) * unit
+    direction, length = tree.normalize(a)
+    assert length == tree.norm(small) * unit
+    jax.tree.map(np.testing.assert_array_equal, direction, tree.normalize(small)[0])
+    exact = np.linalg.norm(x.astype(np.float64))
+    np.testing.assert_allclose(float(length) / unit, exact, rtol=1e-6)
+
+
+def test_the_derivative_of_a_norm_is_finite_at_zero():
+    x = {"zero": jnp.zeros(2), "w": jnp.array([3.0, 4.0])}
+    grad = jax.grad(tree.norm)(x)
+    np.testing.assert_allclose(grad["w"], [0.6, 0.8], rtol=1e-6)
+    np.testing.assert_array_equal(grad["zero"], [0, 0])
+    np.testing.assert_array_equal(jax.grad(tree.norm)(jnp.zeros(3)), np.zeros(3))
+    unit = jax.jacobian(lambda x: tree.normalize(x)[0]["w"])(x)
+    # (I - u u') / |w|
+    expected = (np.eye(2) - np.outer([0.6, 0.8], [0.6, 0.8])) / 5
+    np.testing.assert_allclose(unit["w"], expected, rtol=1e-5, atol=1e-7)
+    np.testing.assert_array_equal(unit["zero"], np.zeros((2, 2)))

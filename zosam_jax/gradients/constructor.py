@@ -263,7 +263,7 @@ class _Method:
         if self.when is None:
             return perturbed()
         # `lax.cond` runs one branch, so a plain step costs a plain gradient.
-        due = jnp.asarray(self.when(jnp.asarray(step)), bool)
+        due = jnp.asarray(self.when(self._optimizer_step(step)()), bool)
         return jax.lax.cond(due, perturbed, unperturbed)
 
     def _over_devices(self, estimate: Estimate, memory: Memory) -> Estimate:

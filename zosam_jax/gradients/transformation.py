@@ -260,7 +260,14 @@ def as_transformation(
         setattr(made, fact, value)
     options = {"has_aux": has_aux, "aux_like": aux_like, "seed": seed}
     made._make = make or functools.partial(
-        as_transformation, name, estimator, memory=memory, rho=rho, when=when, **facts, **options
+        as_transformation,
+        name,
+        estimator,
+        memory=memory,
+        rho=rho,
+        when=when,
+        **facts,
+        **options,
     )
     return made
 

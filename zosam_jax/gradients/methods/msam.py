@@ -74,17 +74,19 @@ def msam_gradient(
 def against_momentum(decay: Scalar) -> Ascent[Look]:
     """Returns the ascent along `-v`, with `v_t = mask (decay v_{t-1} + g_t)`."""
 
-    def look(point: Point, memory: Memory) -> Look:
+    def masked(point: Point, memory: Memory) -> Memory:
         # The masks may have changed after the last step. Masking v now, with the dense
         # gradient in it, is what the optimizer did: it cleared the moments of dropped
         # and grown weights, and then added the gradient on the new masks.
-        v = tree.mask(memory, point.masks)
+        return tree.mask(memory, point.masks)
+
+    def look(point: Point, memory: Memory) -> Look:
         # SGD steps along -v, so the perturbation is ahead on its path. Before the first
         # step v is 0, and the gradient is taken at w.
-        return Look(jax.tree.map(jnp.negative, v), memory=v)
+        v = masked(point, memory)
+        return Look(jax.tree.map(jnp.negative, v), memory=memory)
 
     def learn(point: Point, memory: Memory, grad: Grads) -> Memory:
-        del point
-        return tree.mix(decay, memory, 1.0, grad)
+        return tree.mix(decay, masked(point, memory), 1.0, grad)
 
     return Ascent(look, Look, zeros, learn)
