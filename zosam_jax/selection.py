@@ -27,9 +27,12 @@ Scores are compared as float32. NaN is lowest and ties with -infinity. -0, 0 and
 denormals, which XLA flushes to 0 on a CPU, tie.
 """
 
+import functools
 import itertools
 import math
-from collections.abc import Sequence
+import typing
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -44,8 +47,25 @@ _PAIRWISE = 32  # Groups up to this size are ranked pair by pair.
 # Trailing zero bits of the dtype's numbers in float32.
 _SHIFT = {"bfloat16": 16, "float16": 13, "float32": 0}
 _Pair = tuple[jax.Array, jax.Array]
+_F = TypeVar("_F", bound=Callable[..., object])
 
 
+def _promotes(function: _F) -> _F:
+    """Returns the function with JAX's default promotion, whatever the user has set.
+
+    The search mixes int32 counts, uint32 keys and float32 shares, of sets and pivots.
+    It calls no function of the user.
+    """
+
+    @functools.wraps(function)
+    def promoting(*args: object, **kwargs: object) -> object:
+        with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+            return function(*args, **kwargs)
+
+    return typing.cast(_F, promoting)
+
+
+@_promotes
 def select(
     scores: Sequence[jax.Array],
     candidates: Sequence[jax.Array],
@@ -75,6 +95,7 @@ def select(
     return [chosen for (chosen,) in _select(sets, counts)[0]]
 
 
+@_promotes
 def select_across(
     scores: Sequence[jax.Array],
     candidates: Sequence[jax.Array],
@@ -96,6 +117,7 @@ def select_across(
     return _select([list(zip(scores, candidates, strict=True))], [count])[0][0]
 
 
+@_promotes
 def select_globally(
     scores: Sequence[jax.Array],
     candidates: Sequence[jax.Array],
@@ -131,6 +153,7 @@ def _best_first(score: jax.Array, candidates: jax.Array) -> jax.Array:
     return jnp.where(best & (index == first), jnp.inf, wide)
 
 
+@_promotes
 def select_along(
     scores: jax.Array,
     candidates: jax.Array,

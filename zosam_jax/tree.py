@@ -164,7 +164,7 @@ def add_scaled(x: PyTree, scale: Scalar, y: PyTree) -> PyTree:
 
     def leaf(a: jax.Array, b: jax.Array) -> jax.Array:
         a = jnp.asarray(a)
-        wide = _wide(a.dtype)
+        wide = wide_dtype(a.dtype)
         moved = a.astype(wide) + jnp.asarray(scale, wide) * jnp.asarray(b, wide)
         return moved.astype(a.dtype)
 
@@ -182,7 +182,7 @@ def mix(a: Scalar, x: PyTree, b: Scalar, y: PyTree) -> PyTree:
     """
 
     def leaf(x: jax.Array, y: jax.Array) -> jax.Array:
-        wide = _wide(x.dtype)
+        wide = wide_dtype(x.dtype)
         total = jnp.asarray(a, wide) * x.astype(wide)
         return (total + jnp.asarray(b, wide) * y.astype(wide)).astype(x.dtype)
 
@@ -193,7 +193,7 @@ def subtract(x: PyTree, y: PyTree) -> PyTree:
     """Returns `x - y` in float32 or wider."""
 
     def leaf(a: jax.Array, b: jax.Array) -> jax.Array:
-        wide = _wide(jnp.result_type(a, b))
+        wide = wide_dtype(jnp.result_type(a, b))
         return jnp.asarray(a, wide) - jnp.asarray(b, wide)
 
     return jax.tree.map(leaf, x, y)
@@ -253,7 +253,9 @@ def magnitude(tree: PyTree) -> jax.Array:
 def _divided(tree: PyTree, unit: jax.Array | None) -> list[jax.Array]:
     """The leaves, float32 or wider, divided by a power of two; None for 1."""
     # bfloat16 has 8 significant bits: a long sum in it stalls.
-    wide = [jnp.asarray(x, _wide(jnp.result_type(x))) for x in jax.tree.leaves(tree)]
+    wide = [
+        jnp.asarray(x, wide_dtype(jnp.result_type(x))) for x in jax.tree.leaves(tree)
+    ]
     return wide if unit is None else [x * (1 / unit).astype(x.dtype) for x in wide]
 
 
@@ -391,6 +393,7 @@ def _cut(draw: Callable[..., jax.Array], key: Key, tree: PyTree) -> PyTree:
     return jax.tree.unflatten(treedef, pieces)
 
 
-def _wide(dtype: jax.typing.DTypeLike) -> jnp.dtype:
+def wide_dtype(dtype: jax.typing.DTypeLike) -> jnp.dtype:
+    """Returns float64 for float64, and float32 for every other dtype."""
     # `jnp.promote_types` refuses under `jax_numpy_dtype_promotion="strict"`.
     return jnp.dtype(jnp.float64 if dtype == jnp.float64 else jnp.float32)

@@ -1,3 +1,5 @@
+from typing import Any, cast
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -120,3 +122,75 @@ def test_the_longest_path_decides_between_like_named_leaves():
     reset = zs.sparsity.reset_moments(state, params, changed)
     np.testing.assert_array_equal(reset["a"], np.ones((2, 2)))
     np.testing.assert_array_equal(reset["b"]["a"], np.zeros((2, 2)))
+
+
+def test_moments_of_a_dense_leaf_stay_where_a_like_named_leaf_changes():
+    """`kernel` is a suffix of `head/kernel`, but only one of them is sparse."""
+    params = {"head": {"kernel": jnp.ones((2, 3))}, "kernel": jnp.ones((2, 3))}
+    tx = optax.adam(0.1)
+    _, state = tx.update(params, tx.init(params), params)
+    changed = {"head": {"kernel": jnp.asarray(False)}, "kernel": KERNEL}
+    reset = zs.sparsity.reset_moments(state, tx.init(params), changed)
+    for moment in ("mu", "nu"):
+        old, new = getattr(state[0], moment), getattr(reset[0], moment)
+        np.testing.assert_array_equal(new["head"]["kernel"], old["head"]["kernel"])
+        np.testing.assert_array_equal(new["kernel"], np.where(KERNEL, 0, old["kernel"]))
+
+
+@pytest.mark.parametrize(
+    ("tx", "names"),
+    [
+        (optax.adamw(1e-3), ["nu"]),
+        (optax.amsgrad(1e-3), ["nu", "nu_max"]),
+        (optax.rmsprop(1e-3), ["nu"]),
+        (optax.adagrad(1e-3), ["sum_of_squares"]),
+        (optax.inject_hyperparams(optax.adam)(1e-3), ["nu"]),
+        (optax.sgd(0.1, momentum=0.9), []),
+    ],
+    ids=["adamw", "amsgrad", "rmsprop", "adagrad", "injected", "sgd"],
+)
+def test_grown_weights_can_take_the_mean_second_moment_of_their_leaf(tx, names):
+    params = {"bias": jnp.ones(3), "kernel": jnp.arange(1.0, 7.0).reshape(2, 3)}
+    _, state = tx.update(params, tx.init(params), params)
+    before = np.array([[True, True, True], [False, False, True]])
+    after = np.array([[True, True, False], [True, False, True]])
+    found = zs.sparsity.mean_second_moments(
+        state, *({"bias": jnp.asarray(True), "kernel": m} for m in (before, after))
+    )
+    seen = []
+    for (path, old), new in zip(
+        jax.tree_util.tree_flatten_with_path(state)[0],
+        jax.tree.leaves(found),
+        strict=True,
+    ):
+        expected = np.array(old)
+        name = getattr(path[-2], "name", "") if len(path) > 1 else ""
+        if name in names and path[-1:] == (jax.tree_util.DictKey("kernel"),):
+            seen.append(name)
+            expected[1, 0] = (old[0, 0] + old[0, 1] + old[1, 2]) / 3
+        np.testing.assert_allclose(new, expected, rtol=1e-6)
+    assert seen == names
+
+
+def test_a_grown_weight_moves_as_the_others_with_the_mean_second_moment():
+    """Under a constant gradient Adam moves every old weight by one learning rate."""
+    rate, g = 1e-3, jnp.ones((1, 4))
+    before = jnp.array([[True, True, True, False]])
+    tx = optax.adam(rate)
+    state = cast(Any, tx.init(g))
+    live = before.astype(jnp.float32)
+    old = state[0]._replace(count=jnp.int32(20_000), mu=live, nu=live)
+    steps = {}
+    for rule in ("fresh", "mean"):
+        held = (old, *state[1:])
+        if rule == "mean":
+            held = zs.sparsity.mean_second_moments(held, before, before | True)
+        sizes = []
+        for _ in range(40):
+            updates, held = tx.update(g, held, g)
+            sizes.append(float(-updates[0, 3]) / rate)
+        steps[rule] = sizes
+    assert min(steps["fresh"]) > 3
+    assert 6.2 < max(steps["fresh"]) < 6.6
+    assert max(steps["mean"]) < 1.001
+    assert steps["mean"][-1] > 0.98

@@ -2,7 +2,7 @@
 
 import functools
 import itertools
-from typing import Any
+from typing import Any, cast
 
 import chex
 import jax
@@ -324,3 +324,112 @@ def test_a_gradient_with_nan_leaves_pruning_to_the_magnitude(by_gradient, by_mag
         changed(by_gradient, grad.at[0, 0].set(jnp.nan)), expected
     )
     assert (changed(by_gradient, grad) != expected).any()
+
+
+def square(params):
+    return sum(jnp.sum(jnp.square(x - 1)) for x in jax.tree.leaves(params))
+
+
+KERNELS = {"a": jnp.linspace(-1.0, 2.0, 24).reshape(4, 6), "b": jnp.full((4, 6), 0.5)}
+LOSS_USERS = {
+    "polyak_sgd": optax.polyak_sgd(max_learning_rate=0.1),
+    "momo": optax.contrib.momo(0.1),
+    "reduce_on_plateau": optax.chain(
+        optax.sgd(0.1), optax.contrib.reduce_on_plateau(patience=1)
+    ),
+    "sophia": optax.contrib.sophia(0.01),
+    "line_search": optax.chain(
+        optax.sgd(0.5), optax.scale_by_backtracking_linesearch(max_backtracking_steps=4)
+    ),
+    "lbfgs": optax.lbfgs(memory_size=2),
+}
+
+
+@pytest.mark.parametrize("name", LOSS_USERS)
+def test_optimizers_that_want_the_loss_are_told_it(name):
+    """As the optimizer alone, told by hand, on live weights; aux is no hindrance."""
+    inner = LOSS_USERS[name]
+    method = zs.sparsity.static(0.5, "magnitude")
+    tx = zs.sparsify(inner, method, zs.backprop(has_aux=True))
+    state = tx.init(KERNELS)
+    masks = zs.sparsity.masks(state)
+    w: Any = zs.sparsity.apply_masks(KERNELS, masks)
+    alone: Any = w
+    by_hand = optax.with_extra_args_support(inner)
+    told = by_hand.init(alone)
+    objective = lambda p: square(tree.mask(p, masks))  # noqa: E731
+    for _ in range(3):
+        updates, state = tx.update(
+            None, state, w, value_fn=lambda p: (square(p), {"logits": p["a"]})
+        )
+        w = cast(Any, optax.apply_updates(w, updates))
+        value, grad = jax.value_and_grad(square)(alone)
+        grad = tree.mask(grad, masks)
+        updates, told = by_hand.update(
+            *(grad, told, alone),
+            value=value,
+            grad=grad,
+            value_fn=square,
+            **({"obj_fn": objective} if name == "sophia" else {}),
+        )
+        alone = cast(Any, optax.apply_updates(alone, updates))
+    for k in KERNELS:
+        np.testing.assert_allclose(w[k], alone[k], rtol=1e-6, atol=1e-7)
+        assert np.all(np.asarray(w[k])[~np.asarray(masks[k])] == 0)
+        assert float(jnp.max(jnp.abs(w[k] - tree.mask(KERNELS, masks)[k]))) > 1e-4
+
+
+def test_an_accumulated_step_is_told_the_mean_loss():
+    """Told the loss of the second batch alone, Polyak's step would be another."""
+    tx = zs.sparsify(
+        optax.polyak_sgd(max_learning_rate=1e9),
+        zs.sparsity.static(0.0),
+        zs.backprop(),
+        accumulate_steps=2,
+    )
+    w = jnp.full((2, 2), 3.0)
+    state = tx.init(w)
+    updates, state = tx.update(None, state, w, value_fn=lambda w: jnp.sum(w**2))
+    np.testing.assert_array_equal(updates, 0)
+    updates, state = tx.update(None, state, w, value_fn=lambda w: 3 * jnp.sum(w**2))
+    # The mean loss is 2 w^2, 72 with a gradient of 12: loss / |g|^2 * g.
+    np.testing.assert_allclose(np.asarray(updates), -72 / (4 * 12**2) * 12, rtol=1e-6)
+    assert float(state.accumulated[2]) == 0
+
+
+FREEZERS = {
+    "before": optax.chain(
+        optax.freeze({"a": True, "b": False}),
+        optax.clip_by_global_norm(1.0),
+        optax.sgd(0.1),
+    ),
+    "behind": optax.chain(optax.sgd(0.1), optax.freeze({"a": True, "b": False})),
+    "multi_transform": optax.multi_transform(
+        {"still": optax.set_to_zero(), "train": optax.adam(0.1)},
+        {"a": "still", "b": "train"},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FREEZERS)
+def test_a_leaf_that_never_trains_is_found_before_its_masks_change(name):
+    def rule(**options):
+        return zs.sparsity.set_(0.5, 100, interval=1, **options)
+
+    tx = zs.sparsify(FREEZERS[name], rule())
+    with pytest.raises(ValueError, match=r"never trains a .*dense=\('a',\)"):
+        tx.update(KERNELS, tx.init(KERNELS), KERNELS)
+    for good in (rule(dense="a"), zs.sparsity.static(0.5)):
+        tx = zs.sparsify(FREEZERS[name], good)
+        jax.eval_shape(tx.update, KERNELS, tx.init(KERNELS), KERNELS)
+
+
+def test_wrappers_that_do_not_fit_around_it_say_what_does():
+    tx = zs.sparsify(optax.sgd(0.1), zs.sparsity.static(0.5))
+    slow = optax.lookahead(tx, 5, 0.5)
+    with pytest.raises(ValueError, match=r"lookahead.*apply_masks\(average"):
+        slow.init(optax.LookaheadParams.init_synced(KERNELS))
+    tx = zs.sparsify(optax.sgd(0.1), zs.sparsity.static(0.5), zs.backprop())
+    judged: Any = optax.apply_if_finite(tx, 3)
+    with pytest.raises(ValueError, match=r"inside: zs.sparsify\(optax.apply_if_finite"):
+        judged.update(None, judged.init(KERNELS), KERNELS, value_fn=square)

@@ -29,6 +29,7 @@ from zosam_jax.sparsity.methods.ste import ste as ste
 from zosam_jax.sparsity.methods.svite import svite as svite
 from zosam_jax.sparsity.methods.units import removable as removable
 from zosam_jax.sparsity.methods.units import units as units
+from zosam_jax.sparsity.moments import mean_second_moments as mean_second_moments
 from zosam_jax.sparsity.moments import reset_moments as reset_moments
 from zosam_jax.sparsity.packing import pack as pack
 from zosam_jax.sparsity.packing import unpack as unpack

@@ -194,7 +194,17 @@ def _drop_scores(
     # A pruning schedule cannot wait for a finite gradient.
     sound = tree.all_finite(grads)
     magnitudes = leaves.of(scores.magnitude(params, grads, key))
-    return [jnp.where(sound, s, w) for s, w in zip(dropping, magnitudes, strict=True)]
+    return [
+        # One dtype for both, wide enough for either.
+        jnp.where(sound, _comparable(s), _comparable(w))
+        if s.dtype != w.dtype
+        else jnp.where(sound, s, w)
+        for s, w in zip(dropping, magnitudes, strict=True)
+    ]
+
+
+def _comparable(score: jax.Array) -> jax.Array:
+    return score.astype(tree.wide_dtype(score.dtype))
 
 
 def exchange(
@@ -253,7 +263,9 @@ def _as_many(fraction: schedules.Fraction) -> Quota:
         live = census.memory.live
         # float32 may round a large product up, and a schedule may leave [0, 1].
         share = jnp.clip(fraction(census.step), 0, 1)
-        dropped = jnp.minimum(jnp.floor(share * live).astype(jnp.int32), live)
+        dropped = jnp.minimum(
+            jnp.floor(share * live.astype(jnp.float32)).astype(jnp.int32), live
+        )
         return live - dropped, live, census.memory.rule
 
     return quota
@@ -286,6 +298,6 @@ def _kept_by_sign(
 
 def _share_of_negative(kept: jax.Array, plus: jax.Array, minus: jax.Array) -> jax.Array:
     share = kept / jnp.maximum(plus + minus, 1)
-    below = jnp.floor(share * minus).astype(jnp.int32)
+    below = jnp.floor(share * minus.astype(share.dtype)).astype(jnp.int32)
     # float32 may round a large product up, beyond what there is or what is kept.
     return jnp.clip(below, kept - plus, jnp.minimum(kept, minus))

@@ -32,8 +32,18 @@ def periodic(interval: int, stop: float, start: int | None = None) -> Fires:
     """
     first = interval if start is None else start
     return lambda step: (
-        (step >= first) & ((step - first) % interval == 0) & (step < stop)
+        (step >= first) & ((step - first) % interval == 0) & before(step, stop)
     )
+
+
+def before(step: jax.typing.ArrayLike, stop: float) -> jax.Array:
+    """Returns whether a step is before a fraction of the training, in steps."""
+    return _time(step) < stop
+
+
+def _time(step: jax.typing.ArrayLike) -> jax.Array:
+    # Explicitly, for users who forbid the promotion of int32 by a float.
+    return jnp.asarray(step).astype(jnp.float32)
 
 
 def cosine(peak: float, steps: float, end: float = 0.0) -> Fraction:
@@ -51,7 +61,7 @@ def cosine(peak: float, steps: float, end: float = 0.0) -> Fraction:
     """
 
     def schedule(step: jax.Array) -> jax.Array:
-        angle = jnp.pi * jnp.minimum(step / max(steps, 1), 1)
+        angle = jnp.pi * jnp.minimum(_time(step) / max(steps, 1), 1)
         return end + (peak - end) / 2 * (1 + jnp.cos(angle))
 
     return schedule
@@ -86,7 +96,9 @@ def cubic(steps: list[int]) -> Fraction:
     first, last = steps[0], steps[-1]
 
     def schedule(step: jax.Array) -> jax.Array:
-        done = (step - first) / (last - first) if last > first else jnp.float32(1)
+        done = jnp.float32(1)
+        if last > first:
+            done = _time(step - first) / (last - first)
         return 1 - (1 - jnp.clip(done, 0, 1)) ** 3
 
     return schedule

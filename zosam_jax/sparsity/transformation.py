@@ -1,7 +1,7 @@
 """Sparse training around any Optax optimizer."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple
 
 import jax
@@ -18,10 +18,12 @@ from zosam_jax._types import (
     OptState,
     Params,
     PyTree,
+    ValueFn,
 )
+from zosam_jax.sparsity import compatibility
 from zosam_jax.sparsity.mask_trees import landing, restricted, sparsity_of
 from zosam_jax.sparsity.method import SparseMethod, Topology
-from zosam_jax.sparsity.moments import reset_moments
+from zosam_jax.sparsity.moments import mean_second_moments, reset_moments
 from zosam_jax.sparsity.packing import PackedMasks, pack, unpack
 
 
@@ -35,8 +37,8 @@ class SparsifyState(NamedTuple):
       explored: Union of all masks until now, packed likewise; () if not tracked.
       inner: State of the inner optimizer.
       gradient: State of the gradient estimator; () without one.
-      accumulated: `(number of micro-batches since the last step, their mean gradient)`;
-        () without accumulation.
+      accumulated: `(number of micro-batches since the last step, their mean gradient,
+        their mean loss)`, the loss with `gradient` only; () without accumulation.
     """
 
     step: jax.Array
@@ -54,6 +56,7 @@ def sparsify(
     gradient: optax.GradientTransformationExtraArgs | None = None,
     *,
     accumulate_steps: int = 1,
+    grown_second_moment: str = "fresh",
     packed: bool = False,
     track_exploration: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
@@ -75,6 +78,14 @@ def sparsify(
     are chosen after the step, so `masks(state)` belong to `params` (with
     `ste(interval=)` above 1, to the parameters of the last choice).
 
+    With `gradient`, the optimizer is given the loss of the estimate as `value=`, the
+    masked gradient as `grad=`, and the loss without aux, a function of the parameters,
+    as `value_fn=`, and Sophia on the masks as `obj_fn=`. Arguments of the call go
+    before. So optimizers that need them work: `optax.polyak_sgd`, `optax.lbfgs`, line
+    searches, `optax.contrib.momo`, `reduce_on_plateau` and `sophia`. Without
+    `gradient`, give them in the call. With `accumulate_steps`, `value` is the mean over
+    the micro-batches, and the functions belong to the last one.
+
     Start with `state = tx.init(params)` and
     `params = zs.sparsity.apply_masks(params, zs.sparsity.masks(state))`.
 
@@ -86,6 +97,12 @@ def sparsify(
         `jax.grad` gives it at the masked parameters.
       accumulate_steps: Number of updates whose gradients are averaged into one
         optimizer step; the other updates are zero. Schedules count optimizer steps.
+      grown_second_moment: "fresh": grown weights have the second moment of a new
+        optimizer, 0, as is usual. Adam then moves them by 3 to 6.5 learning rates in
+        each of their first 40 steps, since it corrects the bias of old moments. "mean":
+        they have the mean over the live weights of their leaf, and move as these do.
+        See `zs.sparsity.mean_second_moments`. It has no effect on optimizers without
+        second moments, such as SGD and Lion, nor with `ste`.
       packed: Keep the masks in the state in one bit a weight instead of one byte. They
         are unpacked in every update.
       track_exploration: Remember which weights were ever live, for `exploration`.
@@ -95,7 +112,9 @@ def sparsify(
 
     Raises:
       ValueError: On update, without params, or without a gradient of either kind.
-      ValueError: The method grows by a gradient that `gradient` does not estimate.
+      ValueError: The method grows by a gradient that `gradient` does not estimate; it
+        would change the masks of a leaf that `inner` never trains; `optax.lookahead` or
+        `optax.apply_if_finite` stands around a `sparsify` that it does not fit.
       TypeError: `inner` or `gradient` is no Optax transformation, `method` is no
         method, or, at init, `inner` holds `optax.MultiSteps` or an estimator.
 
@@ -111,18 +130,21 @@ def sparsify(
       >>> print(int(jnp.sum(w != 0)))
       4
     """
-    _check_transformations(inner, method, gradient)
+    compatibility.check_transformations(inner, method, gradient)
     _check.whole("accumulate_steps", accumulate_steps)
+    _check.one_of("grown_second_moment", grown_second_moment, ("fresh", "mean"))
     inner = optax.with_extra_args_support(inner)
     if gradient is not None:
         gradient = optax.with_extra_args_support(gradient)
-    step = _Step(inner, method, packed)
+    step = _Step(inner, method, packed, grown_second_moment == "mean")
     hold = step.hold
 
     def init(params: Params) -> SparsifyState:
+        compatibility.check_callers(gradient)
+        estimator = () if gradient is None else gradient.init(params)
         topology = method.init(params)
         moments = inner.init(step.network(params, topology.masks))
-        _check_inner(moments)
+        compatibility.check_inner(moments)
         explored = ()
         if track_exploration:
             # Copies: a donated state may not hold an array twice.
@@ -133,8 +155,10 @@ def sparsify(
             memory=topology.memory,
             explored=explored,
             inner=moments,
-            gradient=() if gradient is None else gradient.init(params),
-            accumulated=_nothing_yet(params) if accumulate_steps > 1 else (),
+            gradient=estimator,
+            accumulated=(
+                _nothing_yet(params, estimator) if accumulate_steps > 1 else ()
+            ),
         )
 
     def update(
@@ -147,7 +171,9 @@ def sparsify(
             raise ValueError(
                 "zs.sparsify needs params: tx.update(grads, state, params)."
             )
+        compatibility.check_callers(gradient, updates)
         masks = unpack(state.masks)
+        value = None
         if gradient is None:
             grads = updates
         else:
@@ -158,29 +184,36 @@ def sparsify(
                 **{**extra_args, "masks": masks, "optimizer_step": state.step},
             )
             state = state._replace(gradient=gradient_state)
-        _check_gradient(grads, params, accumulate_steps)
+            value = _value(gradient_state)
+        compatibility.check_gradient(grads, params, accumulate_steps)
         if accumulate_steps == 1:
-            return step(grads, state, masks, params, extra_args)
+            told = _told(extra_args, value)
+            return step(grads, state, masks, params, told)
 
-        count, mean = state.accumulated
+        count, *mean = state.accumulated
         # A running mean: a sum of many bfloat16 gradients could overflow.
-        mean = jax.tree.map(lambda m, g: m + (g - m) / (count + 1), mean, grads)
+        mean = jax.tree.map(
+            lambda m, g: m + ((g - m) / (count + 1).astype(m.dtype)).astype(m.dtype),
+            tuple(mean),
+            (_wide(grads), () if value is None else value),
+        )
         emit = count + 1 == accumulate_steps
 
         def take(
-            mean: Grads, state: SparsifyState, masks: Masks, params: Params
+            mean: PyTree, state: SparsifyState, masks: Masks, params: Params
         ) -> tuple[Grads, SparsifyState]:
-            grads = jax.tree.map(lambda m, g: m.astype(g.dtype), mean, params)
-            updates, state = step(grads, state, masks, params, extra_args)
+            grads = jax.tree.map(lambda m, g: m.astype(g.dtype), mean[0], params)
+            told = _told(extra_args, None if value is None else mean[1])
+            updates, state = step(grads, state, masks, params, told)
             zeros = jax.tree.map(jnp.zeros_like, mean)
-            return updates, state._replace(accumulated=(jnp.zeros_like(count), zeros))
+            return updates, state._replace(accumulated=(jnp.zeros_like(count), *zeros))
 
         def wait(
-            mean: Grads, state: SparsifyState, masks: Masks, params: Params
+            mean: PyTree, state: SparsifyState, masks: Masks, params: Params
         ) -> tuple[Grads, SparsifyState]:
             shapes, _ = jax.eval_shape(take, mean, state, masks, params)
             zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-            return zeros, state._replace(accumulated=(count + 1, mean))
+            return zeros, state._replace(accumulated=(count + 1, *mean))
 
         return jax.lax.cond(emit, take, wait, mean, state, masks, params)
 
@@ -195,8 +228,11 @@ class _Step:
         inner: optax.GradientTransformationExtraArgs,
         method: SparseMethod,
         packed: bool,
+        mean_for_grown: bool,
     ):
         self.inner, self.method, self.packed = inner, method, packed
+        self.mean_for_grown = mean_for_grown
+        self.trained: set[Hashable] = set()
         self.straight_through = method.straight_through is not None
 
     def hold(self, masks: Masks) -> Masks | PackedMasks:
@@ -226,9 +262,10 @@ class _Step:
             given = _by_part(lambda part: restricted(part, masks), grads)
         else:
             given = _with_decay(grads, params, masks, decay)
-        updates, moments = self.inner.update(
-            given, state.inner, self.network(params, masks), **extra_args
-        )
+        network = self.network(params, masks)
+        told = _on_masks(extra_args, _main(given), masks, state.inner)
+        self._check_trained(given, state.inner, network, masks, told)
+        updates, moments = self.inner.update(given, state.inner, network, **told)
         state = state._replace(inner=moments)
         if decay is None:
             updates = landing(updates, params, masks)
@@ -236,6 +273,30 @@ class _Step:
             new = optax.apply_updates(params, updates)
             state, masks = self._rewired(_main(grads), state, masks, new)
         return updates, state._replace(step=optax.safe_increment(state.step))
+
+    def _check_trained(
+        self,
+        given: Grads | Decoupled,
+        moments: OptState,
+        network: Params,
+        masks: Masks,
+        told: dict[str, Any],
+    ) -> None:
+        """Raises `ValueError` if the topology of a leaf changes that never trains."""
+        sparse = tuple(not tree.is_dense(m) for m in jax.tree.leaves(masks))
+        facts = jax.tree.structure(masks), sparse
+        # The answer does not depend on values, so it is asked once, not in every step.
+        if self.method.change is None or self.straight_through or facts in self.trained:
+            return
+
+        def update(grads: Grads) -> Grads:
+            replaced = grads
+            if isinstance(given, Decoupled):
+                replaced = given._replace(grad=grads)
+            return self.inner.update(replaced, moments, network, **told)[0]
+
+        compatibility.check_trained(update, _main(given), masks)
+        self.trained.add(facts)
 
     def _rewired(
         self, grads: Grads, state: SparsifyState, masks: Masks, params: Params
@@ -282,6 +343,8 @@ class _Step:
             # By the optimizer's own `init`: zeros are not always its first state.
             fresh = self.inner.init(tree.mask(params, new.masks))
             moments = reset_moments(state.inner, fresh, changed)
+            if self.mean_for_grown:
+                moments = mean_second_moments(moments, old, new.masks)
             state = state._replace(inner=moments)
         if jax.tree.leaves(state.explored):
             ever = jax.tree.map(jnp.logical_or, unpack(state.explored), new.masks)
@@ -289,12 +352,68 @@ class _Step:
         return state._replace(masks=new.masks, memory=new.memory)
 
 
-def _nothing_yet(params: Params) -> tuple[jax.Array, Grads]:
-    """Returns the accumulated gradient before the first micro-batch."""
-    zeros = jax.tree.map(
-        lambda x: jnp.zeros(x.shape, jnp.promote_types(x.dtype, jnp.float32)), params
-    )
-    return jnp.zeros((), jnp.int32), zeros
+def _nothing_yet(params: Params, estimator: OptState) -> tuple[Any, ...]:
+    """Returns the accumulated gradient and loss before the first micro-batch."""
+    zeros = jax.tree.map(jnp.zeros_like, _wide(params))
+    value = () if _value(estimator) is None else jnp.zeros((), jnp.float32)
+    return jnp.zeros((), jnp.int32), zeros, value
+
+
+def _wide(values: PyTree) -> PyTree:
+    return jax.tree.map(lambda x: x.astype(tree.wide_dtype(x.dtype)), values)
+
+
+def _value(estimator: OptState) -> jax.Array | None:
+    """Returns the loss of the last estimate; None if the state does not say."""
+    found = tree.nodes(estimator, EstimatorState)
+    return found[0].value if found else None
+
+
+def _told(extra_args: dict[str, Any], value: jax.Array | None) -> dict[str, Any]:
+    """Returns the extra arguments with the loss of the estimate, if there is one.
+
+    Args:
+      extra_args: The extra arguments of the call, which go before.
+      value: The loss of the estimate; None without one.
+    """
+    if value is None:
+        return extra_args
+    told = {"value": value, "grad": None, **extra_args}
+    if "value_fn" in told:
+        told["value_fn"] = _without_aux(told["value_fn"])
+    return told
+
+
+def _without_aux(value_fn: ValueFn) -> ValueFn:
+    def loss(params: Params) -> jax.Array:
+        result = value_fn(params)
+        return result[0] if isinstance(result, tuple) else result
+
+    return loss
+
+
+def _on_masks(
+    told: dict[str, Any], grads: Grads, masks: Masks, moments: OptState
+) -> dict[str, Any]:
+    """Returns the extra arguments with gradient and objective on the masks.
+
+    Args:
+      told: What `_told` returns.
+      grads: The masked gradient.
+      masks: Mask tree of this step.
+      moments: State of the optimizer.
+    """
+    told = dict(told)
+    if "grad" in told:
+        told["grad"] = grads
+    # Where it is wanted only: line searches refuse arguments that they do not use.
+    if tree.nodes(moments, optax.contrib.HutchinsonState) and "value_fn" in told:
+        told.setdefault("obj_fn", told["value_fn"])
+    objective = told.get("obj_fn")
+    if callable(objective):
+        # Derivatives by pruned weights are 0, so that no curvature gathers there.
+        told["obj_fn"] = lambda params: objective(tree.mask(params, masks))
+    return told
 
 
 def masks(state: OptState) -> Masks:
@@ -312,7 +431,7 @@ def masks(state: OptState) -> Masks:
     Raises:
       ValueError: The state holds no `sparsify`, or two for the same leaf.
     """
-    found = _states(state)
+    found = tree.nodes(state, SparsifyState)
     if not found:
         raise ValueError(
             "The state holds no masks: pass the state of an optimizer made by "
@@ -347,20 +466,17 @@ def explored(state: OptState) -> Masks:
       ValueError: As in `exploration`.
     """
     # A bare mask array compares with no tuple.
-    found = [x.explored for x in _states(state) if jax.tree.leaves(x.explored)]
+    found = [
+        x.explored
+        for x in tree.nodes(state, SparsifyState)
+        if jax.tree.leaves(x.explored)
+    ]
     if not found:
         raise ValueError(
             "The state does not track what was explored. Say "
             "zs.sparsify(..., track_exploration=True)."
         )
     return functools.reduce(_merge, map(unpack, found))
-
-
-def _states(state: OptState) -> list[SparsifyState]:
-    def is_state(x: object) -> bool:
-        return isinstance(x, SparsifyState)
-
-    return [x for x in jax.tree.leaves(state, is_leaf=is_state) if is_state(x)]
 
 
 def _merge(a: PyTree, b: PyTree) -> PyTree:
@@ -402,74 +518,3 @@ def _with_decay(
     pruned = tree.subtract(params, tree.mask(params, masks))
     moved = tree.add_scaled(_main(grads), decay, pruned)
     return grads._replace(grad=moved) if isinstance(grads, Decoupled) else moved
-
-
-def _check_gradient(
-    grads: Grads | Decoupled | None, params: Params, accumulate_steps: int
-) -> None:
-    """Raises `ValueError` unless there is a gradient with which a step can be made."""
-    if grads is None:
-        raise ValueError(
-            "zs.sparsify has no gradient: pass one as updates, or say "
-            "gradient=zs.zosam(...) (or zs.backprop()) and give value_fn."
-        )
-    if jax.tree.structure(_main(grads)) != jax.tree.structure(params):
-        raise ValueError(
-            "the gradient must have the structure of params; got "
-            f"{jax.tree.structure(grads)} for {jax.tree.structure(params)}. "
-            "(Equinox: filter both, params = eqx.filter(model, "
-            "eqx.is_inexact_array).)"
-        )
-    if isinstance(grads, Decoupled) and accumulate_steps > 1:
-        raise ValueError(
-            "accumulate_steps > 1 averages one gradient, but "
-            "zs.wsam(decouple=True) has two parts. Say decouple=False."
-        )
-
-
-def _check_inner(state: OptState) -> None:
-    """Raises `TypeError` if the state is that of an optimizer that cannot be inner."""
-
-    def holds(kind: type) -> bool:
-        nodes = jax.tree.leaves(state, is_leaf=lambda x: isinstance(x, kind))
-        return any(isinstance(x, kind) for x in nodes)
-
-    if holds(optax.MultiStepsState):
-        raise TypeError(
-            "zs.sparsify around optax.MultiSteps would change the topology between "
-            "micro-batches. Say zs.sparsify(optimizer, method, ..., "
-            "accumulate_steps=k), or, without gradient=, "
-            "optax.MultiSteps(zs.sparsify(...), k)."
-        )
-    if holds(EstimatorState):
-        raise TypeError(
-            "a gradient estimator inside the inner optimizer knows no masks. Say "
-            "zs.sparsify(optimizer, method, gradient=zs.zosam(...))."
-        )
-
-
-def _check_transformations(inner: Any, method: Any, gradient: Any) -> None:
-    if not isinstance(method, SparseMethod):
-        hint = ""
-        if callable(method):
-            hint = " Call it: zs.sparsity.rigl(sparsity=0.9, ...)."
-        elif isinstance(inner, SparseMethod):
-            hint = " The optimizer comes first: zs.sparsify(optimizer, method)."
-        raise TypeError(
-            "method must come from zs.sparsity (rigl, set_, static, dynamic); got "
-            f"{type(method).__name__}.{hint}"
-        )
-    for name, value in (("inner", inner), ("gradient", gradient)):
-        if not (hasattr(value, "init") and hasattr(value, "update")) and not (
-            name == "gradient" and value is None
-        ):
-            hint = " Call it: zs.zosam(rho=0.05)." if callable(value) else ""
-            raise TypeError(
-                f"{name} must be an Optax transformation; got "
-                f"{type(value).__name__}.{hint}"
-            )
-    if method.dense_gradient_every is not None and not getattr(gradient, "dense", True):
-        raise ValueError(
-            "the method uses the gradient of pruned weights, which a zeroth-order "
-            "gradient does not estimate: nothing would ever grow. Use zs.sparsity.set_"
-        )

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 import jax
 import jax.numpy as jnp
 
+from zosam_jax import tree
 from zosam_jax._types import Grads, Params, PyTree, ValueFn
 from zosam_jax.estimators import scalar_loss
 from zosam_jax.sparsity.leaves import SparseLeaves
@@ -75,4 +76,4 @@ def widened(x: jax.typing.ArrayLike) -> jax.Array:
     """Returns the array in float32 or wider; integers are returned as they are."""
     x = jnp.asarray(x)
     floating = jnp.issubdtype(x.dtype, jnp.floating)
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32)) if floating else x
+    return x.astype(tree.wide_dtype(x.dtype)) if floating else x

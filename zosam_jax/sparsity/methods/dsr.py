@@ -13,6 +13,7 @@ from zosam_jax.sparsity.budgets import Budget, DenseRule
 from zosam_jax.sparsity.initial_masks import at_random
 from zosam_jax.sparsity.method import SparseMethod
 from zosam_jax.sparsity.prune_and_grow import Census, prune_and_grow
+from zosam_jax.sparsity.schedules import before
 
 # `(fraction of the training, factor)`: from there on, the interval is this many times
 # the first one.
@@ -87,9 +88,9 @@ def dsr(
     def fires(step: jax.Array) -> jax.Array:
         times = jnp.int32(1)
         for share, factor in _INTERVALS[1:]:
-            times = jnp.where(step >= share * total_steps, factor, times)
+            times = jnp.where(before(step, share * total_steps), times, factor)
         due = (step > 0) & (step % (interval * times) == 0)
-        return due & (step < stop_fraction * total_steps)
+        return due & before(step, stop_fraction * total_steps)
 
     def quota(census: Census) -> tuple[jax.Array, jax.Array, PyTree]:
         memory, limit = census.memory, census.memory.rule
@@ -100,9 +101,12 @@ def dsr(
         ]
         kept = jnp.minimum(jnp.maximum(jnp.stack(above), 1), memory.live)
         dropped = jnp.sum(memory.live - kept)
-        wanted = drop_fraction * jnp.sum(memory.live)
+        wanted = drop_fraction * jnp.sum(memory.live).astype(jnp.float32)
+        dropped_share = dropped.astype(jnp.float32)
         factor = jnp.where(
-            dropped < 0.9 * wanted, 2.0, jnp.where(dropped > 1.1 * wanted, 0.5, 1.0)
+            dropped_share < 0.9 * wanted,
+            2.0,
+            jnp.where(dropped_share > 1.1 * wanted, 0.5, 1.0),
         )
         grown = share_out(dropped, kept, census.sizes - kept)
         # At 0 or infinity the threshold would never move again.
@@ -161,16 +165,18 @@ def share_out(total: jax.Array, weights: jax.Array, room: jax.Array) -> jax.Arra
         left = (total - jnp.sum(given)).astype(jnp.float32)
         is_open = given < room
         weight = jnp.where(is_open, jnp.maximum(weights, 1), 0)
-        ideal = left * weight / jnp.sum(weight)
+        total_weight = jnp.sum(weight).astype(jnp.float32)
+        ideal = left * weight.astype(jnp.float32) / total_weight
         # A little less, so that rounding in float32 never gives more than the total.
         # (The sum of `whole` is a sum of integers, and exact.)
         whole = ((1 - 2.0**-20) * ideal).astype(jnp.int32)
         given = given + jnp.minimum(whole, room - given)
         is_open_still = given < room
-        fraction = jnp.where(is_open_still, ideal - whole, -1.0)
+        fraction = jnp.where(is_open_still, ideal - whole.astype(jnp.float32), -1.0)
         place = jnp.argsort(jnp.argsort(-fraction, stable=True), stable=True)
         one = is_open_still & (place < total - jnp.sum(given))
         # If a layer has just become full, its rest is shared out again first.
-        return given + jnp.where(jnp.all(is_open_still == is_open), one, False)
+        one &= jnp.all(is_open_still == is_open)
+        return given + one.astype(jnp.int32)
 
     return jax.lax.while_loop(unfinished, hand_out, jnp.zeros_like(room))

@@ -71,7 +71,7 @@ def gmp(
         surplus = census.sizes - census.memory.target
         # The pruned number is rounded, and not the kept one, so that the last step can
         # be exact: there `surplus` itself is taken.
-        pruned = jnp.round(done * surplus).astype(jnp.int32)
+        pruned = jnp.round(done * surplus.astype(jnp.float32)).astype(jnp.int32)
         # float32 may round a large product up.
         pruned = jnp.where(done < 1, jnp.minimum(pruned, surplus), surplus)
         kept = census.sizes - pruned

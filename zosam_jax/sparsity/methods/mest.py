@@ -85,12 +85,15 @@ def mest(
         return highest(params, jax.tree.map(jnp.abs, params), chosen, dense)
 
     def quota(census: Census) -> tuple[jax.Array, jax.Array, PyTree]:
-        stage = jnp.sum(census.step >= ends)
+        stage = jnp.sum(census.step.astype(jnp.float32) >= ends)
         final = census.memory.target
         # The pruned number is rounded, not the kept one: where nothing is pruned, the
         # count of a large leaf stays exact, which float32 could not hold.
-        kept = final - jnp.round(cut[stage] * final).astype(jnp.int32)
-        extra = jnp.round(freed[stage] * (census.sizes - final)).astype(jnp.int32)
+        kept = final - jnp.round(cut[stage] * final.astype(jnp.float32)).astype(
+            jnp.int32
+        )
+        pruned = (census.sizes - final).astype(jnp.float32)
+        extra = jnp.round(freed[stage] * pruned).astype(jnp.int32)
         # No more than what is live can be kept.
         kept = jnp.minimum(jnp.maximum(jnp.minimum(kept, final), 1), census.memory.live)
         return kept, jnp.minimum(final + extra, census.sizes), census.memory.rule

@@ -164,7 +164,9 @@ def _active(
         mask, others = proposal.masks[i], _others(salient[i].ndim, axis)
         # The present fan-in is the largest: ablated neurons have none.
         fan_in = jnp.max(jnp.sum(mask, others, dtype=jnp.int32))
-        needed = jnp.maximum(jnp.floor(gamma * fan_in).astype(jnp.int32), 1)
+        needed = jnp.maximum(
+            jnp.floor(gamma * fan_in.astype(jnp.float32)).astype(jnp.int32), 1
+        )
         number = jnp.sum(salient[i], others, keepdims=True, dtype=jnp.int32)
         numbers.append(number.astype(jnp.float32))
         passing.append(number >= needed)

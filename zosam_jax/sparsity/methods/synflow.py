@@ -94,7 +94,7 @@ def shares_of_flow(
     )
     (slopes,) = pull_back(1 / flow)
     shares = [t * s for t, s in zip(theta, slopes, strict=True)]
-    return jnp.log2(flow) + exponent, shares
+    return jnp.log2(flow) + exponent.astype(flow.dtype), shares
 
 
 def _schedule(leaves: SparseLeaves, budget: MaskBudget, rounds: int) -> _Prune:

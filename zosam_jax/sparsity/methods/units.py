@@ -153,7 +153,8 @@ def units(
         ]
         number = jnp.stack([jnp.sum(x, dtype=jnp.int32) for x in live])
         # Rounded up: rounded down, a layer of three heads would never change.
-        dropped = jnp.ceil(fraction(step) * number).astype(jnp.int32)
+        share = fraction(step) * number.astype(jnp.float32)
+        dropped = jnp.ceil(share).astype(jnp.int32)
         dropped = jnp.minimum(dropped, number)
         ranked = [_importance(layer, leaves, slopes) for layer in layers]
         kept = select(ranked, live, list(number - dropped))
