@@ -276,12 +276,20 @@ def test_what_cannot_work_is_refused_with_what_can():
 
 
 @pytest.mark.parametrize(
-    "gradient", [zs.zeroth_order(), zs.zosam(0.1, descent="zeroth_order")]
+    "gradient",
+    [
+        zs.zeroth_order(),
+        zs.zosam(0.1, descent="zeroth_order"),
+        optax.chain(zs.zeroth_order(), optax.clip_by_global_norm(1.0)),
+        optax.inject_hyperparams(zs.zeroth_order)(delta=0.1),
+    ],
+    ids=["zeroth_order", "zosam", "chained", "injected"],
 )
 def test_growth_by_gradient_needs_one_at_pruned_weights(gradient):
+    w = jnp.ones((4, 4))
     with pytest.raises(ValueError, match="nothing would ever grow"):
-        zs.sparsify(optax.sgd(0.1), zs.sparsity.rigl(0.5, 1000), gradient)
-    zs.sparsify(optax.sgd(0.1), zs.sparsity.set_(0.5, 1000), gradient)
+        zs.sparsify(optax.sgd(0.1), zs.sparsity.rigl(0.5, 1000), gradient).init(w)
+    zs.sparsify(optax.sgd(0.1), zs.sparsity.set_(0.5, 1000), gradient).init(w)
 
 
 def rounded_gradient(params, grads, key):

@@ -86,7 +86,18 @@ def check_transformations(inner: Any, method: Any, gradient: Any) -> None:
                 f"{name} must be an Optax transformation; got "
                 f"{type(value).__name__}.{hint}"
             )
-    if method.dense_gradient_every is not None and not getattr(gradient, "dense", True):
+
+
+def check_estimator(method: SparseMethod, state: OptState) -> None:
+    """Raises `ValueError` if a method grows by a gradient that is not estimated.
+
+    Args:
+      method: The sparse method.
+      state: The state of the gradient estimator, which wrappers such as `optax.chain`
+        keep.
+    """
+    blind = any(x.facts.dense is None for x in tree.nodes(state, EstimatorState))
+    if blind and method.dense_gradient_every is not None:
         raise ValueError(
             "the method uses the gradient of pruned weights, which a zeroth-order "
             "gradient does not estimate: nothing would ever grow. Use zs.sparsity.set_"

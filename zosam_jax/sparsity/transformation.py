@@ -112,9 +112,11 @@ def sparsify(
 
     Raises:
       ValueError: On update, without params, or without a gradient of either kind.
-      ValueError: The method grows by a gradient that `gradient` does not estimate; it
-        would change the masks of a leaf that `inner` never trains; `optax.lookahead` or
-        `optax.apply_if_finite` stands around a `sparsify` that it does not fit.
+      ValueError: At init, if the method grows by a gradient that `gradient` does not
+        estimate.
+      ValueError: The method would change the masks of a leaf that `inner` never trains;
+        `optax.lookahead` or `optax.apply_if_finite` stands around a `sparsify` that it
+        does not fit.
       TypeError: `inner` or `gradient` is no Optax transformation, `method` is no
         method, or, at init, `inner` holds `optax.MultiSteps` or an estimator.
 
@@ -142,6 +144,7 @@ def sparsify(
     def init(params: Params) -> SparsifyState:
         compatibility.check_callers(gradient)
         estimator = () if gradient is None else gradient.init(params)
+        compatibility.check_estimator(method, estimator)
         topology = method.init(params)
         moments = inner.init(step.network(params, topology.masks))
         compatibility.check_inner(moments)
