@@ -1,8 +1,35 @@
 """Sharpness-aware gradients and sparse training for JAX, as Optax transformations.
 
-Any gradient, any sparse method and any Optax optimizer combine in one jitted step. The
-algorithm of ZO-SAM is in `zosam_jax/zosam_algorithm.py`.
+Any gradient, any sparse method and any Optax optimizer combine in one jitted step:
+
+    tx = zs.sparsify(optax.sgd(0.1), zs.sparsity.rigl(0.9, total_steps=10_000),
+                     gradient=zs.zosam(rho=0.05))
+    updates, state = tx.update(None, state, params, value_fn=loss)
+
+Gradients, each an Optax transformation `zs.NAME()` and a pure function
+`zs.NAME_gradient`:
+
+  backprop            the plain gradient
+  zosam, rst          ZO-SAM, which looks uphill by forward passes, and its control
+  sam, asam, gsam, fsam, vasso, wsam, esam, looksam, aesam, ssam, s2sam, msam
+                      sharpness-aware, by backward passes
+  rwp, mrwp, arwp     random perturbations
+  zeroth_order        no backward pass; zo_sgd, zo_signsgd and zo_adam are optimizers
+
+When and how:         late, every, randomly, when; tied_radius, decoupled; estimate
+                      reads the results of the last step; as_transformation and
+                      zs.gradients make new methods
+Sparse training:      sparsify; zs.sparsity has the methods, masks and reports
+Types:                GradientEstimator, Estimate, EstimatorState, Facts, Info,
+                      Decoupled, SparsifyState
+Modules:              zs.gradients, zs.sparsity, zs.tree
+Imported when used:   zs.models, zs.data, zs.train, zs.lottery, zs.evaluate
+
+The algorithm of ZO-SAM is in `zosam_jax/zosam_algorithm.py`.
 """
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 from zosam_jax import gradients as gradients
 from zosam_jax import sparsity as sparsity
@@ -67,3 +94,23 @@ from zosam_jax.gradients.transformation import as_transformation as as_transform
 from zosam_jax.gradients.transformation import estimate as estimate
 from zosam_jax.sparsity import SparsifyState as SparsifyState
 from zosam_jax.sparsity import sparsify as sparsify
+
+if TYPE_CHECKING:
+    from zosam_jax import data as data
+    from zosam_jax import evaluate as evaluate
+    from zosam_jax import lottery as lottery
+    from zosam_jax import models as models
+    from zosam_jax import train as train
+
+# They need Flax, Orbax, TFDS or Matplotlib, which the library does without.
+_LAZY = ("data", "evaluate", "lottery", "models", "train")
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return importlib.import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY})

@@ -3,6 +3,7 @@
 import difflib
 import math
 import operator
+import struct
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -111,6 +112,8 @@ def number(
 ) -> None:
     """Raises `ValueError` unless `value` is a finite number within the bounds.
 
+    Programs compute in float32, so that the value must be finite there too and keep its
+    distance from an exclusive bound: 1e300 is infinite, 1e-300 is 0, and 1 - 1e-9 is 1.
     A traced value is let through: its range is not known before the program runs.
 
     Args:
@@ -135,13 +138,26 @@ def number(
         x = math.nan if isinstance(value, str | bool) else float(value)
     except (TypeError, ValueError):
         x = math.nan
-    if not math.isfinite(x) or not all(ok(x, b) for _, b, ok in rules if b is not None):
+    rounded = _float32(x)
+    is_finite = math.isfinite(x) and math.isfinite(rounded)
+    is_within = all(ok(x, b) for _, b, ok in rules if b is not None)
+    is_apart = all(ok(rounded, b) for _, b, ok in (rules[0], rules[2]) if b is not None)
+    if not (is_finite and is_within and is_apart):
         # Within [0, 1] it is a fraction, and 90 was meant in per cent.
         is_fraction = 0 in (above, least) and 1 in (below, most)
         hint = f" (a fraction: {x:g} % is {x / 100:g})" if 2 < x <= 100 else ""
-        raise ValueError(
-            f"{argument}={value!r} must be {wanted}{hint if is_fraction else ''}."
-        )
+        hint = hint if is_fraction else ""
+        if math.isfinite(x) and is_within:
+            hint = f" (it is {rounded:g} in float32)"
+        raise ValueError(f"{argument}={value!r} must be {wanted}{hint}.")
+
+
+def _float32(x: float) -> float:
+    """Returns the nearest float32, without NumPy's warning at an overflow."""
+    try:
+        return struct.unpack("f", struct.pack("f", x))[0]
+    except OverflowError:
+        return math.copysign(math.inf, x)
 
 
 def outside() -> int:
@@ -153,8 +169,8 @@ def outside() -> int:
     return level
 
 
-def whole(argument: str, value: Any, *, least: int = 1) -> None:
-    """Raises `ValueError` unless `value` is an integer of at least `least`.
+def whole(argument: str, value: Any, *, least: int = 1, most: int = 2**31 - 1) -> None:
+    """Raises `ValueError` unless `value` is an integer within the bounds.
 
     A traced value is let through: it is not known before the program runs.
 
@@ -162,6 +178,7 @@ def whole(argument: str, value: Any, *, least: int = 1) -> None:
       argument: The argument's name, as its user wrote it.
       value: The integer.
       least: Inclusive lower bound.
+      most: Inclusive upper bound. Default: the largest int32, in which programs count.
     """
     if is_traced(value):
         return
@@ -169,5 +186,6 @@ def whole(argument: str, value: Any, *, least: int = 1) -> None:
         x = least - 1 if isinstance(value, bool) else operator.index(value)
     except TypeError:
         x = least - 1
-    if x < least:
-        raise ValueError(f"{argument}={value!r} must be an integer >= {least}.")
+    if not least <= x <= most:
+        above = f" and <= {most}" if x > most else ""
+        raise ValueError(f"{argument}={value!r} must be an integer >= {least}{above}.")

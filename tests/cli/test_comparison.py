@@ -1,9 +1,12 @@
 import dataclasses
+import io
 import json
+import re
 
 import pytest
+from rich.console import Console
 
-from zosam_jax.cli import comparison
+from zosam_jax.cli import comparison, pictures, terminal
 from zosam_jax.runs import record
 from zosam_jax.runs.config import TrainConfig
 from zosam_jax.runs.errors import RunError
@@ -49,6 +52,10 @@ def test_a_finished_and_an_unfinished_run_side_by_side(tmp_path):
     rows = [{c.header: c.cell(run) for c in comparison.COLUMNS} for run in runs]
     assert rows[0] == {
         "run": "one",
+        "data set": "digits",
+        "method": "rigl",
+        "gradient": "zosam",
+        "seed": "0",
         "status": "finished",
         "epoch": "3/3",
         "test accuracy": "60.00%",
@@ -112,3 +119,42 @@ def test_what_is_no_run_is_an_error_that_names_it(tmp_path):
         record.read(tmp_path)
     with pytest.raises(RunError, match="at least one"):
         record.read_all([])
+
+
+NAMES = ("$x^{$bad", "run[red]x", "_hidden", "a" * 40, "two\nlines", "\x1b[31mred")
+
+
+def test_names_are_shown_whole_and_never_taken_for_markup(tmp_path):
+    runs = record.read_all([make_run(tmp_path / name) for name in NAMES])
+    shown = [name.encode("unicode_escape").decode() for name in NAMES]
+    for width in (60, 100, 200):
+        console = Console(file=io.StringIO(), width=width)
+        console.print(comparison.terminal_table(runs, width))
+        lines = console.file.getvalue().splitlines()
+        assert max(map(len, lines)) <= width
+        text = re.sub(r"[ \n]", "", "".join(line[: width // 2] for line in lines))
+        for name in shown if width > 60 else shown[:3]:
+            assert name in text
+        assert "rigl" in text
+        assert "\x1b" not in text
+    picture, page = comparison.write(runs, tmp_path / "out")
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    for name in shown:
+        assert f"<td>{name}</td>" in page.read_text()
+
+
+def test_the_legend_of_curves_has_every_name(tmp_path, monkeypatch):
+    runs = record.read_all([make_run(tmp_path / name) for name in NAMES[:3]])
+    figures = []
+    monkeypatch.setattr(pictures, "_save", lambda figure, path: figures.append(figure))
+    pictures.curves(runs, tmp_path / "curves.png")
+    (legend,) = figures[0].legends
+    assert [text.get_text() for text in legend.get_texts()] == list(NAMES[:3])
+
+
+def test_a_picture_that_cannot_be_drawn_is_said(tmp_path):
+    def fail(path):
+        raise RuntimeError("no font\nsecond line")
+
+    said = terminal.drawn(fail, tmp_path / "a.png")
+    assert said == f"{tmp_path}/a.png could not be drawn: RuntimeError: no font"

@@ -1,4 +1,5 @@
 import io
+import time
 
 from rich.console import Console
 
@@ -44,6 +45,33 @@ def test_a_terminal_gets_a_live_bar():
     assert "epoch 2/8" in out.getvalue()
     assert "test 75.00%" in out.getvalue()
     assert "\x1b[" in out.getvalue()
+
+
+def test_a_terminal_keeps_a_history_of_epochs_as_wide_as_it_is():
+    out = io.StringIO()
+    bar = progress.Bar(Console(file=out, force_terminal=True, width=60))
+    for epoch in (1, 2):
+        bar.epoch(STATUS._replace(test_accuracy=0.75, epoch=epoch))
+    bar.close()
+    for epoch in (1, 2):
+        line = f"epoch {epoch}/8  loss 1.2346  train 50.00%  test 75.00%"
+        assert out.getvalue().count(f"{line}\n") == 1
+
+
+def test_a_terminal_counts_the_seconds_of_work(monkeypatch):
+    out = io.StringIO()
+    bar = progress.Bar(Console(file=out, force_terminal=True, width=60))
+    monkeypatch.setattr(progress, "_TICK", 0.01)
+    clock = progress._Clock(bar._console)
+    while out.getvalue().count("\r0:00 ") < 2:
+        time.sleep(0.01)
+    clock.stop()
+    assert out.getvalue().endswith("\r0:00 \r\x1b[2K")
+    assert not clock._thread.is_alive()
+    bar.message("compiling...")
+    assert bar._clock is not None
+    bar.message("compiled")
+    assert bar._clock is None
 
 
 def test_lines_are_chosen_without_a_terminal():

@@ -9,8 +9,10 @@ from typing import Any, NamedTuple
 
 from rich import box
 from rich.table import Table
+from rich.text import Text
 
 from zosam_jax.cli import pictures
+from zosam_jax.cli.terminal import printable
 from zosam_jax.runs import paths
 from zosam_jax.runs.config import HOUSEKEEPING
 from zosam_jax.runs.progress import duration
@@ -24,13 +26,17 @@ class Column(NamedTuple):
       header: The header.
       cell: Returns the text of a run's cell; "-" for an unknown figure.
       is_text: Whether the cells are text, aligned left; numbers are aligned right.
-      is_essential: Whether to show the column on a narrow terminal too.
+      least_width: The narrowest terminal to show the column on, in characters.
     """
 
     header: str
     cell: Callable[[RunRecord], str]
     is_text: bool = False
-    is_essential: bool = True
+    least_width: int = 0
+
+    def text(self, run: RunRecord) -> str:
+        """Returns the text of a run's cell, without control characters."""
+        return printable(self.cell(run))
 
 
 def _number(value: float | None, form: str) -> str:
@@ -45,6 +51,21 @@ def _last(split: str, figure: str, form: str) -> Callable[[RunRecord], str]:
 def _summary(run: RunRecord, figure: str, default: Any = None) -> Any:
     """Returns a figure of a finished run's summary."""
     return (run.summary or {}).get(figure, default)
+
+
+# Below this width, what a run trained stands under its name.
+_WIDE = 150
+
+
+def _field(name: str) -> Callable[[RunRecord], str]:
+    """Returns the function that shows a field of a run's configuration."""
+    return lambda run: str(run.config.get(name, "-"))
+
+
+def _what(run: RunRecord) -> str:
+    """Returns what a run trained, in short."""
+    parts = [_field(name)(run) for name in ("dataset", "method", "gradient")]
+    return f"{', '.join(parts)}, seed {_field('seed')(run)}"
 
 
 def _epoch(run: RunRecord) -> str:
@@ -71,15 +92,19 @@ def _time(run: RunRecord) -> str:
 
 COLUMNS = (
     Column("run", lambda run: run.name, is_text=True),
+    Column("data set", _field("dataset"), is_text=True, least_width=_WIDE),
+    Column("method", _field("method"), is_text=True, least_width=_WIDE),
+    Column("gradient", _field("gradient"), is_text=True, least_width=_WIDE),
+    Column("seed", _field("seed"), least_width=_WIDE),
     Column("status", lambda run: _summary(run, "status", "unfinished"), is_text=True),
     Column("epoch", _epoch),
     Column("test accuracy", _last("test", "accuracy", ".2%")),
-    Column("test loss", _last("test", "loss", ".4f"), is_essential=False),
-    Column("train loss", _last("train", "loss", ".4f"), is_essential=False),
+    Column("test loss", _last("test", "loss", ".4f"), least_width=_WIDE),
+    Column("train loss", _last("train", "loss", ".4f"), least_width=_WIDE),
     Column("sparsity", _sparsity),
-    Column("live parameters", _live),
-    Column("images/s", _speed, is_essential=False),
-    Column("time", _time, is_essential=False),
+    Column("live parameters", _live, least_width=80),
+    Column("images/s", _speed, least_width=_WIDE),
+    Column("time", _time, least_width=90),
 )
 
 
@@ -87,21 +112,27 @@ def terminal_table(runs: Sequence[RunRecord], width: int) -> Table:
     """Returns the table of runs for a terminal.
 
     Args:
-      runs: The runs.
-      width: Width of the terminal in characters. Below 120, only the essential columns
-        are shown; the HTML page has all of them.
+      runs: The runs. Their names are shown whole, over several lines where needed.
+      width: Width of the terminal in characters. A narrow one shows fewer columns; the
+        HTML page has all of them.
     """
-    table = Table(box=box.SIMPLE_HEAD)
-    columns = [column for column in COLUMNS if width >= 120 or column.is_essential]
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    columns = [column for column in COLUMNS if width >= column.least_width]
     for column in columns:
+        folds = column.header in ("run", "data set")
         table.add_column(
-            column.header,
+            column.header if width >= _WIDE else column.header.replace(" ", "\n"),
             justify="left" if column.is_text else "right",
-            no_wrap=column.header != "run",
+            no_wrap=not folds,
+            min_width=16 if folds else None,
             overflow="fold",
         )
     for run in runs:
-        table.add_row(*(column.cell(run) for column in columns))
+        # As `Text`, names are no markup.
+        cells = [Text(column.text(run)) for column in columns]
+        if width < _WIDE:
+            cells[0].append(f"\n{printable(_what(run))}", style="dim")
+        table.add_row(*cells)
     return table
 
 
@@ -156,19 +187,20 @@ def _page(runs: Sequence[RunRecord], picture: bytes) -> str:
         "<h1>Runs compared</h1>",
         _html_table(
             [column.header for column in COLUMNS],
-            [[column.cell(run) for column in COLUMNS] for run in runs],
+            [[column.text(run) for column in COLUMNS] for run in runs],
             numbers=[not column.is_text for column in COLUMNS],
         ),
         f"<img alt='curves of accuracy and loss' src='data:image/png;base64,{data}'>",
     ]
     if changed:
-        names = [run.name for run in runs]
+        names = [printable(run.name) for run in runs]
         body = [(field, *map(str, values)) for field, values in changed.items()]
         parts += ["<h2>Differences</h2>", _html_table(("field", *names), body)]
     for run in runs:
+        name = html.escape(printable(run.name))
         config = html.escape(json.dumps(run.config, indent=2))
         parts.append(
-            f"<details><summary>configuration of {html.escape(run.name)}</summary>"
+            f"<details><summary>configuration of {name}</summary>"
             f"<pre>{config}</pre></details>"
         )
     return "\n".join([*parts, "</body></html>\n"])

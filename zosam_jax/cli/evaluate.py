@@ -57,7 +57,7 @@ None: that of the run."""
         """Evaluates, prints the tables, draws the picture; returns the exit status."""
         from rich.console import Console
 
-        from zosam_jax.cli import evaluation_report, pictures, terminal
+        from zosam_jax.cli import evaluation_report, terminal
         from zosam_jax.evaluate import evaluate
 
         options = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
@@ -70,13 +70,12 @@ None: that of the run."""
             show.close()
         terminal.show(evaluation_report.terminal_table(figures))
         folder = paths.absolute(self.out or self.run, "out")
+
+        def draw(path: Path) -> None:
+            from zosam_jax.cli import pictures
+
+            pictures.evaluation(figures, path)
+
         terminal.write(f"{folder / 'evaluation.json'}\n")
-        picture = folder / "evaluation.png"
-        try:
-            pictures.evaluation(figures, picture)
-        except Exception as error:  # Matplotlib has no error of its own.
-            reason = f"{type(error).__name__}: {error}"
-            terminal.write(f"{picture} could not be drawn ({reason})\n")
-        else:
-            terminal.write(f"{picture}\n")
+        terminal.write(f"{terminal.drawn(draw, folder / 'evaluation.png')}\n")
         return 0

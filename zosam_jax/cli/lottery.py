@@ -7,7 +7,14 @@ from typing import Self
 from tyro.conf import Suppress
 
 from zosam_jax.cli import defaults, names, parsing
-from zosam_jax.cli.train import checked, draw_curves, fields, print_config
+from zosam_jax.cli.train import (
+    check_modes,
+    checked,
+    draw_curves,
+    fields,
+    opening,
+    print_config,
+)
 from zosam_jax.lottery.config import LotteryConfig, LotteryOptions
 from zosam_jax.runs.config import METHOD_FIELDS, TrainConfig
 from zosam_jax.runs.errors import RunError
@@ -39,6 +46,8 @@ class Lottery(TrainConfig, LotteryOptions):
     """Folder of rounds to go on with: their own configuration sets all flags."""
     print_config: bool = False
     """Print the resulting configuration as JSON and exit."""
+    dry_run: bool = False
+    """Make every check, compile, train one step and exit; write nothing."""
 
     def __post_init__(self):
         """Checks nothing: `search` does, when the command line is complete."""
@@ -74,15 +83,21 @@ class Lottery(TrainConfig, LotteryOptions):
     def execute(self, line: Sequence[str]) -> int:
         """Trains all rounds, draws their curves and returns the exit status."""
         config = self.search(parsing.typed(line, type(self)))
+        check_modes(self)
         if self.print_config:
             return print_config(config)
-        from zosam_jax.lottery import run_lottery
         from zosam_jax.runs import progress
 
         show = progress.display(config.train.log_every)
+        show.message(opening(config.train))
+        from zosam_jax.lottery import rounds, run_lottery
+
+        if self.dry_run:
+            rounds.try_lottery(config, show)
+            return 0
         result = run_lottery(config, display=show, command=line)
         if result.status == "interrupted":
             return 128 + (result.signal or 0)
-        rounds = [result.folder / record["folder"] for record in result.rounds]
-        draw_curves(result.folder, rounds, show)
+        folders = [result.folder / record["folder"] for record in result.rounds]
+        draw_curves(result.folder, folders, show)
         return 0

@@ -7,6 +7,7 @@ Each command is a dataclass in the module of its name: the fields are its flags,
 import signal
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from zosam_jax._version import __version__
 from zosam_jax.cli import parsing, terminal
@@ -17,7 +18,7 @@ from zosam_jax.cli.parsing import Command
 from zosam_jax.cli.presets import Presets
 from zosam_jax.cli.report import Report
 from zosam_jax.cli.train import Train
-from zosam_jax.runs.errors import RunError
+from zosam_jax.runs.errors import RunError, sentence
 
 COMMANDS: dict[str, type[Command]] = {
     "train": Train,
@@ -48,6 +49,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
         return 130
+    except OSError as error:
+        # What the system refuses on the way to any file.
+        sys.stderr.write(f"error: {sentence(error, 'a file', 'used')}\n")
+        return 2
     except Exception as error:
         from zosam_jax.data import DatasetError
 
@@ -59,6 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(given: list[str]) -> int:
+    _check_working_directory()
     if given == ["--version"]:
         terminal.write(f"zosam {__version__}\n")
         return 0
@@ -69,6 +75,16 @@ def _run(given: list[str]) -> int:
         terminal.write("")
         raise
     return command.execute(["python", "-m", "zosam_jax", *given])
+
+
+def _check_working_directory() -> None:
+    """Raises `RunError` if the working directory has been deleted."""
+    try:
+        Path.cwd()
+    except OSError as error:
+        raise RunError(
+            "the working directory does not exist any more. Change to another."
+        ) from error
 
 
 def _fields(given: Sequence[str]) -> set[str]:

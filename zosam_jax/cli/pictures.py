@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,9 +11,11 @@ from matplotlib.axes import Axes
 from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
 from matplotlib.gridspec import GridSpec
+from matplotlib.legend import Legend
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from zosam_jax.cli.evaluation_report import group, title
+from zosam_jax.cli.terminal import printable
 from zosam_jax.data.corruptions import GROUPS
 from zosam_jax.runs.files import JSON
 from zosam_jax.runs.record import RunRecord
@@ -42,9 +45,7 @@ def curves(runs: Sequence[RunRecord], path: Path) -> None:
             marker = "o" if len(epochs) < 3 else None
             # Matplotlib has ten colors, so the next ten runs get another line style.
             style = _STYLES[number // 10 % len(_STYLES)]
-            axis.plot(
-                epochs, values, style, label=run.name, marker=marker, ms=4, lw=1.4
-            )
+            axis.plot(epochs, values, style, marker=marker, ms=4, lw=1.4)
         if name == "accuracy":
             axis.yaxis.set_major_formatter(PercentFormatter(1.0))
         elif _spans_decades(
@@ -56,11 +57,18 @@ def curves(runs: Sequence[RunRecord], path: Path) -> None:
     for axis in axes[1]:
         axis.set_xlabel("epoch")
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-    handles, labels = axes.flat[0].get_legend_handles_labels()
     columns = min(3, math.ceil(len(runs) / 4))
-    figure.legend(
-        handles, labels, loc="outside lower center", fontsize=8, ncols=columns
+    legend = figure.legend(
+        axes.flat[0].lines,
+        [str(number) for number in range(len(runs))],
+        loc="outside lower center",
+        fontsize=8,
+        ncols=columns,
     )
+    # Given as labels, names with a leading "_" would be left out.
+    for text, run in zip(legend.get_texts(), runs, strict=True):
+        text.set_parse_math(False)
+        text.set_text(printable(run.name))
     _save(figure, path)
 
 
@@ -72,7 +80,10 @@ def _spans_decades(values: Sequence[float]) -> bool:
 def _save(figure: Figure, path: Path) -> None:
     """Writes a figure to a file that is either complete or unchanged."""
     temporary = path.with_name(f".{path.name}")
-    figure.savefig(temporary, dpi=120, format=path.suffix.removeprefix("."))
+    with warnings.catch_warnings():
+        # A name in a script that the font does not have is drawn as boxes.
+        warnings.filterwarnings("ignore", "Glyph .* missing from")
+        figure.savefig(temporary, dpi=120, format=path.suffix.removeprefix("."))
     temporary.replace(path)
 
 
@@ -101,16 +112,18 @@ def evaluation(figures: JSON, path: Path) -> None:
     _heat(figure.add_subplot(grid[:, 0]), figures)
     _by_group(figure.add_subplot(grid[0, 1]), figures)
     _reliability(figure.add_subplot(grid[1, 1]), figures)
-    name = Path(figures["run"]).name
+    name = printable(Path(figures["run"]).name)
     figure.suptitle(
         f"{name}: clean {figures['clean']['accuracy']:.1%}, corrupted "
         f"{figures['mean_corrupted_accuracy']:.1%}",
         fontsize=12,
+        parse_math=False,
     )
     figure.supxlabel(
-        f"{figures['dataset']}, {figures['images']:,} images; "
+        f"{printable(figures['dataset'])}, {figures['images']:,} images; "
         f"{figures['corrupted_images']}",
         fontsize=8,
+        parse_math=False,
         color="0.35",
     )
     _save(figure, path)
@@ -171,8 +184,21 @@ def _by_group(axes: Axes, figures: JSON) -> None:
     axes.set_ylim(0, 1)
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8, ncols=2, loc="best")
+    _legend_below(axes, columns=6)
     axes.set_title("mean accuracy by group", fontsize=10)
+
+
+def _legend_below(axes: Axes, columns: int) -> Legend:
+    """Adds a legend below the axes, where it hides no point."""
+    return axes.legend(
+        fontsize=8,
+        ncols=columns,
+        loc="upper center",
+        bbox_to_anchor=(0.5, -0.2),
+        frameon=False,
+        columnspacing=1.0,
+        handlelength=1.5,
+    )
 
 
 def _reliability(axes: Axes, figures: JSON) -> None:
@@ -197,7 +223,7 @@ def _reliability(axes: Axes, figures: JSON) -> None:
     axes.set_xlabel("confidence", fontsize=9)
     axes.set_ylabel("accuracy", fontsize=9)
     axes.grid(alpha=0.3)
-    legend = axes.legend(fontsize=8, loc="upper left")
+    legend = _legend_below(axes, columns=2)
     for handle in legend.legend_handles:
         if isinstance(handle, PathCollection):
             handle.set_sizes([40])

@@ -5,7 +5,8 @@ import io
 import os
 import re
 import sys
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
+from pathlib import Path
 
 from rich.console import Console, RenderableType
 
@@ -81,6 +82,24 @@ def escape_unprintable() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+
+
+def drawn(draw: Callable[[Path], None], path: Path) -> str:
+    """Draws a picture and returns a line for the user.
+
+    A picture shows figures that are in files already: if it cannot be drawn, whatever
+    the reason, the line says so, and the command goes on.
+
+    Args:
+      draw: Draws it to a file.
+      path: The file.
+    """
+    try:
+        draw(path)
+    except Exception as error:
+        reason = (str(error).splitlines() or [""])[0]
+        return f"{path} could not be drawn: {type(error).__name__}: {reason}"
+    return str(path)
 
 
 def printable(text: str) -> str:

@@ -14,6 +14,7 @@ from zosam_jax.runs.files import JSON
 from zosam_jax.train import choices, effects
 
 if TYPE_CHECKING:
+    from zosam_jax.cli.lottery import Lottery
     from zosam_jax.runs.progress import Display
 
 
@@ -37,6 +38,8 @@ class Train(TrainConfig):
 trains a run for longer if its learning rate is constant and its masks do not change."""
     print_config: bool = False
     """Print the resulting configuration as JSON and exit."""
+    dry_run: bool = False
+    """Make every check, compile, train one step and exit; write nothing."""
 
     def __post_init__(self):
         """Checks nothing: `config` does, when the command line is complete."""
@@ -55,12 +58,19 @@ trains a run for longer if its learning rate is constant and its masks do not ch
         config = checked(
             self, parsing.typed(line, type(self)), is_stored=self.resume is not None
         )
+        check_modes(self)
         if self.print_config:
             return print_config(config)
         from zosam_jax.runs import progress
-        from zosam_jax.train import run
 
         show = progress.display(config.log_every)
+        # The imports take seconds.
+        show.message(opening(config))
+        from zosam_jax.train import run, trial
+
+        if self.dry_run:
+            trial.try_out(config, show)
+            return 0
         result = run(config, display=show, command=line)
         if result.status == "interrupted":
             return 128 + (result.signal or 0)
@@ -100,6 +110,18 @@ def checked(
     return config
 
 
+def check_modes(command: "Train | Lottery") -> None:
+    """Raises `RunError` if a command is to do two things at once."""
+    if command.print_config and command.dry_run:
+        raise RunError("--print-config and --dry-run exclude each other.")
+
+
+def opening(config: TrainConfig) -> str:
+    """Returns the first line that a training shows, at once."""
+    parts = (config.dataset, config.model, config.method, config.gradient)
+    return f"preparing {', '.join(parts)}..."
+
+
 def fields(kind: type, record: object) -> JSON:
     """Returns the values that `record` has for the fields of a dataclass."""
     return {f.name: getattr(record, f.name) for f in dataclasses.fields(kind)}
@@ -112,20 +134,12 @@ def print_config(config: TrainConfig | LotteryConfig) -> int:
 
 
 def draw_curves(folder: Path, runs: Sequence[Path], show: "Display") -> None:
-    """Writes the curves of runs to `folder/curves.png`, and says where.
+    """Writes the curves of runs to `folder/curves.png`, and says so."""
 
-    A picture that cannot be drawn is said too: the runs are finished.
-    """
-    from zosam_jax.cli import pictures
-    from zosam_jax.runs import record
+    def draw(path: Path) -> None:
+        from zosam_jax.cli import pictures
+        from zosam_jax.runs import record
 
-    path = folder / "curves.png"
-    try:
         pictures.curves(record.read_all(runs), path)
-    except Exception as error:  # Matplotlib has no error of its own.
-        show.message(
-            f"{path} could not be drawn ({type(error).__name__}: {error}); `zosam "
-            "report` draws it anew"
-        )
-    else:
-        show.message(f"curves: {path}")
+
+    show.message(f"curves: {terminal.drawn(draw, folder / 'curves.png')}")

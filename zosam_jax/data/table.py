@@ -252,6 +252,7 @@ def prepare(
     """
     on_progress = on_progress or (lambda _: None)
     row, path = _row(name)
+    _check_prepare(name, row, data_dir, archive)
     if row is not None and row.prepare is not None:
         row.prepare(path, archive, on_progress)
     elif row is not None and row.open is not None:
@@ -266,6 +267,27 @@ def prepare(
         tfds_reader.check_name(name, data_dir, tuple(DATASETS))
         archives = None if row is None else row.archives
         tfds_writer.prepare(name, archives, data_dir, archive, on_progress)
+
+
+def _check_prepare(
+    name: str,
+    row: NamedDataset | None,
+    data_dir: PathLike | None,
+    archive: PathLike | None,
+) -> None:
+    """Raises `ValueError` for arguments of `prepare` that have no effect."""
+    if row is None or row.open is None:
+        return
+    if data_dir is not None:
+        raise ValueError(
+            f"data_dir={str(data_dir)!r} has no effect: {name} is read from where it "
+            "is. Leave it out."
+        )
+    if archive is not None and row.prepare is None:
+        raise ValueError(
+            f"archive={str(archive)!r} has no effect: {name} needs no preparation. "
+            "Leave it out."
+        )
 
 
 def _row(name: str) -> tuple[NamedDataset | None, str]:

@@ -112,6 +112,12 @@ class GradientEstimator(optax.GradientTransformationExtraArgs):
     when: Predicate | None
     _make: Callable[..., "GradientEstimator"]
 
+    def __repr__(self) -> str:
+        """Returns what it is, as "<zosam: gradient estimator, rho=0.05>"."""
+        rho = "a schedule" if callable(self.rho) else f"{self.rho}"
+        radius = "" if self.rho is None else f", rho={rho}"
+        return f"<{self.name}: gradient estimator{radius}>"
+
     def with_options(self, **options: Unpack[SharedOptions]) -> "GradientEstimator":
         """Returns the same method with other shared options, the rest kept.
 

@@ -4,7 +4,7 @@ import dataclasses
 from pathlib import Path
 
 from zosam_jax import _check
-from zosam_jax.runs.config import METHOD_FIELDS, TrainConfig, default
+from zosam_jax.runs.config import METHOD_FIELDS, TrainConfig, default, with_field_texts
 from zosam_jax.runs.files import JSON
 
 REWINDS = ("weights", "learning-rate")
@@ -14,6 +14,7 @@ def _dense() -> TrainConfig:
     return TrainConfig(method="dense")
 
 
+@with_field_texts
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LotteryOptions:
     """The options of a search beside the training of each round."""
@@ -66,7 +67,8 @@ with the same folder continues them."""
                     f"tickets, whose masks come from pruning. Say {name}={own!r}."
                 )
         if self.rounds is not None:
-            _check.whole("rounds", self.rounds)
+            # Folders are numbered with two digits, after that of round 0.
+            _check.whole("rounds", self.rounds, most=99)
         if self.rewind is not None:
             _check.one_of("rewind", self.rewind, REWINDS)
         _check.whole("rewind_epoch", self.rewind_epoch, least=0)
@@ -82,6 +84,14 @@ with the same folder continues them."""
         )
         if self.early_bird:
             self._check_early_bird()
+            return
+        for name in ("early_bird_window", "early_bird_tolerance"):
+            usual = LotteryOptions.__dataclass_fields__[name].default
+            if getattr(self, name) != usual:
+                raise ValueError(
+                    f"{name}={getattr(self, name)!r} has no effect without early_bird. "
+                    "Leave it out."
+                )
 
     def _check_early_bird(self) -> None:
         for name, only in (("rounds", 1), ("rewind", "learning-rate")):

@@ -28,10 +28,10 @@ from zosam_jax.lottery import tickets
 from zosam_jax.lottery.config import LotteryConfig
 from zosam_jax.runs import files, folder
 from zosam_jax.runs.config import TrainConfig
-from zosam_jax.runs.errors import explained
+from zosam_jax.runs.errors import RunError, explained
 from zosam_jax.runs.files import JSON
 from zosam_jax.runs.progress import Display, Silent
-from zosam_jax.train import checkpoint, choices, loop
+from zosam_jax.train import checkpoint, choices, loop, trial
 from zosam_jax.train.compiled_run import CompiledRun
 from zosam_jax.train.experiment import Model
 from zosam_jax.train.objects import Objects
@@ -106,8 +106,7 @@ def run_lottery(
     """
     show = display or Silent()
     folder.check(config, RECORD)
-    sparsities = sparsity.ticket_sparsities(config.train.sparsity, config.total_rounds)
-    rounds = [_round(config, *pair) for pair in enumerate(sparsities)]
+    rounds = _rounds(config)
     if not config.overwrite:
         done = [_record(c) for c in rounds if folder.read_summary(c) is not None]
         if len(done) == len(rounds):
@@ -117,15 +116,50 @@ def run_lottery(
             return LotteryResult(config.folder, "unchanged", done)
     method = choices.ticket_method(rounds[0])
     given = Objects(dataset, model, method, gradient, optimizer)
-    compiled = loop.prepare(rounds[0], given)
-    size = checkpoint.size_in_bytes(compiled.abstract)
-    unfinished = [c for c in rounds if config.overwrite or not _is_finished(c)]
-    folder.check_space(config, (len(unfinished) * config.keep + 4) * size)
+    compiled = _prepare(config, rounds, given)
     search = _Search(config, rounds, given, compiled, show, command)
     with folder.claim(config) as path, explained(path):
         if config.overwrite:
             _clear(path)
         return _run_rounds(search, path)
+
+
+def try_lottery(config: LotteryConfig, display: Display | None = None) -> None:
+    """Makes every check of `run_lottery`, trains one step and writes nothing.
+
+    Args:
+      config: The configuration.
+      display: Where to show the figures of the step. Default: nowhere.
+
+    Raises:
+      RunError: As for `run_lottery`.
+      zosam_jax.data.DatasetError: As for `run_lottery`.
+    """
+    folder.check(config, RECORD)
+    rounds = _rounds(config)
+    given = Objects(method=choices.ticket_method(rounds[0]))
+    trial.one_step(_prepare(config, rounds, given), display or Silent())
+
+
+def _rounds(config: LotteryConfig) -> list[TrainConfig]:
+    """Returns the configurations of the rounds."""
+    sparsities = sparsity.ticket_sparsities(config.train.sparsity, config.total_rounds)
+    return [_round(config, *pair) for pair in enumerate(sparsities)]
+
+
+def _prepare(
+    config: LotteryConfig, rounds: Sequence[TrainConfig], given: Objects
+) -> CompiledRun:
+    """Returns the programs of all rounds, after checks of weights and disk space."""
+    compiled = loop.prepare(rounds[0], given)
+    try:
+        compiled.check_live(config.train.sparsity)
+    except ValueError as error:
+        raise RunError(str(error)) from error
+    size = checkpoint.size_in_bytes(compiled.abstract)
+    unfinished = [c for c in rounds if config.overwrite or not _is_finished(c)]
+    folder.check_space(config, (len(unfinished) * config.keep + 4) * size)
+    return compiled
 
 
 def _round(config: LotteryConfig, number: int, sparsity: float) -> TrainConfig:

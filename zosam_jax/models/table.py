@@ -5,6 +5,7 @@ needs an entry in `OPTIONS`. `tests/models/test_model_table.py` says what is
 still missing.
 """
 
+import functools
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
@@ -93,7 +94,7 @@ def _sizes(name: str, value: Any) -> None:
     if not isinstance(value, tuple) or not value:
         raise ValueError(f"{name}={value!r} must be a tuple of sizes, as (300, 100).")
     for size in value:
-        _check.whole(name, size)
+        _check.whole(name, size, most=2**16)
 
 
 OPTIONS: dict[str, Option] = {
@@ -108,7 +109,7 @@ OPTIONS: dict[str, Option] = {
         _among("cifar", "imagenet"),
         "'imagenet' (7x7, stride 2, and max pooling) or 'cifar' (3x3)",
     ),
-    "depth": Option(_check.whole, "number of blocks"),
+    "depth": Option(functools.partial(_check.whole, most=1000), "number of blocks"),
     "patch": Option(_check.whole, "side of a patch in pixels"),
     "distillation": Option(_flag, "True: a distillation token and its head"),
     "positions": Option(_among("learned", "rotary"), "'learned' or 'rotary'"),
@@ -404,7 +405,7 @@ def _checked(
     for option, value in options.items():
         _check.one_of(f"{name}: option", option, row.options)
         OPTIONS[option].check(f"{name}: {option}", value)
-    _check.number("width", width, least=1 / 16)
+    _check.number("width", width, least=1 / 16, most=64)
     return row, {**row.fixed, **options}
 
 

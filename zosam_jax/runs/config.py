@@ -4,24 +4,32 @@ It knows types and ranges alone. Names of models, data sets, gradients, sparse m
 and optimizers are text here; `zosam_jax.train.build` looks them up.
 """
 
+import ast
 import dataclasses
 import functools
+import inspect
 import itertools
 import numbers
+import textwrap
 import types
 import typing
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from zosam_jax import _check
 from zosam_jax.runs import paths
 from zosam_jax.runs.files import JSON
 
+T = TypeVar("T")
+
 DTYPES = ("float32", "bfloat16")
 SCHEDULES = ("cosine", "step", "constant")
 DECAYS = ("all", "kernels")
 LOOPS = ("auto", "scan", "steps")
+
+# Beyond this, a radius, a rate or a norm is a mistake.
+_LARGE = 1e6
 
 METHOD_FIELDS = (
     "method",
@@ -48,6 +56,37 @@ HOUSEKEEPING = frozenset(
 """The fields that do not change the numbers: a run may resume with other values."""
 
 
+def with_field_texts(kind: type[T]) -> type[T]:
+    """Returns the dataclass with the texts of its fields in its docstring.
+
+    Python drops the string below a field. The class must be in a file of its own
+    source; without one, or under `python -OO`, its docstring stays as it is.
+    """
+    if kind.__doc__ is None:
+        return kind
+    try:
+        (parsed,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
+    except OSError:
+        return kind
+    assert isinstance(parsed, ast.ClassDef)
+    texts = [
+        f"{field.target.id}: {text.value.value}"
+        for field, text in itertools.pairwise(parsed.body)
+        if isinstance(field, ast.AnnAssign)
+        and isinstance(field.target, ast.Name)
+        and isinstance(text, ast.Expr)
+        and isinstance(text.value, ast.Constant)
+    ]
+    wrapped = (
+        textwrap.fill(text, 88, initial_indent="  ", subsequent_indent="    ")
+        for text in texts
+    )
+    doc = inspect.cleandoc(kind.__doc__)
+    kind.__doc__ = "\n".join([doc, "", "Attributes:", *wrapped])
+    return kind
+
+
+@with_field_texts
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class TrainConfig:
     """The configuration of a training run.
@@ -258,26 +297,39 @@ scan)."""
         counts = ("batch_size", "epochs", "accumulate_steps", "checkpoint_every")
         for name in (*counts, "keep"):
             _check.whole(name, getattr(self, name))
-        for name in ("update_interval", "image_size"):
-            if getattr(self, name) is not None:
-                _check.whole(name, getattr(self, name))
-        for name in ("seed", "workers"):
-            _check.whole(name, getattr(self, name), least=0)
+        if self.update_interval is not None:
+            _check.whole("update_interval", self.update_interval)
+        # A key takes 32 bits of a seed: a larger one would repeat that of a smaller.
+        _check.whole("seed", self.seed, least=0)
+        _check.whole("workers", self.workers, least=0, most=1024)
+        if self.image_size is not None:
+            _check.whole("image_size", self.image_size, most=8192)
 
     def _check_numbers(self) -> None:
         if self.rho is not None:
-            _check.number("rho", self.rho, least=0)
-        for name in ("weight_decay", "clip_norm", "log_every", "final_learning_rate"):
-            _check.number(name, getattr(self, name), least=0)
+            _check.number("rho", self.rho, least=0, most=_LARGE)
+        for name in ("weight_decay", "clip_norm"):
+            _check.number(name, getattr(self, name), least=0, most=_LARGE)
+        _check.number("log_every", self.log_every, least=0)
         _check.number("probe_fraction", self.probe_fraction, above=0, most=1)
-        for name in ("learning_rate", "width"):
-            _check.number(name, getattr(self, name), above=0)
+        _check.number("learning_rate", self.learning_rate, above=0, most=_LARGE)
+        self._check_final_learning_rate()
+        _check.number("width", self.width, above=0, most=64)
         for name in ("sparsity", "momentum", "ema", "label_smoothing", "validation"):
             _check.number(name, getattr(self, name), least=0, below=1)
         for name in ("drop_fraction", "stop_fraction"):
             if getattr(self, name) is not None:
                 _check.number(name, getattr(self, name), least=0, most=1)
         _check.number("warmup_epochs", self.warmup_epochs, least=0)
+
+    def _check_final_learning_rate(self) -> None:
+        name = "final_learning_rate"
+        _check.number(name, self.final_learning_rate, least=0)
+        if not self.final_learning_rate <= self.learning_rate:
+            raise ValueError(
+                f"{name}={self.final_learning_rate:g} must be at most learning_rate="
+                f"{self.learning_rate:g}, from which the cosine falls."
+            )
 
     def _check_milestones(self) -> None:
         for share in self.milestones:

@@ -1,6 +1,9 @@
 """The display of a run's progress: a live bar on a terminal, plain lines elsewhere."""
 
+import contextlib
 import sys
+import threading
+import time
 from collections.abc import Iterable
 from typing import NamedTuple, Protocol
 
@@ -47,7 +50,7 @@ class Display(Protocol):
     interval: float
 
     def message(self, text: str) -> None:
-        """Shows a line of text."""
+        """Shows a line of text; one that ends in "..." is work that takes a while."""
         ...
 
     def update(self, status: Status) -> None:
@@ -128,6 +131,36 @@ class _BarAboveFigures(Progress):
         yield Text(self.figures)
 
 
+# Seconds between two changes of a clock.
+_TICK = 1.0
+
+
+class _Clock:
+    """The seconds since its start on the last line of a terminal, until it stops."""
+
+    def __init__(self, console: Console):
+        self._console = console
+        self._is_over = threading.Event()
+        self._thread = threading.Thread(target=self._count, daemon=True)
+        self._thread.start()
+
+    def _count(self) -> None:
+        began = time.perf_counter()
+        # Nobody would see an error of this thread, nor miss what it shows.
+        with contextlib.suppress(OSError, ValueError):
+            while not self._is_over.wait(_TICK):
+                seconds = duration(time.perf_counter() - began)
+                self._console.file.write(f"\r{seconds} ")
+                self._console.file.flush()
+            self._console.file.write("\r\x1b[2K")
+            self._console.file.flush()
+
+    def stop(self) -> None:
+        """Removes the line."""
+        self._is_over.set()
+        self._thread.join()
+
+
 class Bar:
     """A live bar on a terminal."""
 
@@ -138,20 +171,33 @@ class Bar:
         self._console = console
         self._bar: _BarAboveFigures | None = None
         self._task: TaskID | None = None
+        self._clock: _Clock | None = None
 
     def message(self, text: str) -> None:
-        """Prints a line of text above the bar."""
+        """Prints a line of text above the bar.
+
+        If it ends in "...", the seconds since then stand under it up to the next call.
+        """
+        self._stop_clock()
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+        if text.endswith("..."):
+            self._clock = _Clock(self._console)
+
+    def _stop_clock(self) -> None:
+        if self._clock is not None:
+            self._clock.stop()
+            self._clock = None
 
     def update(self, status: Status) -> None:
         """Moves the bar."""
+        self._stop_clock()
         name = f"epoch {status.epoch}/{status.epochs}"
         if self._bar is None:
             self._bar = self._new_bar()
             self._bar.start()
         if self._task is None:
             self._task = self._bar.add_task(name, total=status.total_steps, left="")
-        self._bar.figures = figures(status)
+        self._bar.figures = figures(status, self._console.width)
         self._bar.update(
             self._task,
             description=name,
@@ -170,11 +216,15 @@ class Bar:
         )
 
     def epoch(self, status: Status) -> None:
-        """Moves the bar."""
+        """Moves the bar, and prints the figures of the epoch above it."""
+        width = len(str(status.epochs))
+        name = f"epoch {status.epoch:{width}}/{status.epochs}  "
+        self.message(name + figures(status, self._console.width - len(name)))
         self.update(status)
 
     def close(self) -> None:
         """Stops the bar; the next status starts a new one."""
+        self._stop_clock()
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
@@ -190,8 +240,12 @@ def display(log_every: float) -> Display:
     return Bar(console) if console.is_terminal else Lines(log_every)
 
 
-def figures(status: Status) -> str:
-    """Returns the figures of a status as one line of fewer than 80 characters.
+def figures(status: Status, width: int = 80) -> str:
+    """Returns the figures of a status as one line.
+
+    Args:
+      status: The status.
+      width: Largest length in characters, up to which the last figures are left out.
 
     >>> figures(Status(30, 120, 2, 8, 1.25, 0.5, None, 0.9, 1234.0, 60.0))
     'loss 1.2500  train 50.00%  test      -  sparsity 90.00%  1,234 images/s'
@@ -204,6 +258,8 @@ def figures(status: Status) -> str:
         f"sparsity {status.sparsity:.2%}",
         f"{status.images_per_second:,.0f} images/s",
     ]
+    while len("  ".join(parts)) > width and len(parts) > 1:
+        parts.pop()
     return "  ".join(parts)
 
 

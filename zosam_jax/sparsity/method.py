@@ -47,3 +47,8 @@ class SparseMethod(NamedTuple):
     dense_gradient_every: int | None = None
     mean_pruned: float = 1.0
     name: str = ""
+
+    def __repr__(self) -> str:
+        """Returns what it is, as "<rigl: sparse method with changing masks>"."""
+        masks = "fixed masks" if self.change is None else "changing masks"
+        return f"<{self.name or 'unnamed'}: sparse method with {masks}>"

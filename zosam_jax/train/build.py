@@ -124,6 +124,7 @@ def _scans(config: TrainConfig, dataset: Data | None, mesh: jax.sharding.Mesh) -
 
 def _optimizer_steps(config: TrainConfig, facts: DatasetFacts) -> int:
     batches = facts.num_train // config.batch_size * config.epochs
+    _check.whole("epochs: the number of steps", max(batches, 1))
     if batches < config.accumulate_steps:
         raise ValueError(
             f"accumulate_steps={config.accumulate_steps} is more than the {batches} "
@@ -363,6 +364,16 @@ def _load(config: TrainConfig, facts: DatasetFacts | None) -> Data:
             f"image_size={size}: the images of {config.dataset} are used as they are. "
             "Leave it out."
         )
+    if config.workers and isinstance(found, data.Dataset):
+        raise ValueError(
+            f"workers={config.workers}: {config.dataset} is in memory, and nothing is "
+            "decoded. Leave it out."
+        )
+    if config.loop == "scan" and isinstance(found, data.Streamed):
+        raise ValueError(
+            f"loop='scan': the images of {config.dataset} are streamed, batch by "
+            "batch. Leave it out."
+        )
     return found
 
 
@@ -428,11 +439,12 @@ def _augmentation(
     )
     operations = dict(made.operations)
     side = min(dataset.image_shape[:2])
-    if operations.get("crop", 0) > side:
-        raise ValueError(
-            f"augment: crop={operations['crop']:g} is more than the {side} pixels of "
-            "an image, of which nothing may be left."
-        )
+    for name in ("crop", "cutout"):
+        if operations.get(name, 0) > side:
+            raise ValueError(
+                f"augment: {name}={operations[name]:g} is more than the {side} pixels "
+                "of an image, of which nothing may be left."
+            )
     if config.augment is not None and isinstance(dataset, data.Streamed):
         least_area = operations.pop("resized_crop", None)
         dataset = dataclasses.replace(dataset, least_area=least_area)

@@ -21,6 +21,15 @@ from zosam_jax.train.optimizers import OPTIMIZERS
 
 METHODS = ("dense", *(name for name in sparse_methods.METHODS if name != "ticket"))
 
+# Arguments of the models' constructors that the trainer sets.
+_MODEL_FIELDS = {
+    "name": "is a field of its own: model (--model)",
+    "width": "is a field of its own: width (--width)",
+    "dtype": "is a field of its own: dtype (--dtype)",
+    "num_classes": "follows from the data set (--dataset)",
+    "image_size": "follows from the data set (--dataset)",
+}
+
 # A training that is long enough for every method.
 _LONG = 10**6
 
@@ -80,6 +89,9 @@ def choose(
     """
     _check.one_of("optimizer", config.optimizer, OPTIMIZERS)
     model_options = option_strings.parse("model_options", config.model_options)
+    for name in model_options:
+        if name in _MODEL_FIELDS:
+            raise ValueError(f"model_options: {name} {_MODEL_FIELDS[name]}.")
     if gradient is not None:
         named_gradient.check_unset(config)
     if method is not None:

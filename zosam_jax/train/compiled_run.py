@@ -12,6 +12,7 @@ import numpy as np
 
 from zosam_jax._types import PyTree
 from zosam_jax.data import Dataset, Streamed
+from zosam_jax.sparsity import masks as sparse_masks
 from zosam_jax.train import accuracy
 from zosam_jax.train import step as steps
 from zosam_jax.train.batch import epoch_order, gather
@@ -145,6 +146,22 @@ class CompiledRun:
             *self._abstract((np.int32(0), accuracy.no_totals())),
         )
         self.is_compiled = True
+
+    def check_live(self, sparsity: float) -> None:
+        """Raises `ValueError` if no weight is left at a sparsity.
+
+        Args:
+          sparsity: Fraction of the sparse layers' weights that are zero.
+        """
+        if self.experiment.method is None:
+            return
+        masks = jax.tree.leaves(sparse_masks(self.abstract.opt_state))
+        weights = sum(m.size for m in masks if m.ndim)
+        if weights and round((1 - sparsity) * weights) < 1:
+            raise ValueError(
+                f"sparsity={sparsity:.12g} leaves none of the {weights:,} weights of "
+                f"the sparse layers. Say at most {1 - 1 / weights:.6g}."
+            )
 
     def again(self) -> "CompiledRun":
         """Returns the same programs for another run, not compiled again.

@@ -137,7 +137,8 @@ def choose(
     options = option_strings.parse("gradient_options", config.gradient_options)
     known = takes | ({"rho_min": None} if config.gradient == "gsam" else {})
     owner = "gradient", config.gradient
-    option_strings.check("gradient_options", owner, options, known, _RESERVED)
+    types = option_strings.types(make)
+    option_strings.check("gradient_options", owner, options, known, _RESERVED, types)
     if "rho_min" in options:
         _check.number("gradient_options: rho_min", options["rho_min"], least=0)
     return ChosenGradient(make, takes, options)

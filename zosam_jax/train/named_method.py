@@ -158,7 +158,8 @@ def choose(config: TrainConfig, row: "NamedMethod | None") -> ChosenMethod | Non
         return None
     takes = option_strings.defaults(row.make, Options)
     owner = "method", config.method
-    option_strings.check("method_options", owner, options, takes, _RESERVED)
+    types = option_strings.types(row.make)
+    option_strings.check("method_options", owner, options, takes, _RESERVED, types)
     named = ChosenMethod(row, takes, options)
     named.check(config)
     return named

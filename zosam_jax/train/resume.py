@@ -61,7 +61,7 @@ def begin(
                 + ", ".join(changes)
             )
     if not compiled.is_compiled:
-        show.message("compiling")
+        show.message("compiling...")
     compiled.compile()
     state = compiled.init() if given is None else compiled.place(given)
     records = metrics.cut(setup.folder / "metrics.jsonl", step)
