@@ -11,6 +11,7 @@
 from zosam_jax.data import augment as augment
 from zosam_jax.data.dataset import Dataset as Dataset
 from zosam_jax.data.dataset import DatasetError as DatasetError
+from zosam_jax.data.dataset import channel_statistics as channel_statistics
 from zosam_jax.data.streaming import Streamed as Streamed
 from zosam_jax.data.table import describe as describe
 from zosam_jax.data.table import load as load

@@ -27,6 +27,10 @@ class Dataset:
       crop_padding: Zero padding of the usual random crop, in pixels; 0: no crop.
       flip: Whether the mirror image of an image has the same label.
       kind: "image" or "text".
+
+    Raises:
+      ValueError: Images are not uint8, labels are not classes, numbers of images and
+        labels differ, or `mean` and `std` do not fit the channels.
     """
 
     name: str
@@ -40,6 +44,42 @@ class Dataset:
     crop_padding: int
     flip: bool
     kind: Literal["image", "text"] = "image"
+
+    def __post_init__(self):
+        self._check("train", self.train_images, self.train_labels)
+        self._check("test", self.test_images, self.test_labels)
+        channels = self.image_shape[-1] if self.kind == "image" else 0
+        for field in ("mean", "std"):
+            found = len(getattr(self, field))
+            if found != channels:
+                raise ValueError(
+                    f"{self.name}: {field} has {found} values for {channels} channels. "
+                    "Take zosam_jax.data.channel_statistics(train_images)."
+                )
+
+    def _check(self, part: str, examples: np.ndarray, labels: np.ndarray) -> None:
+        """Raises `ValueError` unless the examples of a part and their labels fit."""
+        if len(examples) != len(labels):
+            raise ValueError(
+                f"{self.name}: {len(examples)} {part} examples have {len(labels)} "
+                "labels."
+            )
+        if self.kind == "image" and (examples.dtype, examples.ndim) != (np.uint8, 4):
+            raise ValueError(
+                f"{self.name}: {part}_images must be uint8 [N, H, W, C], from 0 to "
+                f"255; got {examples.dtype} {list(examples.shape)}. (From 0 to 1: "
+                "np.round(255 * images).astype(np.uint8).)"
+            )
+        if not np.issubdtype(labels.dtype, np.integer):
+            raise ValueError(
+                f"{self.name}: {part}_labels must be integers; got {labels.dtype}."
+            )
+        if labels.size and (labels.min() < 0 or labels.max() >= self.num_classes):
+            raise ValueError(
+                f"{self.name}: {part}_labels run from {labels.min()} to "
+                f"{labels.max()}, and {self.num_classes} class_names stand for 0 to "
+                f"{self.num_classes - 1}."
+            )
 
     @property
     def num_train(self) -> int:

@@ -82,7 +82,7 @@ def _vary(axis: str, values: PyTree) -> PyTree:
 
 
 def _mean_over(axis: str, values: PyTree, *, total: bool = False) -> PyTree:
-    """The mean of floats; the largest of other values, or the sum of integers."""
+    """Floats: the mean. Others: the maximum, or, with `total`, the sum of integers."""
 
     def leaf(x: jax.Array) -> jax.Array:
         x = jnp.asarray(x)

@@ -42,7 +42,7 @@ class Calls:
         """Returns the losses of one part of a batch.
 
         Args:
-          random: Returns the key of the part.
+          random: A function that returns the key of the part; called only if needed.
           examples: Indices of its examples; None for all.
         """
 
@@ -78,7 +78,7 @@ class Calls:
         Args:
           params: The parameters, for the shape of the losses.
           count: Number of parts (`microbatches`), which divides the batch.
-          random: Returns the key of the step.
+          random: A function that returns the key of the step; called only if needed.
         """
         if count == 1:
             return [None]
@@ -140,10 +140,11 @@ class Calls:
         except TypeError:
             wanted = ", ".join(f"{name}=..." for name in keywords)
             raise TypeError(
-                f"zs.{self.name} with these options calls value_fn(params, {wanted}): "
-                "examples are the indices (None: all) of the examples whose losses [n] "
-                "it returns, key is a PRNG key. (esam(gamma=1), ssam(mask='dynamic'), "
-                "microbatches=1 and fresh_keys=False call value_fn(params).)"
+                f"zs.{self.name} with these options calls value_fn(params, {wanted}). "
+                "With examples=indices, it must return the losses [n] of these "
+                "examples (None: of all); key is a PRNG key. To have "
+                "value_fn(params) called, say esam(gamma=1), ssam(mask='dynamic'), "
+                "microbatches=1 and fresh_keys=False."
             ) from None
         except ValueError:  # A builtin without a signature.
             return

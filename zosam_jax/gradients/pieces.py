@@ -231,7 +231,8 @@ class Descent(Generic[L_contra]):
     Attributes:
       descend: `(point, look, perturbed params) -> Estimate`.
       needs: The class of looks that it reads.
-      dense: Whether its gradient has the entries of pruned weights.
+      dense: Whether its gradient is also computed at pruned weights, as growth by the
+        gradient needs.
       by_example: Whether it calls `point.losses.each`.
     """
 

@@ -194,7 +194,7 @@ def _is_finished(config: TrainConfig) -> bool:
 
 
 def _run_rounds(search: _Search, path: Path) -> LotteryResult:
-    """Runs the rounds that are not finished, and returns how that ended."""
+    """Runs the rounds that are not finished, and returns how they ended."""
     config, rounds, show = search.config, search.rounds, search.display
     records: list[JSON] = []
     for number, chosen in enumerate(rounds):

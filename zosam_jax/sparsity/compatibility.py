@@ -100,7 +100,8 @@ def check_estimator(method: SparseMethod, state: OptState) -> None:
     if blind and method.dense_gradient_every is not None:
         raise ValueError(
             "the method uses the gradient of pruned weights, which a zeroth-order "
-            "gradient does not estimate: nothing would ever grow. Use zs.sparsity.set_"
+            "gradient does not estimate: nothing would ever grow. Use "
+            "zs.sparsity.set_, which grows at random."
         )
 
 

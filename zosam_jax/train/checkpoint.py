@@ -183,8 +183,8 @@ class Checkpoints:
           warn: Called with a sentence for every damaged checkpoint.
 
         Raises:
-          RunError: All checkpoints are damaged, or one is intact with other arrays, as
-            another version writes it. Nothing is moved then.
+          RunError: All checkpoints are damaged, or an intact one has other arrays than
+            `template`, as those of another version. Nothing is moved in either case.
         """
         damaged = {}
         for step in reversed(self.steps()):

@@ -145,7 +145,7 @@ def choose(
 
 
 def check_unset(config: TrainConfig) -> None:
-    """Raises `ValueError` if a field describes a named gradient beside a given one."""
+    """Raises `ValueError` if fields of a named gradient are set beside a given one."""
     for field in ("rho", "gradient_options"):
         value = getattr(config, field)
         if value != default(field):

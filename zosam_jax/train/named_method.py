@@ -166,7 +166,7 @@ def choose(config: TrainConfig, row: "NamedMethod | None") -> ChosenMethod | Non
 
 
 def check_unset(config: TrainConfig) -> None:
-    """Raises `ValueError` if a field describes a named method beside a given one."""
+    """Raises `ValueError` if fields of a named method are set beside a given one."""
     for field in METHOD_FIELDS:
         value = getattr(config, field)
         if field != "method" and value != default(field):

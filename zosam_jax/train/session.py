@@ -261,7 +261,7 @@ class Session:
     def _record(
         self, state: TrainState, epoch: int, totals: Totals, speed: float
     ) -> None:
-        """Evaluates at the end of an epoch; writes and shows the figures."""
+        """Evaluates at the end of an epoch; writes and shows the numbers."""
         setup, here = self.setup, self.position
         tested: dict[str, tuple[float, float]] = {}
         validation = () if setup.experiment.validation is None else ("validation",)
@@ -317,7 +317,7 @@ class Session:
         self.position.saved_step = self.position.step
 
     def summarize(self, state: TrainState) -> JSON:
-        """Writes `summary.json`, shows its figures, and returns its contents."""
+        """Writes `summary.json`, shows its numbers, and returns its contents."""
         setup, show = self.setup, self.setup.display
         found = summary.summarize(
             metrics.read(setup.folder / "metrics.jsonl"),

@@ -79,9 +79,8 @@ def dsr(
     if 0 < stop <= _first_change(total_steps, interval):
         warnings.warn(
             f"the topology will never change in these {total_steps} steps: DSR's "
-            f"interval of {interval} becomes 2, 4 and 8 times as long after 1/8, 0.4 "
-            "and 0.7 of them, before it has once passed. Take "
-            f"interval={max(1, math.ceil(most) - 1)} or less.",
+            f"interval, {interval} steps at first, grows during the training and never "
+            f"ends within it. Take interval={max(1, math.ceil(most) - 1)} or less.",
             stacklevel=_check.outside(),
         )
 

@@ -66,9 +66,9 @@ def dynamic(
       grow: Score whose highest weights are grown, of those not kept; likewise.
       interval: Steps between two changes of topology. The first change is at step
         `interval`.
-      drop_fraction: alpha, the fraction of live weights that the first change would
-        drop at step 0, in [0, 1], annealed to 0 by a cosine; or a schedule, `step ->
-        fraction`, such as `optax.constant_schedule(0.3)`.
+      drop_fraction: alpha, the fraction of live weights that a change drops, in [0, 1],
+        at step 0; a cosine anneals it to 0. Or a schedule, `step -> fraction`, such as
+        `optax.constant_schedule(0.3)`.
       stop_fraction: All changes are before step `stop_fraction * total_steps`.
       by_sign: Drop the same fraction of the positive and of the negative weights.
       budget: Sparsity distribution: "erk", "er", "uniform", or a function as in

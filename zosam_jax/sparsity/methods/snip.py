@@ -20,8 +20,8 @@ def snip_scores(
     Args:
       params: Pytree of arrays.
       losses: One function `params -> loss` for each batch.
-      key: For a random score.
-      score: Another score of weight and gradient.
+      key: Used by random scores.
+      score: The score to use instead of |w g|.
 
     Example:
       >>> import jax, jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Straight-through training: all weights train, the network sees the largest."""
+"""Straight-through training: all weights train, the forward pass uses the largest."""
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,7 @@ def ste(
     pattern: tuple[int, int] | None = None,
     axis: Axis = -2,
 ) -> SparseMethod:
-    r"""Straight-through estimator: all weights train, the network sees the largest.
+    r"""Straight-through estimator: all weights train, the forward pass uses the largest.
 
     The loss is evaluated at :math:`m \odot w`, where m is the mask of the largest |w|.
     Its gradient there updates every weight, live or not (arXiv:1308.3432), so that the
@@ -32,9 +32,9 @@ def ste(
     gradient, which keeps the mask from flickering (arXiv:2102.04010, equation 7).
 
     `params` hold the dense weights. Train and evaluate at `apply_masks(params,
-    masks(state))`; `sparsify(..., gradient=...)` does that itself. A loop without it
-    trains the dense network, and `sparsify` cannot detect that, since it is given the
-    gradient only. Weight decay of the optimizer shrinks pruned weights too.
+    masks(state))`; `sparsify(..., gradient=...)` does that itself. A loop that does
+    neither trains the dense network, and `sparsify`, which is given the gradient only,
+    cannot detect it. Weight decay of the optimizer shrinks pruned weights too.
 
     Args:
       sparsity: Fraction of pruned weights over the sparse leaves together, in [0, 1).
