@@ -62,7 +62,7 @@ def test_a_training_too_short_for_one_change_is_said_to_be_static():
     """Of RigL's default interval, 100 steps see no change; of DSR's, 800 see one."""
     with pytest.warns(UserWarning, match="never change: .* step 100, .* step 75"):
         zs.sparsity.rigl(0.9, 100)
-    with pytest.warns(UserWarning, match=r"interval of 20 .* Take interval=12 or less"):
+    with pytest.warns(UserWarning, match=r"interval, 20 steps .* interval=12 or less"):
         zs.sparsity.dsr(0.9, 100, interval=20)
     with warnings.catch_warnings():
         warnings.simplefilter("error")

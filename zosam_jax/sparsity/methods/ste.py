@@ -1,4 +1,4 @@
-"""Straight-through training: all weights train, the forward pass uses the largest."""
+"""Straight-through training of all weights; the forward pass uses the largest."""
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,7 @@ def ste(
     pattern: tuple[int, int] | None = None,
     axis: Axis = -2,
 ) -> SparseMethod:
-    r"""Straight-through estimator: all weights train, the forward pass uses the largest.
+    r"""Straight-through estimator: trains all weights, and computes with the largest.
 
     The loss is evaluated at :math:`m \odot w`, where m is the mask of the largest |w|.
     Its gradient there updates every weight, live or not (arXiv:1308.3432), so that the
