@@ -11,6 +11,7 @@ from zosam_jax.cli.train import (
     check_modes,
     checked,
     draw_curves,
+    early_exit,
     fields,
     opening,
     print_config,
@@ -96,8 +97,8 @@ class Lottery(TrainConfig, LotteryOptions):
             rounds.try_lottery(config, show)
             return 0
         result = run_lottery(config, display=show, command=line)
-        if result.status == "interrupted":
-            return 128 + (result.signal or 0)
+        if result.status in ("interrupted", "out of time"):
+            return early_exit(result.signal)
         folders = [result.folder / record["folder"] for record in result.rounds]
         draw_curves(result.folder, folders, show)
         return 0

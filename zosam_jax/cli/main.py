@@ -33,9 +33,9 @@ COMMANDS: dict[str, type[Command]] = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command and returns its exit status.
 
-    The status is 0 on success, 2 after an error that the message explains, 130 or 143
-    after an interruption by SIGINT or SIGTERM, from which the same command resumes, and
-    141 if the reader of standard output has gone.
+    The status is 0 on success, 2 after an error that the message explains, and 141 if
+    the reader of standard output has gone. The same command goes on after 75, the time
+    limit, and after 128 plus the number of a signal, as 130 for SIGINT.
 
     Args:
       arguments: The command line without the program's name. Default: `sys.argv`.

@@ -72,8 +72,8 @@ trains a run for longer if its learning rate is constant and its masks do not ch
             trial.try_out(config, show)
             return 0
         result = run(config, display=show, command=line)
-        if result.status == "interrupted":
-            return 128 + (result.signal or 0)
+        if result.status in ("interrupted", "out of time"):
+            return early_exit(result.signal)
         draw_curves(result.folder, [result.folder], show)
         return 0
 
@@ -125,6 +125,16 @@ def opening(config: TrainConfig) -> str:
 def fields(kind: type, record: object) -> JSON:
     """Returns the values that `record` has for the fields of a dataclass."""
     return {f.name: getattr(record, f.name) for f in dataclasses.fields(kind)}
+
+
+def early_exit(number: int | None) -> int:
+    """Returns the exit status of a run that ended early.
+
+    Args:
+      number: The signal that ended it; None for the time limit, whose status is 75, the
+        one for "try again" in `sysexits.h`.
+    """
+    return 75 if number is None else 128 + number
 
 
 def print_config(config: TrainConfig | LotteryConfig) -> int:

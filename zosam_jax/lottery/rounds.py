@@ -30,10 +30,11 @@ from zosam_jax.runs import files, folder
 from zosam_jax.runs.config import TrainConfig
 from zosam_jax.runs.errors import RunError, explained
 from zosam_jax.runs.files import JSON
-from zosam_jax.runs.progress import Display, Silent
+from zosam_jax.runs.progress import Display, Shielded, Silent
 from zosam_jax.train import checkpoint, choices, loop, trial
 from zosam_jax.train.compiled_run import CompiledRun
 from zosam_jax.train.experiment import Model
+from zosam_jax.train.interruption import Stop
 from zosam_jax.train.objects import Objects
 from zosam_jax.train.step import TrainState
 
@@ -45,7 +46,8 @@ class LotteryResult(NamedTuple):
 
     Attributes:
       folder: The folder of all rounds.
-      status: "finished", "unchanged" (it was finished before), or "interrupted".
+      status: "finished", "unchanged" (it was finished before), "interrupted" (by a
+        signal), or "out of time" (the time limit).
       rounds: One record for each finished round, as in `lottery.json`.
       signal: The signal that interrupted it, or None.
     """
@@ -66,6 +68,7 @@ class _Search(NamedTuple):
       compiled: The programs of all rounds.
       display: Where to show progress.
       command: The command line, or None.
+      stop: What ends the search early.
     """
 
     config: LotteryConfig
@@ -74,6 +77,7 @@ class _Search(NamedTuple):
     compiled: CompiledRun
     display: Display
     command: Sequence[str] | None
+    stop: Stop
 
 
 def run_lottery(
@@ -104,7 +108,8 @@ def run_lottery(
       RunError: It cannot start or continue; the message says what would work.
       zosam_jax.data.DatasetError: The data set is missing or damaged.
     """
-    show = display or Silent()
+    show = Shielded(display or Silent())
+    stop = Stop(config.train.time_limit)
     folder.check(config, RECORD)
     rounds = _rounds(config)
     if not config.overwrite:
@@ -117,8 +122,10 @@ def run_lottery(
     method = choices.ticket_method(rounds[0])
     given = Objects(dataset, model, method, gradient, optimizer)
     compiled = _prepare(config, rounds, given)
-    search = _Search(config, rounds, given, compiled, show, command)
+    search = _Search(config, rounds, given, compiled, show, command, stop)
     with folder.claim(config) as path, explained(path):
+        # Another process may have searched here while this one prepared.
+        folder.check(config, RECORD)
         if config.overwrite:
             _clear(path)
         return _run_rounds(search, path)
@@ -205,7 +212,9 @@ def _run_rounds(search: _Search, path: Path) -> LotteryResult:
             result = _run_round(search, number)
             search = search._replace(compiled=search.compiled.again())
             is_last = number == len(rounds) - 1
-            if result.status == "interrupted" or (result.signal and not is_last):
+            if result.summary is None:
+                return LotteryResult(path, result.status, records, result.signal)
+            if result.signal and not is_last:
                 return LotteryResult(path, "interrupted", records, result.signal)
         records.append(_record(chosen))
     _write(config, path, records)
@@ -232,6 +241,7 @@ def _run_round(search: _Search, number: int) -> loop.Result:
         start=start,
         on_epoch=observer,
         record={"lottery": _origin(config, number)},
+        stop=search.stop,
     )
 
 

@@ -49,6 +49,7 @@ HOUSEKEEPING = frozenset(
         "checkpoint_every",
         "keep",
         "log_every",
+        "time_limit",
         "tensorboard",
         "overwrite",
     }
@@ -238,6 +239,10 @@ command with the same folder resumes the run."""
     """Number of checkpoints to keep."""
     log_every: float = 10.0
     """Seconds between two progress lines within an epoch, without a terminal."""
+    time_limit: float | None = None
+    """Minutes after which this call writes a checkpoint and ends with status 75; the \
+same command goes on from there. It makes at least one step, and the checkpoint takes \
+some time beyond the limit. None: no limit."""
     tensorboard: bool = False
     """Also write TensorBoard scalars (needs tensorboardX)."""
     loop: str = "auto"
@@ -321,6 +326,8 @@ scan)."""
             if getattr(self, name) is not None:
                 _check.number(name, getattr(self, name), least=0, most=1)
         _check.number("warmup_epochs", self.warmup_epochs, least=0)
+        if self.time_limit is not None:
+            _check.number("time_limit", self.time_limit, above=0)
 
     def _check_final_learning_rate(self) -> None:
         name = "final_learning_rate"

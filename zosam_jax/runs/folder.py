@@ -276,7 +276,7 @@ def write_config(
     step: int,
     devices: Mapping[str, Any],
     beside: Mapping[str, Any] | None = None,
-) -> list[str]:
+) -> dict[str, str]:
     """Writes `config.json`: the configuration and every session that trained the run.
 
     Args:
@@ -284,13 +284,13 @@ def write_config(
       config: The configuration.
       command: The command line of this session, if it has one.
       step: The step at which this session starts.
-      devices: The devices of this session: "backend", "device" (their kind) and
-        "devices" (their number).
+      devices: The devices of this session, "backend", "device" (their kind) and
+        "devices" (their number), and its "numerics": settings that change numbers.
       beside: Further entries, beside "config" and "sessions".
 
     Returns:
-      What changed since the session before, as "jax 0.10.2 -> 0.12.0". The figures of
-      such a run may differ by rounding from those of a run in one session.
+      What changed since the session before, by name, as `{"jax": "0.10.2 -> 0.12.0"}`.
+      The figures of such a run may differ from those of a run in one session.
     """
     path = folder / "config.json"
     sessions = read_config(folder).get("sessions", []) if path.exists() else []
@@ -308,10 +308,20 @@ def write_config(
     content = {"config": config.record(), **(beside or {}), "sessions": sessions}
     files.write_json(path, content)
     if len(sessions) == 1:
-        return []
-    old, new = (
-        {**session["versions"], **{name: session.get(name) for name in _ENVIRONMENT}}
-        for session in sessions[-2:]
-    )
-    changed = (name for name in new if old.get(name) != new[name])
-    return [f"{name} {old.get(name)} -> {new[name]}" for name in changed]
+        return {}
+    old, new = map(_environment, sessions[-2:])
+    return {
+        name: f"{old[name]} -> {value}"
+        for name, value in new.items()
+        # Older versions recorded less.
+        if name in old and old[name] != value
+    }
+
+
+def _environment(session: JSON) -> JSON:
+    """Returns what may change the numbers of a session, by name."""
+    return {
+        **session["versions"],
+        **{name: session.get(name) for name in _ENVIRONMENT},
+        **session.get("numerics", {}),
+    }

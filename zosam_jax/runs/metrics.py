@@ -1,6 +1,7 @@
 """The metrics of a run: lines of `metrics.jsonl`, and optional TensorBoard scalars."""
 
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -74,6 +75,27 @@ def gap(records: Sequence[JSON]) -> str | None:
     return None
 
 
+def missing(
+    records: Sequence[JSON], splits: Collection[str], epochs: Iterable[int]
+) -> int | None:
+    """Returns the first of the epochs without a record of every split, or None.
+
+    >>> lines = [{"epoch": e, "split": s} for e in (1, 2, 4) for s in ("train", "test")]
+    >>> missing(lines, ("train", "test"), [1, 2, 3, 4])
+    3
+
+    Args:
+      records: Records, as `read` returns them.
+      splits: "train", "test" and, if the run holds out images, "validation".
+      epochs: Numbers of epochs, from 1.
+    """
+    found = {(record["epoch"], record["split"]) for record in records}
+    for epoch in epochs:
+        if any((epoch, split) not in found for split in splits):
+            return epoch
+    return None
+
+
 def cut(path: Path, step: int) -> list[JSON]:
     """Deletes the records of later steps from a `metrics.jsonl`; returns the others.
 
@@ -117,6 +139,10 @@ class MetricsLog:
                 if name not in ("step", "split") and isinstance(value, int | float):
                     tag = f"{record['split']}/{name}"
                     self._board.add_scalar(tag, value, record["step"])
+
+    def sync(self) -> None:
+        """Returns once the disk has all records, which survive a power cut then."""
+        os.fsync(self._file.fileno())
 
     def close(self) -> None:
         """Flushes and closes the files."""

@@ -1,11 +1,12 @@
 """The display of a run's progress: a live bar on a terminal, plain lines elsewhere."""
 
 import contextlib
+import os
 import sys
 import threading
 import time
-from collections.abc import Iterable
-from typing import NamedTuple, Protocol
+from collections.abc import Callable, Iterable
+from typing import NamedTuple, Protocol, TextIO
 
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
@@ -87,6 +88,81 @@ class Silent:
         """Does nothing."""
 
 
+class Shielded:
+    """A display whose failure does not reach the training.
+
+    A display fails where its reader has gone (`zosam train | head`, a lost connection)
+    or where its output fills a disk. The failure is said once on standard error, and
+    nothing is shown from then on.
+    """
+
+    def __init__(self, display: Display):
+        """Shows nothing yet.
+
+        Args:
+          display: The display. One that is shielded already may be shielded again.
+        """
+        self._display = display
+
+    @property
+    def interval(self) -> float:
+        """Seconds between two calls of `update`."""
+        return self._display.interval
+
+    def message(self, text: str) -> None:
+        """Shows a line of text."""
+        self._attempt(lambda: self._display.message(text))
+
+    def update(self, status: Status) -> None:
+        """Shows the state of the run within an epoch."""
+        self._attempt(lambda: self._display.update(status))
+
+    def epoch(self, status: Status) -> None:
+        """Shows the state of the run at the end of an epoch."""
+        self._attempt(lambda: self._display.epoch(status))
+
+    def close(self) -> None:
+        """Ends the display."""
+        self._attempt(lambda: self._display.close())
+
+    def _attempt(self, show: Callable[[], None]) -> None:
+        try:
+            show()
+        except Exception as error:
+            failed, self._display = self._display, Silent()
+            # A live bar has taken over the terminal and gives it back.
+            with contextlib.suppress(Exception):
+                failed.close()
+            _release(sys.stdout)
+            with contextlib.suppress(OSError, ValueError):
+                sys.stderr.write(
+                    f"progress is no longer shown ({type(error).__name__}: {error}); "
+                    "the run goes on\n"
+                )
+
+
+def _release(stream: TextIO) -> None:
+    """Points a stream that cannot be written to nowhere.
+
+    Python flushes it once more at its end, and would then fail with a status of 120.
+    """
+    try:
+        stream.flush()
+    except (OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError):
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, stream.fileno())
+            os.close(nowhere)
+
+
+class _Console(Console):
+    """A console that raises where its reader has gone; Rich's ends the process."""
+
+    def on_broken_pipe(self) -> None:
+        """Raises the `BrokenPipeError` that is being handled."""
+        raise
+
+
 class Lines:
     """Plain lines: one per epoch, and one every `interval` seconds within an epoch."""
 
@@ -98,7 +174,7 @@ class Lines:
           console: The console to print to. Default: standard output, unwrapped.
         """
         self.interval = interval
-        self._console = console or Console(file=sys.stdout, soft_wrap=True)
+        self._console = console or _Console(file=sys.stdout, soft_wrap=True)
 
     def message(self, text: str) -> None:
         """Prints a line of text."""
@@ -203,6 +279,7 @@ class Bar:
             description=name,
             completed=status.step,
             left=duration(status.seconds_left),
+            refresh=True,
         )
 
     def _new_bar(self) -> _BarAboveFigures:
@@ -213,6 +290,8 @@ class Bar:
             TextColumn("{task.fields[left]} left"),
             console=self._console,
             expand=True,
+            # Otherwise a thread draws, whose errors nobody catches.
+            auto_refresh=False,
         )
 
     def epoch(self, status: Status) -> None:
@@ -231,13 +310,13 @@ class Bar:
 
 
 def display(log_every: float) -> Display:
-    """Returns a bar if standard output is a terminal, else plain lines.
+    """Returns a bar if standard output is a terminal, else plain lines; shielded.
 
     Args:
       log_every: Seconds between two lines within an epoch. A bar ignores it.
     """
-    console = Console()
-    return Bar(console) if console.is_terminal else Lines(log_every)
+    console = _Console()
+    return Shielded(Bar(console) if console.is_terminal else Lines(log_every))
 
 
 def figures(status: Status, width: int = 80) -> str:

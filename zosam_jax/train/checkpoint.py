@@ -13,6 +13,7 @@ import orbax.checkpoint as ocp
 
 from zosam_jax._types import PyTree
 from zosam_jax.runs.errors import RunError, explained
+from zosam_jax.train import quiet
 
 
 def snapshot(state: PyTree) -> PyTree:
@@ -101,6 +102,7 @@ class Checkpoints:
         Raises:
           RunError: The path is no folder, or cannot be used.
         """
+        quiet.silence()
         self._directory = directory
         self._keep = keep
         self._read_only = read_only
@@ -173,21 +175,33 @@ class Checkpoints:
             return "There is no earlier checkpoint."
         return f"The last good checkpoint is that of step {steps[-1]}."
 
-    def restore(self, template: PyTree, warn: Callable[[str], None]) -> PyTree | None:
-        """Returns the newest intact state as NumPy arrays, or None without checkpoints.
+    def restore(
+        self,
+        template: PyTree,
+        warn: Callable[[str], None],
+        fault: Callable[[int], str | None] = lambda _: None,
+    ) -> PyTree | None:
+        """Returns the newest usable state as NumPy arrays, or None without checkpoints.
 
-        Newer, damaged checkpoints are moved to `damaged/` beside the folder.
+        Newer checkpoints that are damaged or have a fault are moved to `damaged/`
+        beside the folder.
 
         Args:
           template: Pytree of arrays or `jax.ShapeDtypeStruct`s to restore into.
-          warn: Called with a sentence for every damaged checkpoint.
+          warn: Called with a sentence for every checkpoint that is not used.
+          fault: `step -> sentence`, why the checkpoint of a step cannot be used though
+            it is intact; None if it can be.
 
         Raises:
-          RunError: All checkpoints are damaged, or an intact one has other arrays than
+          RunError: No checkpoint can be used, or an intact one has other arrays than
             `template`, as those of another version. Nothing is moved in either case.
         """
         damaged = {}
         for step in reversed(self.steps()):
+            if reason := fault(step):
+                damaged[step] = reason
+                warn(f"the checkpoint of step {step} is not used: {reason}")
+                continue
             try:
                 state = self.read(step, template)
             except Exception as error:
@@ -210,7 +224,7 @@ class Checkpoints:
         if not damaged:
             return None
         raise RunError(
-            f"no checkpoint in {self._directory} can be read: steps "
+            f"no checkpoint in {self._directory} can be used: steps "
             f"{', '.join(map(str, damaged))}. The newest says: "
             f"{next(iter(damaged.values()))} Restore the folder from a copy, or start "
             "anew with --overwrite."

@@ -15,7 +15,7 @@ from zosam_jax.runs.config import TrainConfig
 from zosam_jax.runs.dataset_facts import DatasetFacts
 from zosam_jax.runs.errors import RunError, sentence
 from zosam_jax.runs.files import JSON
-from zosam_jax.runs.progress import Display, Silent
+from zosam_jax.runs.progress import Display, Shielded, Silent
 from zosam_jax.runs.record import read as read_record
 from zosam_jax.sparsity import SparseMethod
 from zosam_jax.train import (
@@ -30,7 +30,7 @@ from zosam_jax.train import (
 from zosam_jax.train.choices import Choices
 from zosam_jax.train.compiled_run import CompiledRun
 from zosam_jax.train.experiment import Experiment, Model, Teacher
-from zosam_jax.train.interruption import interruptions
+from zosam_jax.train.interruption import Stop, interruptions
 from zosam_jax.train.objects import Objects
 from zosam_jax.train.session import OnEpoch, Session, Setup
 from zosam_jax.train.step import TrainState
@@ -42,8 +42,8 @@ class Result(NamedTuple):
     Attributes:
       folder: The run's folder.
       status: "finished", "stopped" (by `on_epoch`), "unchanged" (it was one of these
-        before), or "interrupted".
-      summary: The contents of `summary.json`; None where interrupted.
+        before), "interrupted" (by a signal), or "out of time" (the time limit).
+      summary: The contents of `summary.json`; None if the run is not complete.
       signal: The signal that was received during the run, or None.
     """
 
@@ -67,14 +67,16 @@ def run(
     start: TrainState | None = None,
     on_epoch: OnEpoch | None = None,
     record: Mapping[str, Any] | None = None,
+    stop: Stop | None = None,
 ) -> Result:
     """Trains as the configuration says, and leaves a run folder.
 
     A run that is already in the folder resumes from its last complete checkpoint, to
     the same numbers bit for bit on the same machine and software. More epochs than it
     began with go on from its end if its first epochs do not depend on their number
-    (`zosam_jax.train.longer`). SIGINT and SIGTERM
-    end the step, write a checkpoint and return; a second signal acts at once.
+    (`zosam_jax.train.longer`). SIGINT, SIGTERM,
+    SIGHUP, SIGUSR1 and the time limit end the step, write a checkpoint and return. A
+    second SIGINT or SIGTERM acts at once. A display that fails does not end the run.
 
     An object takes the place of what the configuration names, whose fields are then
     not read. `config.json` records it, and the run resumes with the same object only.
@@ -98,40 +100,60 @@ def run(
         there, if a step was done. A run that resumes repeats the calls from its
         checkpoint on.
       record: Further entries of `config.json`.
+      stop: What ends this call early. Default: signals, and `config.time_limit`.
 
     Raises:
       RunError: The run cannot start or resume; the message says what would work.
       zosam_jax.data.DatasetError: The data set is missing or damaged.
     """
-    show = display or Silent()
+    show = Shielded(display or Silent())
+    stop = stop or Stop(config.time_limit)
     given = Objects(dataset, model, method, gradient, optimizer)
     chosen = _choose(config, given)
-    epochs = folder.check(config) or config.epochs
-    _check_objects(config, given)
-    finished = _finished(config, epochs, show)
+    epochs, finished = _standing(config, given, show)
     if finished is not None:
         return Result(config.folder, "unchanged", finished)
     compiled = compiled or prepare(config, given, chosen)
     if epochs < config.epochs:
         longer.check(config, epochs, chosen, compiled.experiment)
-    kept = _kept(config, compiled.experiment)
     needed = (config.keep + 2) * checkpoint.size_in_bytes(compiled.abstract)
     folder.check_space(config, needed)
-    beside = {"objects": given.record(), **(record or {}), **kept}
-    with (
-        folder.claim(config) as path,
-        interruptions() as received,
-        contextlib.closing(show),
-        contextlib.closing(
-            checkpoint.Checkpoints(path / "checkpoints", config.keep)
-        ) as checkpoints,
-        _explained(path, checkpoints),
-    ):
+    with folder.claim(config) as path, interruptions(stop), contextlib.closing(show):
+        if not config.overwrite:
+            # Another process may have trained here while this one prepared.
+            now, finished = _standing(config, given, show)
+            if finished is not None:
+                return Result(path, "unchanged", finished)
+            if now != epochs:
+                raise RunError(
+                    f"another process has trained in {path} meanwhile. Run the same "
+                    "command again."
+                )
+        beside = {"objects": given.record(), **(record or {})}
+        beside |= _kept(config, compiled.experiment)
         if epochs < config.epochs:
             # Not finished any more, even if this process dies in a moment.
             (path / "summary.json").unlink(missing_ok=True)
-        setup = Setup(config, compiled, path, checkpoints, show, received, on_epoch)
-        return _run(setup, start, command, beside)
+        place = path / "checkpoints"
+        with (
+            contextlib.closing(checkpoint.Checkpoints(place, config.keep)) as kept,
+            _explained(path, kept),
+        ):
+            setup = Setup(config, compiled, path, kept, show, stop, on_epoch)
+            return _run(setup, start, command, beside)
+
+
+def _standing(
+    config: TrainConfig, given: Objects, show: Display
+) -> tuple[int, JSON | None]:
+    """Returns the epochs of the run in the folder, and its summary if it is finished.
+
+    Raises:
+      RunError: The folder holds something else than a run of this configuration.
+    """
+    epochs = folder.check(config) or config.epochs
+    _check_objects(config, given)
+    return epochs, _finished(config, epochs, show)
 
 
 def _finished(config: TrainConfig, epochs: int, show: Display) -> JSON | None:
@@ -322,12 +344,13 @@ def _run(
         state = session.train(state)
     finally:
         session.log.close()
-    number = setup.signals[0] if setup.signals else None
+    number = setup.stop.signals[0] if setup.stop.signals else None
     if not session.is_complete:
+        status = "out of time" if number is None else "interrupted"
         setup.display.message(
-            f"interrupted at step {session.position.step}. "
+            f"{status} at step {session.position.step}. "
             f"{setup.checkpoints.last_good()} The same command goes on from here."
         )
-        return Result(setup.folder, "interrupted", None, number)
+        return Result(setup.folder, status, None, number)
     summary = session.summarize(state)
     return Result(setup.folder, summary["status"], summary, number)

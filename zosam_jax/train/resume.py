@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from zosam_jax.runs import dataset_facts, folder, metrics
 from zosam_jax.runs.files import JSON
+from zosam_jax.train import numerics
 from zosam_jax.train.experiment import Experiment
 from zosam_jax.train.step import TrainState
 
@@ -33,13 +34,16 @@ def begin(
       beside: Further entries of `config.json`.
     """
     compiled, show = setup.compiled, setup.display
-    restored = setup.checkpoints.restore(compiled.abstract, show.message)
+    restored = setup.checkpoints.restore(
+        compiled.abstract, show.message, lambda step: _without_metrics(setup, step)
+    )
     given = start if restored is None else restored
     step = 0 if given is None else int(given.step)
     devices = {
         "backend": jax.default_backend(),
         "device": jax.local_devices()[0].device_kind,
         "devices": jax.local_device_count(),
+        "numerics": numerics.settings(),
     }
     changes = folder.write_config(
         setup.folder, setup.config, command, step, devices, beside
@@ -55,11 +59,7 @@ def begin(
         show.message("there is no checkpoint any more, so the run begins again")
     if restored is not None:
         show.message(f"resuming at step {step} of {setup.experiment.total_steps}")
-        if changes:
-            show.message(
-                "not as in the session before, so the last digits may differ: "
-                + ", ".join(changes)
-            )
+        _tell_changes(setup, changes)
     if not compiled.is_compiled:
         show.message("compiling...")
     compiled.compile()
@@ -67,6 +67,45 @@ def begin(
     records = metrics.cut(setup.folder / "metrics.jsonl", step)
     show.message(f"compiled in {sum(compiled.compile_seconds.values()):.1f} s")
     return state, records
+
+
+def _without_metrics(setup: "Setup", step: int) -> str | None:
+    """Returns why the metrics do not reach the checkpoint of a step, or None."""
+    experiment = setup.experiment
+    records = metrics.read(setup.folder / "metrics.jsonl")
+    done = step // experiment.steps_per_epoch
+    first = 1
+    if setup.config.method == "ticket":
+        # A round of a lottery may begin at a later epoch.
+        first = records[0]["epoch"] if records else done + 1
+    held_out = () if experiment.validation is None else ("validation",)
+    epoch = metrics.missing(
+        records, ("train", "test", *held_out), range(first, done + 1)
+    )
+    if epoch is None:
+        return None
+    return (
+        f"metrics.jsonl lacks lines of epoch {epoch}. If no earlier checkpoint serves, "
+        "restore that file from a copy."
+    )
+
+
+def _tell_changes(setup: "Setup", changes: Mapping[str, str]) -> None:
+    """Shows what changed since the session before, and what it means."""
+    draws = [f"{name} {changes[name]}" for name in changes if name in numerics.OF_DRAWS]
+    others = [
+        f"{name} {changes[name]}" for name in changes if name not in numerics.OF_DRAWS
+    ]
+    if draws:
+        setup.display.message(
+            "not as in the session before, so all random numbers are others from here "
+            f"on: {', '.join(draws)}"
+        )
+    if others:
+        setup.display.message(
+            "not as in the session before, so the last digits may differ: "
+            + ", ".join(others)
+        )
 
 
 def _headline(setup: "Setup") -> str:

@@ -18,6 +18,7 @@ from zosam_jax.runs.progress import Display, Status, duration
 from zosam_jax.train import checkpoint
 from zosam_jax.train.compiled_run import CompiledRun
 from zosam_jax.train.experiment import Experiment
+from zosam_jax.train.interruption import Stop
 from zosam_jax.train.step import Totals, TrainState, count_weights
 
 OnEpoch = Callable[[int, TrainState], bool]
@@ -38,7 +39,7 @@ class Setup:
       folder: The run's folder, absolute.
       checkpoints: Its checkpoints.
       display: Where to show progress.
-      signals: The signals that were received; a first one ends the run.
+      stop: What ends this call before the end of the run.
       on_epoch: Called at the end of every epoch, or None; see `loop.run`.
     """
 
@@ -47,7 +48,7 @@ class Setup:
     folder: Path
     checkpoints: checkpoint.Checkpoints
     display: Display
-    signals: list[int]
+    stop: Stop
     on_epoch: OnEpoch | None
 
     @property
@@ -146,7 +147,7 @@ class Session:
     def train(self, state: TrainState) -> TrainState:
         """Returns the state at the end of the run, or where it was interrupted.
 
-        The signals of `setup` and `on_epoch` end it early.
+        `setup.stop` and `on_epoch` end it early.
         """
         setup, experiment, here = self.setup, self.setup.experiment, self.position
         first, within = divmod(here.step, experiment.steps_per_epoch)
@@ -162,13 +163,20 @@ class Session:
                 if setup.on_epoch is not None:
                     here.is_stopped = setup.on_epoch(epoch + 1, state)
             is_last = here.step == experiment.total_steps
-            is_end = is_last or here.is_stopped or bool(setup.signals)
+            is_end = is_last or here.is_stopped or self._must_stop()
             if here.step > here.saved_step and (is_due or is_end):
                 self._save(state)
             if is_end:
                 break
         setup.checkpoints.wait()
         return state
+
+    def _must_stop(self) -> bool:
+        """Whether a signal or the time limit ends this call."""
+        stop = self.setup.stop
+        # A limit shorter than one step would otherwise never end the run.
+        is_late = stop.is_over and self.position.step > self.first_step
+        return bool(stop.signals) or is_late
 
     @property
     def is_complete(self) -> bool:
@@ -187,7 +195,7 @@ class Session:
         waiting: collections.deque[tuple[int, Totals]] = collections.deque()
         totals = None
         self.epoch = _Epoch(epoch, begin, now, now, now)
-        while here.step < end and not setup.signals:
+        while here.step < end and not self._must_stop():
             stop = min(here.step + self.block, end)
             state, totals = setup.compiled.advance(state, next(batches), stop)
             waiting.append((stop - here.step, totals))
@@ -313,6 +321,8 @@ class Session:
         saved = checkpoint.snapshot(state)
         if not checkpoint.is_finite((saved.params, saved.model_state)):
             self._fail(-1)
+        # A power cut must not leave a checkpoint of epochs without metrics.
+        self.log.sync()
         self.setup.checkpoints.save(self.position.step, saved)
         self.position.saved_step = self.position.step
 
