@@ -57,9 +57,10 @@ None: that of the run."""
         """Evaluates, prints the tables, draws the picture; returns the exit status."""
         from rich.console import Console
 
-        from zosam_jax.cli import evaluation_report, terminal
+        from zosam_jax.cli import compilation_cache, evaluation_report, terminal
         from zosam_jax.evaluate import evaluate
 
+        compilation_cache.use()
         options = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         show = evaluation_report.EvaluationDisplay(Console(file=sys.stdout))
         try:

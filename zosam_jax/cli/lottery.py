@@ -6,7 +6,7 @@ from typing import Self
 
 from tyro.conf import Suppress
 
-from zosam_jax.cli import defaults, names, parsing
+from zosam_jax.cli import compilation_cache, defaults, names, parsing
 from zosam_jax.cli.train import (
     check_modes,
     checked,
@@ -89,6 +89,7 @@ class Lottery(TrainConfig, LotteryOptions):
             return print_config(config)
         from zosam_jax.runs import progress
 
+        compilation_cache.use()
         show = progress.display(config.train.log_every)
         show.message(opening(config.train))
         from zosam_jax.lottery import rounds, run_lottery

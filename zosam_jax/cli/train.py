@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-from zosam_jax.cli import defaults, names, parsing, terminal
+from zosam_jax.cli import compilation_cache, defaults, names, parsing, terminal
 from zosam_jax.lottery.config import LotteryConfig
 from zosam_jax.runs.config import TrainConfig, default
 from zosam_jax.runs.errors import RunError
@@ -63,6 +63,7 @@ trains a run for longer if its learning rate is constant and its masks do not ch
             return print_config(config)
         from zosam_jax.runs import progress
 
+        compilation_cache.use()
         show = progress.display(config.log_every)
         # The imports take seconds.
         show.message(opening(config))
