@@ -109,6 +109,7 @@ def number(
     least: float | None = None,
     below: float | None = None,
     most: float | None = None,
+    traced: bool = True,
 ) -> None:
     """Raises `ValueError` unless `value` is a finite number within the bounds.
 
@@ -123,6 +124,7 @@ def number(
       least: Inclusive lower bound.
       below: Exclusive upper bound.
       most: Inclusive upper bound.
+      traced: Whether programs compute with it, in float32. Python has more digits.
     """
     if is_traced(value):
         return
@@ -138,7 +140,7 @@ def number(
         x = math.nan if isinstance(value, str | bool) else float(value)
     except (TypeError, ValueError):
         x = math.nan
-    rounded = _float32(x)
+    rounded = _float32(x) if traced else x
     is_finite = math.isfinite(x) and math.isfinite(rounded)
     is_within = all(ok(x, b) for _, b, ok in rules if b is not None)
     is_apart = all(ok(rounded, b) for _, b, ok in (rules[0], rules[2]) if b is not None)

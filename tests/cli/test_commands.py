@@ -159,7 +159,7 @@ def test_an_error_is_one_line_and_status_2(arguments, part, capsys, tmp_path):
     ("line", "part"),
     [
         ("train --method rigll", "--method 'rigll' is unknown. Did you mean 'rigl'?"),
-        ("train --rho -1", "--rho -1.0 must be a finite number >= 0."),
+        ("train --rho -1", "--rho -1.0 must be a finite number >= 0 and <= 1e+06."),
         ("train --batch_size 0", "--batch-size 0 must be an integer >= 1."),
         ("train --learning-rat 1", "Did you mean --learning-rate?"),
         ("train --gradient-options direction=guided", "'directions'"),

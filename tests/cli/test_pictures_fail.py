@@ -30,5 +30,5 @@ def test_curves_that_cannot_be_drawn_are_told(tmp_path, monkeypatch):
     monkeypatch.setattr(pictures, "curves", refuse)
     draw_curves(run, [run], show)
     assert len(show.said) == 2
-    assert all("curves.png could not be drawn (" in text for text in show.said)
+    assert all("curves.png could not be drawn: " in text for text in show.said)
     assert "ValueError: no such font" in show.said[1]

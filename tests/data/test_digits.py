@@ -76,8 +76,10 @@ def test_a_data_set_cannot_be_changed(digits):
 
 def test_digits_need_no_preparation(tmp_path):
     lines = []
-    data.prepare("digits", tmp_path, on_progress=lines.append)
+    data.prepare("digits", on_progress=lines.append)
     assert "needs no preparation" in lines[0]
+    with pytest.raises(ValueError, match="has no effect: digits is read from where"):
+        data.prepare("digits", tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 

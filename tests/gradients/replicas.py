@@ -221,16 +221,20 @@ def looksam(at, memory, *, rho, every, alpha, layerwise=False):
 
 
 def aesam(at, memory, *, rho, total_steps, lambda_1, lambda_2, delta):
-    mean, variance = (0, 0) if memory is None else memory
     g, value = at.problem.grad(at.w), at.problem.loss(at.w)
     square = at.dot(g, g)
+    if memory is None:
+        # The statistics are those of the norm relative to a power of two.
+        memory = 0, 0, 2 ** np.floor(np.log2(np.sqrt(square)))
+    mean, variance, unit = memory
+    square /= unit**2
     mean = delta * mean + (1 - delta) * square
     variance = delta * variance + (1 - delta) * (square - mean) ** 2
     c = at.t / total_steps * lambda_1 + (1 - at.t / total_steps) * lambda_2
     if square >= mean + c * np.sqrt(variance):
         eps, norm = along(at, g, rho)
-        return taken(at, eps, norm, 0, 2, value), [mean, variance]
-    return plain(at, g, value, g), [mean, variance]
+        return taken(at, eps, norm, 0, 2, value), [mean, variance, unit]
+    return plain(at, g, value, g), [mean, variance, unit]
 
 
 def top(scores, among, count):
@@ -281,7 +285,7 @@ def msam(at, memory, *, rho, momentum):
     v = np.zeros_like(at.w) if memory is None else memory[0]
     eps, norm = along(at, -v, rho)
     step = taken(at, eps, norm, 0, 1, unperturbed=int(memory is None))
-    return step, [momentum * v + step.there]
+    return step, [momentum * v * at.live + step.there]
 
 
 def by_filter(at, v):

@@ -84,7 +84,7 @@ class Lottery(TrainConfig, LotteryOptions):
     def execute(self, line: Sequence[str]) -> int:
         """Trains all rounds, draws their curves and returns the exit status."""
         config = self.search(parsing.typed(line, type(self)))
-        check_modes(self)
+        check_modes(print_config=self.print_config, dry_run=self.dry_run)
         if self.print_config:
             return print_config(config)
         from zosam_jax.runs import progress
@@ -92,10 +92,10 @@ class Lottery(TrainConfig, LotteryOptions):
         compilation_cache.use()
         show = progress.display(config.train.log_every)
         show.message(opening(config.train))
-        from zosam_jax.lottery import rounds, run_lottery
+        from zosam_jax.lottery import run_lottery, try_lottery
 
         if self.dry_run:
-            rounds.try_lottery(config, show)
+            try_lottery(config, show)
             return 0
         result = run_lottery(config, display=show, command=line)
         if result.status in ("interrupted", "out of time"):

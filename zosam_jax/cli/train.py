@@ -14,7 +14,6 @@ from zosam_jax.runs.files import JSON
 from zosam_jax.train import choices, effects
 
 if TYPE_CHECKING:
-    from zosam_jax.cli.lottery import Lottery
     from zosam_jax.runs.progress import Display
 
 
@@ -58,7 +57,7 @@ trains a run for longer if its learning rate is constant and its masks do not ch
         config = checked(
             self, parsing.typed(line, type(self)), is_stored=self.resume is not None
         )
-        check_modes(self)
+        check_modes(print_config=self.print_config, dry_run=self.dry_run)
         if self.print_config:
             return print_config(config)
         from zosam_jax.runs import progress
@@ -67,10 +66,10 @@ trains a run for longer if its learning rate is constant and its masks do not ch
         show = progress.display(config.log_every)
         # The imports take seconds.
         show.message(opening(config))
-        from zosam_jax.train import run, trial
+        from zosam_jax.train import run, try_out
 
         if self.dry_run:
-            trial.try_out(config, show)
+            try_out(config, show)
             return 0
         result = run(config, display=show, command=line)
         if result.status in ("interrupted", "out of time"):
@@ -111,9 +110,9 @@ def checked(
     return config
 
 
-def check_modes(command: "Train | Lottery") -> None:
+def check_modes(*, print_config: bool, dry_run: bool) -> None:
     """Raises `RunError` if a command is to do two things at once."""
-    if command.print_config and command.dry_run:
+    if print_config and dry_run:
         raise RunError("--print-config and --dry-run exclude each other.")
 
 

@@ -13,11 +13,13 @@ if TYPE_CHECKING:
     from zosam_jax.lottery.config import LotteryConfig as LotteryConfig
     from zosam_jax.lottery.rounds import LotteryResult as LotteryResult
     from zosam_jax.lottery.rounds import run_lottery as run_lottery
+    from zosam_jax.lottery.rounds import try_lottery as try_lottery
 
 _MODULES = {
     "LotteryConfig": "lottery.config",
     "LotteryResult": "lottery.rounds",
     "run_lottery": "lottery.rounds",
+    "try_lottery": "lottery.rounds",
 }
 
 

@@ -82,7 +82,7 @@ def _scaled(
     epsilon is solved again for the others. Epsilon stays positive: a density exceeds 1
     only if the budget that is left is larger than the layer.
     """
-    _check.number("sparsity", sparsity, least=0, most=1)
+    _check.number("sparsity", sparsity, least=0, most=1, traced=False)
     # All layers of the largest weight become dense together. One at a time would give
     # layers of equal shape different densities.
     sizes = {path: math.prod(shape) for path, shape in shapes.items()}
@@ -287,7 +287,7 @@ def resolve(
     Raises:
       ValueError: The sparsity is out of range, or the name is unknown.
     """
-    _check.number("sparsity", sparsity, least=0, below=1)
+    _check.number("sparsity", sparsity, least=0, below=1, traced=False)
     if callable(budget):
         return PerLayer(sparsity, budget)
     _check.one_of("budget", budget, [*BUDGETS, *(["global"] if across else [])])

@@ -46,7 +46,7 @@ def ticket_sparsities(sparsity: float, rounds: int) -> tuple[float, ...]:
       >>> [round(s, 3) for s in zs.sparsity.ticket_sparsities(0.875, 3)]
       [0.0, 0.5, 0.75, 0.875]
     """
-    _check.number("sparsity", sparsity, least=0, below=1)
+    _check.number("sparsity", sparsity, least=0, below=1, traced=False)
     _check.whole("rounds", rounds)
     # log1p and expm1 keep small sparsities; the last is returned as it was given.
     rate = math.log1p(-sparsity) / rounds
@@ -88,7 +88,7 @@ def prune_ticket(
       [[ True False]
        [False  True]]
     """
-    _check.number("sparsity", sparsity, least=0, below=1)
+    _check.number("sparsity", sparsity, least=0, below=1, traced=False)
     tree.check_masks(masks, params)
     leaves = SparseLeaves.of_masks(masks)
     if not leaves.paths:

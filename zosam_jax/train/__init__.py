@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from zosam_jax.runs.presets import preset as preset
     from zosam_jax.train.loop import Result as Result
     from zosam_jax.train.loop import run as run
+    from zosam_jax.train.loop import try_out as try_out
 
 _MODULES = {
     "TrainConfig": "runs.config",
@@ -26,6 +27,7 @@ _MODULES = {
     "preset": "runs.presets",
     "Result": "train.loop",
     "run": "train.loop",
+    "try_out": "train.loop",
 }
 
 

@@ -26,6 +26,7 @@ from zosam_jax.train import (
     objects,
     resume,
     stored_run,
+    trial,
 )
 from zosam_jax.train.choices import Choices
 from zosam_jax.train.compiled_run import CompiledRun
@@ -116,8 +117,7 @@ def run(
     compiled = compiled or prepare(config, given, chosen)
     if epochs < config.epochs:
         longer.check(config, epochs, chosen, compiled.experiment)
-    needed = (config.keep + 2) * checkpoint.size_in_bytes(compiled.abstract)
-    folder.check_space(config, needed)
+    _check_space(config, compiled)
     with folder.claim(config) as path, interruptions(stop), contextlib.closing(show):
         if not config.overwrite:
             # Another process may have trained here while this one prepared.
@@ -141,6 +141,29 @@ def run(
         ):
             setup = Setup(config, compiled, path, kept, show, stop, on_epoch)
             return _run(setup, start, command, beside)
+
+
+def try_out(config: TrainConfig, display: Display | None = None) -> None:
+    """Makes every check of `run`, compiles, trains one step and writes nothing.
+
+    Args:
+      config: The configuration.
+      display: Where to show the figures of the step. Default: nowhere.
+
+    Raises:
+      RunError: The run cannot start, or the loss of its first step is not finite.
+      zosam_jax.data.DatasetError: The data set is missing or damaged.
+    """
+    folder.check(config)
+    compiled = prepare(config, Objects())
+    _check_space(config, compiled)
+    trial.one_step(compiled, display or Silent())
+
+
+def _check_space(config: TrainConfig, compiled: CompiledRun) -> None:
+    """Raises `RunError` unless the disk has room for the checkpoints."""
+    needed = (config.keep + 2) * checkpoint.size_in_bytes(compiled.abstract)
+    folder.check_space(config, needed)
 
 
 def _standing(

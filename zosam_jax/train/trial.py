@@ -1,33 +1,11 @@
-"""A trial of a run: every check and one step, without a trace on the disk."""
+"""The one step of a dry run."""
 
 import math
 import time
 
-from zosam_jax.runs import folder
-from zosam_jax.runs.config import TrainConfig
 from zosam_jax.runs.errors import RunError
-from zosam_jax.runs.progress import Display, Silent, duration
-from zosam_jax.train import checkpoint, loop
+from zosam_jax.runs.progress import Display, duration
 from zosam_jax.train.compiled_run import CompiledRun
-from zosam_jax.train.objects import Objects
-
-
-def try_out(config: TrainConfig, display: Display | None = None) -> None:
-    """Makes every check of `run`, compiles, trains one step and writes nothing.
-
-    Args:
-      config: The configuration.
-      display: Where to show the figures of the step. Default: nowhere.
-
-    Raises:
-      RunError: The run cannot start, or the loss of its first step is not finite.
-      zosam_jax.data.DatasetError: The data set is missing or damaged.
-    """
-    folder.check(config)
-    compiled = loop.prepare(config, Objects())
-    size = checkpoint.size_in_bytes(compiled.abstract)
-    folder.check_space(config, (config.keep + 2) * size)
-    one_step(compiled, display or Silent())
 
 
 def one_step(compiled: CompiledRun, show: Display) -> None:

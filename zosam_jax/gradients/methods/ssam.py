@@ -76,7 +76,7 @@ def ssam(
     Returns:
       As `sam`.
     """
-    _check.number("sparsity", sparsity, least=0, below=1)
+    _check.number("sparsity", sparsity, least=0, below=1, traced=False)
     _check.one_of("mask", mask, ("fisher", "dynamic"))
     _check.whole("interval", interval)
     known_before_tracing("num_examples", num_examples)
@@ -189,7 +189,7 @@ def by_fisher(num_examples: int) -> Change:
         def squares(n: jax.Array) -> Grads:
             loss = lambda p: jnp.sum(losses_of(p, "ascent", n[None])[0])  # noqa: E731
             grads = wide(jax.grad(loss)(point.params))
-            return jax.tree.map(lambda g: jnp.square(g / unit), grads)
+            return jax.tree.map(lambda g: jnp.square(g / unit.astype(g.dtype)), grads)
 
         def add(k: jax.Array, total: Grads) -> Grads:
             return jax.tree.map(jnp.add, total, squares(front[k]))

@@ -168,7 +168,7 @@ def static(
     if pattern is not None:
         chosen = pattern_of(pattern, axis, sparsity, budget)
     else:
-        _check.number("sparsity", sparsity, least=0, below=1)
+        _check.number("sparsity", sparsity, least=0, below=1, traced=False)
         assert sparsity is not None
         usual = row.budget if budget is None else budget
         chosen = budgets.resolve(usual, sparsity, across=True)

@@ -343,7 +343,7 @@ def _fractions(
 ) -> dict[str, float]:
     """Returns the sparsity of every group."""
     if not isinstance(sparsity, Mapping):
-        _check.number("sparsity", sparsity, least=0, below=1)
+        _check.number("sparsity", sparsity, least=0, below=1, traced=False)
         return dict.fromkeys(groups, sparsity)
     if set(sparsity) != set(groups):
         raise ValueError(
