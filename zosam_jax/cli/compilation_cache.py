@@ -32,5 +32,5 @@ def use() -> None:
     with `JAX_ENABLE_COMPILATION_CACHE=false` there is none. JAX goes on with a warning
     where the folder cannot be written.
     """
-    if jax.config.jax_compilation_cache_dir is None:
+    if jax.config.values["jax_compilation_cache_dir"] is None:
         jax.config.update("jax_compilation_cache_dir", str(folder()))

@@ -42,13 +42,12 @@ class Status(NamedTuple):
 
 
 class Display(Protocol):
-    """A display that the training loop reports to.
+    """A display that the training loop reports to."""
 
-    Attributes:
-      interval: Seconds between two calls of `update`.
-    """
-
-    interval: float
+    @property
+    def interval(self) -> float:
+        """Seconds between two calls of `update`."""
+        ...
 
     def message(self, text: str) -> None:
         """Shows a line of text; one that ends in "..." is work that takes a while."""

@@ -310,8 +310,8 @@ def _strength(name: str, text: str | None, default: float | None) -> float:
             f"Give {row.strength}."
         ) from None
     argument = f"augment: {name} ({row.strength})"
-    bound = {"above" if row.positive else "least": row.least}
-    _check.number(argument, value, most=row.most, **bound)
+    least, above = (None, row.least) if row.positive else (row.least, None)
+    _check.number(argument, value, above=above, least=least, most=row.most)
     if row.whole and value != int(value):
         raise ValueError(f"{argument}={value:g} must be a whole number.")
     return value
