@@ -1,7 +1,7 @@
 """Types that the modules share: types of arguments and of estimates."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, TypedDict
+from typing import Any, Literal, NamedTuple, TypedDict
 
 import jax
 import jax.numpy as jnp
@@ -42,6 +42,9 @@ Schedule = Callable[[jax.typing.ArrayLike], jax.typing.ArrayLike]
 Radius = Scalar | Schedule
 """A radius of perturbation, or a schedule of it over optimizer steps."""
 
+Step = Scalar | Literal["auto"]
+"""Step of a finite difference; "auto": see `zs.estimators.difference_step`."""
+
 Predicate = Callable[[jax.Array], jax.typing.ArrayLike]
 """`optimizer step (int32 scalar) -> whether to do it in this step`, a bool scalar."""
 
@@ -73,12 +76,14 @@ class Info(NamedTuple):
       perturbation_norm: |eps|, the distance from w at which the gradient was taken,
         after rounding to the parameters' dtype. float32 scalar, like the others.
       direction_norm: Norm of the ascent direction before it was normalised, over the
-        perturbed weights and in the method's geometry.
+        perturbed weights and in the method's geometry; of a zeroth-order gradient
+        without an ascent, its own norm.
       cosine: Cosine of the angle between eps and the gradient that was taken there,
         over live weights.
       descent_value: The loss at the perturbed parameters.
       unperturbed: 1 where the direction was zero or not finite, so that the plain
-        gradient was returned; else 0. int32.
+        gradient was returned, or where all finite differences of a zeroth-order
+        gradient were zero, so that it is 0; else 0. int32.
       forward_evaluations: Loss evaluations without a backward pass, of `value_fn` or
         `ascent_value_fn`. An evaluation on a part of the batch that the method
         chose counts as that fraction.
@@ -162,6 +167,8 @@ class EstimatorState(NamedTuple):
       aux: What `value_fn` returned beside the loss.
       info: See `Info`.
       memory: What the method carries from one step to the next; () for nothing.
+      standstill: Number of estimates in a row, up to the last, with
+        `info.unperturbed`. int32.
       facts: See `Facts`.
     """
 
@@ -170,6 +177,7 @@ class EstimatorState(NamedTuple):
     aux: Aux
     info: Info
     memory: Memory
+    standstill: jax.Array
     facts: Facts = Facts()
 
 

@@ -26,7 +26,7 @@ import jax
 import jax.numpy as jnp
 
 from zosam_jax import tree
-from zosam_jax._types import Estimate, Key, Masks, Params, Scalar, ValueFn
+from zosam_jax._types import Estimate, Key, Masks, Params, Scalar, Step, ValueFn
 from zosam_jax.estimators import rge, scalar_loss
 
 
@@ -36,7 +36,7 @@ def published_gradient(
     key: Key,
     *,
     rho: Scalar = 0.05,
-    delta: Scalar = 1e-3,
+    delta: Step = "auto",
     num_directions: int = 1,
     two_sided: bool = True,
     chunk_size: int | None = None,
@@ -53,7 +53,8 @@ def published_gradient(
       params: Pytree of floating point arrays, w; zero where the masks are False.
       key: One PRNG key, which draws the directions and nothing else.
       rho: Radius of the perturbation, >= 0. 0 gives the plain gradient.
-      delta: Step of the finite difference, > 0. At m = 1 it matters only for the sign.
+      delta: Step of the finite difference, > 0; "auto": see `difference_step`. At
+        m = 1 it matters only for the sign.
       num_directions: m, the number of directions.
       two_sided: Central differences, 2m forward passes; else m + 1.
       chunk_size: None evaluates one probe after another. k evaluates the probes of k

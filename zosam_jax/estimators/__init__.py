@@ -9,6 +9,9 @@ from zosam_jax.estimators.guided_directions import guided as guided
 from zosam_jax.estimators.losses import Loss as Loss
 from zosam_jax.estimators.losses import backprop as backprop
 from zosam_jax.estimators.losses import check_function as check_function
+from zosam_jax.estimators.losses import check_step as check_step
+from zosam_jax.estimators.losses import difference_step as difference_step
+from zosam_jax.estimators.losses import in_float32 as in_float32
 from zosam_jax.estimators.losses import scalar_loss as scalar_loss
 from zosam_jax.estimators.rge_random_directions import DISTRIBUTIONS as DISTRIBUTIONS
 from zosam_jax.estimators.rge_random_directions import check_chunks as check_chunks

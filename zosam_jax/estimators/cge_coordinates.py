@@ -5,15 +5,15 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
 from zosam_jax import _check, tree
-from zosam_jax._types import Estimate, Info, Masks, Params, Scalar, ValueFn
-from zosam_jax.estimators.losses import scalar_loss
+from zosam_jax._types import Estimate, Info, Masks, Params, Step, ValueFn
+from zosam_jax.estimators.losses import difference_step, scalar_loss
 
 
 def cge(
     value_fn: ValueFn,
     params: Params,
     *,
-    delta: Scalar = 1e-3,
+    delta: Step = "auto",
     two_sided: bool = True,
     masks: Masks | None = None,
     has_aux: bool = False,
@@ -30,7 +30,7 @@ def cge(
     Args:
       value_fn: `params -> loss`, or `params -> (loss, aux)` with `has_aux`.
       params: Pytree of floating point arrays, w.
-      delta: The step of the finite difference.
+      delta: Step of the finite difference, > 0; "auto": see `difference_step`.
       two_sided: Central differences; else forward differences.
       masks: Mask tree; only live coordinates are evaluated.
       has_aux: Whether `value_fn` returns `(loss, aux)`.
@@ -48,6 +48,7 @@ def cge(
     _check.trainable(params)
     loss = scalar_loss(value_fn, has_aux)
     ones = jax.tree.map(lambda x: jnp.ones(x.shape, jnp.float32), params)
+    delta = difference_step(delta, loss, params)
     support, unravel = ravel_pytree(tree.mask(ones, masks))
     count = jnp.sum(support, dtype=jnp.int32)
     # Under `jit` a shape cannot depend on the mask. The list is padded, and the loop

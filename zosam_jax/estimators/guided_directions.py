@@ -5,8 +5,17 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
 from zosam_jax import _check, tree
-from zosam_jax._types import Estimate, Info, Key, Masks, Params, Scalar, ValueFn
-from zosam_jax.estimators.losses import scalar_loss
+from zosam_jax._types import (
+    Estimate,
+    Info,
+    Key,
+    Masks,
+    Params,
+    Scalar,
+    Step,
+    ValueFn,
+)
+from zosam_jax.estimators.losses import difference_step, scalar_loss
 
 
 def guided(
@@ -17,7 +26,7 @@ def guided(
     slopes: jax.Array,
     count: int | jax.Array,
     *,
-    delta: Scalar = 1e-3,
+    delta: Step = "auto",
     num_directions: int = 1,
     exploration: Scalar = 0.05,
     masks: Masks | None = None,
@@ -47,7 +56,7 @@ def guided(
       slopes: The c of the last call, float32 `[k]`; zeros before the first.
       count: Number of calls so far, which decides whose turn it is.
       delta: Step of the finite difference per coordinate: the probes lie
-        `delta * sqrt(d)` from w, as in `rge`.
+        `delta * sqrt(d)` from w, as in `rge`. "auto": see `difference_step`.
       num_directions: m <= k, the number of slopes measured in this call, or 0.
       exploration: a in [0, 1].
       masks: Mask tree.
@@ -62,6 +71,7 @@ def guided(
     wide = jax.tree.map(lambda x: x.astype(jnp.float32), params)
     unravel = ravel_pytree(wide)[1]
     basis, known = orthonormal(guides, key, exploration, wide, masks)
+    delta = difference_step(delta, loss, params)
     step = delta * jnp.sqrt(tree.live_count(params, masks))
     value, aux = jnp.zeros((), jnp.float32), None
     for turn in range(num_directions):

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from zosam_jax import _check
-from zosam_jax._types import Aux, Estimate, Info, Params, ValueFn
+from zosam_jax._types import Aux, Estimate, Info, Params, Scalar, Step, ValueFn
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,9 +17,12 @@ class Loss:
     Attributes:
       function: `params -> (loss, aux)`: a float32 (or wider) scalar, and None without
         aux.
+      computed: `params -> loss` in the dtype in which the user's function computes it;
+        None for that of `function`.
     """
 
     function: Callable[[Params], tuple[jax.Array, Aux]]
+    computed: Callable[[Params], jax.Array] | None = None
 
     def __call__(self, params: Params) -> tuple[jax.Array, Aux]:
         """Returns `(loss, aux)` at the parameters."""
@@ -62,7 +65,7 @@ def scalar_loss(value_fn: ValueFn, has_aux: bool) -> Loss:
         return value_fn
     check_function(value_fn)
 
-    def loss(params: Params) -> tuple[jax.Array, Aux]:
+    def computed(params: Params) -> tuple[jax.Array, Aux]:
         result = value_fn(params)
         if has_aux and not (isinstance(result, tuple) and len(result) == 2):
             raise TypeError(
@@ -81,10 +84,67 @@ def scalar_loss(value_fn: ValueFn, has_aux: bool) -> Loss:
                 f"value_fn must return a scalar loss; its shape is {value.shape}. "
                 "Take the mean over the batch."
             )
-        # Finite differences subtract nearly equal losses, so they need float32.
-        return value.astype(jnp.promote_types(value.dtype, jnp.float32)), aux
+        return value, aux
 
-    return Loss(loss)
+    def loss(params: Params) -> tuple[jax.Array, Aux]:
+        value, aux = computed(params)
+        return in_float32(value), aux
+
+    return Loss(loss, lambda params: computed(params)[0])
+
+
+def in_float32(losses: jax.Array) -> jax.Array:
+    """Returns losses in float32 or wider."""
+    # Finite differences subtract nearly equal losses, so they need float32.
+    wide = losses.dtype == jnp.float64
+    return losses.astype(jnp.float64 if wide else jnp.float32)
+
+
+def check_step(delta: Step | None) -> None:
+    """Raises `ValueError` unless delta is "auto", None or a number above 0."""
+    if isinstance(delta, str):
+        _check.one_of("delta", delta, ("auto",))
+    elif delta is not None:
+        _check.number("delta", delta, above=0)
+
+
+def difference_step(
+    delta: Step | None, value_fn: ValueFn, params: Params, *, has_aux: bool = False
+) -> Scalar | None:
+    r"""Returns the step of a finite difference, in units of a random direction's entry.
+
+    .. math::
+      \delta = 10^{-3} \, (\varepsilon / \varepsilon_{32})^{1/3}
+
+    with the coarsest resolution :math:`\varepsilon` of the loss and the parameters, at
+    least that of float32: 0.001 in float32, 0.02 in float16, 0.04 in bfloat16. The
+    error of a central difference, :math:`\delta^2 + \varepsilon / \delta` up to
+    constants, is least where delta grows like the cube root of the resolution. A loss
+    that is computed in bfloat16 and then converted counts as float32: give it a number.
+
+    Args:
+      delta: "auto", or the step itself (None: an exact derivative), which is returned.
+      value_fn: `params -> loss`, or `params -> (loss, aux)` with `has_aux`.
+      params: Pytree of floating point arrays.
+      has_aux: Whether `value_fn` returns `(loss, aux)`.
+
+    Example:
+      >>> import jax.numpy as jnp, zosam_jax as zs
+      >>> for dtype in (jnp.float32, jnp.bfloat16):
+      ...     w = jnp.ones(2, dtype)
+      ...     delta = zs.estimators.difference_step("auto", lambda w: w @ w, w)
+      ...     print(f"{delta:.3f}")
+      0.001
+      0.040
+    """
+    if not isinstance(delta, str):
+        return delta
+    loss = scalar_loss(value_fn, has_aux)
+    function = loss.computed or (lambda params: loss(params)[0])
+    results = [*jax.tree.leaves(params), jax.eval_shape(function, params)]
+    coarsest = max(float(jnp.finfo(jnp.result_type(x)).eps) for x in results)
+    ratio = coarsest / float(jnp.finfo(jnp.float32).eps)
+    return 1e-3 * max(1.0, ratio) ** (1 / 3)
 
 
 def check_function(value_fn: object) -> None:

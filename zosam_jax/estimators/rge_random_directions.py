@@ -7,8 +7,18 @@ import jax
 import jax.numpy as jnp
 
 from zosam_jax import _check, tree
-from zosam_jax._types import Aux, Estimate, Info, Key, Masks, Params, Scalar, ValueFn
-from zosam_jax.estimators.losses import Loss, scalar_loss
+from zosam_jax._types import (
+    Aux,
+    Estimate,
+    Info,
+    Key,
+    Masks,
+    Params,
+    Scalar,
+    Step,
+    ValueFn,
+)
+from zosam_jax.estimators.losses import Loss, difference_step, scalar_loss
 
 Distribution = Callable[[Key, Params], Params]
 """`(key, tree) -> direction`, of entries with mean 0 and variance 1, float32."""
@@ -31,7 +41,7 @@ def rge(
     params: Params,
     key: Key,
     *,
-    delta: Scalar | None = 1e-3,
+    delta: Step | None = "auto",
     num_directions: int = 1,
     distribution: str = "gaussian",
     two_sided: bool = True,
@@ -52,15 +62,16 @@ def rge(
     its cosine to the gradient is about :math:`\sqrt{m / (m + d)}` over :math:`d` live
     coordinates. Direction `i` is drawn from `fold_in(key, i)`, so that a larger
     `num_directions` adds to the directions of a smaller one. Differences are taken in
-    float32; a bfloat16 loss is too coarse for them.
+    float32. If all of them are zero, `estimate.info.unperturbed` is 1.
 
     Args:
       value_fn: `params -> loss`, or `params -> (loss, aux)` with `has_aux`.
       params: Pytree of floating point arrays, w.
       key: One PRNG key.
       delta: Step of the finite difference, per unit of u: the probes lie about
-        `delta * sqrt(d)` from w. None: the limit 0, the exact directional derivative
-        by `jax.jvp`, which costs three forward passes for each direction.
+        `delta * sqrt(d)` from w. "auto": see `difference_step`. None: the limit 0, the
+        exact directional derivative by `jax.jvp`, which costs three forward passes for
+        each direction.
       num_directions: m. May be traced if `chunk_size` is None.
       distribution: Distribution of u: "gaussian"; "sphere", uniform on |u|^2 = d over
         the d live coordinates; "rademacher", entries of +-1.
@@ -103,6 +114,11 @@ def rge(
         forward_evaluations=jnp.asarray(evaluations(num_directions), jnp.float32)
     )
     grad = tree.mask(mean, masks)
+    norm = tree.norm(grad)
+    found = jnp.isfinite(norm) & (norm > 0)
+    info = info._replace(
+        direction_norm=norm.astype(jnp.float32), unperturbed=1 - found.astype(jnp.int32)
+    )
     return Estimate(value / num_directions, grad, aux, info), mean
 
 
@@ -111,7 +127,7 @@ def slopes(
     params: Params,
     key: Key,
     *,
-    delta: Scalar | None = 1e-3,
+    delta: Step | None = "auto",
     num_directions: int = 1,
     distribution: str = "gaussian",
     two_sided: bool = True,
@@ -201,12 +217,13 @@ def draw(
 def _slope(
     loss: Loss,
     params: Params,
-    delta: Scalar | None,
+    delta: Step | None,
     two_sided: bool,
     vmapped: bool,
 ) -> tuple[Slope, Callable[[Scalar], Scalar]]:
     """The slope along a direction, and the evaluations that m directions cost."""
     _check.trainable(params)
+    delta = difference_step(delta, loss, params)
     if delta is None:
 
         def exact(u: Params) -> tuple[jax.Array, jax.Array, Aux]:

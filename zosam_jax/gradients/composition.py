@@ -159,7 +159,10 @@ def _second_pass(step: _Step, memory: Memory) -> _Second:
         perturbation_norm=tree.norm(epsilon),
         direction_norm=moved.norm,
         cosine=tree.cosine(epsilon, tree.mask(seen.grad, point.masks)),
-        unperturbed=1 - moved.usable.astype(jnp.int32),
+        # A descent by finite differences may have found no gradient.
+        unperturbed=jnp.maximum(
+            1 - moved.usable.astype(jnp.int32), seen.info.unperturbed
+        ),
     )
     return _Second(grad, memory, seen._replace(info=_float32(info)))
 

@@ -224,7 +224,7 @@ class _Method:
             has_aux=self.has_aux,
             fresh_keys=self.fresh_keys,
         )
-        support = _support(params, masks, self.include, self.exclude)
+        chosen = support(params, masks, self.include, self.exclude)
         # Inside `jax.shard_map`, the gradient of a replicated value is summed over the
         # devices. A varying copy gives every device its own gradient.
         local = self.devices.vary(params)
@@ -237,7 +237,7 @@ class _Method:
                 calls.losses(random, examples),
                 self._optimizer_step(step),
                 masks,
-                support,
+                chosen,
                 random,
                 self.devices,
             )
@@ -430,13 +430,23 @@ def known_before_tracing(argument: str, value: object) -> None:
     _check.whole(argument, value)
 
 
-def _support(
+def support(
     params: Params,
     masks: Masks | None,
     include: str | Sequence[str],
     exclude: str | Sequence[str],
 ) -> Masks | None:
-    """The mask tree of the weights that may be perturbed."""
+    """Returns the mask tree of the live weights in the chosen leaves; None for all.
+
+    Args:
+      params: Pytree of arrays.
+      masks: Mask tree; None for all weights.
+      include: Glob patterns of the leaves to choose; () for all.
+      exclude: Glob patterns of the leaves to leave out.
+
+    Raises:
+      ValueError: A pattern matches no leaf, or no leaf is left.
+    """
     if not include and not exclude:
         return masks
     paths = tree.paths(params)

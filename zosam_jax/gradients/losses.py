@@ -10,7 +10,12 @@ import jax.numpy as jnp
 
 from zosam_jax import _streams
 from zosam_jax._types import Aux, Key, Params, ValueFn
-from zosam_jax.estimators.losses import Loss, check_function, scalar_loss
+from zosam_jax.estimators.losses import (
+    Loss,
+    check_function,
+    in_float32,
+    scalar_loss,
+)
 from zosam_jax.gradients.pieces import Losses
 
 _PASSES = {"ascent": 0, "descent": 1}
@@ -61,7 +66,10 @@ class Calls:
                 losses, aux = each(params, which, examples)
                 return jnp.mean(losses), aux
 
-            return Loss(mean)
+            def computed(params: Params) -> jax.Array:
+                return self._computed(params, which, examples, random)[0]
+
+            return Loss(mean, computed)
 
         # If both passes call one function with one key, they share one object: `Point`
         # can then tell that the losses are the same.
@@ -97,7 +105,18 @@ class Calls:
         examples: jax.Array | None,
         random: Callable[[], Key],
     ) -> tuple[jax.Array, Aux]:
-        """The losses of single examples, `[n]`, and aux."""
+        """The losses of single examples in float32, `[n]`, and aux."""
+        losses, aux = self._computed(params, which, examples, random)
+        return in_float32(losses), aux
+
+    def _computed(
+        self,
+        params: Params,
+        which: str,
+        examples: jax.Array | None,
+        random: Callable[[], Key],
+    ) -> tuple[jax.Array, Aux]:
+        """The losses of single examples in their own dtype, `[n]`, and aux."""
         if not self.by_example:
             raise TypeError(
                 f"A piece of zs.{self.name} calls point.losses.each: it must say "
@@ -111,7 +130,7 @@ class Calls:
                 f"zs.{self.name} needs the losses of the examples, shape [n]: value_fn("
                 f"params, examples=indices) returned the shape {losses.shape}."
             )
-        return losses.astype(jnp.promote_types(losses.dtype, jnp.float32)), aux
+        return losses, aux
 
     def _call(
         self,

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
 from zosam_jax import estimators, tree
-from zosam_jax._types import Estimate, Grads, Info, Memory, Params, Scalar
+from zosam_jax._types import Estimate, Grads, Info, Memory, Params, Scalar, Step
 from zosam_jax.gradients.memory import wide
 from zosam_jax.gradients.pieces import Ascent, LossLook, OccasionalLook, Point
 
@@ -15,7 +15,7 @@ from zosam_jax.gradients.pieces import Ascent, LossLook, OccasionalLook, Point
 class Probes(NamedTuple):
     """The options of the probes; see `zosam`."""
 
-    delta: Scalar | None
+    delta: Step | None
     num_directions: int
     directions: str
     two_sided: bool
@@ -31,7 +31,7 @@ class Probes(NamedTuple):
         }
 
 
-def coordinates(probes: Probes, delta: Scalar) -> Ascent[LossLook]:
+def coordinates(probes: Probes, delta: Step) -> Ascent[LossLook]:
     """Returns CGE: finite differences along every live coordinate."""
 
     def look(point: Point, memory: Memory) -> LossLook:
@@ -138,7 +138,7 @@ def _passes(value: jax.Array, forward: jax.Array) -> Estimate:
 
 def guided(
     probes: Probes,
-    delta: Scalar,
+    delta: Step,
     decays: tuple[float, ...],
     exploration: Scalar,
     every: int,
@@ -147,7 +147,7 @@ def guided(
 
     Args:
       probes: Options of the probes; `num_directions` slopes are measured in a step.
-      delta: Step of the finite difference per coordinate, > 0.
+      delta: Step of the finite difference per coordinate, > 0, or "auto".
       decays: Decays of the running means, in [0, 1); one guide for each.
       exploration: Fraction of a random direction in each guide, in [0, 1].
       every: Interval of the steps with probes, in estimates.

@@ -8,6 +8,7 @@ emits the estimate, and keeps the loss, aux and info in its state.
 import functools
 import inspect
 import sys
+import warnings
 from collections.abc import Callable
 from typing import Any, Protocol, Unpack
 
@@ -213,7 +214,15 @@ def as_transformation(
         )
         zero = jnp.zeros((), jnp.float32)
         count = jnp.zeros((), jnp.int32)
-        return EstimatorState(count, zero, aux, Info.zeros(), memory(params), marks)
+        return EstimatorState(
+            step=count,
+            value=zero,
+            aux=aux,
+            info=Info.zeros(),
+            memory=memory(params),
+            standstill=jnp.zeros((), jnp.int32),
+            facts=marks,
+        )
 
     def update(
         updates: Grads,
@@ -228,6 +237,7 @@ def as_transformation(
     ) -> tuple[Grads, EstimatorState]:
         del updates, extra_args
         _check_call(name, params, value_fn)
+        _warn_of_standstill(state)
         seen = estimator(
             value_fn,
             params,
@@ -255,6 +265,9 @@ def as_transformation(
                 lambda new, old: new.astype(old.dtype), seen.info, state.info
             ),
             memory=seen.memory,
+            standstill=jnp.where(
+                seen.info.unperturbed > 0, optax.safe_increment(state.standstill), 0
+            ),
             facts=marks,
         )
 
@@ -336,6 +349,9 @@ def estimate(state: OptState) -> Estimate:
     Raises:
       ValueError: There is none, or more than one.
 
+    Warns:
+      UserWarning: Ten or more estimates in a row had no direction.
+
     Example:
       >>> import jax.numpy as jnp, optax, zosam_jax as zs
       >>> tx = optax.chain(zs.sam(rho=0.5), optax.sgd(0.1))
@@ -351,7 +367,26 @@ def estimate(state: OptState) -> Estimate:
             f"The state holds {len(found)} gradient estimators, not one. Pass the "
             "state of an optimizer with one zs.zosam(...) or zs.backprop(...) in it."
         )
+    _warn_of_standstill(found[0])
     return Estimate(found[0].value, None, found[0].aux, found[0].info)
+
+
+_STANDSTILL = 10
+
+
+def _warn_of_standstill(state: EstimatorState) -> None:
+    """Warns if the last estimates had no direction, as far as that is known yet."""
+    count = state.standstill
+    # A warning is not worth waiting for the device.
+    known = not _check.is_traced(count) and getattr(count, "is_ready", lambda: True)()
+    if not known or count < _STANDSTILL:
+        return
+    warnings.warn(
+        f"The last {int(count)} estimates had no direction (info.unperturbed): finite "
+        "differences or gradients were zero or not finite. A loss in bfloat16 is too "
+        "coarse for a small delta=: compute it in float32, or give a larger delta=.",
+        stacklevel=_check.outside(),
+    )
 
 
 def _check_call(name: str, params: Params | None, value_fn: ValueFn | None) -> None:
