@@ -120,6 +120,7 @@ SENSE = {
     "--checkpoint-every": Sense(1, 2**31 - 1),
     "--keep": Sense(1, 1e5),
     "--log-every": Sense(0, 1e39),
+    "--time-limit": Sense(1e-300, 1e300),  # Any makes progress: a step is done.
     "--rounds": Sense(1, 1000),
     "--rewind-epoch": Sense(0, 1),
     "--early-bird-window": Sense(math.inf, 0),
