@@ -132,4 +132,5 @@ def zeroth_order(at, memory, **probes):
     seen = rge(at.problem, at, at.w, **probes)
     nothing = np.zeros_like(at.w)
     value, forward = seen.value, seen.forward
-    return Step(seen.grad, nothing, nothing, value, value, 0.0, forward, 0), memory
+    norm = np.linalg.norm(seen.grad)
+    return Step(seen.grad, nothing, nothing, value, value, norm, forward, 0), memory

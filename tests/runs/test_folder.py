@@ -58,13 +58,13 @@ def test_a_run_that_has_other_fields_is_of_another_version(tmp_path):
 
 def test_a_session_on_other_software_is_told(tmp_path, monkeypatch):
     c = TrainConfig(out=str(tmp_path))
-    assert folder.write_config(tmp_path, c, None, 0, DEVICES) == []
-    assert folder.write_config(tmp_path, c, None, 4, DEVICES) == []
+    assert not folder.write_config(tmp_path, c, None, 0, DEVICES)
+    assert not folder.write_config(tmp_path, c, None, 4, DEVICES)
     now = environment.versions()
     monkeypatch.setattr(environment, "versions", lambda: now | {"jax": "9.9"})
     devices = DEVICES | {"devices": 8}
     changes = folder.write_config(tmp_path, c, None, 8, devices)
-    assert changes == [f"jax {now['jax']} -> 9.9", "devices 1 -> 8"]
+    assert changes == {"jax": f"{now['jax']} -> 9.9", "devices": "1 -> 8"}
     steps = [s["step"] for s in folder.read_config(tmp_path)["sessions"]]
     assert steps == [0, 4, 8]
 

@@ -75,4 +75,6 @@ def test_a_terminal_counts_the_seconds_of_work(monkeypatch):
 
 
 def test_lines_are_chosen_without_a_terminal():
-    assert isinstance(progress.display(5.0), progress.Lines)
+    shown = progress.display(5.0)
+    assert isinstance(shown._display, progress.Lines)
+    assert shown.interval == 5.0

@@ -114,6 +114,20 @@ def test_metrics_are_on_the_disk_before_a_checkpoint(whole, tmp_path, monkeypatc
     assert done[at - 1] == "metrics"
 
 
+@pytest.fixture(autouse=True)
+def usual_signals():
+    """The tests run under nohup and in the background too, which ignore signals."""
+    usual = {
+        signal.SIGHUP: signal.SIG_DFL,
+        signal.SIGUSR1: signal.SIG_DFL,
+        signal.SIGINT: signal.default_int_handler,
+    }
+    old = {number: signal.signal(number, to) for number, to in usual.items()}
+    yield
+    for number, handler in old.items():
+        signal.signal(number, handler)
+
+
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGUSR1])
 def test_a_warning_signal_leaves_a_checkpoint(whole, tmp_path, number):
     out, compiled = tmp_path / "run", whole[1]

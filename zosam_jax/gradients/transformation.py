@@ -265,9 +265,7 @@ def as_transformation(
                 lambda new, old: new.astype(old.dtype), seen.info, state.info
             ),
             memory=seen.memory,
-            standstill=jnp.where(
-                seen.info.unperturbed > 0, optax.safe_increment(state.standstill), 0
-            ),
+            standstill=_standstill(state, seen.info),
             facts=marks,
         )
 
@@ -369,6 +367,12 @@ def estimate(state: OptState) -> Estimate:
         )
     _warn_of_standstill(found[0])
     return Estimate(found[0].value, None, found[0].aux, found[0].info)
+
+
+def _standstill(state: EstimatorState, info: Info) -> jax.Array:
+    """The number of estimates in a row without a direction."""
+    longer = optax.safe_increment(state.standstill)
+    return jnp.where(info.unperturbed > 0, longer, 0)
 
 
 _STANDSTILL = 10
