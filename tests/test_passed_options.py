@@ -10,6 +10,8 @@ import optax
 import pytest
 
 from zosam_jax._options import passes_options_to
+from zosam_jax.gradients import registry as gradients
+from zosam_jax.sparsity import registry as sparse_methods
 
 
 class Options(TypedDict, total=False):
@@ -76,6 +78,25 @@ def test_unknown_and_missing_options_are_named():
 
     with pytest.raises(TypeError, match=r"zs.needs: missing.*'scale'"):
         needs(size=2)  # pyright: ignore[reportCallIssue]
+
+
+METHODS = [*gradients.METHODS.values(), *sparse_methods.METHODS.values()]
+CONSTRUCTORS = dict.fromkeys(
+    [*(row.make for row in METHODS), *(m.gradient for m in gradients.METHODS.values())]
+)
+
+
+@pytest.mark.parametrize("make", CONSTRUCTORS, ids=lambda make: make.__name__)
+def test_every_constructor_has_the_same_errors(make):
+    with pytest.raises(TypeError, match=r"^zs\..*unexpected.*'nonsense'.*Known: "):
+        make(nonsense=1)
+    for name, parameter in inspect.signature(make).parameters.items():
+        if parameter.default is parameter.empty:
+            # The entry of the docstring says what the argument is.
+            said = rf"^zs\..*missing a required .*'{name}'\. {name}: \S"
+            with pytest.raises(TypeError, match=said):
+                make()
+            return
 
 
 def test_numbers_that_must_be_known_are_not_traced():

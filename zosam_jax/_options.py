@@ -17,7 +17,8 @@ Editors and type checkers read the `TypedDict` (PEP 692). The decorator gives Py
 same signature: `inspect.signature(rigl)` names `interval` and `seed` with the defaults
 of `dynamic`, and `help(rigl)` has their descriptions. A key of the `TypedDict` that
 `dynamic` does not take, or takes with another type, is an error on import. An unknown
-keyword is a `TypeError` that names the nearest option.
+keyword is a `TypeError` that names the nearest option, and a missing argument one that
+describes it. `checks_arguments` gives the same errors to a function without options.
 """
 
 import functools
@@ -61,6 +62,21 @@ def passes_options_to(target: Callable[..., object]) -> Callable[[F], F]:
     return decorate
 
 
+def checks_arguments(function: F) -> F:
+    """Returns the function; wrong arguments raise the errors of `passes_options_to`.
+
+    For a constructor beside others that pass options on: all have the same errors.
+
+    Args:
+      function: Takes no `**options`.
+    """
+    own = inspect.signature(function)
+    signature = Signature(
+        list(own.parameters.values()), return_annotation=own.return_annotation
+    )
+    return with_signature(function, signature, function.__doc__)
+
+
 def with_signature(function: F, signature: inspect.Signature, doc: str | None) -> F:
     """Returns the function with another signature, which its arguments are checked by.
 
@@ -77,12 +93,32 @@ def with_signature(function: F, signature: inspect.Signature, doc: str | None) -
         try:
             signature.bind(*args, **kwargs)
         except TypeError as error:
-            raise TypeError(f"{name}: {error}") from None
+            raise TypeError(f"{name}: {error}{_described(error, doc)}") from None
         return function(*args, **kwargs)
 
     checked.__doc__ = doc
     vars(checked)["__signature__"] = signature
     return typing.cast(F, checked)
+
+
+def _described(error: TypeError, doc: str | None) -> str:
+    """Returns the docstring's entry of the argument that is missing, or ""."""
+    missing = re.search(r"missing a required .*argument: '(\w+)'", str(error))
+    entry = missing and entries(doc).get(missing[1])
+    return f". {entry}" if entry else ""
+
+
+def entries(doc: str | None) -> dict[str, str]:
+    r"""Returns the entries of a docstring's Args section, each in one line.
+
+    >>> entries("Adds.\n\nArgs:\n  x: A\n    number.")
+    {'x': 'x: A number.'}
+
+    Args:
+      doc: The docstring; None under `python -OO`.
+    """
+    found = split_args(inspect.cleandoc(doc or ""))[1]
+    return {name: " ".join(text.split()) for name, text in found.items()}
 
 
 def public_name(function: Callable[..., object]) -> str:

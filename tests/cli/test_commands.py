@@ -167,6 +167,8 @@ def test_an_error_is_one_line_and_status_2(arguments, part, capsys, tmp_path):
         ("train --seed", "Missing value for argument '--seed'."),
         ("train --preset", "Missing value for argument '--preset'."),
         ("train --method ticket", "Use `zosam lottery`"),
+        ("train --method dynamic", "needs --method-options: drop=VALUE grow=VALUE. dr"),
+        ("train --method nm --method-options n=2", "--method-options: m=VALUE. m: We"),
         ("train --milestones nan --schedule step", "--milestones nan must be"),
         ("lottery --rewind weight", "Did you mean 'weights'"),
         ("lottery --method rigl", "zosam lottery has no flag --method."),

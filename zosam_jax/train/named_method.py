@@ -1,9 +1,11 @@
 """The sparse method that a configuration names."""
 
+import inspect
 import warnings
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from zosam_jax import _options
 from zosam_jax._types import Units, ValueFn
 from zosam_jax.runs.config import METHOD_FIELDS, TrainConfig, default
 from zosam_jax.sparsity.method import SparseMethod
@@ -109,8 +111,19 @@ class ChosenMethod(NamedTuple):
                     f"{field}={given!r}: method={config.method!r} has none. Where a "
                     f"preset set it, say --{field.replace('_', '-')} None."
                 )
-        if self.row.make is nm and not {"n", "m"} <= set(self.options):
-            raise ValueError("method='nm' needs method_options: n=2 m=4, say.")
+        missing = [
+            name
+            for name, value in self.takes.items()
+            if value is inspect.Parameter.empty
+            and name not in {*_RESERVED, *self.options}
+        ]
+        if missing:
+            said = _options.entries(self.row.make.__doc__)
+            raise ValueError(
+                f"method={config.method!r} needs method_options: "
+                f"{' '.join(f'{name}=VALUE' for name in missing)}. "
+                f"{' '.join(said[name] for name in missing if name in said)}"
+            )
 
 
 def takes(row: "NamedMethod", field: str) -> bool:

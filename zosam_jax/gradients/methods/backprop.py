@@ -3,6 +3,7 @@
 from typing import Any
 
 from zosam_jax import estimators
+from zosam_jax._options import checks_arguments
 from zosam_jax._types import (
     Estimate,
     Key,
@@ -16,6 +17,7 @@ from zosam_jax._types import (
 from zosam_jax.gradients.transformation import GradientEstimator, as_transformation
 
 
+@checks_arguments
 def backprop(
     *, has_aux: bool = False, aux_like: PyTree | None = None
 ) -> GradientEstimator:
@@ -59,6 +61,7 @@ def backprop(
     return make()
 
 
+@checks_arguments
 def backprop_gradient(
     value_fn: ValueFn,
     params: Params,

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from zosam_jax import _check, tree
-from zosam_jax._options import passes_options_to
+from zosam_jax._options import checks_arguments, passes_options_to
 from zosam_jax._types import (
     Estimate,
     Grads,
@@ -43,6 +43,7 @@ class Directions(TypedDict, total=False):
     seed: Scalar
 
 
+@checks_arguments
 def zeroth_order(
     *,
     delta: Step = "auto",
@@ -143,6 +144,7 @@ def zeroth_order(
     )
 
 
+@checks_arguments
 def zeroth_order_gradient(
     value_fn: ValueFn,
     params: Params,

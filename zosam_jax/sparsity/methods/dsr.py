@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from zosam_jax import _check
+from zosam_jax._options import checks_arguments
 from zosam_jax._types import PyTree
 from zosam_jax.sparsity import budgets, schedules, scores
 from zosam_jax.sparsity.budgets import Budget, DenseRule
@@ -23,6 +24,7 @@ _INTERVALS = ((0.0, 1), (0.125, 2), (0.4, 4), (0.7, 8))
 _THRESHOLDS = (1e-30, 1e30)
 
 
+@checks_arguments
 def dsr(
     sparsity: float,
     total_steps: int,

@@ -16,6 +16,7 @@ from typing import TypedDict
 
 import jax
 
+from zosam_jax._options import checks_arguments
 from zosam_jax.sparsity import budgets, schedules, scores
 from zosam_jax.sparsity.budgets import Budget, DenseRule
 from zosam_jax.sparsity.initial_masks import at_random
@@ -42,6 +43,7 @@ class StartOptions(TypedDict, total=False):
     seed: jax.typing.ArrayLike
 
 
+@checks_arguments
 def dynamic(
     sparsity: float,
     total_steps: int,
@@ -63,7 +65,8 @@ def dynamic(
       total_steps: Optimizer steps of the whole training.
       drop: Score whose lowest live weights are dropped: "magnitude", "gradient",
         "saliency", "random", or a function as in `scores`.
-      grow: Score whose highest weights are grown, of those not kept; likewise.
+      grow: Score whose highest weights are grown, of those not kept: a name as for
+        `drop`, or a function.
       interval: Steps between two changes of topology. The first change is at step
         `interval`.
       drop_fraction: alpha, the fraction of live weights that a change drops, in [0, 1],

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from zosam_jax import _check
+from zosam_jax._options import checks_arguments
 from zosam_jax._types import Masks, Params, PyTree
 from zosam_jax.sparsity import budgets, schedules, scores
 from zosam_jax.sparsity.budgets import Budget, DenseRule, sparse_leaves
@@ -11,6 +12,7 @@ from zosam_jax.sparsity.method import SparseMethod
 from zosam_jax.sparsity.prune_and_grow import Census, prune_and_grow
 
 
+@checks_arguments
 def gmp(
     sparsity: float,
     total_steps: int,

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from zosam_jax import _check
+from zosam_jax._options import checks_arguments
 from zosam_jax._types import Grads, Key, Masks, Params, PyTree
 from zosam_jax.sparsity import budgets, schedules, scores
 from zosam_jax.sparsity.budgets import Budget, DenseRule
@@ -18,6 +19,7 @@ Stages = Sequence[tuple[float, float, float]]
 """Rows `(until, prune_to, grow_to)`: a fraction of the training, two sparsities."""
 
 
+@checks_arguments
 def mest(
     sparsity: float,
     total_steps: int,

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import jax
 
+from zosam_jax._options import checks_arguments
 from zosam_jax.sparsity import schedules, scores
 from zosam_jax.sparsity.initial_masks import at_random
 from zosam_jax.sparsity.leaves import DenseRule
@@ -12,6 +13,7 @@ from zosam_jax.sparsity.patterns import Axis, best_of_groups, pattern_of
 from zosam_jax.sparsity.prune_and_grow import Proposal, exchange
 
 
+@checks_arguments
 def nm(
     n: int,
     m: int,

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from zosam_jax import _check, tree
+from zosam_jax._options import checks_arguments
 from zosam_jax._types import Masks, Params
 from zosam_jax.selection import select, select_along
 from zosam_jax.sparsity import budgets, schedules, scores
@@ -21,6 +22,7 @@ from zosam_jax.sparsity.patterns import Axis, axis_of
 from zosam_jax.sparsity.prune_and_grow import Proposal, exchange
 
 
+@checks_arguments
 def srigl(
     sparsity: float,
     total_steps: int,

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from zosam_jax import _check, tree
+from zosam_jax._options import checks_arguments
 from zosam_jax._types import Key, Masks, Params, ValueFn
 from zosam_jax.estimators import check_function
 from zosam_jax.sparsity import budgets, scores
@@ -83,6 +84,7 @@ CRITERIA: dict[str, _Row] = {
 """The criteria by name."""
 
 
+@checks_arguments
 def static(
     sparsity: float | None = None,
     criterion: str | scores.Score = "random",

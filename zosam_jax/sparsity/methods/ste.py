@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from zosam_jax import _check
+from zosam_jax._options import checks_arguments
 from zosam_jax._types import Grads, Params
 from zosam_jax.sparsity import budgets
 from zosam_jax.sparsity.budgets import Budget, DenseRule, sparse_leaves
@@ -14,6 +15,7 @@ from zosam_jax.sparsity.patterns import Axis, pattern_of
 from zosam_jax.sparsity.prune_and_grow import Memory
 
 
+@checks_arguments
 def ste(
     sparsity: float | None = None,
     *,

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from zosam_jax import _check, tree
+from zosam_jax._options import checks_arguments
 from zosam_jax._types import Grads, Masks, Params, Units
 from zosam_jax.selection import select
 from zosam_jax.sparsity import schedules
@@ -48,6 +49,7 @@ class _Layer(NamedTuple):
     incoming: tuple[_Leaf, ...]
 
 
+@checks_arguments
 def units(
     sparsity: float | Mapping[str, float],
     total_steps: int,
