@@ -15,12 +15,15 @@ import zosam_jax
 from zosam_jax import models
 from zosam_jax.cli import main as cli
 from zosam_jax.cli import terminal
+from zosam_jax.data.augment.pipeline import OPERATIONS
 from zosam_jax.data.table import DATASETS
 from zosam_jax.gradients import registry as gradients
 from zosam_jax.runs.config import TrainConfig
 from zosam_jax.runs.presets import PRESETS
 from zosam_jax.sparsity import registry as sparsity
+from zosam_jax.sparsity.budgets import BUDGETS
 from zosam_jax.train import effects
+from zosam_jax.train.optimizers import OPTIMIZERS
 
 
 def command(*arguments, cwd=None, devices=1):
@@ -76,7 +79,8 @@ def test_what_only_prints_starts_without_the_heavy_packages(arguments):
         "from zosam_jax.cli import main as cli\n"
         "try: cli.main(sys.argv[1:])\n"
         "except SystemExit: pass\n"
-        "heavy = {'flax', 'orbax', 'tensorflow_datasets', 'matplotlib', 'sklearn'}\n"
+        "heavy = {'orbax', 'tensorflow_datasets', 'matplotlib', 'sklearn', "
+        "'scipy.ndimage'}\n"
         "sys.exit(', '.join(heavy & set(sys.modules)) or 0)"
     )
     done = subprocess.run(
@@ -106,13 +110,18 @@ def test_the_help_lists_every_name_of_the_registries(capsys, monkeypatch):
         cli.main(["train", "--help"])
     text = capsys.readouterr().out
     assert "- dense: " in text
-    for name in (*DATASETS, *gradients.METHODS):
+    for name in (*DATASETS, *models.names(), *gradients.METHODS):
         assert f"- {name}: " in text
     for name in sparsity.METHODS:
         assert (f"- {name}: " in text) == (name != "ticket"), name
-    models_help = text[text.index("--model STR") : text.index("--width")]
-    for name in models.names():
-        assert re.search(rf"\b{name}\b", models_help), name
+    for flag, names in (
+        ("--optimizer STR", OPTIMIZERS),
+        ("--budget STR", (*BUDGETS, "global")),
+        ("--augment ", OPERATIONS),
+    ):
+        entry = re.split(r"\n. --", text[text.index(f" {flag}") :], maxsplit=1)[0]
+        for name in names:
+            assert re.search(rf"\b{name}\b", entry), (flag, name)
 
 
 @pytest.mark.quick

@@ -119,18 +119,16 @@ def wide_resnet(params, norm, x, blocks):
     return linear(relu(norm(x, "norm")).mean((1, 2)), params["head"])
 
 
-def vgg19(params, norm, x):
-    """Configuration E: the logits, and the shape before the pooling to one position."""
+def vgg(params, norm, x, counts):
+    """Stages of `counts` convolutions, with a pooling before each but the first."""
     number = 0
-    for step in (2, "M", 2, "M", 4, "M", 4, "M", 4):
-        if step == "M":
-            x = maximum(x, 2, 2, 0)
-            continue
-        for _ in range(step):
+    for stage, count in enumerate(counts):
+        x = maximum(x, 2, 2, 0) if stage else x
+        for _ in range(count):
             number += 1
             x = conv(x, params[f"conv{number}"]["kernel"])
             x = relu(norm(x, f"norm{number}"))
-    return linear(x.mean((1, 2)), params["head"]), x.shape
+    return linear(x.mean((1, 2)), params["head"])
 
 
 def layer_norm(x, p):
@@ -224,15 +222,3 @@ def mlp(params, x, layers):
     for i in range(1, layers + 1):
         x = relu(linear(x, params[f"hidden{i}"]))
     return linear(x, params["head"])
-
-
-# The reference of each Linen class, for the completeness test of the table.
-REFERENCES = {
-    "ResNet": (cifar_resnet, imagenet_resnet),
-    "WideResNet": (wide_resnet,),
-    "VGG": (vgg19,),
-    "ViT": (vit,),
-    "DeiT": (deit,),
-    "MLP": (mlp,),
-    "TinyLM": (tinylm,),
-}

@@ -6,7 +6,6 @@ import inspect
 
 import jax
 import jax.numpy as jnp
-import model_references as references
 import numpy as np
 import pytest
 import small_models
@@ -46,10 +45,11 @@ def lacks(name):
         found.append(f"the arguments {', '.join(missing)} of its constructor")
     side = row.counts[0].shape[0]
     kind = type(models.create(name, num_classes=10, image_size=side))
-    if kind.__name__ not in references.REFERENCES:
-        found.append("a reference in NumPy: write it in tests/models/model_references")
-    if kind not in {family[0] for family in small_models.FAMILIES.values()}:
-        found.append("a small version: add it to FAMILIES in tests/models/small_models")
+    if kind not in {family.kind for family in small_models.FAMILIES.values()}:
+        found.append(
+            "a small version, with its units and its reference in NumPy: add it to "
+            "FAMILIES in tests/models/small_models"
+        )
     return found
 
 
@@ -71,12 +71,8 @@ def test_the_completeness_test_says_what_is_missing(monkeypatch):
         "the arguments bias of its constructor",
     ]
     monkeypatch.setitem(small_models.FAMILIES, "mlp", small_models.FAMILIES["vgg"])
-    monkeypatch.setattr(references, "REFERENCES", {})
     monkeypatch.setitem(table.MODELS, "new", row)
-    assert [words.partition(":")[0] for words in lacks("new")] == [
-        "a reference in NumPy",
-        "a small version",
-    ]
+    assert [words.partition(",")[0] for words in lacks("new")] == ["a small version"]
 
 
 @pytest.mark.parametrize("name", models.names())
@@ -115,7 +111,7 @@ def test_a_pruned_unit_has_no_effect_whatever_makes_it(family):
     before = flat(jax.tree.map(np.copy, variables["params"]))
     after = {path: np.copy(leaf) for path, leaf in before.items()}
     pruned = []
-    for row in small_models.groups(family).values():
+    for row in small_models.FAMILIES[family].units().values():
         for path in fnmatch.filter(before, row.outgoing):
             number = row.units or before[path].shape[-2]
             gone = np.arange(number) % 2 == 1

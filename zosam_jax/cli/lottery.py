@@ -31,6 +31,7 @@ class Lottery(TrainConfig, LotteryOptions):
     """
 
     dataset: names.Dataset = "digits"
+    model: names.Model = "resnet20"
     method: Suppress[str] = "dense"
     budget: Suppress[str] = "auto"
     update_interval: Suppress[int | None] = None
@@ -38,6 +39,7 @@ class Lottery(TrainConfig, LotteryOptions):
     stop_fraction: Suppress[float | None] = None
     method_options: Suppress[tuple[str, ...]] = ()
     gradient: names.Gradient = "zosam"
+    optimizer: names.Optimizer = "sgd"
     preset: str = "digits"
     """Preset that sets the defaults of all flags; its sparse method is not used. \
 `zosam presets` lists them."""

@@ -7,7 +7,9 @@ from tyro.conf import arg
 
 from zosam_jax.data.table import DATASETS
 from zosam_jax.gradients import registry as gradients
+from zosam_jax.models.table import MODELS
 from zosam_jax.sparsity import registry as sparsity
+from zosam_jax.train.optimizers import OPTIMIZERS
 
 
 def _listed(first: str, rows: Mapping[str, str]) -> str:
@@ -34,6 +36,11 @@ Dataset = Annotated[
     ),
 ]
 
+Model = Annotated[
+    str,
+    arg(help=_listed("Model:", {name: row.label for name, row in MODELS.items()})),
+]
+
 # `zosam lottery` sets the method "ticket" itself.
 _METHODS = {n: _what(row) for n, row in sparsity.METHODS.items() if n != "ticket"}
 
@@ -46,3 +53,5 @@ _GRADIENTS = {name: row.when for name, row in gradients.METHODS.items()}
 Gradient = Annotated[
     str, arg(help=_listed("Gradient estimator, and when to choose it:", _GRADIENTS))
 ]
+
+Optimizer = Annotated[str, arg(help=f"Optimizer: {', '.join(OPTIMIZERS)}.")]

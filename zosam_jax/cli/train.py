@@ -26,8 +26,10 @@ class Train(TrainConfig):
     """
 
     dataset: names.Dataset = "digits"
+    model: names.Model = "resnet20"
     method: names.Method = "rigl"
     gradient: names.Gradient = "zosam"
+    optimizer: names.Optimizer = "sgd"
     preset: str = "digits"
     """Preset that sets the defaults of all flags; `zosam presets` lists them."""
     config: str | None = None

@@ -100,16 +100,13 @@ class TrainConfig:
     """
 
     dataset: str = "digits"
-    """Data set: digits or pydoc (both come with installed packages), cifar10, \
-imagenet2012 or any other image classification set of TFDS (`data prepare`), \
-folder:PATH (a folder of images for each class) or text:PATH (a file, byte by byte)."""
+    """Data set: a name that `zosam_jax.data.describe()` lists, or an image \
+classification set of TFDS."""
     data_dir: str | None = None
     """TFDS directory of the prepared data sets. None: TFDS_DATA_DIR, or \
 ~/tensorflow_datasets."""
     model: str = "resnet20"
-    """Model: resnet20, resnet32, resnet44, resnet56, vgg19, wrn22-2, wrn28-10; \
-resnet18, resnet34, resnet50; deit-tiny, deit-small, deit-base, vit; mlp; tinylm (for \
-text)."""
+    """Model: a name that `zosam_jax.models.describe()` lists."""
     width: float = 1.0
     """Width multiplier. Sparse-training papers use ResNet-32 at width 2."""
     model_options: tuple[str, ...] = ()
@@ -121,10 +118,7 @@ options."""
 statistics, losses and norms stay float32."""
 
     method: str = "rigl"
-    """Sparse method: dense (none); random, magnitude, snip, grasp or synflow (static \
-masks, chosen at initialisation); set, rigl, itop, svite, mest, dsr or dynamic \
-(dynamic sparse training); srigl (constant fan-in), nm (N:M sparsity) or units (heads, \
-hidden units, channels); gmp (gradual magnitude pruning) or ste (straight-through)."""
+    """Sparse method: a name in `zosam_jax.sparsity.registry.METHODS`, or dense."""
     sparsity: float = 0.9
     """Fraction of the sparse layers' weights that are zero, in [0, 1). Biases and \
 normalisation parameters stay dense and do not count. Unused by method dense."""
@@ -150,9 +144,7 @@ m=4 for nm (layers whose inputs m does not divide stay dense). An unknown name l
 the options."""
 
     gradient: str = "zosam"
-    """Gradient estimator: backprop (plain), zosam (sharpness-aware, one backward \
-pass), another sharpness-aware one (sam, asam, gsam, fsam, vasso, wsam, esam, looksam, \
-aesam, ssam, s2sam, msam, rwp, mrwp, arwp, rst), or zeroth_order (no backward pass)."""
+    """Gradient estimator: a name in `zosam_jax.gradients.registry.METHODS`."""
     rho: float | None = None
     """Perturbation radius. None: the gradient's default, 0.05 for zosam and sam. \
 Unused by backprop and zeroth_order."""
@@ -173,7 +165,7 @@ same (as dtype). Losses and their differences stay float32. With another type, t
 recorded training loss is the one at the perturbed weights."""
 
     optimizer: str = "sgd"
-    """Optimizer: sgd, adamw, lion, rmsprop or adafactor."""
+    """Optimizer: a name in `zosam_jax.train.optimizers.OPTIMIZERS`."""
     learning_rate: float = 0.1
     """Peak learning rate."""
     momentum: float = 0.9

@@ -1,7 +1,7 @@
 """The names of a configuration looked up: constructors with checked options.
 
-It needs neither the data set nor the model and imports nothing heavy, so that the
-command line refuses an unknown name at once. `build` makes the objects.
+It needs neither the data set nor the model, so that the command line refuses an unknown
+name at once. `build` makes the objects.
 """
 
 from typing import NamedTuple
@@ -10,6 +10,7 @@ from zosam_jax import _check
 from zosam_jax._types import Units
 from zosam_jax.gradients import registry as gradients
 from zosam_jax.gradients.transformation import GradientEstimator
+from zosam_jax.models import table as models
 from zosam_jax.runs.config import TrainConfig
 from zosam_jax.sparsity import registry as sparse_methods
 from zosam_jax.sparsity.budgets import BUDGETS
@@ -49,8 +50,6 @@ class Choices(NamedTuple):
 
     def unit_groups(self, config: TrainConfig) -> dict[str, Units]:
         """Returns the prunable units of the model that a configuration names."""
-        from zosam_jax import models
-
         return models.unit_groups(
             config.model, width=config.width, **self.model_options
         )
@@ -144,8 +143,6 @@ def ticket_method(config: TrainConfig) -> SparseMethod:
     Args:
       config: Gives the parameters that stay dense.
     """
-    from zosam_jax import models
-
     own = models.dense_paths(config.model) if config.model in models.names() else ()
     ticket = sparse_methods.METHODS["ticket"]
     return ticket.make(**ticket.fixed, dense=(*own, *config.dense))

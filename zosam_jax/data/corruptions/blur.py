@@ -6,7 +6,7 @@
 import functools
 
 import numpy as np
-from scipy import ndimage
+import scipy
 
 from zosam_jax.data.corruptions.noise import Rngs, draw
 
@@ -17,7 +17,7 @@ ROUNDING = 1e-6
 
 def smooth(x: np.ndarray, sigma: float) -> np.ndarray:
     """Returns x after a Gaussian filter of `sigma` pixels; edge pixels are repeated."""
-    return ndimage.gaussian_filter(x, (0, sigma, sigma, 0), mode="nearest")
+    return scipy.ndimage.gaussian_filter(x, (0, sigma, sigma, 0), mode="nearest")
 
 
 def zoom(x: np.ndarray, factor: float) -> np.ndarray:
@@ -68,7 +68,7 @@ def disk(radius: float, sigma: float) -> np.ndarray:
     taps = np.arange(-2, 3) if radius > 8 else np.arange(-1, 2)
     weights = np.exp(-(taps**2) / (2 * sigma**2))
     for axis in (0, 1):
-        kernel = ndimage.correlate1d(
+        kernel = scipy.ndimage.correlate1d(
             kernel, weights / weights.sum(), axis, mode="mirror"
         )
     # Taps this small change no level, and each would cost a shift of all images.

@@ -8,8 +8,8 @@ import io
 from collections.abc import Callable
 
 import numpy as np
+import scipy
 from PIL import Image
-from scipy import ndimage
 
 from zosam_jax.data.corruptions.noise import Rngs, draw
 
@@ -76,7 +76,7 @@ def _filter(size: int, sigma: float) -> np.ndarray:
 
     The kernel ends at three standard deviations, and edges are mirrored.
     """
-    return ndimage.gaussian_filter(
+    return scipy.ndimage.gaussian_filter(
         np.eye(size), (sigma, 0), mode="reflect", truncate=3.0
     )
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
-from scipy import ndimage
+import scipy
 
 from zosam_jax.data import decoding, files
 from zosam_jax.data.corruptions.blur import motion, smooth, zoom
@@ -306,14 +306,15 @@ def _water(drops: np.ndarray) -> np.ndarray:
     edges = _edges(drops.astype(float), 50, 150)
     distance = np.full(drops.shape, 20.0)
     if edges.any():
-        distance = np.minimum(np.asarray(ndimage.distance_transform_edt(~edges)), 20)
+        distance = np.asarray(scipy.ndimage.distance_transform_edt(~edges))
+        distance = np.minimum(distance, 20)
     # The distances are whole levels in the published code; the margin keeps a mean of
     # equal ones from falling to the level below.
-    levels = np.floor(ndimage.uniform_filter(distance, 3, mode="mirror") + 1e-9)
+    levels = np.floor(scipy.ndimage.uniform_filter(distance, 3, mode="mirror") + 1e-9)
     levels = _equalized(levels.astype(int))
     emboss = np.array([[-2, -1, 0], [-1, 1, 1], [0, 1, 2]])
-    levels = np.clip(ndimage.correlate(levels, emboss, mode="mirror"), 0, 255)
-    light = drops * np.rint(ndimage.uniform_filter(levels, 3, mode="mirror"))
+    levels = np.clip(scipy.ndimage.correlate(levels, emboss, mode="mirror"), 0, 255)
+    light = drops * np.rint(scipy.ndimage.uniform_filter(levels, 3, mode="mirror"))
     return light / max(light.max(), 1)
 
 
@@ -340,8 +341,8 @@ def _edges(x: np.ndarray, low: float, high: float) -> np.ndarray:
       low: Lower threshold of the gradient's norm.
       high: Upper threshold.
     """
-    right = ndimage.sobel(x, 1, mode="nearest")
-    down = ndimage.sobel(x, 0, mode="nearest")
+    right = scipy.ndimage.sobel(x, 1, mode="nearest")
+    down = scipy.ndimage.sobel(x, 0, mode="nearest")
     size = np.abs(right) + np.abs(down)
     wide = np.pad(size, 1)
     height, width = x.shape
@@ -367,6 +368,6 @@ def _edges(x: np.ndarray, low: float, high: float) -> np.ndarray:
     )
     # Hysteresis: a weak part of a strong edge belongs to the edge.
     weak = peak & (size > low)
-    return ndimage.binary_propagation(
+    return scipy.ndimage.binary_propagation(
         peak & (size > high), structure=np.ones((3, 3)), mask=weak
     )
