@@ -110,8 +110,11 @@ def _groups() -> dict[str, list[str]]:
         "rows": [n for n in _public(gradients) if "Method" not in n],
         **{
             name: _public(getattr(gradients, name))
-            for name in ("ascents", "geometries", "combinations", "timing")
+            for name in ("ascents", "geometries", "combinations")
         },
+        "timing": [
+            n.replace(".gradients.timing", "") for n in _public(gradients.timing)
+        ],
         "zeroth": [n for n in facade if ".zo_" in n],
         "facade": facade,
         "methods": methods,
