@@ -113,6 +113,14 @@ def select_across(
 
     Returns:
       Boolean arrays: True where chosen.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from zosam_jax import selection
+      >>> scores = [jnp.array([9.0, 8.0]), jnp.array([1.0])]
+      >>> every = [jnp.array([True, True]), jnp.array([True])]
+      >>> print(*selection.select_across(scores, every, 2))
+      [ True  True] [False]
     """
     return _select([list(zip(scores, candidates, strict=True))], [count])[0][0]
 
@@ -132,6 +140,14 @@ def select_globally(
 
     Returns:
       Boolean arrays: True where chosen.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from zosam_jax import selection
+      >>> scores = [jnp.array([9.0, 8.0]), jnp.array([1.0])]
+      >>> every = [jnp.array([True, True]), jnp.array([True])]
+      >>> print(*selection.select_globally(scores, every, 2))
+      [ True False] [ True]
     """
     # With an infinite score, the best candidate of each array is among the chosen ones.
     raised = [_best_first(x, c) for x, c in zip(scores, candidates, strict=True)]

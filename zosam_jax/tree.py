@@ -84,7 +84,15 @@ def mask(tree: PyTree, masks: Masks | None) -> PyTree:
 
 
 def live_count(params: Params, masks: Masks | None) -> jax.Array:
-    """Returns the number of weights on the mask, float32 scalar."""
+    """Returns the number of weights on the mask, float32 scalar.
+
+    Example:
+      >>> import jax.numpy as jnp, zosam_jax as zs
+      >>> params = {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}
+      >>> masks = {"kernel": jnp.eye(2, dtype=bool), "bias": jnp.array(True)}
+      >>> print(zs.tree.live_count(params, masks))
+      4.0
+    """
     if masks is None:
         return jnp.asarray(size(params), jnp.float32)
     counts = [
@@ -160,6 +168,12 @@ def add_scaled(x: PyTree, scale: Scalar, y: PyTree) -> PyTree:
       x: Pytree of arrays.
       scale: Scalar.
       y: Tree like `x`.
+
+    Example:
+      >>> import jax.numpy as jnp, zosam_jax as zs
+      >>> x, y = {"w": jnp.array([1.0, 2.0])}, {"w": jnp.array([2.0, 4.0])}
+      >>> print(zs.tree.add_scaled(x, 0.5, y)["w"])
+      [2. 4.]
     """
 
     def leaf(a: jax.Array, b: jax.Array) -> jax.Array:
@@ -267,7 +281,15 @@ def _vector(scalars: list[jax.Array]) -> jax.Array:
 
 
 def vdot(x: PyTree, y: PyTree) -> jax.Array:
-    """Returns the inner product over all leaves, scalar, float32 or wider."""
+    """Returns the inner product over all leaves, scalar, float32 or wider.
+
+    Example:
+      >>> import jax.numpy as jnp, zosam_jax as zs
+      >>> x = {"a": jnp.array([1.0, 2.0]), "b": jnp.array([3.0])}
+      >>> y = {"a": jnp.array([1.0, 1.0]), "b": jnp.array([2.0])}
+      >>> print(zs.tree.vdot(x, y))
+      9.0
+    """
     a, b = magnitude(x), magnitude(y)
     return a * (b * _vdot(_divided(x, a), _divided(y, b)))
 

@@ -39,6 +39,12 @@ def backprop(value_fn: ValueFn, params: Params, *, has_aux: bool = False) -> Est
 
     Returns:
       An `Estimate`; `value`, `grad` and `aux` all come from the one pass.
+
+    Example:
+      >>> import jax.numpy as jnp, zosam_jax as zs
+      >>> found = zs.estimators.backprop(lambda w: w @ w, jnp.array([3.0, 4.0]))
+      >>> print(found.value, found.grad)
+      25.0 [6. 8.]
     """
     _check.trainable(params)
     loss = scalar_loss(value_fn, has_aux)

@@ -65,6 +65,15 @@ def late(gradient: GradientEstimator, start: Scalar) -> GradientEstimator:
 
     Raises:
       ValueError: `start` is negative, or the gradient perturbs nothing.
+
+    Example:
+      >>> import jax.numpy as jnp, zosam_jax as zs
+      >>> gradient = zs.late(zs.sam(rho=0.5), start=100)
+      >>> w = jnp.array([3.0, 4.0])
+      >>> for step in (99, 100):
+      ...     print(gradient.gradient(lambda w: w @ w, w, step=step).grad)
+      [6. 8.]
+      [6.6 8.8]
     """
     _check.number("start", start, least=0)
     return when(gradient, lambda step: step >= start)
@@ -79,6 +88,15 @@ def every(gradient: GradientEstimator, interval: int) -> GradientEstimator:
 
     Raises:
       ValueError: `interval` is no positive integer, or the gradient perturbs nothing.
+
+    Example:
+      >>> import jax.numpy as jnp, zosam_jax as zs
+      >>> gradient = zs.every(zs.sam(rho=0.5), 2)
+      >>> w = jnp.array([3.0, 4.0])
+      >>> for step in (0, 1):
+      ...     print(gradient.gradient(lambda w: w @ w, w, step=step).grad)
+      [6.6 8.8]
+      [6. 8.]
     """
     _check.whole("interval", interval)
     return when(gradient, lambda step: step % interval == 0)

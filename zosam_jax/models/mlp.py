@@ -13,7 +13,12 @@ KERNEL_INIT = nn.initializers.glorot_normal()
 
 
 def units(hidden: tuple[int, ...] = HIDDEN) -> dict[str, Units]:
-    """Returns the hidden units of every layer, which the next layer reads."""
+    """Returns the hidden units of every layer, which the next layer reads.
+
+    Example:
+      >>> units((300, 100))["hidden1"].outgoing
+      'hidden2/kernel'
+    """
     readers = [*(f"hidden{i}" for i in range(2, len(hidden) + 1)), "head"]
     return {
         f"hidden{i}": Units(

@@ -16,6 +16,10 @@ def units(bottleneck: bool = False) -> dict[str, Units]:
 
     Args:
       bottleneck: Whether the blocks have three convolutions instead of two.
+
+    Example:
+      >>> units(bottleneck=True)["channels2"].outgoing
+      '*/conv3/kernel'
     """
 
     def read_by(later: int, earlier: int) -> Units:

@@ -51,7 +51,12 @@ TEXTS = Kind(
 
 
 def one_of(*values: str) -> Kind:
-    """Returns the kind of a few texts."""
+    """Returns the kind of a few texts.
+
+    Example:
+      >>> one_of("train", "test").name
+      "'train' or 'test'"
+    """
     return Kind(" or ".join(map(repr, values)), lambda x: x in values)
 
 
@@ -66,6 +71,10 @@ def list_of(kind: Kind, length: int | None = None) -> Kind:
     Args:
       kind: The kind of each value.
       length: Length of the list; None: any.
+
+    Example:
+      >>> list_of(NUMBER, 2).fits([0.5, 1])
+      True
     """
     size = "" if length is None else f"{length} "
     return Kind(

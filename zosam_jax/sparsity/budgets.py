@@ -31,6 +31,11 @@ def uniform(shapes: Mapping[str, Shape], sparsity: float) -> dict[str, float]:
     Args:
       shapes: `{path: shape}` of the sparse leaves.
       sparsity: Fraction of pruned weights over all of them, in [0, 1].
+
+    Example:
+      >>> from zosam_jax.sparsity import budgets
+      >>> budgets.uniform({"square": (10, 10), "tall": (100, 10)}, 0.75)
+      {'square': 0.25, 'tall': 0.25}
     """
     return dict.fromkeys(shapes, 1.0 - sparsity)
 
@@ -67,6 +72,12 @@ def er(shapes: Mapping[str, Shape], sparsity: float) -> dict[str, float]:
 
     Raises:
       ValueError: `sparsity` is not in [0, 1].
+
+    Example:
+      >>> from zosam_jax.sparsity import budgets
+      >>> found = budgets.er({"conv": (3, 3, 10, 10), "head": (10, 10)}, 0.9)
+      >>> {path: round(density, 3) for path, density in found.items()}
+      {'conv': 0.1, 'head': 0.1}
     """
     return _scaled(
         shapes, sparsity, lambda shape: sum(shape[-2:]) / math.prod(shape[-2:])

@@ -206,6 +206,12 @@ def first_layer(inputs: int) -> Predicate:
 
     Args:
       inputs: Channels of the network's input, 3 for colour images.
+
+    Example:
+      >>> from zosam_jax.sparsity import leaves
+      >>> rule = leaves.first_layer(3)
+      >>> rule("stem/kernel", (3, 3, 3, 16)), rule("conv/kernel", (3, 3, 16, 16))
+      (True, False)
     """
     _check.whole("inputs", inputs)
     return lambda _, shape: len(shape) >= 2 and shape[-2] == inputs

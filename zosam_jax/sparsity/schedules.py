@@ -92,6 +92,12 @@ def cubic(steps: list[int]) -> Fraction:
     """Returns `1 - (1 - t)^3`, with t from 0 at the first step to 1 at the last.
 
     It is 1 if there is one step only.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from zosam_jax.sparsity import schedules
+      >>> print(schedules.cubic([20, 40, 60])(jnp.array([20, 40, 60])))
+      [0.    0.875 1.   ]
     """
     first, last = steps[0], steps[-1]
 

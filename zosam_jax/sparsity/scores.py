@@ -42,6 +42,11 @@ def gradient(params: Params, grads: Grads | None, key: Key) -> PyTree:
       params: Not used.
       grads: Tree like the parameters, dL/dw.
       key: Not used.
+
+    Example:
+      >>> import jax.numpy as jnp, zosam_jax as zs
+      >>> print(zs.sparsity.scores.gradient(None, jnp.array([0.5, -3.0]), None))
+      [0.5 3. ]
     """
     del params, key
     return jax.tree.map(jnp.abs, grads)
@@ -57,6 +62,12 @@ def saliency(params: Params, grads: Grads | None, key: Key) -> PyTree:
 
     Returns:
       A tree like `params`, float32.
+
+    Example:
+      >>> import jax.numpy as jnp, zosam_jax as zs
+      >>> w, g = jnp.array([-2.0, 1.0]), jnp.array([0.5, -3.0])
+      >>> print(zs.sparsity.scores.saliency(w, g, None))
+      [1. 3.]
     """
     del key
     # In float32: products of bfloat16 numbers often tie, and ties are cut by the index.

@@ -433,6 +433,14 @@ def masks(state: OptState) -> Masks:
 
     Raises:
       ValueError: The state holds no `sparsify`, or two for the same leaf.
+
+    Example:
+      >>> import jax.numpy as jnp, optax, zosam_jax as zs
+      >>> tx = zs.sparsify(optax.sgd(0.1), zs.sparsity.static(0.5, "magnitude"))
+      >>> params = {"kernel": jnp.array([[3.0, -1.0], [0.5, 2.0]]), "bias": jnp.ones(2)}
+      >>> masks = zs.sparsity.masks(tx.init(params))
+      >>> print(masks["kernel"].sum(), masks["bias"])
+      2 True
     """
     found = tree.nodes(state, SparsifyState)
     if not found:

@@ -69,5 +69,12 @@ def sam_gradient(
     layerwise: bool = False,
     **options: Unpack[PureOptions],
 ) -> Estimate:
-    """Returns SAM's gradient as a pure function; see `sam`."""
+    """Returns SAM's gradient as a pure function; see `sam`.
+
+    Example:
+      >>> import jax.numpy as jnp, zosam_jax as zs
+      >>> w = jnp.array([3.0, 4.0])
+      >>> print(zs.sam_gradient(lambda w: w @ w, w, None, 0.5).grad)
+      [6.6 8.8]
+    """
     ...

@@ -182,6 +182,15 @@ def zeroth_order_gradient(
       step: See `memory`.
       ascent_value_fn: See `memory`.
       has_aux: Whether `value_fn` returns `(loss, aux)`.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, zosam_jax as zs
+      >>> w = jnp.array([3.0])
+      >>> found = zs.zeroth_order_gradient(
+      ...     lambda w: jnp.sum(w**2), w, jax.random.key(0), distribution="rademacher"
+      ... )
+      >>> print(found.grad.round(1), found.info.forward_evaluations)
+      [6.] 2.0
     """
     del memory, step, ascent_value_fn
     made = zeroth_order(

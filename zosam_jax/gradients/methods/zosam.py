@@ -147,7 +147,15 @@ def zosam_gradient(
     descent: str = "backprop",
     **options: Unpack[PureOptions],
 ) -> Estimate:
-    """Returns ZO-SAM's gradient as a pure function; see `zosam`."""
+    """Returns ZO-SAM's gradient as a pure function; see `zosam`.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, zosam_jax as zs
+      >>> w = jnp.array([3.0, 4.0])
+      >>> found = zs.zosam_gradient(lambda w: w @ w, w, jax.random.key(0), 0.05)
+      >>> print(found.info.forward_evaluations, found.info.backward_evaluations)
+      2.0 1.0
+    """
     ...
 
 

@@ -56,6 +56,14 @@ def nm(
     Raises:
       ValueError: An argument is out of range; at init, a leaf that groups of m do not
         divide.
+
+    Example:
+      >>> import jax.numpy as jnp, zosam_jax as zs
+      >>> method = zs.sparsity.nm(2, 4, total_steps=1000)
+      >>> kernel = method.init({"kernel": jnp.ones((8, 2))}).masks["kernel"]
+      >>> print(kernel.reshape(2, 4, 2).sum(axis=1))
+      [[2 2]
+       [2 2]]
     """
     pattern = pattern_of((n, m), axis)
 

@@ -55,6 +55,13 @@ def ste(
     Raises:
       ValueError: An argument is out of range; at init, a budget that cannot be met or a
         leaf that the groups do not divide.
+
+    Example:
+      >>> import jax.numpy as jnp, zosam_jax as zs
+      >>> params = {"kernel": jnp.array([[3.0, -1.0], [0.5, 2.0]])}
+      >>> print(zs.sparsity.ste(0.5, decay=2e-4).init(params).masks["kernel"])
+      [[ True False]
+       [False  True]]
     """
     chosen: MaskBudget
     if pattern is not None:
