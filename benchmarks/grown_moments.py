@@ -152,7 +152,8 @@ class Trainer:
         self, experiment: Experiment, rule: str
     ) -> optax.GradientTransformationExtraArgs:
         config = self.config(0)
-        assert experiment.learning_rate is not None and experiment.method is not None
+        assert experiment.learning_rate is not None
+        assert experiment.method is not None
         inner = optimizers.update_rule(
             config, experiment.learning_rate, models.dense_paths(config.model)
         )
