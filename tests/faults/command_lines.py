@@ -21,7 +21,6 @@ import collections
 import contextlib
 import dataclasses
 import io
-import json
 import math
 import os
 import random
@@ -32,7 +31,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from unittest import mock
 
 HERE = Path(__file__).resolve()
@@ -41,7 +40,6 @@ sys.path[:0] = [str(HERE.parents[2])]
 from zosam_jax.cli import main as cli  # noqa: E402
 from zosam_jax.gradients import registry as gradients  # noqa: E402
 from zosam_jax.models.table import MODELS  # noqa: E402
-from zosam_jax.runs import environment  # noqa: E402
 from zosam_jax.runs.config import TrainConfig  # noqa: E402
 from zosam_jax.sparsity import registry as sparsity  # noqa: E402
 from zosam_jax.sparsity.methods.dynamic import Options  # noqa: E402
@@ -497,7 +495,7 @@ def attack(lines: Sequence[Line], show: Callable[[str], None]) -> list[Ending]:
     return endings
 
 
-def report(endings: Sequence[Ending]) -> dict[str, object]:
+def report(endings: Sequence[Ending]) -> dict[str, Any]:
     """Returns the figures of an attack, with examples of every ending."""
     counts = collections.Counter(ending.ending for ending in endings)
     kinds: dict[str, collections.Counter[str]] = collections.defaultdict(
@@ -515,14 +513,14 @@ def report(endings: Sequence[Ending]) -> dict[str, object]:
     }
     draw = random.Random(SEED)
     return {
-        "commit": environment.commit(),
-        "versions": environment.versions(),
-        "command": "python tests/faults/command_lines.py",
         "lines": len(endings),
-        "counts": {name: counts[name] for name in ENDINGS},
-        "counts_by_command": {k: dict(v) for k, v in sorted(kinds.items())},
-        "seconds": round(sum(e.seconds for e in endings), 1),
+        "seconds": round(sum(e.seconds for e in endings)),
         "slowest_seconds": round(max(e.seconds for e in endings), 1),
+        "all": {name: counts[name] for name in ENDINGS},
+        "by_command": {
+            command: {name: found[name] for name in ENDINGS}
+            for command, found in sorted(kinds.items())
+        },
         "examples": {
             name: draw.sample(found, min(len(found), 12))
             for name, found in examples.items()
@@ -531,6 +529,7 @@ def report(endings: Sequence[Ending]) -> dict[str, object]:
 
 
 def main() -> int:
+    """Runs all lines, prints the counts and writes the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, help="file for the figures")
     parser.add_argument("--share", type=int, default=1, help="every n-th line alone")
@@ -539,9 +538,14 @@ def main() -> int:
     lines = [line for line in all_lines() if chosen.kind in line.kind]
     endings = attack(lines[:: chosen.share], lambda text: print(text, flush=True))
     found = report(endings)
-    print(json.dumps({k: found[k] for k in ("lines", "counts", "counts_by_command")}))
+    print(f"{found['lines']} lines in {found['seconds']} s")
+    rows = {**found["by_command"], "all": found["all"]}
+    for name, row in rows.items():
+        print(f"{name:10}", *(f"{n} {ending}" for ending, n in row.items()), sep="  ")
     if chosen.out:
-        chosen.out.write_text(json.dumps(found, indent=2) + "\n")
+        from benchmarks import record
+
+        record.write(chosen.out, found)
     return int(any(e.ending in ENDINGS[2:] for e in endings))
 
 
