@@ -17,7 +17,7 @@ def environment() -> dict[str, Any]:
     """Returns machine, versions, commit and command of this process."""
     return {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "command": " ".join(["python", "-m", _module(), *sys.argv[1:]]),
+        "command": " ".join(["python", *_program(), *sys.argv[1:]]),
         "commit": software.commit(),
         "versions": software.versions(),
         "platform": platform.platform(),
@@ -77,6 +77,7 @@ def write(path: Path, results: dict[str, Any]) -> None:
     print(f"written: {path}")
 
 
-def _module() -> str:
+def _program() -> list[str]:
+    """Returns the words that run this program: a module, or a file."""
     spec = sys.modules["__main__"].__spec__
-    return spec.name if spec else sys.argv[0]
+    return ["-m", spec.name] if spec else [sys.argv[0]]

@@ -82,12 +82,14 @@ class Moment(NamedTuple):
         of its output, or "" for its start.
       after: From outside: seconds after that line.
       cold: Whether it compiles its programs anew.
+      late: Whether no step is left, so that it may end as without the signal.
     """
 
     what: str
     place: str
     after: float | None = None
     cold: bool = False
+    late: bool = False
 
 
 class Case(NamedTuple):
@@ -125,8 +127,8 @@ def _before(what: str, event: str, part: str, count: int = 1) -> Moment:
     return Moment(what, f"file {event} {part} {count}")
 
 
-def _call(what: str, name: str, count: int) -> Moment:
-    return Moment(what, f"call zosam_jax.{name} {count}")
+def _call(what: str, name: str, count: int, *, late: bool = False) -> Moment:
+    return Moment(what, f"call zosam_jax.{name} {count}", late=late)
 
 
 def _step(count: int) -> Moment:
@@ -156,14 +158,18 @@ IMPORTING = Moment("importing", "", 0.3)
 PREPARING = Moment("preparing", "preparing", 0.0)
 COMPILING = Moment("compiling", "compiling...", 0.5, cold=True)
 TRAINING = [Moment("training", "compiled in", after) for after in (0.03, 0.1, 0.3)]
-EVALUATIONS = 2  # of an epoch: test and validation images
 
 
 def _train_cases() -> Iterator[Case]:
     steps = 4 * STEPS
     second, last = _saving(2 * STEPS), _saving(steps)
     write = "runs.metrics:MetricsLog.write"
-    evaluate = "train.accuracy:batches"
+    # Test and validation images of four epochs.
+    test, validation = (
+        _call(f"last evaluation, {name} images", "train.accuracy:batches", n, late=True)
+        for name, n in (("test", 7), ("validation", 8))
+    )
+    summary = _before("summary not named", "os.rename", "summary.json.tmp")
     singles = (
         ("KILL", IMPORTING),
         ("TERM", PREPARING),
@@ -191,14 +197,14 @@ def _train_cases() -> Iterator[Case]:
             _before("old checkpoint not deleted", "shutil.rmtree", f"points/{STEPS}"),
         ),
         ("KILL", _before("old checkpoint half deleted", "os.rmdir", f"points/{STEPS}")),
-        ("KILL", _call("last evaluation", evaluate, 4 * EVALUATIONS - 1)),
-        ("TERM", _call("last evaluation", evaluate, 4 * EVALUATIONS - 1)),
-        ("HUP", _call("last validation", evaluate, 4 * EVALUATIONS)),
+        ("KILL", test),
+        ("TERM", test),
+        ("HUP", validation),
         ("KILL", last["begun"]),
         ("KILL", last["named"]),
         ("KILL", _before("summary not written", "open", "summary.json.tmp")),
-        ("KILL", _before("summary not named", "os.rename", "summary.json.tmp")),
-        ("TERM", _before("summary not named", "os.rename", "summary.json.tmp")),
+        ("KILL", summary),
+        ("TERM", summary._replace(late=True)),
         ("KILL", _before("curves not drawn", "open", "curves.png")),
         ("TERM", _before("curves not named", "os.rename", "curves.png")),
     )
@@ -369,7 +375,7 @@ class Runner:
             for kill in case.kills:
                 ended = self.run(case.command, folder, kill)
                 statuses.append(ended.status)
-                if fault := _fault(ended, kill[0]):
+                if fault := _fault(ended, *kill):
                     return Reading(case, *_split(fault, statuses, ended.text))
             ended = self.run(case.command, folder)
             statuses.append(ended.status)
@@ -434,13 +440,16 @@ def _watch(
     return "".join(lines)
 
 
-def _fault(ended: Ended, name: str) -> str | None:
+def _fault(ended: Ended, name: str, moment: Moment) -> str | None:
     """Returns the ending of a process that was not killed as it should be, or None."""
     if not ended.reached:
         return "not reached"
     number = int(_number(name))
-    # 0: the signal came after the last step.
-    expected = (-number,) if name == "KILL" else (-number, 128 + number, 0)
+    expected = {-number}
+    if name != "KILL":
+        expected |= {128 + number}
+    if moment.late and name != "KILL":
+        expected |= {0}
     if "Traceback" in ended.text or ended.status not in expected:
         return "traceback"
     return None
@@ -550,6 +559,8 @@ def main() -> int:
     parser.add_argument("--only", default="", help="a part of `command | kills`")
     options = parser.parse_args()
     quiet.silence()
+    # Under `nohup`, processes would inherit that it is ignored.
+    signal.signal(signal.SIGHUP, lambda *_: None)
     chosen = [c for c in cases() if options.only in told(Reading(c, "", (), ""))]
     started = time.perf_counter()
     readings: list[Reading] = []
