@@ -94,10 +94,10 @@ def without_paths(rule: optax.GradientTransformation) -> optax.GradientTransform
         return tuple(jax.tree.leaves(rule.init(params)))
 
     def update(
-        grads: PyTree, state: tuple[jax.Array, ...], params: PyTree = None
-    ) -> tuple[PyTree, tuple[jax.Array, ...]]:
+        updates: PyTree, state: PyTree, params: PyTree = None
+    ) -> tuple[PyTree, PyTree]:
         structure = jax.tree.structure(jax.eval_shape(rule.init, params))
-        updates, new = rule.update(grads, structure.unflatten(state), params)
+        updates, new = rule.update(updates, structure.unflatten(state), params)
         return updates, tuple(jax.tree.leaves(new))
 
     return optax.GradientTransformation(init, update)
@@ -294,12 +294,13 @@ def main() -> None:
     log = record.Log(args.log, settings)
     done = {(r["task"], r["seed"], r["rule"]) for r in log.rows()}
     trainers = {name: Trainer(TASKS[name], args.data_dir) for name in args.tasks}
-    for seed, name, rule in itertools.product(range(args.seeds), args.tasks, RULES):
-        if (name, seed, rule) in done:
-            continue
-        row = {"task": name, **trainers[name].train(seed, rule)}
-        log.append(row)
-        print(row, flush=True)
+    for seed in range(args.seeds):
+        for name, rule in itertools.product(args.tasks, RULES):
+            if (name, seed, rule) in done:
+                continue
+            row = {"task": name, **trainers[name].train(seed, rule)}
+            log.append(row)
+            print(row, flush=True)
     rows = [{k: v for k, v in r.items() if k != "settings"} for r in log.rows()]
     summary = summarize(rows)
     for row in summary:

@@ -26,6 +26,7 @@ ALIGNMENT = "alignment-cifar10.json"
 GRID = "sparse-grid-cifar10.json"
 SPARSITY = "sparsity-cpu.json"
 EVALUATION = "imagenet-resnet50-quick/evaluation.json"
+GROWN = "grown-moments.json"
 NOT_RUN = "not run"
 
 # Gradients of the sparse grid.
@@ -52,6 +53,14 @@ PROBES = (
     ("MSAM", "MSAM"),
     ("VaSSO", "VaSSO"),
     ("SAM", "SAM"),
+)
+
+# What `tests/faults` tries: its name, result file and the entry with the number of it.
+FAULTS = (
+    ("hostile command lines", "command-lines.json", "lines"),
+    ("hostile files", "hostile-files.json", "files"),
+    ("readings of damaged run folders", "damaged-folders.json", "readings"),
+    ("kills and interruptions", "kills.json", "kills"),
 )
 
 # Steps whose number of passes is a property of the benchmark, not of the method.
@@ -329,6 +338,34 @@ def corruption_rows(evaluation: dict[str, Any]) -> list[list[str]]:
     return lines
 
 
+def grown_rows(summary: list[dict[str, Any]]) -> list[list[str]]:
+    """Returns what each start of the moments of grown weights gives, header first."""
+    differences = list(summary[0]["differences"])
+    lines = [["training", "measure", "seeds", *summary[0]["means"], *differences]]
+    for row in summary:
+        measure = row["measure"].replace("_", " ")
+        cells = [f"{value:.4f}" for value in row["means"].values()]
+        for name in differences:
+            found = row["differences"][name]
+            cells.append(f"{found['mean']:+.4f} ± {found['half_width']:.4f}")
+        lines.append([row["task"], measure, str(len(row["seeds"])), *cells])
+    return lines
+
+
+def fault_rows() -> list[list[str]]:
+    """Returns how often each attack of `tests/faults` ended in which way."""
+    header = ["attack", "number", "survivals", "clean errors"]
+    lines = [[*header, "silent or different results", "tracebacks", "file"]]
+    for name, file, entry in FAULTS:
+        found = load(file)
+        counts = found["all"]
+        wrong = counts.get("silent acceptance", counts.get("difference"))
+        cells = found[entry], counts["survival"], counts["clean error"]
+        numbers = [f"{n:,}" for n in (*cells, wrong, counts["traceback"])]
+        lines.append([name, *numbers, f"[file](results/{file})"])
+    return lines
+
+
 def markdown(lines: list[list[str]]) -> str:
     """Returns a table in Markdown. The first line is its header."""
     header, *rest = lines
@@ -349,6 +386,8 @@ def tables() -> dict[str, list[list[str]]]:
         **sparsity_rows(load(SPARSITY)["rows"]),
         "presets": preset_rows(),
         "corruptions": corruption_rows(load(EVALUATION)),
+        "grown-moments": grown_rows(load(GROWN)["summary"]),
+        "faults": fault_rows(),
     }
 
 
@@ -364,6 +403,8 @@ PAGES = {
         "sparsity-memory",
         "presets",
         "corruptions",
+        "grown-moments",
+        "faults",
     ),
     "examples/docs/choose_a_gradient.md": ("gradient-choice",),
     "examples/docs/choose_a_sparse_method.md": ("sparse-choice",),

@@ -70,9 +70,10 @@ def main() -> int:
     kind, *place, count = moment.split()
     trigger = Trigger(int(number), int(count), Path(reached))
     if kind == "file":
-        at_event(*place, trigger)
+        event, part = place
+        at_event(event, part, trigger)
     else:
-        at_call(*place, trigger)
+        at_call(place[0], trigger)
     from zosam_jax.cli.main import main as run
 
     return run(command)
