@@ -7,10 +7,13 @@ import math
 import statistics
 
 import jax
+import jax.numpy as jnp
+import optax
 import pytest
 import tiny_run
 
-from benchmarks import alignment, record, sparsity, tables, throughput
+import zosam_jax as zs
+from benchmarks import alignment, grown_moments, record, sparsity, tables, throughput
 from benchmarks import sparse_training as training
 from zosam_jax import train
 from zosam_jax.gradients.registry import METHODS as GRADIENTS
@@ -209,3 +212,47 @@ def test_what_was_measured_can_be_measured_again(file, rows, key, known):
     others = {"loss only", "SGD + RigL", "ZO-SAM + RigL"}
     others |= {sparsity.SELECTION, sparsity.RESNET}
     assert measured - others <= set(known())
+
+
+@pytest.mark.parametrize("resets", [True, False])
+def test_the_control_keeps_the_moments_of_grown_weights(resets):
+    """Of Adam's second moment, by its recursion; the plain rule starts anew at 0."""
+    grads = {"w": jnp.arange(1.0, 65.0).reshape(8, 8)}
+    rule = optax.adam(0.1, b2=0.75)
+    rule = rule if resets else grown_moments.without_paths(rule)
+    tx = zs.sparsify(rule, zs.sparsity.set_(0.5, 100, interval=1, drop_fraction=0.25))
+    state, moment, grown = tx.init(grads), jnp.zeros((8, 8)), 0
+    masks = zs.sparsity.masks(state)
+    params = zs.sparsity.apply_masks(grads, masks)
+    for _ in range(3):
+        updates, state = tx.update(grads, state, params)
+        params = optax.apply_updates(params, updates)
+        old, masks = masks, zs.sparsity.masks(state)
+        before, after = old["w"], masks["w"]
+        grown += int((after & ~before).sum())
+        moment = jnp.where((before ^ after) & resets, 0.0, moment)
+        moment = 0.75 * moment + 0.25 * (grads["w"] * after) ** 2
+        *_, found = jax.tree.leaves(state.inner)
+        assert jnp.allclose(found, moment, rtol=1e-6)
+    assert grown > 8
+
+
+def test_the_interval_of_paired_differences():
+    """By the table of Student's t: 2.776 for four degrees of freedom."""
+    found = grown_moments.interval([1.0, 2.0, 3.0, 4.0, 5.0])
+    assert found["mean"] == 3.0
+    half = 2.776 * math.sqrt(2.5 / 5)
+    assert found["half_width"] == pytest.approx(half, rel=1e-3)
+    row = {"task": "vit", "test_accuracy": 0.5, "train_loss": 1.0}
+    values = {"fresh": (2.0, 3.0), "mean": (1.0, 4.0), "keep": (2.0, 3.0)}
+    rows = [
+        {**row, "rule": rule, "seed": seed, "test_loss": values[rule][seed]}
+        for rule in values
+        for seed in (0, 1)
+    ]
+    lone = {**row, "rule": "mean", "seed": 2, "test_loss": 9.0}
+    first, *_ = grown_moments.summarize([*rows, lone])
+    assert first["seeds"] == [0, 1]
+    assert first["means"] == {"fresh": 2.5, "mean": 2.5, "keep": 2.5}
+    assert first["differences"]["mean - fresh"]["mean"] == 0.0
+    assert first["differences"]["keep - fresh"] == {"mean": 0.0, "half_width": 0.0}
