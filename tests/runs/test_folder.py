@@ -80,6 +80,54 @@ def test_overwriting_deletes_the_run_and_nothing_else(tmp_path):
     assert {p.name for p in tmp_path.iterdir()} == {"notes.txt", ".lock"}
 
 
+def test_overwriting_that_was_killed_goes_on(tmp_path, monkeypatch):
+    c = TrainConfig(out=str(tmp_path))
+    folder.write_config(tmp_path, c, None, 0, DEVICES)
+    (tmp_path / "checkpoints").mkdir()
+    for name in ("metrics.jsonl", "summary.json"):
+        (tmp_path / name).write_text("")
+
+    def killed(path):
+        raise KeyboardInterrupt
+
+    again = dataclasses.replace(c, overwrite=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(folder.shutil, "rmtree", killed)
+        with pytest.raises(KeyboardInterrupt), folder.claim(again):
+            pass
+    # It is known as a run, and not as a finished one.
+    assert not (tmp_path / "summary.json").exists()
+    folder.check(c)
+    folder.check(again)
+    with folder.claim(again):
+        pass
+    assert {p.name for p in tmp_path.iterdir()} == {".lock"}
+
+
+@pytest.mark.parametrize(
+    ("record", "left"),
+    [
+        ("config.json", [".lock"]),
+        ("config.json", [".lock", "config.json.tmp"]),
+        ("config.json", [".lock", "checkpoints/", "config.json.tmp"]),
+        ("lottery.json", [".lock", "lottery.json.tmp"]),
+    ],
+)
+def test_a_run_that_was_killed_before_its_record_begins_again(record, left, tmp_path):
+    for name in left:
+        path = tmp_path / name
+        path.mkdir() if name.endswith("/") else path.touch()
+    c = TrainConfig(out=str(tmp_path))
+    assert folder.check(c, record) is None
+
+
+@pytest.mark.parametrize("name", ["notes.txt.tmp", "checkpoints/4", "metrics.jsonl"])
+def test_what_no_beginning_leaves_is_not_taken_for_one(name, tmp_path):
+    (tmp_path / name).mkdir(parents=True)
+    with pytest.raises(RunError, match="not empty and holds no run"):
+        folder.check(TrainConfig(out=str(tmp_path)))
+
+
 def test_two_processes_cannot_train_in_one_folder(tmp_path):
     c = TrainConfig(out=str(tmp_path))
     with (

@@ -17,9 +17,11 @@ from zosam_jax.runs.files import JSON
 LOTTERY_RECORD = "lottery.json"
 """The file that marks a folder of lottery rounds; each round is a run folder in it."""
 
-_FILES = ("config.json", "metrics.jsonl", "summary.json", "curves.png")
-_FILES += ("evaluation.json", "evaluation.jsonl", "evaluation.png")
-_FOLDERS = ("checkpoints", "damaged", "tensorboard")
+# In the order in which they are deleted, since a process may be killed on the way.
+# Without the first, the run is unfinished; without the last, there is none.
+_ENTRIES = ("summary.json", "checkpoints", "damaged", "tensorboard", "curves.png")
+_ENTRIES += ("evaluation.json", "evaluation.jsonl", "evaluation.png")
+_ENTRIES += ("metrics.jsonl", "config.json")
 # What may change between two sessions of a run without changing its configuration.
 _ENVIRONMENT = ("commit", "cpus", "backend", "device", "devices")
 
@@ -50,9 +52,10 @@ class RecordedConfig(Protocol):
 def check(config: RecordedConfig, record: str = "config.json") -> int | None:
     """Raises `RunError` unless a run of `config` may start or resume in its folder.
 
-    Nothing is written. A missing or empty folder is free. A folder that holds a run
-    must hold one of the same configuration, unless `config.overwrite` is set. Two
-    configurations are the same if they differ in
+    Nothing is written. A missing or empty folder is free, and so is one in which a run
+    was killed before it wrote its record. A folder that holds a run must hold one of
+    the same configuration, unless `config.overwrite` is set. Two configurations are the
+    same if they differ in
 
     - fields of `zosam_jax.runs.config.HOUSEKEEPING`;
     - the path of the data or of the teacher, if the run keeps what lay there: the
@@ -72,9 +75,10 @@ def check(config: RecordedConfig, record: str = "config.json") -> int | None:
             return None
         if not folder.is_dir():
             raise RunError(f"out={str(folder)!r} is a file. Choose another --out.")
-        present = {entry.name for entry in folder.iterdir()} - {".lock"}
+        present = {entry.name for entry in folder.iterdir()}
+        others = present - _begun(folder, record)
     if record not in present:
-        if present:
+        if others:
             raise RunError(
                 f"out={str(folder)!r} is not empty and holds no run of this kind "
                 f"(there is no {record}). Choose another --out."
@@ -102,6 +106,14 @@ def check(config: RecordedConfig, record: str = "config.json") -> int | None:
             "Choose another --out, or delete that run with --overwrite."
         )
     return stored["epochs"]
+
+
+def _begun(folder: Path, record: str) -> set[str]:
+    """Returns what a process that is killed before it writes the record may leave."""
+    begun, checkpoints = {".lock", f"{record}.tmp"}, folder / "checkpoints"
+    if checkpoints.is_dir() and not any(checkpoints.iterdir()):
+        begun.add(checkpoints.name)
+    return begun
 
 
 def _is_moved(name: str, pair: tuple[Any, Any], content: JSON) -> bool:
@@ -261,7 +273,7 @@ def claim(config: RecordedConfig) -> Iterator[Path]:
 
 def clear(folder: Path) -> None:
     """Deletes the files of a run; other files in its folder stay."""
-    for name in (*_FOLDERS, *_FILES):
+    for name in _ENTRIES:
         path = folder / name
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
