@@ -2,12 +2,13 @@
 
     python tests/faults/kills.py --out benchmarks/results/kills.json
 
-`zosam train`, `zosam lottery` and `zosam evaluate` run on the digits, in processes of
-seconds. A signal (SIGKILL, SIGTERM, SIGHUP, SIGUSR1, SIGINT) ends each of them: from
-outside, some time after a line of its output, or from inside, right before a file is
-opened, renamed or deleted or a function is called. Then the same command runs again,
-and its folder is compared with one that was never interrupted: the same files, all
-figures but times and speeds, and every array of every checkpoint. A kill ends in one of
+`zosam train` (with `--overwrite` too), `zosam lottery` and `zosam evaluate` run on the
+digits, in processes of seconds. A signal (SIGKILL, SIGTERM, SIGHUP, SIGUSR1, SIGINT)
+ends each of them: from outside, some time after a line of its output, or from inside,
+right before a file is opened, renamed or deleted or a function is called. Then the same
+command runs again, and its folder is compared with one that was never interrupted: the
+same files, all figures but times and speeds, and every array of every checkpoint. A
+kill ends in one of
 
 - survival: everything is the same;
 - clean error: the second command ends with a sentence;
@@ -54,8 +55,10 @@ _COMMON = (
     *("--validation", "0.1", "--ema", "0.9", "--checkpoint-every", "1"),
     *("--log-every", "0"),
 )
+_TRAIN = (*_COMMON, "--epochs", "4", "--update-interval", "5")
 COMMANDS = {
-    "train": (*_COMMON, "--epochs", "4", "--update-interval", "5", "--out"),
+    "train": (*_TRAIN, "--out"),
+    "train --overwrite": (*_TRAIN, "--overwrite", "--out"),
     "lottery": (
         *(*_COMMON, "--epochs", "2", "--rounds", "2", "--rewind-epoch", "1"),
         *("--sparsity", "0.8", "--out"),
@@ -66,11 +69,13 @@ COMMANDS = {
     ),
 }
 """The words of each command but the folder, which comes last, or first."""
+ON_A_RUN = ("train --overwrite", "evaluate")
+"""Commands that begin with the folder of a finished run."""
 STEPS = 20  # of an epoch
 
 TIMES = {"seconds", "images_per_second", "compile_seconds"}
 TIMES |= {"compile_seconds_by_program", "written", "command", "started", "sessions"}
-TIMES |= {"out", "commit"}
+TIMES |= {"out", "commit", "overwrite"}
 
 
 class Moment(NamedTuple):
@@ -96,7 +101,7 @@ class Case(NamedTuple):
     """A command and how it is killed.
 
     Attributes:
-      command: "train", "lottery" or "evaluate".
+      command: One of `COMMANDS`.
       kills: Signals and moments, one for each process before the last.
     """
 
@@ -214,6 +219,21 @@ def _train_cases() -> Iterator[Case]:
     yield Case("train", (("TERM", _step(STEPS + 7)), ("KILL", second["half"])))
 
 
+def _overwrite_cases() -> Iterator[Case]:
+    singles = (
+        ("KILL", _before("old summary not deleted", "os.remove", "run/summary.json")),
+        (
+            "KILL",
+            _before("checkpoints not deleted", "shutil.rmtree", "run/checkpoints"),
+        ),
+        ("KILL", _before("old metrics not deleted", "os.remove", "run/metrics.jsonl")),
+        ("KILL", _before("record not deleted", "os.remove", "run/config.json")),
+        ("KILL", _before("configuration not named", "os.rename", "config.json.tmp")),
+        ("TERM", _step(STEPS + 7)),
+    )
+    return (Case("train --overwrite", (kill,)) for kill in singles)
+
+
 def _lottery_cases() -> Iterator[Case]:
     singles = (
         ("KILL", Moment("compiling", "compiling...", 0.5, cold=True)),
@@ -257,7 +277,8 @@ def _evaluate_cases() -> Iterator[Case]:
 
 def cases() -> list[Case]:
     """Returns all cases."""
-    return [*_train_cases(), *_lottery_cases(), *_evaluate_cases()]
+    parts = _train_cases, _overwrite_cases, _lottery_cases, _evaluate_cases
+    return [case for part in parts for case in part()]
 
 
 # Processes.
@@ -279,9 +300,10 @@ class Ended(NamedTuple):
 
 def words(command: str, folder: Path) -> list[str]:
     """Returns the words of a command on a folder."""
-    if command == "evaluate":
-        return [command, str(folder), *COMMANDS[command]]
-    return [command, *COMMANDS[command], str(folder)]
+    name, given = command.split()[0], COMMANDS[command]
+    if name == "evaluate":
+        return [name, str(folder), *given]
+    return [name, *given, str(folder)]
 
 
 class Runner:
@@ -292,14 +314,14 @@ class Runner:
     """
 
     def __init__(self, place: Path):
-        """Trains, searches and evaluates without an interruption.
+        """Runs nothing yet.
 
         Args:
           place: An empty folder.
         """
         self.place = place
         self.number = 0
-        self.whole = {name: place / name / "run" for name in COMMANDS}
+        self.whole = {name: place / name.split()[0] / "run" for name in COMMANDS}
 
     def prepare(self, commands: Sequence[str]) -> None:
         """Runs each command as it is compared with, and so keeps its programs.
@@ -307,10 +329,9 @@ class Runner:
         Args:
           commands: Names of the commands.
         """
-        for name in COMMANDS:
-            if name not in commands and not (
-                name == "train" and "evaluate" in commands
-            ):
+        needed = {*commands, *("train" for name in commands if name in ON_A_RUN)}
+        for name in ("train", "lottery", "evaluate"):
+            if name not in needed:
                 continue
             self._begin(name, self.whole[name])
             ended = self.run(name, self.whole[name])
@@ -318,9 +339,9 @@ class Runner:
                 raise SystemExit(f"{name} fails without a kill:\n{ended.text}")
 
     def _begin(self, command: str, folder: Path) -> None:
-        """Makes what a command needs: `evaluate` a finished run."""
+        """Makes what a command begins with."""
         folder.parent.mkdir(parents=True)
-        if command == "evaluate":
+        if command in ON_A_RUN:
             shutil.copytree(self.whole["train"], folder)
 
     def run(
@@ -585,7 +606,7 @@ def main() -> int:
     }
     everything = count(readings)
     for name, row in {**by_command, **by_signal, "all": everything}.items():
-        print(f"{name:10}", *(f"{n} {ending}" for ending, n in row.items()), sep="  ")
+        print(f"{name:18}", *(f"{n} {ending}" for ending, n in row.items()), sep="  ")
     if options.out:
         from benchmarks import record
 

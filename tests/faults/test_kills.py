@@ -69,8 +69,8 @@ def test_what_is_left_behind_is_a_difference(whole, tmp_path):
 def test_the_kills_are_many_and_spread():
     every = [(case.command, *kill) for case in kills.cases() for kill in case.kills]
     assert len(every) >= 40
-    assert {name for name, *_ in every} == {"train", "lottery", "evaluate"}
-    for command in kills.COMMANDS:
+    assert {name for name, *_ in every} == set(kills.COMMANDS)
+    for command in ("train", "lottery", "evaluate"):
         signals = {number for name, number, _ in every if name == command}
         assert signals >= {"KILL", "TERM", "HUP", "USR1"}
     moments = {moment.what for _, _, moment in every}
