@@ -7,8 +7,9 @@ digits, in processes of seconds. A signal (SIGKILL, SIGTERM, SIGHUP, SIGUSR1, SI
 ends each of them: from outside, some time after a line of its output, or from inside,
 right before a file is opened, renamed or deleted or a function is called. Then the same
 command runs again, and its folder is compared with one that was never interrupted: the
-same files, all figures but times and speeds, and every array of every checkpoint. A
-kill ends in one of
+same files, all figures but times and speeds, and every array of the checkpoints. Only
+older checkpoints may be others: an interruption leaves one of its own. A kill ends in
+one of
 
 - survival: everything is the same;
 - clean error: the second command ends with a sentence;
@@ -490,7 +491,8 @@ def differences(whole: Path, folder: Path) -> list[str]:
         {str(p.relative_to(root)) for p in root.rglob("*") if _is_record(p, root)}
         for root in (whole, folder)
     ]
-    found = [f"only in one folder: {name}" for name in sorted(names[0] ^ names[1])]
+    lone = sorted(names[0] ^ names[1])
+    found = [f"only in one folder: {name}" for name in lone if not _is_old(name, names)]
     for name in sorted(names[0] & names[1]):
         pair = whole / name, folder / name
         if name.endswith((".json", ".jsonl")):
@@ -509,6 +511,20 @@ def _is_record(path: Path, root: Path) -> bool:
     inside = path.relative_to(root).parts
     within = [part for part in inside[:-1] if part.isdigit()]
     return not within and (path.is_file() or path.name.isdigit())
+
+
+def _is_old(name: str, names: Sequence[set[str]]) -> bool:
+    """Whether a path is a checkpoint, and both folders have a newer one."""
+    place, _, step = name.rpartition("/")
+    steps = (
+        [
+            int(other.rpartition("/")[2])
+            for other in own
+            if other.startswith(f"{place}/")
+        ]
+        for own in names
+    )
+    return place.endswith("checkpoints") and all(max(s) > int(step) for s in steps)
 
 
 def _figures(path: Path) -> dict[str, Any]:
@@ -580,8 +596,9 @@ def main() -> int:
     parser.add_argument("--only", default="", help="a part of `command | kills`")
     options = parser.parse_args()
     quiet.silence()
-    # Under `nohup`, processes would inherit that it is ignored.
+    # Behind `nohup` or `&`, processes would inherit that these are ignored.
     signal.signal(signal.SIGHUP, lambda *_: None)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     chosen = [c for c in cases() if options.only in told(Reading(c, "", (), ""))]
     started = time.perf_counter()
     readings: list[Reading] = []

@@ -51,12 +51,16 @@ def test_times_are_no_difference(whole, tmp_path):
         # A zero of another sign is equal, and has other bits.
         ({"weights": (1.0, 0.0)}, "checkpoints/8: ['params']"),
         ({"weights": (1.0, -0.0, 0.0)}, "checkpoints/8: ['params']"),
-        ({"steps": (4, 8)}, "only in one folder: checkpoints/4"),
+        ({"steps": (8, 12)}, "only in one folder: checkpoints/12"),
     ],
 )
 def test_every_other_bit_is_one(change, name, whole, tmp_path):
     (found,) = kills.differences(whole, write(tmp_path / "run", **change))
     assert name in found
+
+
+def test_an_older_checkpoint_is_no_difference(whole, tmp_path):
+    assert kills.differences(whole, write(tmp_path / "run", steps=(4, 8))) == []
 
 
 def test_what_is_left_behind_is_a_difference(whole, tmp_path):

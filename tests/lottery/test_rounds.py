@@ -13,7 +13,7 @@ from tiny_lottery import Recorder, leaf_masks, search, spy, state_at
 from tiny_lottery import template as make_template
 
 from zosam_jax.lottery import tickets
-from zosam_jax.runs import folder, metrics
+from zosam_jax.runs import files, folder, metrics
 from zosam_jax.runs.record import read_all
 from zosam_jax.train import RunError
 
@@ -169,6 +169,20 @@ def test_a_finished_search_does_nothing(whole):
     again = search(result.folder, keep=3)
     assert (again.status, again.rounds) == ("unchanged", result.rounds)
     assert before == {p: p.stat().st_mtime_ns for p in result.folder.rglob("*")}
+
+
+def test_a_search_that_was_killed_before_its_last_record_gets_it(whole, tmp_path):
+    path = tmp_path / "search"
+    shutil.copytree(whole[0].folder, path)
+    record = path / "lottery.json"
+    known = json.loads(record.read_text())
+    rounds = known["rounds"]
+    files.write_json(record, {**known, "rounds": rounds[:-1]})
+    (path / "lottery.json.tmp").write_text("{")
+    again = search(path)
+    assert (again.status, again.rounds) == ("unchanged", rounds)
+    assert json.loads(record.read_text())["rounds"] == rounds
+    assert not (path / "lottery.json.tmp").exists()
 
 
 def assert_as_whole(path, whole, template):

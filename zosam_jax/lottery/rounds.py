@@ -115,6 +115,7 @@ def run_lottery(
     if not config.overwrite:
         done = [_record(c) for c in rounds if folder.read_summary(c) is not None]
         if len(done) == len(rounds):
+            _complete(config, done)
             show.message(
                 f"{config.folder} is finished already; --overwrite would start anew."
             )
@@ -198,6 +199,13 @@ def _origin(config: LotteryConfig, number: int) -> JSON:
 
 def _is_finished(config: TrainConfig) -> bool:
     return folder.read_summary(config) is not None
+
+
+def _complete(config: LotteryConfig, records: Sequence[JSON]) -> None:
+    """Writes the record of finished rounds anew if a killed process did not."""
+    if folder.read_config(config.folder, RECORD).get("rounds") != records:
+        with folder.claim(config) as path, explained(path):
+            _write(config, path, records)
 
 
 def _run_rounds(search: _Search, path: Path) -> LotteryResult:
