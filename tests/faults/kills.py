@@ -515,16 +515,14 @@ def _is_record(path: Path, root: Path) -> bool:
 
 def _is_old(name: str, names: Sequence[set[str]]) -> bool:
     """Whether a path is a checkpoint, and both folders have a newer one."""
-    place, _, step = name.rpartition("/")
-    steps = (
-        [
-            int(other.rpartition("/")[2])
-            for other in own
-            if other.startswith(f"{place}/")
-        ]
+    step = Path(name)
+    others = (
+        [int(path.name) for path in map(Path, own) if path.parent == step.parent]
         for own in names
+        if step.parent.name == "checkpoints"
     )
-    return place.endswith("checkpoints") and all(max(s) > int(step) for s in steps)
+    newest = [max(steps, default=-1) for steps in others]
+    return bool(newest) and int(step.name) < min(newest)
 
 
 def _figures(path: Path) -> dict[str, Any]:
