@@ -386,7 +386,6 @@ def tables() -> dict[str, list[list[str]]]:
         **sparsity_rows(load(SPARSITY)["rows"]),
         "presets": preset_rows(),
         "corruptions": corruption_rows(load(EVALUATION)),
-        "grown-moments": grown_rows(load(GROWN)["summary"]),
         "faults": fault_rows(),
     }
 
@@ -403,7 +402,6 @@ PAGES = {
         "sparsity-memory",
         "presets",
         "corruptions",
-        "grown-moments",
         "faults",
     ),
     "examples/docs/choose_a_gradient.md": ("gradient-choice",),
