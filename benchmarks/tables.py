@@ -60,7 +60,6 @@ FAULTS = (
     ("hostile command lines", "command-lines.json", "lines"),
     ("hostile files", "hostile-files.json", "files"),
     ("readings of damaged run folders", "damaged-folders.json", "readings"),
-    ("kills and interruptions", "kills.json", "kills"),
 )
 
 # Steps whose number of passes is a property of the benchmark, not of the method.
