@@ -60,6 +60,8 @@ class SharedOptions(TypedDict, total=False):
     exclude: str | Sequence[str]
     aux_from: str | None
     when: Predicate | None
+    ascent_fraction: float
+    ascent_examples: str
     microbatches: int
     fresh_keys: bool
     axis_name: str | None

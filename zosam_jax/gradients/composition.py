@@ -76,7 +76,7 @@ def evaluate(
         value=_value(look, second.seen),
         grad=second.grad,
         aux=_estimate_of(look).aux if aux_from == "ascent" else second.seen.aux,
-        info=_count(row, look, second.seen.info),
+        info=_count(row, look, second.seen.info, point.losses.ascent_share),
         memory=(learned, second.memory),
     )
 
@@ -233,14 +233,16 @@ def _value(look: Look, seen: Estimate) -> jax.Array:
     return seen.value
 
 
-def _count(row: Row, look: Look, info: Info) -> Info:
+def _count(row: Row, look: Look, info: Info, share: float) -> Info:
     """The info of the second pass, with the passes of all looks added."""
-    passes, steps = _estimate_of(look).info, row.ascent.steps
+    passes = _estimate_of(look).info
+    # In batches: a pass over a part of the batch counts as that part.
+    looks = row.ascent.steps * share
     return info._replace(
         forward_evaluations=info.forward_evaluations
-        + steps * passes.forward_evaluations,
+        + looks * passes.forward_evaluations,
         backward_evaluations=info.backward_evaluations
-        + steps * (passes.backward_evaluations + look.backward),
+        + looks * (passes.backward_evaluations + look.backward),
     )
 
 

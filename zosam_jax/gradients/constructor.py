@@ -34,7 +34,7 @@ from zosam_jax._types import (
 from zosam_jax.gradients.composition import evaluate, plain
 from zosam_jax.gradients.devices import Devices, on_axis
 from zosam_jax.gradients.losses import Calls
-from zosam_jax.gradients.pieces import Point, Row
+from zosam_jax.gradients.pieces import Examples, Point, Row
 from zosam_jax.gradients.transformation import (
     GradientEstimator,
     PureGradient,
@@ -63,6 +63,8 @@ def sharpness_aware(
     exclude: str | Sequence[str] = (),
     aux_from: str | None = None,
     when: Predicate | None = None,
+    ascent_fraction: float = 1.0,
+    ascent_examples: str = "front",
     microbatches: int = 1,
     fresh_keys: bool = False,
     axis_name: str | None = None,
@@ -89,10 +91,18 @@ def sharpness_aware(
         these leaves are perturbed. Default: all.
       exclude: Patterns of leaves that are not perturbed, such as `"*/bias"`.
       aux_from: The pass that supplies aux: "ascent", the first, or "descent", the last.
-        Default: "ascent" where the first pass is a gradient at w, else "descent".
+        Default: "ascent" where the first pass is a gradient at w of the whole batch,
+        else "descent".
       when: Optimizer step -> whether to perturb in this step. The other steps take the
         plain gradient, for the cost of one backward pass; see `zs.late`, `zs.every` and
         `zs.randomly`. Default: every step.
+      ascent_fraction: Fraction of the batch, in (0, 1], that the passes of the ascent
+        step see, and that they cost. For methods whose ascent step only finds a
+        direction. `value` is then the loss of this part. Below 1, `value_fn` is called
+        as with microbatches, here with `examples=None` in the descent.
+      ascent_examples: Which examples these are: "front", the first of the batch (of its
+        own part of the batch on each device of `axis_name`), or "random", drawn anew in
+        every step.
       microbatches: Number of parts of the batch. Each has its own perturbation, and the
         gradients are averaged (m-sharpness in one process). Above 1,
         `value_fn` is called `value_fn(params, examples=indices)` and returns the losses
@@ -139,6 +149,8 @@ def sharpness_aware(
         exclude=exclude,
         aux_from=aux_from,
         when=when,
+        ascent_fraction=ascent_fraction,
+        ascent_examples=ascent_examples,
         microbatches=microbatches,
         fresh_keys=fresh_keys,
         axis_name=axis_name,
@@ -155,8 +167,10 @@ def sharpness_aware(
         norm_over=norm_over,
         include=include,
         exclude=exclude,
-        aux_from=aux_from or row.aux_from,
+        aux_from=aux_from or (row.aux_from if ascent_fraction == 1 else "descent"),
         when=when,
+        ascent_fraction=ascent_fraction,
+        ascent_examples=ascent_examples,
         microbatches=microbatches,
         fresh_keys=fresh_keys,
         has_aux=has_aux,
@@ -191,6 +205,8 @@ class _Method:
     exclude: str | Sequence[str]
     aux_from: str
     when: Predicate | None
+    ascent_fraction: float
+    ascent_examples: str
     microbatches: int
     fresh_keys: bool
     has_aux: bool
@@ -199,7 +215,8 @@ class _Method:
     @property
     def by_example(self) -> bool:
         """Whether it needs the losses of single examples."""
-        return self.row.by_example or self.microbatches > 1
+        by_part = self.microbatches > 1 or self.ascent_fraction < 1
+        return self.row.by_example or by_part
 
     def gradient(
         self,
@@ -223,6 +240,8 @@ class _Method:
             by_example=self.by_example,
             has_aux=self.has_aux,
             fresh_keys=self.fresh_keys,
+            ascent_fraction=self.ascent_fraction,
+            ascent_examples=self.ascent_examples,
         )
         chosen = support(params, masks, self.include, self.exclude)
         # Inside `jax.shard_map`, the gradient of a replicated value is summed over the
@@ -230,11 +249,11 @@ class _Method:
         local = self.devices.vary(params)
         carried = self.devices.vary_data(memory)
 
-        def point(part: int, examples: jax.Array | None) -> Point:
+        def point(part: int, examples: Examples | None) -> Point:
             random = self._key(key, part)
             return Point(
                 local,
-                calls.losses(random, examples),
+                calls.losses(params, random, examples),
                 self._optimizer_step(step),
                 masks,
                 chosen,
@@ -406,6 +425,7 @@ def _check_options(name: str, row: Row, rho: Radius, options: SharedOptions) -> 
             f"zs.{name}(sync_ascent=True) needs axis_name=, the mesh axis to average "
             "over. (Under jit with a sharded batch, the ascent is global already.)"
         )
+    _check_ascent_part(name, row, options)
     _check.one_of("norm_over", options.get("norm_over"), ("mask", "all"))
     if options.get("norm_over") == "all" and not row.geometry.normalizes:
         raise ValueError(f"zs.{name} normalises nothing: norm_over= has no meaning.")
@@ -416,6 +436,32 @@ def _check_options(name: str, row: Row, rho: Radius, options: SharedOptions) -> 
                 f'zs.{name}(aux_from="ascent"): not every step evaluates the loss '
                 'before it is perturbed. Say aux_from="descent".'
             )
+
+
+def _check_ascent_part(name: str, row: Row, options: SharedOptions) -> None:
+    """Raises `ValueError` unless the ascent step can see a part of the batch alone."""
+    fraction = options.get("ascent_fraction", 1.0)
+    if _check.is_traced(fraction) or isinstance(fraction, jax.Array):
+        raise ValueError(
+            "ascent_fraction sets a shape and must be known before tracing; inside "
+            'optax.inject_hyperparams, name it in static_args=("ascent_fraction",).'
+        )
+    _check.number("ascent_fraction", fraction, above=0, most=1)
+    known = ("front", "random")
+    _check.one_of("ascent_examples", options.get("ascent_examples"), known)
+    if fraction == 1:
+        return
+    asked = f"zs.{name}(ascent_fraction={fraction:g})"
+    if not row.direction_only or row.ascent.by_example:
+        raise ValueError(
+            f"{asked} needs a method whose ascent step evaluates the loss only to find "
+            f"a direction, as zs.sam and zs.zosam. zs.{name} does not fit."
+        )
+    if options.get("aux_from") == "ascent":
+        raise ValueError(
+            f'{asked}: aux_from="ascent" would be of a part of the batch. Say '
+            'aux_from="descent".'
+        )
 
 
 def known_before_tracing(argument: str, value: object) -> None:

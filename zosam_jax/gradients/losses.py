@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from zosam_jax import _streams
 from zosam_jax._types import Aux, Key, Params, ValueFn
@@ -16,7 +17,7 @@ from zosam_jax.estimators.losses import (
     in_float32,
     scalar_loss,
 )
-from zosam_jax.gradients.pieces import Losses
+from zosam_jax.gradients.pieces import Examples, Losses
 
 _PASSES = {"ascent": 0, "descent": 1}
 
@@ -31,6 +32,8 @@ class Calls:
       by_example: Whether they take `examples=` and return the losses of these examples.
       has_aux: Whether they return `(loss, aux)`.
       fresh_keys: Whether they take `key=`, a different one in each of the two passes.
+      ascent_fraction: Fraction of the examples in a pass of the ascent, in (0, 1].
+      ascent_examples: Which examples these are: "front" or "random".
     """
 
     name: str
@@ -38,25 +41,30 @@ class Calls:
     by_example: bool
     has_aux: bool
     fresh_keys: bool
+    ascent_fraction: float = 1.0
+    ascent_examples: str = "front"
 
     def __post_init__(self):
         for function in self.functions.values():
             check_function(function)
 
-    def losses(self, random: Callable[[], Key], examples: jax.Array | None) -> Losses:
+    def losses(
+        self, params: Params, random: Callable[[], Key], examples: Examples | None
+    ) -> Losses:
         """Returns the losses of one part of a batch.
 
         Args:
+          params: The parameters, for the shape of the losses.
           random: A function that returns the key of the part; called only if needed.
           examples: Indices of its examples; None for all.
         """
 
         def each(
-            params: Params, which: str, examples: jax.Array | None
+            params: Params, which: str, examples: Examples | None
         ) -> tuple[jax.Array, Aux]:
             return self._each(params, which, examples, random)
 
-        def loss(which: str) -> Loss:
+        def loss(which: str, examples: Examples | None) -> Loss:
             if not self.by_example:
                 return scalar_loss(
                     lambda p: self._call(p, which, None, random), self.has_aux
@@ -73,14 +81,17 @@ class Calls:
 
         # If both passes call one function with one key, they share one object: `Point`
         # can then tell that the losses are the same.
-        descent = loss("descent")
+        descent = loss("descent", examples)
+        if self.ascent_fraction < 1:
+            chosen, share = self._ascent_part(params, random, examples)
+            return Losses(loss("ascent", chosen), descent, each, examples, share)
         one = self.functions["ascent"] is self.functions["descent"]
-        ascent = descent if one and not self.fresh_keys else loss("ascent")
+        ascent = descent if one and not self.fresh_keys else loss("ascent", examples)
         return Losses(ascent, descent, each, examples)
 
     def parts(
         self, params: Params, count: int, random: Callable[[], Key]
-    ) -> list[jax.Array | None]:
+    ) -> list[np.ndarray | None]:
         """Returns the indices of the examples of each part; None for all.
 
         Args:
@@ -90,19 +101,36 @@ class Calls:
         """
         if count == 1:
             return [None]
+        n = self._batch_size(params, random)
+        if n % count:
+            raise ValueError(f"microbatches={count} must divide the batch of {n}.")
+        return list(np.arange(n, dtype=np.int32).reshape(count, -1))
+
+    def _ascent_part(
+        self, params: Params, random: Callable[[], Key], examples: Examples | None
+    ) -> tuple[Examples, float]:
+        """The indices of the examples of the ascent, and the share that they are."""
+        if examples is None:
+            examples = np.arange(self._batch_size(params, random), dtype=np.int32)
+        n = len(examples)
+        count = max(1, round(self.ascent_fraction * n))
+        if self.ascent_examples == "front":
+            return examples[:count], count / n
+        key = jax.random.fold_in(random(), _streams.EXAMPLES)
+        return jax.random.permutation(key, examples)[:count], count / n
+
+    def _batch_size(self, params: Params, random: Callable[[], Key]) -> int:
+        """The number of examples of the whole batch."""
         shape = jax.eval_shape(
             lambda p: self._each(p, "descent", None, random)[0], params
         )
-        (n,) = shape.shape
-        if n % count:
-            raise ValueError(f"microbatches={count} must divide the batch of {n}.")
-        return list(jnp.arange(n).reshape(count, -1))
+        return shape.shape[0]
 
     def _each(
         self,
         params: Params,
         which: str,
-        examples: jax.Array | None,
+        examples: Examples | None,
         random: Callable[[], Key],
     ) -> tuple[jax.Array, Aux]:
         """The losses of single examples in float32, `[n]`, and aux."""
@@ -113,7 +141,7 @@ class Calls:
         self,
         params: Params,
         which: str,
-        examples: jax.Array | None,
+        examples: Examples | None,
         random: Callable[[], Key],
     ) -> tuple[jax.Array, Aux]:
         """The losses of single examples in their own dtype, `[n]`, and aux."""
@@ -136,11 +164,11 @@ class Calls:
         self,
         params: Params,
         which: str,
-        examples: jax.Array | None,
+        examples: Examples | None,
         random: Callable[[], Key],
     ) -> Any:
         """The user's function, with the keywords that the options add."""
-        keywords: dict[str, jax.Array | None] = {}
+        keywords: dict[str, Examples | None] = {}
         if self.fresh_keys:
             # The key differs from those of the directions, so dropout is independent of
             # them.
@@ -163,7 +191,7 @@ class Calls:
                 "With examples=indices, it must return the losses [n] of these "
                 "examples (None: of all); key is a PRNG key. To have "
                 "value_fn(params) called, say esam(gamma=1), ssam(mask='dynamic'), "
-                "microbatches=1 and fresh_keys=False."
+                "microbatches=1, ascent_fraction=1 and fresh_keys=False."
             ) from None
         except ValueError:  # A builtin without a signature.
             return

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import ClassVar, Generic, NamedTuple, TypeVar
 
 import jax
+import numpy as np
 
 from zosam_jax import tree
 from zosam_jax._types import (
@@ -30,6 +31,9 @@ from zosam_jax._types import (
 from zosam_jax.estimators.losses import Loss, backprop
 from zosam_jax.gradients.devices import Devices
 
+Examples = jax.Array | np.ndarray
+"""Indices of examples of a batch, `[n]`; a NumPy array if they are known beforehand."""
+
 
 class Losses(NamedTuple):
     """The losses of one step.
@@ -41,12 +45,14 @@ class Losses(NamedTuple):
       each: `(params, "ascent" or "descent", examples) -> (losses, aux)`, the losses of
         single examples, `[n]`. Only for pieces with `by_example=True`.
       examples: Indices of the examples in this part of the batch, `[n]`; None for all.
+      ascent_share: Fraction of these examples that `ascent` sees.
     """
 
     ascent: Loss
     descent: Loss
-    each: Callable[[Params, str, jax.Array | None], tuple[jax.Array, Aux]]
-    examples: jax.Array | None = None
+    each: Callable[[Params, str, Examples | None], tuple[jax.Array, Aux]]
+    examples: Examples | None = None
+    ascent_share: float = 1.0
 
 
 class Point(NamedTuple):

@@ -140,6 +140,17 @@ class GradientEstimator(optax.GradientTransformationExtraArgs):
         _check.options(f"zs.{self.name}(...).with_options", options, shared)
         return self._make(**options)
 
+    def option(self, name: str, default: object = None) -> Any:
+        """Returns the value of a shared option, such as "ascent_fraction".
+
+        Args:
+          name: An option of `with_options`.
+          default: The value to return if the method does not take it.
+        """
+        if not self.takes(name):
+            return default
+        return inspect.signature(self._make).parameters[name].default
+
     def takes(self, option: str) -> bool:
         """Whether `with_options` takes an option, such as "microbatches"."""
         known = inspect.signature(self._make).parameters.get(option)

@@ -92,7 +92,6 @@ def experiment(
         dtype=jnp.dtype(config.dtype),
         teacher=None,
         probe_model=_probe_model(config, model),
-        probe_fraction=config.probe_fraction,
         ema=config.ema,
         accumulate_steps=config.accumulate_steps,
         epochs=config.epochs,
@@ -182,6 +181,8 @@ def optimization(
     if chosen.method is not None:
         method = chosen.method.build(config, needs)
     chosen.check_together(config, gradient, method)
+    if config.probe_fraction < 1:
+        gradient = gradient.with_options(ascent_fraction=config.probe_fraction)
 
     def optimizer(
         method: SparseMethod | None,

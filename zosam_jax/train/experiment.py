@@ -74,7 +74,6 @@ class Experiment:
       gradient: Gradient estimator. Its `value_fn` returns `(loss, aux)` with aux
         `(model_state, number of correct examples)`.
       probe_model: Model of the ascent step: `model`, or a copy of another data type.
-      probe_fraction: Fraction of the batch, from its front, that the ascent step uses.
       method: Sparse method; None trains all weights.
       criterion: How masks are chosen by the first batch; None: without one.
       optimizer: The whole optimizer: gradient, clipping, weight decay, update rule and
@@ -104,7 +103,6 @@ class Experiment:
     teacher: Teacher | None
     gradient: GradientEstimator
     probe_model: Model
-    probe_fraction: float
     method: SparseMethod | None
     criterion: Criterion | None
     optimizer: optax.GradientTransformationExtraArgs
@@ -120,7 +118,8 @@ class Experiment:
     @property
     def probes(self) -> bool:
         """Whether the ascent step uses a cheaper loss than the descent."""
-        return self.probe_fraction < 1 or self.probe_model is not self.model
+        is_partial = self.gradient.option("ascent_fraction", 1.0) < 1
+        return is_partial or self.probe_model is not self.model
 
     @property
     def trains_pruned(self) -> bool:

@@ -8,6 +8,7 @@ import optax
 
 from zosam_jax._streams import DROPOUT
 from zosam_jax._types import Aux, Key, Params, ValueFn
+from zosam_jax.gradients.pieces import Examples
 from zosam_jax.train.experiment import Experiment, Model, ModelState
 
 if TYPE_CHECKING:
@@ -89,16 +90,14 @@ def value_fn(
       model_state: BatchNorm statistics, or {}.
       step: The step, from which the dropout key comes. int32.
       batch: The batch.
-      probe: Return the loss of the ascent step, with `experiment.probe_model` and the
-        front of the batch.
+      probe: Return the loss of the ascent step, with `experiment.probe_model`.
     """
     by_example = experiment.gradient.by_example
     model = experiment.probe_model if probe else experiment.model
-    fraction = experiment.probe_fraction if probe else 1.0
     shared = experiment.key(DROPOUT, step)
 
     def value(
-        params: Params, examples: jax.Array | None = None, key: Key | None = None
+        params: Params, examples: Examples | None = None, key: Key | None = None
     ) -> tuple[jax.Array, Aux]:
         part, draws = batch, shared
         if by_example:
@@ -106,9 +105,6 @@ def value_fn(
             draws = jax.random.fold_in(shared, first)
         if examples is not None:
             part = jax.tree.map(lambda x: x[examples], part)
-        if fraction < 1:
-            count = max(1, round(fraction * len(part.inputs)))
-            part = jax.tree.map(lambda x: x[:count], part)
         if len(part.inputs) % experiment.mesh.size == 0:
             part = experiment.split(part)
         draws = draws if key is None else key

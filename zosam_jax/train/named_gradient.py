@@ -22,8 +22,8 @@ _RESERVED = {
     "seed": "is a field of its own: seed (--seed)",
     "aux_from": "is a field of its own: aux_from (--aux-from)",
     "total_steps": "follows from epochs (--epochs)",
-    "ascent_value_fn": "is made by probe_fraction (--probe-fraction) and probe_dtype "
-    "(--probe-dtype)",
+    "ascent_value_fn": "is made by probe_dtype (--probe-dtype)",
+    "ascent_fraction": "is a field of its own: probe_fraction (--probe-fraction)",
     "when": "is a function: call run(gradient=...) with zs.late(zs.sam(), 100), say",
     "has_aux": _AUX,
     "aux_like": _AUX,

@@ -140,7 +140,7 @@ def on_sharpest_examples(gamma: float) -> Descent[ExampleLook]:
         moved, _ = losses_of(params, "descent", examples)
         _, chosen = jax.lax.top_k(moved - look.losses, count)
         if examples is not None:
-            chosen = examples[chosen]
+            chosen = jnp.asarray(examples)[chosen]
 
         def loss(params: Params) -> tuple[jax.Array, Aux]:
             losses, aux = losses_of(params, "descent", chosen)

@@ -1,0 +1,206 @@
+"""An ascent step that sees a part of the batch: `ascent_fraction`."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from family import ALL, EXAMPLES, METHODS, Witness, estimates, in_batches, network
+
+import zosam_jax as zs
+
+FITTING = [
+    name
+    for name in ALL
+    if METHODS[name].make().direction_only and not METHODS[name].by_example
+]
+OTHERS = [name for name in ALL if name not in FITTING]
+KINDS = ["sam", "asam", "fsam", "vasso", "zosam", "zosam-guided"]
+
+
+@pytest.fixture
+def eager():
+    """One operation after another, so that equal formulas give equal bits."""
+    with jax.disable_jit():
+        yield
+
+
+def assert_equal(a, b):
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def mean_of(losses, examples=None):
+    return lambda p: jnp.mean(losses(p, examples))
+
+
+def test_which_methods_fit():
+    assert {"sam", "asam", "fsam", "vasso", "esam-weights", "zosam"} <= set(FITTING)
+    # Their first pass serves the second too, or there is none.
+    assert {"gsam", "wsam", "esam", "looksam", "aesam", "s2sam", "rst"} <= set(OTHERS)
+
+
+@pytest.mark.parametrize("name", FITTING)
+def test_it_is_the_method_whose_ascent_has_the_loss_of_the_part(name, eager):
+    """To the bit, over two steps, and its passes cost a quarter."""
+    method, (params, losses) = METHODS[name], network()
+    part = jnp.arange(2)
+    expected = method.make(rho=0.3)
+    memory = expected.init(params).memory
+    options = {"rho": 0.3, "ascent_fraction": 0.25}
+    for i, found in enumerate(estimates(method, params, [losses] * 2, **options)):
+        seen = expected.gradient(
+            mean_of(losses),
+            params,
+            key=jax.random.fold_in(jax.random.key(0), i),
+            step=i,
+            memory=memory,
+            ascent_value_fn=mean_of(losses, part),
+        )
+        memory = seen.memory
+        assert_equal((found.value, found.grad), (seen.value, seen.grad))
+        assert_equal(found.memory, memory)
+        info, whole = found.info, seen.info
+        assert info.perturbation_norm == whole.perturbation_norm > 0
+        backward = whole.backward_evaluations
+        descent = min(backward, 1)
+        assert info.backward_evaluations == descent + (backward - descent) / 4
+        # A descent without a backward pass is of the whole batch.
+        descent = 2 * (backward == 0)
+        forward = whole.forward_evaluations
+        assert info.forward_evaluations == descent + (forward - descent) / 4
+
+
+@pytest.mark.parametrize("name", ["sam", "zosam"])
+def test_the_passes_that_are_made(name, eager):
+    method, (params, losses) = METHODS[name], network()
+    witness = Witness(method._replace(by_example=True), losses)
+    (found,) = estimates(method, params, [witness], ascent_fraction=0.5)
+    passes = witness.take()
+    assert in_batches("backward", passes) == found.info.backward_evaluations
+    assert in_batches("forward", passes) == found.info.forward_evaluations
+    assert passes[-1].examples is None
+    for look in passes[:-1]:
+        np.testing.assert_array_equal(look.examples, np.arange(EXAMPLES // 2))
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_the_whole_batch_is_the_method(name):
+    """With the value function as the method alone takes it."""
+    method, (params, losses) = METHODS[name], network()
+    (found,) = estimates(method, params, [mean_of(losses)], ascent_fraction=1.0)
+    (expected,) = estimates(method, params, [mean_of(losses)])
+    assert_equal((found.value, found.grad), (expected.value, expected.grad))
+
+
+def test_random_examples_are_drawn_anew_and_without_repetition(eager):
+    params, losses = network()
+    witness = Witness(METHODS["sam"]._replace(by_example=True), losses)
+    options = {"ascent_fraction": 0.5, "ascent_examples": "random"}
+    drawn = []
+    for _ in range(2):
+        for _ in estimates(METHODS["sam"], params, [witness] * 60, **options):
+            look, descent = witness.take()
+            assert descent.examples is None
+            assert len(set(look.examples.tolist())) == EXAMPLES // 2
+            drawn.append(tuple(sorted(look.examples.tolist())))
+    assert drawn[:60] == drawn[60:]
+    assert len(set(drawn)) > 30
+    # 240 draws of 8 examples: 30 each, with a standard deviation of 3.9.
+    counts = np.bincount(np.ravel(drawn[:60]), minlength=EXAMPLES)
+    assert np.all(np.abs(counts - 30) < 5 * 3.9)
+
+
+def test_each_microbatch_looks_at_its_own_part(eager):
+    params, losses = network()
+    found = zs.sam_gradient(
+        losses, params, rho=0.3, microbatches=2, ascent_fraction=0.5
+    )
+    parts = [
+        zs.sam_gradient(
+            mean_of(losses, jnp.arange(first, first + 4)),
+            params,
+            rho=0.3,
+            ascent_value_fn=mean_of(losses, jnp.arange(first, first + 2)),
+        ).grad
+        for first in (0, 4)
+    ]
+    jax.tree.map(
+        lambda g, *x: np.testing.assert_allclose(g, sum(x) / 2, rtol=1e-6, atol=1e-7),
+        found.grad,
+        *parts,
+    )
+    assert found.info.backward_evaluations == 1.5
+
+
+def test_aux_is_of_the_whole_batch():
+    params, losses = network()
+
+    def value_fn(p, examples=None):
+        found = losses(p, examples)
+        return found, jnp.int32(found.size)
+
+    found = zs.sam_gradient(value_fn, params, ascent_fraction=0.25, has_aux=True)
+    assert found.aux == EXAMPLES
+
+
+def test_inside_sparsify_under_jit_and_scan():
+    """Growth sees the gradient of the whole batch; steps are those of a Python loop."""
+    params, losses = network()
+    method = zs.sparsity.rigl(0.5, 4, interval=2, stop_fraction=1.0)
+    gradient = zs.zosam(0.1, ascent_fraction=0.25, ascent_examples="random")
+    tx = zs.sparsify(optax.sgd(0.1), method, gradient=gradient)
+
+    def step(carry, _):
+        params, state = carry
+        updates, state = tx.update(None, state, params, value_fn=losses)
+        return (optax.apply_updates(params, updates), state), zs.estimate(state).value
+
+    state = tx.init(params)
+    start = zs.sparsity.apply_masks(params, zs.sparsity.masks(state)), state
+    (looped, _), values = jax.jit(lambda c: jax.lax.scan(step, c, length=4))(start)
+    carry, expected = start, []
+    for _ in range(4):
+        carry, value = jax.jit(step)(carry, None)
+        expected.append(value)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), carry[0], looped
+    )
+    np.testing.assert_allclose(values, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", [n for n in OTHERS if n != "zeroth_order"])
+def test_other_methods_refuse(name):
+    with pytest.raises(ValueError, match=r"ascent_fraction=0.5\) needs a method whose"):
+        METHODS[name].make(ascent_fraction=0.5)
+
+
+@pytest.mark.parametrize(
+    ("options", "part"),
+    [
+        ({"ascent_fraction": 0.0}, "ascent_fraction=0.0 must be"),
+        ({"ascent_fraction": 1.5}, "ascent_fraction=1.5 must be"),
+        ({"ascent_fraction": jnp.float32(0.5)}, "known before tracing"),
+        ({"ascent_examples": "back"}, "ascent_examples='back'"),
+        ({"ascent_fraction": 0.5, "aux_from": "ascent"}, 'Say aux_from="descent"'),
+    ],
+)
+def test_what_does_not_go_is_said(options, part):
+    with pytest.raises(ValueError, match=part):
+        zs.sam(**options)
+
+
+def test_a_value_function_of_the_whole_batch_alone_is_refused():
+    params, losses = network()
+    with pytest.raises(TypeError, match="ascent_fraction=1"):
+        zs.sam_gradient(mean_of(losses), params, ascent_fraction=0.5)
+
+
+def test_inside_inject_hyperparams_it_is_static():
+    params, losses = network()
+    static = ("ascent_fraction",)
+    tx = optax.inject_hyperparams(zs.sam, static)(rho=0.1, ascent_fraction=0.5)
+    updates, _ = tx.update(None, tx.init(params), params, value_fn=losses)
+    expected = zs.sam_gradient(losses, params, rho=0.1, ascent_fraction=0.5)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), updates, expected.grad
+    )
