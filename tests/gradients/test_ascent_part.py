@@ -60,7 +60,9 @@ def test_it_is_the_method_whose_ascent_has_the_loss_of_the_part(name, eager):
         assert_equal((found.value, found.grad), (seen.value, seen.grad))
         assert_equal(found.memory, memory)
         info, whole = found.info, seen.info
-        assert info.perturbation_norm == whole.perturbation_norm > 0
+        assert info.perturbation_norm == whole.perturbation_norm
+        # Guides are past gradients: the first steps have none.
+        assert info.perturbation_norm > 0 or "guided" in name
         backward = whole.backward_evaluations
         descent = min(backward, 1)
         assert info.backward_evaluations == descent + (backward - descent) / 4
