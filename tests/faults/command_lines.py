@@ -110,6 +110,7 @@ SENSE = {
     "--batch-size": Sense(1, 1437),
     "--accumulate-steps": Sense(1, 1437 // 64 * 2),
     "--epochs": Sense(1, 1e8),
+    "--label-noise": Sense(0, 1),
     "--label-smoothing": Sense(0, 0.9999),
     "--validation": Sense(0, 0.95),
     "--image-size": Sense(math.inf, 0),

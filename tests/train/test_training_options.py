@@ -254,6 +254,36 @@ def test_a_held_out_share_chooses_an_epoch(tmp_path):
     assert result.summary["test_accuracy"] == tests[3]
 
 
+def test_errors_in_the_labels_are_in_the_training_set_alone(tmp_path):
+    """The network learns the given labels; the summary has both accuracies."""
+    fields = {**PLAIN, "label_noise": 0.4, "validation": 0.25, "batch_size": 8}
+    result = tiny_run.train(tmp_path / "run", **fields, seed=3)
+    compiled = tiny_run.prepare(tiny_run.config(tmp_path / "run", **fields, seed=3))
+    experiment, whole = compiled.experiment, tiny_run.dataset()
+    plain = {**fields, "label_noise": 0.0}
+    clean = tiny_run.prepare(tiny_run.config("x", **plain, seed=3)).experiment
+    given, right = experiment.dataset.train_labels, clean.dataset.train_labels
+    np.testing.assert_array_equal(experiment.clean_labels, right)
+    assert np.sum(given != right) == round(0.4 * len(right))
+    np.testing.assert_array_equal(experiment.dataset.test_labels, whole.test_labels)
+    np.testing.assert_array_equal(experiment.validation[1], clean.validation[1])
+    state = tiny_run.final(tmp_path / "run", **fields, seed=3)
+    logits = tiny_run.Net().apply(
+        {"params": state.params, **state.model_state},
+        (experiment.dataset.train_images / 255 - 0.3) / 0.2,
+        train=False,
+    )
+    found = np.argmax(logits, -1)
+    summary = result.summary
+    assert summary["train_accuracy_given_labels"] == pytest.approx(
+        np.mean(found == given)
+    )
+    assert summary["train_accuracy_clean_labels"] == pytest.approx(
+        np.mean(found == right)
+    )
+    assert clean.clean_labels is None
+
+
 @pytest.fixture(scope="module")
 def teacher(tmp_path_factory):
     """A finished run, and a function that loads it as `prepare` does."""
@@ -413,6 +443,10 @@ def test_a_text_is_trained_on_token_by_token(tmp_path):
         ({"dataset": "pydoc"}, "pydoc is text, and model='resnet20' is for images"),
         ({"model": "tinylm"}, "digits are images, and model='tinylm' is for text"),
         ({"image_size": 32}, "image_size=32: the images of digits are used as they"),
+        (
+            {"dataset": "pydoc", "model": "tinylm", "label_noise": 0.2},
+            "label_noise=0.2 needs labelled images in memory, which pydoc are not",
+        ),
         ({"validation": 0.99}, r"leaves \d+ training images, fewer than batch_size=64"),
         ({"augment": ("crop=9",)}, "crop=9 is more than the 8 pixels"),
     ],

@@ -207,6 +207,10 @@ set's own crop and flip. An empty list: none. Images that are read from disk are
 to a random window of 8 to 100 percent of the area by default or with resized_crop, of \
 at least 25 percent with resized_crop=0.25, and to their center without resized_crop. \
 Order and details: zosam_jax.data.augment."""
+    label_noise: float = 0.0
+    """Fraction of the training labels to replace by other classes, drawn from the \
+seed. Held-out and test labels stay as they are. The summary then names the training \
+accuracy on the given and on the clean labels. For images in memory."""
     label_smoothing: float = 0.0
     """Label-smoothing factor, in [0, 1)."""
     validation: float = 0.0
@@ -314,6 +318,7 @@ scan)."""
         _check.number("width", self.width, above=0, most=64)
         for name in ("sparsity", "momentum", "ema", "label_smoothing", "validation"):
             _check.number(name, getattr(self, name), least=0, below=1)
+        _check.number("label_noise", self.label_noise, least=0, most=1)
         for name in ("drop_fraction", "stop_fraction"):
             if getattr(self, name) is not None:
                 _check.number(name, getattr(self, name), least=0, most=1)

@@ -28,6 +28,8 @@ _NEEDED = {
     "compile_seconds_by_program": schema.NUMBERS,
 }
 _OPTIONAL = {
+    "train_accuracy_given_labels": schema.SHARE,
+    "train_accuracy_clean_labels": schema.SHARE,
     "validation_accuracy": schema.SHARE,
     "selected_epoch": schema.WHOLE,
     "selected_test_accuracy": schema.SHARE,
@@ -51,6 +53,7 @@ def summarize(
     steps_per_epoch: int,
     status: str,
     counts: Mapping[str, Any],
+    memorized: tuple[float, float] | None,
     compile_seconds: Mapping[str, float],
 ) -> JSON:
     """Returns the contents of `summary.json`.
@@ -65,6 +68,8 @@ def summarize(
       steps_per_epoch: Steps of one epoch.
       status: "finished" or "stopped".
       counts: Numbers of parameters and the sparsity, to copy into the summary.
+      memorized: With label noise, the accuracy after the last step on the training
+        images, without augmentation: by the given labels and by the clean ones.
       compile_seconds: Compilation time in seconds, by program.
     """
     last = {r["split"]: r for r in records if r["step"] == step}
@@ -77,6 +82,7 @@ def summarize(
         "train_accuracy": last["train"]["accuracy"],
         "test_loss": last["test"]["loss"],
         "test_accuracy": last["test"]["accuracy"],
+        **_by_labels(memorized),
         **_selected(records),
         **counts,
         "images_per_second": statistics.median(speeds),
@@ -84,6 +90,13 @@ def summarize(
         "compile_seconds": sum(compile_seconds.values()),
         "compile_seconds_by_program": dict(compile_seconds),
     }
+
+
+def _by_labels(memorized: tuple[float, float] | None) -> JSON:
+    if memorized is None:
+        return {}
+    given, clean = memorized
+    return {"train_accuracy_given_labels": given, "train_accuracy_clean_labels": clean}
 
 
 def _selected(records: Sequence[JSON]) -> JSON:

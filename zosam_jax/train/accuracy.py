@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from zosam_jax._types import Params
-from zosam_jax.data import Streamed
+from zosam_jax.data import Dataset, Streamed
 from zosam_jax.train.batch import normalized
 from zosam_jax.train.experiment import Experiment, ModelState
 from zosam_jax.train.loss import cross_entropy, is_correct
@@ -44,7 +44,8 @@ def batches(
 
     Args:
       experiment: The experiment.
-      split: "test" or "validation".
+      split: "test"; "validation"; "train", or "train_clean", the training images with
+        the labels without `label_noise`. The latter three are sets in memory.
     """
     size = batch_size(experiment)
     dataset = experiment.dataset
@@ -53,15 +54,27 @@ def batches(
         # Threads: processes would start anew for every evaluation.
         yield from dataset.evaluation_batches(size)
         return
-    images, labels = dataset.test_images, dataset.test_labels
-    if split == "validation":
-        assert experiment.validation is not None
-        images, labels = experiment.validation
+    images, labels = _examples(experiment, dataset, split)
     for start in range(0, len(labels), size):
         index = np.arange(start, start + size)
         count = int(np.sum(index < len(labels)))
         index = np.minimum(index, len(labels) - 1)
         yield images[index], labels[index], count
+
+
+def _examples(
+    experiment: Experiment, dataset: Dataset, split: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the images and labels of a split."""
+    if split == "test":
+        return dataset.test_images, dataset.test_labels
+    if split == "validation":
+        assert experiment.validation is not None
+        return experiment.validation
+    if split == "train":
+        return dataset.train_images, dataset.train_labels
+    assert experiment.clean_labels is not None
+    return dataset.train_images, experiment.clean_labels
 
 
 def add_batch(

@@ -71,7 +71,7 @@ def experiment(
     if examples or given.dataset is not None or facts is None:
         found = _examples(config, given, facts, mesh.size)
     else:
-        found = _Examples(None, None, None, facts)
+        found = _Examples(None, None, None, None, facts)
     facts = found.facts
     model = _model(config, given, chosen, facts)
     initialize = functools.partial(
@@ -324,6 +324,7 @@ class _Examples(NamedTuple):
 
     dataset: Data | None
     validation: Images | None
+    clean_labels: np.ndarray | None
     augmentation: Augmentation | None
     facts: DatasetFacts
 
@@ -334,8 +335,9 @@ def _examples(
     dataset, validation = _data(config, given, facts)
     facts = facts or dataset_facts.of(dataset)
     _check_batch(config, facts.num_train, devices)
+    dataset, clean_labels = _label_noise(config, dataset)
     dataset, augmentation = _augmentation(config, dataset, facts)
-    return _Examples(dataset, validation, augmentation, facts)
+    return _Examples(dataset, validation, clean_labels, augmentation, facts)
 
 
 def _data(
@@ -412,6 +414,22 @@ def _hold_out(config: TrainConfig, dataset: Data) -> tuple[Data, Images | None]:
         dataset, train_images=images[~held], train_labels=labels[~held]
     )
     return rest, (images[held], labels[held])
+
+
+def _label_noise(config: TrainConfig, dataset: Data) -> tuple[Data, np.ndarray | None]:
+    """Returns the set with errors in its training labels, and the clean labels."""
+    if not config.label_noise:
+        return dataset, None
+    if not isinstance(dataset, data.Dataset) or dataset.train_labels.ndim > 1:
+        raise ValueError(
+            f"label_noise={config.label_noise:g} needs labelled images in memory, "
+            f"which {config.dataset} are not."
+        )
+    clean = dataset.train_labels
+    noisy = data.label_noise.symmetric(
+        clean, dataset.num_classes, config.label_noise, config.seed
+    )
+    return dataclasses.replace(dataset, train_labels=noisy), clean
 
 
 def _augmentation(

@@ -262,11 +262,11 @@ class CompiledRun:
         return self._advance(state, *self._set, self._teacher, *batch, *last)
 
     def evaluate(self, state: TrainState, split: str = "test") -> tuple[float, float]:
-        """Returns the mean loss and the top-1 accuracy on a held-out set.
+        """Returns the mean loss and the top-1 accuracy on a set of examples.
 
         Args:
           state: The state. If it has a moving average, that is evaluated.
-          split: "test" or "validation".
+          split: See `accuracy.batches`.
         """
         experiment = self.experiment
         params, model_state = steps.evaluated(state)

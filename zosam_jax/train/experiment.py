@@ -63,6 +63,8 @@ class Experiment:
       facts: What the network knows of its data set. They stay as they were when the run
         began.
       validation: Images and labels held out of the training set, or None.
+      clean_labels: Training labels without the errors of `label_noise`, `[num_train]`;
+        None if it is 0.
       augmentation: Augmentation of the training images; None for text.
       label_smoothing: Label-smoothing factor, in [0, 1).
       batch_size: Examples of one batch, over all local devices together.
@@ -93,6 +95,7 @@ class Experiment:
     dataset: Dataset | Streamed | None
     facts: DatasetFacts
     validation: tuple[np.ndarray, np.ndarray] | None
+    clean_labels: np.ndarray | None
     augmentation: "Augmentation | None"
     label_smoothing: float
     batch_size: int

@@ -335,6 +335,7 @@ class Session:
             steps_per_epoch=setup.experiment.steps_per_epoch,
             status="stopped" if self.position.is_stopped else "finished",
             counts=count_weights(setup.experiment, state),
+            memorized=self._memorized(state),
             compile_seconds=setup.compiled.compile_seconds,
         )
         files.write_json(setup.folder / "summary.json", found)
@@ -349,6 +350,22 @@ class Session:
                 f"accuracy {found['selected_test_accuracy']:.2%}"
             )
         return found
+
+    def _memorized(self, state: TrainState) -> tuple[float, float] | None:
+        """Returns the training accuracies on the given labels and on the clean ones.
+
+        None without label noise.
+        """
+        setup = self.setup
+        if setup.experiment.clean_labels is None:
+            return None
+        _, given = setup.compiled.evaluate(state, "train")
+        _, clean = setup.compiled.evaluate(state, "train_clean")
+        setup.display.message(
+            f"training images: accuracy {given:.2%} on the given labels, {clean:.2%} "
+            "on the clean ones"
+        )
+        return given, clean
 
 
 def _sparsity(setup: Setup, state: TrainState) -> float:
