@@ -273,14 +273,10 @@ def test_errors_in_the_labels_are_in_the_training_set_alone(tmp_path):
         (experiment.dataset.train_images / 255 - 0.3) / 0.2,
         train=False,
     )
-    found = np.argmax(logits, -1)
-    summary = result.summary
-    assert summary["train_accuracy_given_labels"] == pytest.approx(
-        np.mean(found == given)
-    )
-    assert summary["train_accuracy_clean_labels"] == pytest.approx(
-        np.mean(found == right)
-    )
+    found = np.argmax(np.asarray(logits), -1)
+    for name, labels in (("given", given), ("clean", right)):
+        accuracy = result.summary[f"train_accuracy_{name}_labels"]
+        assert accuracy == pytest.approx(np.mean(found == labels))
     assert clean.clean_labels is None
 
 
