@@ -234,7 +234,7 @@ class Study:
         label = training.method.replace(", ", "-").replace(" ", "-").replace("/", "of")
         name = f"{label}-r{training.rho:g}-s{training.seed}-e{training.epochs}"
         return TrainConfig(
-            **PROBLEMS[self.name].fields
+            **dict(PROBLEMS[self.name].fields)
             | {
                 "gradient": training.method,
                 "seed": training.seed,
@@ -390,7 +390,7 @@ def _program(study: Study, label: str) -> tuple[Callable[[Any], Any], Any]:
         jnp.asarray(x[:size])
         for x in (study.dataset().train_images, study.dataset().train_labels)
     )
-    state = jax.jit(lambda *raw: steps.init(experiment, *raw))(*batch)
+    state = jax.jit(lambda x, y: steps.init(experiment, x, y))(*batch)
     compiled = jax.jit(lambda state: steps.train_step(experiment, state, *batch, None))
     return compiled, compiled(state)
 
