@@ -386,12 +386,12 @@ def _program(study: Study, label: str) -> tuple[Callable[[Any], Any], Any]:
     chosen = choices.choose(config, gradient=gradient)
     experiment = build.experiment(config, given, chosen)
     size = experiment.batch_size
-    batch = tuple(
-        jnp.asarray(x[:size])
-        for x in (study.dataset().train_images, study.dataset().train_labels)
+    images = jnp.asarray(study.dataset().train_images[:size])
+    labels = jnp.asarray(study.dataset().train_labels[:size])
+    state = jax.jit(lambda x, y: steps.init(experiment, x, y))(images, labels)
+    compiled = jax.jit(
+        lambda state: steps.train_step(experiment, state, images, labels, None)
     )
-    state = jax.jit(lambda x, y: steps.init(experiment, x, y))(*batch)
-    compiled = jax.jit(lambda state: steps.train_step(experiment, state, *batch, None))
     return compiled, compiled(state)
 
 
