@@ -52,6 +52,8 @@ HELD_OUT = 0.2
 RADII = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
 LARGE_RADII = (0.5, 1.0, 2.0, 5.0, 10.0, 20.0)
 """For geometries that measure a perturbation relative to the weights."""
+FILTER_RADII = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1)
+"""For noise on every weight, relative to the norm of its filter."""
 
 Limit = Callable[[GradientEstimator, int], GradientEstimator]
 """`(gradient, optimizer steps of the training) -> gradient`, perturbed less often."""
@@ -126,10 +128,11 @@ CONTENDERS: dict[str, Contender] = {
     "guided ZO-SAM, 1/4 of the batch": Contender(
         zs.zosam, {**_GUIDED, "ascent_fraction": 1 / 4}
     ),
+    "RWP": Contender(zs.rwp, radii=FILTER_RADII),
     "random, random sign": Contender(zs.rst),
 }
-"""SGD is what gains are over, SAM the full-price method, and the last row the control:
-a perturbation of the same length without a look."""
+"""SGD is what gains are over, SAM the full-price method, and the last two rows the
+controls: perturbations without a look at the loss."""
 
 
 class Problem(NamedTuple):
