@@ -15,7 +15,6 @@ import argparse
 import dataclasses
 import itertools
 import json
-import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -26,9 +25,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import scipy.stats
 
-from benchmarks import record, tables
+from benchmarks import intervals, record, tables
 from zosam_jax import data, models, sparsity
 from zosam_jax._types import PyTree
 from zosam_jax.runs.config import TrainConfig
@@ -231,19 +229,6 @@ def _seeded(experiment: Experiment, seed: Any) -> Experiment:
     return dataclasses.replace(experiment, seed=seed)
 
 
-def interval(values: Sequence[float]) -> dict[str, float]:
-    """Returns mean and half width of the 95 % interval, by Student's t.
-
-    >>> found = interval([1.0, 2.0, 3.0])
-    >>> found["mean"], round(found["half_width"], 4)
-    (2.0, 2.4841)
-    """
-    count = len(values)
-    quantile = float(scipy.stats.t.ppf(0.975, count - 1))
-    half = quantile * statistics.stdev(values) / math.sqrt(count)
-    return {"mean": statistics.fmean(values), "half_width": half}
-
-
 def summarize(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Returns a row for each task and measure: means, and paired differences.
 
@@ -261,9 +246,10 @@ def summarize(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
             for rule in RULES
         }
         differences = {
-            f"{rule} - {FRESH}": interval(
-                [values[seed, rule] - values[seed, FRESH] for seed in seeds]
-            )
+            f"{rule} - {FRESH}": intervals.paired(
+                [values[seed, rule] for seed in seeds],
+                [values[seed, FRESH] for seed in seeds],
+            )._asdict()
             for rule in (MEAN, KEEP)
         }
         found.append(

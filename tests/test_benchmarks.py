@@ -13,7 +13,15 @@ import pytest
 import tiny_run
 
 import zosam_jax as zs
-from benchmarks import alignment, grown_moments, record, sparsity, tables, throughput
+from benchmarks import (
+    alignment,
+    grown_moments,
+    intervals,
+    record,
+    sparsity,
+    tables,
+    throughput,
+)
 from benchmarks import sparse_training as training
 from zosam_jax import train
 from zosam_jax.gradients.registry import METHODS as GRADIENTS
@@ -239,10 +247,10 @@ def test_the_control_keeps_the_moments_of_grown_weights(resets):
 
 def test_the_interval_of_paired_differences():
     """By the table of Student's t: 2.776 for four degrees of freedom."""
-    found = grown_moments.interval([1.0, 2.0, 3.0, 4.0, 5.0])
-    assert found["mean"] == 3.0
+    found = intervals.interval([1.0, 2.0, 3.0, 4.0, 5.0])
+    assert found.mean == 3.0
     half = 2.776 * math.sqrt(2.5 / 5)
-    assert found["half_width"] == pytest.approx(half, rel=1e-3)
+    assert found.half_width == pytest.approx(half, rel=1e-3)
     row = {"task": "vit", "test_accuracy": 0.5, "train_loss": 1.0}
     values = {"fresh": (2.0, 3.0), "mean": (1.0, 4.0), "keep": (2.0, 3.0)}
     rows = [
