@@ -60,6 +60,7 @@ FAULTS = (
     ("hostile command lines", "command-lines.json", "lines"),
     ("hostile files", "hostile-files.json", "files"),
     ("readings of damaged run folders", "damaged-folders.json", "readings"),
+    ("kills and interruptions", "kills.json", "kills"),
 )
 
 # Steps whose number of passes is a property of the benchmark, not of the method.
@@ -385,6 +386,7 @@ def tables() -> dict[str, list[list[str]]]:
         **sparsity_rows(load(SPARSITY)["rows"]),
         "presets": preset_rows(),
         "corruptions": corruption_rows(load(EVALUATION)),
+        "grown-moments": grown_rows(load(GROWN)["summary"]),
         "faults": fault_rows(),
     }
 
@@ -401,6 +403,7 @@ PAGES = {
         "sparsity-memory",
         "presets",
         "corruptions",
+        "grown-moments",
         "faults",
     ),
     "examples/docs/choose_a_gradient.md": ("gradient-choice",),
