@@ -101,8 +101,10 @@ def sparsify(
         optimizer, 0, as is usual. Adam then moves them by 3 to 6.5 learning rates in
         each of their first 40 steps, since it corrects the bias of old moments. "mean":
         they have the mean over the live weights of their leaf, and move as these do.
-        See `zs.sparsity.mean_second_moments`. It has no effect on optimizers without
-        second moments, such as SGD and Lion, nor with `ste`.
+        See `zs.sparsity.mean_second_moments`. In short trainings with AdamW, "mean"
+        gave a language model a higher loss and made no difference to a ViT
+        (`benchmarks/README.md`). It has no effect on optimizers without second
+        moments, such as SGD and Lion, nor with `ste`.
       packed: Keep the masks in the state in one bit a weight instead of one byte. They
         are unpacked in every update.
       track_exploration: Remember which weights were ever live, for `exploration`.
