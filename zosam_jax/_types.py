@@ -1,6 +1,6 @@
 """Types that the modules share: types of arguments and of estimates."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, TypedDict
 
 import jax
@@ -20,6 +20,17 @@ Masks = PyTree
 
 Aux = PyTree
 """What `value_fn` returns beside the loss, a pytree; None without `has_aux`."""
+
+Shape = tuple[int, ...]
+
+StackRule = (
+    str
+    | Callable[[str, Shape], int]
+    | Sequence[str | Callable[[str, Shape], int]]
+    | Mapping[str, int]
+)
+"""Names stacks of layers: `{pattern: number of leading axes}`, patterns with one axis,
+functions `(path, shape) -> number`, or a sequence of patterns and functions."""
 
 Memory = PyTree
 """What a method carries from one step to the next; () for nothing."""

@@ -11,6 +11,7 @@ import pytest
 from problems import mlp
 
 import zosam_jax as zs
+from zosam_jax.sparsity.leaves import LeafRule
 from zosam_jax.sparsity.methods.grasp import grasp_scores
 from zosam_jax.sparsity.methods.synflow import shares_of_flow
 
@@ -100,7 +101,7 @@ def test_grasp_is_theta_times_the_hessian_times_the_gradient():
     params, losses = two_batches()
     names = [(k, "kernel") for k in KERNELS]
     expected = explicit_grasp(params, losses, names)
-    found = grasp_scores(params, losses)
+    found = grasp_scores(params, losses, LeafRule())
     # Float32 on both sides: some ten roundings of sums of 100 terms.
     tolerance = 1e-5 * np.abs(expected).max()
     np.testing.assert_allclose(kernels(found), expected, rtol=0, atol=tolerance)
@@ -125,7 +126,7 @@ def test_grasp_removes_the_lowest_with_their_sign(sparsity):
 def test_grasp_removal_changes_the_gradient_flow_as_it_scores():
     """-2 theta Hg is the first-order change of g'g when a weight shrinks."""
     params, losses = two_batches()
-    scores = grasp_scores(params, losses)
+    scores = grasp_scores(params, losses, LeafRule())
 
     def flow(p):
         g = jax.grad(lambda p: sum(f(p) for f in losses) / 2)(p)
@@ -147,8 +148,8 @@ def test_grasp_of_bfloat16_parameters_is_computed_in_float32():
     exact = jax.tree.map(lambda x: x.astype(jnp.float32), low)
     jax.tree.map(
         np.testing.assert_array_equal,
-        grasp_scores(low, losses),
-        grasp_scores(exact, losses),
+        grasp_scores(low, losses, LeafRule()),
+        grasp_scores(exact, losses, LeafRule()),
     )
 
 

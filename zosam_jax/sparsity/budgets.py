@@ -1,4 +1,4 @@
-"""Budgets: how many weights each sparse leaf keeps.
+"""Budgets: how many weights each sparse layer keeps.
 
 A budget of the user is a name or a function that gives each layer a density. `resolve`
 turns it into an object with exact integer counts, which selects the weights that stay:
@@ -13,16 +13,18 @@ from typing import NamedTuple
 import jax
 
 from zosam_jax import _check, tree
-from zosam_jax._types import Params
+from zosam_jax._types import Params, Shape, StackRule
 from zosam_jax.selection import select, select_globally
 from zosam_jax.sparsity.leaves import DenseRule as DenseRule
-from zosam_jax.sparsity.leaves import Shape, SparseLeaves
+from zosam_jax.sparsity.leaves import SparseLeaves
 from zosam_jax.sparsity.leaves import first_layer as first_layer
 from zosam_jax.sparsity.leaves import last_layer as last_layer
 from zosam_jax.sparsity.leaves import sparse_leaves as sparse_leaves
 
 Budget = Callable[[Mapping[str, Shape], float], Mapping[str, float]]
-"""`({path: shape}, sparsity) -> {path: density}` over the sparse leaves."""
+"""`({path: shape}, sparsity) -> {path: density}` over the sparse layers.
+
+The layers of a stack are `path/0`, `path/1`, and so on, as those of a list are."""
 
 
 def uniform(shapes: Mapping[str, Shape], sparsity: float) -> dict[str, float]:
@@ -119,12 +121,12 @@ BUDGETS: dict[str, Budget] = {"erk": erk, "er": er, "uniform": uniform}
 
 
 def by_path(patterns: Mapping[str, float], rest: str | Budget = "erk") -> Budget:
-    """Returns a budget with a fixed sparsity for some leaves.
+    """Returns a budget with a fixed sparsity for some layers.
 
     Args:
       patterns: `{pattern: sparsity}` with glob patterns on `/`-joined key paths and
-        sparsities in [0, 1), as `{"head/*": 0.5}`. If several patterns match a leaf,
-        the first one counts.
+        sparsities in [0, 1), as `{"head/*": 0.5}`. If several patterns match a layer,
+        the first one counts. The layers of a stack are `path/0`, `path/1`, and so on.
       rest: "erk", "er", "uniform" or a budget, for the leaves that no pattern matches.
         They get the sparsity with which the total is met.
 
@@ -203,11 +205,11 @@ class PerLayer(NamedTuple):
         Raises:
           ValueError: The budget cannot be met.
         """
-        shapes = dict(zip(leaves.paths, leaves.shapes, strict=True))
+        shapes = dict(zip(leaves.names, leaves.shapes, strict=True))
         densities = self.densities(shapes, self.sparsity)
         _check_densities(densities, shapes)
         exact = exact_counts(shapes, densities, self.sparsity)
-        return [exact[path] for path in leaves.paths]
+        return [exact[name] for name in leaves.names]
 
     def by_ranking(self, numbers: Sequence[int]) -> list[int]:
         """Returns the number of each ranking: one ranking for each leaf."""
@@ -225,7 +227,7 @@ class PerLayer(NamedTuple):
         Args:
           leaves: The sparse leaves.
           scores: Scores of each leaf.
-          counts: How many to select of each, `[leaves]`; by default `self.counts`.
+          counts: How many to select of each, `[layers]`; by default `self.counts`.
           candidates: Masks of what may be selected; by default everything.
         """
         counts = self.counts(leaves) if counts is None else counts
@@ -308,18 +310,24 @@ def resolve(
 
 
 def counts(
-    params: Params, sparsity: float, budget: str | Budget, dense: DenseRule = ()
+    params: Params,
+    sparsity: float,
+    budget: str | Budget,
+    dense: DenseRule = (),
+    stacked: StackRule = (),
 ) -> dict[str, int]:
-    """Returns the number of weights that each sparse leaf keeps, by path.
+    """Returns the number of weights that each sparse layer keeps, by path.
 
     Args:
       params: Pytree of arrays; only its structure and shapes are read.
       sparsity: Fraction of pruned weights over the sparse leaves together, in [0, 1).
       budget: "erk", "er", "uniform", or a function like them.
       dense: Leaves that stay dense; see `sparse_leaves`.
+      stacked: Leaves that are stacks of layers; see `sparse_leaves`.
 
     Returns:
-      `{path: count}`; the counts add up to `N - round(sparsity * N)` for N weights.
+      `{path: count}`; the counts add up to `N - round(sparsity * N)` for N weights. The
+      layers of a stack are `path/0`, `path/1`, and so on.
 
     Raises:
       ValueError: The budget cannot be met.
@@ -331,9 +339,9 @@ def counts(
       >>> budgets.counts(params, 0.9, "uniform")
       {'kernel': 2}
     """
-    leaves = sparse_leaves(params, dense)
+    leaves = sparse_leaves(params, dense, stacked)
     exact = resolve(budget, sparsity).counts(leaves)
-    return dict(zip(leaves.paths, exact, strict=True))
+    return dict(zip(leaves.names, exact, strict=True))
 
 
 def _check_densities(
@@ -342,7 +350,7 @@ def _check_densities(
     if set(densities) != set(shapes):
         differing = sorted(set(densities) ^ set(shapes))
         raise ValueError(
-            "a budget gives a density for every sparse leaf and for no other; it "
+            "a budget gives a density for every sparse layer and for no other; it "
             f"differs at {', '.join(differing)}."
         )
     for path, density in densities.items():

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from zosam_jax import _check
 from zosam_jax._types import Masks, Params, PyTree
 from zosam_jax.sparsity import scores
-from zosam_jax.sparsity.leaves import DenseRule, SparseLeaves, sparse_leaves
+from zosam_jax.sparsity.leaves import LeafRule, SparseLeaves
 
 
 class MaskBudget(Protocol):
@@ -56,7 +56,7 @@ class MaskBudget(Protocol):
 
 
 def highest(
-    params: Params, ranking: PyTree, budget: MaskBudget, dense: DenseRule
+    params: Params, ranking: PyTree, budget: MaskBudget, rule: LeafRule
 ) -> Masks:
     """Returns the mask tree of the highest scores, ties to the lower index.
 
@@ -64,31 +64,31 @@ def highest(
       params: Pytree of arrays; only its structure and shapes are read.
       ranking: Scores, a tree like `params`.
       budget: How many weights each leaf keeps.
-      dense: Leaves that stay dense; see `sparse_leaves`.
+      rule: Which leaves are sparse, and which are stacks.
 
     Raises:
       ValueError: A score is not finite, or the budget cannot be met.
     """
     ranking = jax.tree.map(jnp.asarray, ranking)
     _check_scores(jax.tree.leaves(ranking))
-    leaves = sparse_leaves(params, dense)
+    leaves = rule.sparse(params)
     return leaves.masks(budget.select(leaves, leaves.of(ranking)))
 
 
 def at_random(
-    budget: MaskBudget, dense: DenseRule, seed: jax.typing.ArrayLike
+    budget: MaskBudget, rule: LeafRule, seed: jax.typing.ArrayLike
 ) -> Callable[[Params], Masks]:
     """Returns `params -> masks`: random masks under a budget, drawn from `key(seed)`.
 
     Args:
       budget: How many weights each leaf keeps.
-      dense: Leaves that stay dense; see `sparse_leaves`.
+      rule: Which leaves are sparse, and which are stacks.
       seed: Integer.
     """
 
     def first(params: Params) -> Masks:
         ranking = scores.random(params, None, jax.random.key(seed))
-        return highest(params, ranking, budget, dense)
+        return highest(params, ranking, budget, rule)
 
     return first
 

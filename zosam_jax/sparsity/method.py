@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import jax
 
-from zosam_jax._types import Grads, Masks, Memory, Params
+from zosam_jax._types import Grads, Masks, Memory, Params, StackRule
 
 
 class Topology(NamedTuple):
@@ -38,6 +38,7 @@ class SparseMethod(NamedTuple):
       mean_pruned: The number of pruned weights, divided by the final number and
         averaged over the training. 1 if the sparsity is constant.
       name: The constructor's name, for the record of a run.
+      stacked: Leaves that are stacks of layers, as in `dynamic`.
     """
 
     init: Callable[[Params], Topology]
@@ -47,6 +48,7 @@ class SparseMethod(NamedTuple):
     dense_gradient_every: int | None = None
     mean_pruned: float = 1.0
     name: str = ""
+    stacked: StackRule = ()
 
     def __repr__(self) -> str:
         """Returns what it is, as "<rigl: sparse method with changing masks>"."""

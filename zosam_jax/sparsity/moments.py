@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 
 from zosam_jax import tree
-from zosam_jax._types import Masks, OptState
+from zosam_jax._types import Masks, OptState, StackRule
+from zosam_jax.sparsity.leaves import stack_axes
 
 KeyPath = jax.tree_util.KeyPath
 _ByPath = dict[tuple[Any, ...], jax.Array]
@@ -58,11 +59,13 @@ def reset_moments(state: OptState, fresh: OptState, changed: Masks) -> OptState:
     return jax.tree_util.tree_map_with_path(leaf, state, fresh)
 
 
-def mean_second_moments(state: OptState, before: Masks, after: Masks) -> OptState:
-    r"""Returns a state in which grown weights have the second moment of their leaf.
+def mean_second_moments(
+    state: OptState, before: Masks, after: Masks, stacked: StackRule = ()
+) -> OptState:
+    r"""Returns a state in which grown weights have the second moment of their layer.
 
     The second moment of every grown weight becomes the mean over the weights of its
-    leaf that were live and still are. Without such weights it stays as it is. First
+    layer that were live and still are. Without such weights it stays as it is. First
     moments are not changed.
 
     Under Adam a weight that starts with moments of 0 at step t moves by
@@ -73,12 +76,13 @@ def mean_second_moments(state: OptState, before: Masks, after: Masks) -> OptStat
     in its k-th step, for a constant gradient: the correction of the bias counts t
     steps, and not k. With betas of 0.9 and 0.999 and a large t that is 3 to 6.5
     learning rates in each of the first 40 steps. With the mean it is about the step of
-    the other weights of the leaf.
+    the other weights of the layer.
 
     Args:
       state: State of the optimizer after `reset_moments`.
       before: Mask tree before the change.
       after: Mask tree after it.
+      stacked: Leaves that are stacks of layers, as in `dynamic`.
 
     Returns:
       A state of the same structure, shapes and dtypes. Second moments are the leaves
@@ -86,19 +90,25 @@ def mean_second_moments(state: OptState, before: Masks, after: Masks) -> OptStat
       or `exp_avg_sq`, in the shape of a sparse leaf.
     """
     old, new = _by_path(before), _by_path(after)
+    axes = {
+        owner: stack_axes(stacked, path, jnp.shape(mask))
+        for (owner, mask), path in zip(new.items(), tree.paths(after), strict=True)
+        if not tree.is_dense(mask)
+    }
 
     def leaf(path: KeyPath, x: jax.Array) -> jax.Array:
         length, mask = _owner(new, path)
         name = getattr(path[-length - 1], "name", "") if len(path) > length else ""
         if mask is None or mask.shape != x.shape or name not in SECOND_MOMENTS:
             return x
-        live = old[tuple(path[len(path) - length :])]
+        owner = tuple(path[len(path) - length :])
+        live = old[owner]
         kept, grown = live & mask, mask & ~live
-        count = jnp.sum(kept, dtype=jnp.float32)
+        within = tuple(range(axes[owner], mask.ndim))
+        count = jnp.sum(kept, within, dtype=jnp.float32, keepdims=True)
         wide = x.astype(tree.wide_dtype(x.dtype))
-        mean = jnp.sum(jnp.where(kept, wide, jnp.zeros_like(wide))) / jnp.maximum(
-            count, 1
-        ).astype(wide.dtype)
+        total = jnp.sum(jnp.where(kept, wide, 0), within, keepdims=True)
+        mean = total / jnp.maximum(count, 1).astype(wide.dtype)
         return jnp.where(grown & (count > 0), mean.astype(x.dtype), x)
 
     return jax.tree_util.tree_map_with_path(leaf, state)

@@ -12,11 +12,12 @@ import jax
 import jax.numpy as jnp
 
 from zosam_jax import _check
+from zosam_jax._types import Shape
 from zosam_jax.selection import select_along
-from zosam_jax.sparsity.leaves import Shape, SparseLeaves
+from zosam_jax.sparsity.leaves import SparseLeaves
 
 Axis = int | Callable[[str, Shape], int]
-"""An axis of every sparse leaf, or `(path, shape) -> axis`."""
+"""An axis of every sparse layer, or `(path, shape of the layer) -> axis`."""
 
 
 class Pattern(NamedTuple):
@@ -45,15 +46,15 @@ class Pattern(NamedTuple):
         Raises:
           ValueError: A leaf is not a whole number of groups; all such are named.
         """
-        wrong = []
+        wrong: dict[str, str] = {}
         for path, shape in zip(leaves.paths, leaves.shapes, strict=True):
             axis = axis_of(self.axis, path, shape)
             if shape[axis] % self.m:
-                wrong.append(f"{path} of shape {shape} along axis {axis}")
+                wrong[path] = f"{path} of shape {shape} along axis {axis}"
         if wrong:
-            first = wrong[0].split(" of shape ")[0]
+            first, listed = next(iter(wrong)), ", ".join(wrong.values())
             raise ValueError(
-                f"groups of {self.m} weights do not divide {', '.join(wrong)}. Keep "
+                f"groups of {self.m} weights do not divide {listed}. Keep "
                 f"such leaves dense, as dense=({first!r},), or say another axis."
             )
         return [size // self.m * self.n for size in leaves.sizes]

@@ -1,9 +1,9 @@
 r"""The mechanism of the methods that change their topology.
 
-A change at step t keeps, of every sparse leaf l, the :math:`k_l` live weights with the
+A change at step t keeps, of every sparse layer l, the :math:`k_l` live weights with the
 highest drop scores. Of all weights that are not kept it grows the :math:`n_l - k_l`
 with the highest grow scores. A method is two scores, a schedule, and a quota, which
-gives the two counts of every leaf.
+gives the two counts of every layer.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,10 +13,10 @@ import jax
 import jax.numpy as jnp
 
 from zosam_jax import _streams, tree
-from zosam_jax._types import Grads, Masks, Params, PyTree
+from zosam_jax._types import Grads, Masks, Params, PyTree, StackRule
 from zosam_jax.selection import select, select_globally
 from zosam_jax.sparsity import schedules, scores
-from zosam_jax.sparsity.leaves import SparseLeaves, live_counts
+from zosam_jax.sparsity.leaves import SparseLeaves, live_counts, warn_of_biases
 from zosam_jax.sparsity.method import SparseMethod, Topology
 
 
@@ -24,8 +24,9 @@ class Memory(NamedTuple):
     """The memory of a method, besides the masks.
 
     Attributes:
-      target: Number of live weights of each sparse leaf at the end, int32 `[leaves]`.
-      live: Current number of live weights, int32 `[leaves]`.
+      target: Number of live weights of each sparse layer at the end, int32
+        `[layers]`. A stack has an entry for each of its layers.
+      live: Current number of live weights, int32 `[layers]`.
       rule: The memory of the quota.
     """
 
@@ -39,10 +40,10 @@ class Census(NamedTuple):
 
     Attributes:
       step: The optimizer step, int32.
-      sizes: Number of weights of each sparse leaf, int32 `[leaves]`.
+      sizes: Number of weights of each sparse layer, int32 `[layers]`.
       memory: The counts before the change.
-      ranked: The drop scores of each sparse leaf.
-      masks: The mask of each sparse leaf.
+      ranked: The drop scores of each sparse layer.
+      masks: The mask of each sparse layer.
     """
 
     step: jax.Array
@@ -53,20 +54,20 @@ class Census(NamedTuple):
 
 
 Quota = Callable[[Census], tuple[jax.Array, jax.Array, PyTree]]
-"""`census -> (kept, live, rule)`: how many live weights of each leaf stay, how many are
-live after growth (both int32 `[leaves]`), and the new `Memory.rule`."""
+"""`census -> (kept, live, rule)`: how many live weights of each layer stay, how many
+are live after growth (both int32 `[layers]`), and the new `Memory.rule`."""
 
 
 class Proposal(NamedTuple):
-    """The arguments of an arrangement; sequences have one entry for each sparse leaf.
+    """The arguments of an arrangement; sequences have one entry for each sparse layer.
 
     Attributes:
-      leaves: The sparse leaves.
+      leaves: The sparse leaves, by layer.
       masks: The masks before the change.
       kept: Masks of the live weights that the drop score keeps.
       dropping: The drop scores.
       growing: The grow scores.
-      grown: How many weights the quota would grow, int32 `[leaves]`.
+      grown: How many weights the quota would grow, int32 `[layers]`.
       memory: The counts before the change.
     """
 
@@ -80,7 +81,7 @@ class Proposal(NamedTuple):
 
 
 Arrangement = Callable[[Proposal], Sequence[jax.Array]]
-"""`proposal -> masks`: growth within a structure, instead of anywhere in the leaf."""
+"""`proposal -> masks`: growth within a structure, instead of anywhere in the layer."""
 
 
 def prune_and_grow(
@@ -90,6 +91,7 @@ def prune_and_grow(
     *,
     drop: scores.Score,
     grow: scores.Score | None = None,
+    stacked: StackRule = (),
     target: Callable[[Params], Sequence[int]] | None = None,
     rule: PyTree = (),
     by_sign: bool = False,
@@ -109,16 +111,17 @@ def prune_and_grow(
       drop: Score whose lowest live weights are dropped. While the gradient is not
         finite, the smallest |w| are dropped instead.
       grow: Score whose highest weights are grown. None: nothing grows.
-      target: `params -> counts`, the final number of live weights of each sparse leaf.
+      stacked: Leaves that are stacks of layers; see `sparse_leaves`.
+      target: `params -> counts`, the final number of live weights of each sparse layer.
         None: the counts of the first masks.
       rule: What the quota carries along at first.
       by_sign: Drop the same fraction of the positive and of the negative weights.
-      across: Keep `sum(kept)` weights of all leaves together, and at least one of each,
+      across: Keep `sum(kept)` weights of all layers together, and at least one of each,
         instead of `kept` of each.
       regrow: Whether a weight that was just dropped may grow at once. False: only where
         the others do not suffice.
       arrange: Makes the new masks of what is kept; the live counts follow from them.
-        None: the highest scores grow, anywhere in the leaf.
+        None: the highest scores grow, anywhere in the layer.
       seed: The keys of step t come from `split(fold_in(fold_in(key(seed), 2**32 - 1),
         t))`: the first is for `drop`, the second for `grow`.
       dense_gradient_every: See `SparseMethod`.
@@ -127,7 +130,9 @@ def prune_and_grow(
 
     def init(params: Params) -> Topology:
         masks = first(params)
-        live = live_counts(SparseLeaves.of_masks(masks).of(masks))
+        leaves = SparseLeaves.of_masks(masks, stacked)
+        warn_of_biases(leaves)
+        live = live_counts(leaves.of(masks))
         # Copies: a donated state may not hold an array twice, and its arrays are
         # deleted, while `rule` belongs to the method.
         final = live + 0 if target is None else jnp.asarray(target(params), jnp.int32)
@@ -138,7 +143,7 @@ def prune_and_grow(
     ) -> Topology:
         stream = jax.random.fold_in(jax.random.key(seed), _streams.SPARSE)
         drop_key, grow_key = jax.random.split(jax.random.fold_in(stream, step))
-        leaves = SparseLeaves.of_masks(topology.masks)
+        leaves = SparseLeaves.of_masks(topology.masks, stacked)
         masks, memory = leaves.of(topology.masks), topology.memory
         dropping = _drop_scores(drop, leaves, params, grads, drop_key)
         sizes = jnp.asarray(leaves.sizes, jnp.int32)
@@ -177,6 +182,7 @@ def prune_and_grow(
         change,
         dense_gradient_every=dense_gradient_every,
         mean_pruned=mean_pruned,
+        stacked=stacked,
     )
 
 
@@ -217,11 +223,12 @@ def exchange(
     drop_fraction: float | schedules.Fraction,
     stop_fraction: float,
     seed: jax.typing.ArrayLike,
+    stacked: StackRule = (),
     target: Callable[[Params], Sequence[int]] | None = None,
     by_sign: bool = False,
     arrange: Arrangement | None = None,
 ) -> SparseMethod:
-    """Returns a method that drops a fraction of each leaf and grows as many weights.
+    """Returns a method that drops a fraction of each layer and grows as many weights.
 
     Args:
       first: See `prune_and_grow`.
@@ -232,6 +239,7 @@ def exchange(
       drop_fraction: The fraction, annealed to 0 by a cosine; or a schedule of it.
       stop_fraction: All changes are before step `stop_fraction * total_steps`.
       seed: See `prune_and_grow`.
+      stacked: See `prune_and_grow`.
       target: See `prune_and_grow`.
       by_sign: See `prune_and_grow`.
       arrange: See `prune_and_grow`.
@@ -248,6 +256,7 @@ def exchange(
         _as_many(fraction),
         drop=drop,
         grow=grow,
+        stacked=stacked,
         target=target,
         by_sign=by_sign,
         arrange=arrange,
@@ -257,7 +266,7 @@ def exchange(
 
 
 def _as_many(fraction: schedules.Fraction) -> Quota:
-    """Returns the quota that drops a fraction of each leaf and grows as many."""
+    """Returns the quota that drops a fraction of each layer and grows as many."""
 
     def quota(census: Census) -> tuple[jax.Array, jax.Array, PyTree]:
         live = census.memory.live

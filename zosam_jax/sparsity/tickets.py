@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from zosam_jax import _check, tree
-from zosam_jax._types import Masks, Params
+from zosam_jax._types import Masks, Params, StackRule
 from zosam_jax.selection import select, select_across
 from zosam_jax.sparsity.leaves import SparseLeaves
 
@@ -55,7 +55,12 @@ def ticket_sparsities(sparsity: float, rounds: int) -> tuple[float, ...]:
 
 
 def prune_ticket(
-    params: Params, masks: Masks, sparsity: float, *, per_layer: bool = False
+    params: Params,
+    masks: Masks,
+    sparsity: float,
+    *,
+    per_layer: bool = False,
+    stacked: StackRule = (),
 ) -> Masks:
     """Returns the masks of the next round: the largest trained weights stay.
 
@@ -72,6 +77,7 @@ def prune_ticket(
         `ticket_sparsities`.
       per_layer: Whether every layer keeps the same fraction, and at least one weight,
         instead of one threshold for all layers. The counts are then rounded by layer.
+      stacked: Leaves that are stacks of layers, as in `dynamic`, for `per_layer`.
 
     Returns:
       A mask tree like `masks`.
@@ -90,14 +96,14 @@ def prune_ticket(
     """
     _check.number("sparsity", sparsity, least=0, below=1, traced=False)
     tree.check_masks(masks, params)
-    leaves = SparseLeaves.of_masks(masks)
-    if not leaves.paths:
+    leaves = SparseLeaves.of_masks(masks, stacked)
+    if not leaves.leaves:
         raise ValueError("masks has no sparse leaf: there is nothing to prune.")
     ranking = [jnp.abs(x) for x in leaves.of(params)]
     live = [jnp.asarray(m) for m in leaves.of(masks)]
     sizes = leaves.sizes
     if per_layer:
-        # At least one weight of a leaf, unless it is empty.
+        # At least one weight of a layer, unless it is empty.
         wanted = [max(n - round(sparsity * n), min(n, 1)) for n in sizes]
         counts = [
             jnp.minimum(k, jnp.sum(m, dtype=jnp.int32))

@@ -100,7 +100,7 @@ def sparsify(
       grown_second_moment: "fresh": grown weights have the second moment of a new
         optimizer, 0, as is usual. Adam then moves them by 3 to 6.5 learning rates in
         each of their first 40 steps, since it corrects the bias of old moments. "mean":
-        they have the mean over the live weights of their leaf, and move as these do.
+        they have the mean over the live weights of their layer, and move as these do.
         See `zs.sparsity.mean_second_moments`. In short trainings with AdamW, "mean"
         gave a language model a higher loss and made no difference to a ViT
         (`benchmarks/README.md`). It has no effect on optimizers without second
@@ -349,7 +349,7 @@ class _Step:
             fresh = self.inner.init(tree.mask(params, new.masks))
             moments = reset_moments(state.inner, fresh, changed)
             if self.mean_for_grown:
-                moments = mean_second_moments(moments, old, new.masks)
+                moments = mean_second_moments(moments, old, new.masks, method.stacked)
             state = state._replace(inner=moments)
         if jax.tree.leaves(state.explored):
             ever = jax.tree.map(jnp.logical_or, unpack(state.explored), new.masks)

@@ -8,10 +8,11 @@ import jax.numpy as jnp
 
 from zosam_jax import _check
 from zosam_jax._options import checks_arguments
-from zosam_jax._types import PyTree
+from zosam_jax._types import PyTree, StackRule
 from zosam_jax.sparsity import budgets, schedules, scores
 from zosam_jax.sparsity.budgets import Budget, DenseRule
 from zosam_jax.sparsity.initial_masks import at_random
+from zosam_jax.sparsity.leaves import LeafRule
 from zosam_jax.sparsity.method import SparseMethod
 from zosam_jax.sparsity.prune_and_grow import Census, prune_and_grow
 from zosam_jax.sparsity.schedules import before
@@ -35,6 +36,7 @@ def dsr(
     stop_fraction: float = 0.95,
     budget: str | Budget = "uniform",
     dense: DenseRule = (),
+    stacked: StackRule = (),
     seed: jax.typing.ArrayLike = 0,
 ) -> SparseMethod:
     """Dynamic sparse reparameterization (Mostafa and Wang, arXiv:1902.05967).
@@ -59,6 +61,7 @@ def dsr(
       stop_fraction: All changes are before step `stop_fraction * total_steps`.
       budget: Sparsity distribution of the first, random mask, as in `dynamic`.
       dense: Leaves that stay dense, as in `dynamic`.
+      stacked: Leaves that are stacks of layers, as in `dynamic`.
       seed: As in `dynamic`.
 
     Returns:
@@ -114,11 +117,12 @@ def dsr(
         return kept, kept + grown, jnp.clip(limit * factor, *_THRESHOLDS)
 
     return prune_and_grow(
-        at_random(chosen, dense, seed),
+        at_random(chosen, LeafRule(dense, stacked), seed),
         fires,
         quota,
         drop=scores.magnitude,
         grow=scores.random,
+        stacked=stacked,
         rule=jnp.float32(threshold),
         regrow=False,
         seed=seed,

@@ -17,9 +17,11 @@ from typing import TypedDict
 import jax
 
 from zosam_jax._options import checks_arguments
+from zosam_jax._types import StackRule
 from zosam_jax.sparsity import budgets, schedules, scores
 from zosam_jax.sparsity.budgets import Budget, DenseRule
 from zosam_jax.sparsity.initial_masks import at_random
+from zosam_jax.sparsity.leaves import LeafRule
 from zosam_jax.sparsity.method import SparseMethod
 from zosam_jax.sparsity.prune_and_grow import exchange
 
@@ -32,6 +34,7 @@ class Options(TypedDict, total=False):
     stop_fraction: float
     budget: str | Budget
     dense: DenseRule
+    stacked: StackRule
     seed: jax.typing.ArrayLike
 
 
@@ -40,6 +43,7 @@ class StartOptions(TypedDict, total=False):
 
     budget: str | Budget
     dense: DenseRule
+    stacked: StackRule
     seed: jax.typing.ArrayLike
 
 
@@ -56,6 +60,7 @@ def dynamic(
     by_sign: bool = False,
     budget: str | Budget = "erk",
     dense: DenseRule = (),
+    stacked: StackRule = (),
     seed: jax.typing.ArrayLike = 0,
 ) -> SparseMethod:
     """Drops by one score and grows by another, from a random mask.
@@ -77,7 +82,13 @@ def dynamic(
       budget: Sparsity distribution: "erk", "er", "uniform", or a function as in
         `budgets`.
       dense: Leaves that stay dense: glob patterns on paths, as `"head/*"`, functions
-        `(path, shape) -> bool`, or a sequence of both.
+        `(path, shape of one layer) -> bool`, or a sequence of both.
+      stacked: Leaves that stack layers along leading axes, as `nn.scan` and experts
+        make them: patterns for one axis, as `"layers/*"`; functions `(path, shape) ->
+        number of axes`; a sequence of both; or a mapping from patterns to numbers, of
+        which the first match counts: `{"layers/experts/*": 2, "layers/*": 1}`. Each
+        layer is then treated as a leaf of its own would be: budgets, drops and growth
+        are by layer, and `[layers, n]` biases stay dense.
       seed: Seed of the first mask and of random scores; the keys of step t come from
         `split(fold_in(fold_in(key(seed), 2**32 - 1), t))`.
 
@@ -98,7 +109,7 @@ def dynamic(
     """
     chosen = budgets.resolve(budget, sparsity)
     return exchange(
-        at_random(chosen, dense, seed),
+        at_random(chosen, LeafRule(dense, stacked), seed),
         total_steps,
         drop=scores.named("drop", drop),
         grow=scores.named("grow", grow),
@@ -106,5 +117,6 @@ def dynamic(
         drop_fraction=drop_fraction,
         stop_fraction=stop_fraction,
         seed=seed,
+        stacked=stacked,
         by_sign=by_sign,
     )._replace(name="dynamic")

@@ -5,9 +5,10 @@ import jax.numpy as jnp
 
 from zosam_jax import _check
 from zosam_jax._options import checks_arguments
-from zosam_jax._types import Masks, Params, PyTree
+from zosam_jax._types import Masks, Params, PyTree, StackRule
 from zosam_jax.sparsity import budgets, schedules, scores
-from zosam_jax.sparsity.budgets import Budget, DenseRule, sparse_leaves
+from zosam_jax.sparsity.budgets import Budget, DenseRule
+from zosam_jax.sparsity.leaves import LeafRule
 from zosam_jax.sparsity.method import SparseMethod
 from zosam_jax.sparsity.prune_and_grow import Census, prune_and_grow
 
@@ -23,6 +24,7 @@ def gmp(
     stop_fraction: float = 0.75,
     budget: str | Budget = "erk",
     dense: DenseRule = (),
+    stacked: StackRule = (),
     seed: jax.typing.ArrayLike = 0,
 ) -> SparseMethod:
     r"""Gradual magnitude pruning (Zhu and Gupta, arXiv:1710.01878).
@@ -49,6 +51,7 @@ def gmp(
       budget: Sparsity distribution, as in `dynamic`, or "global": one threshold for all
         sparse leaves, each of which keeps at least one weight.
       dense: Leaves that stay dense, as in `dynamic`.
+      stacked: Leaves that are stacks of layers, as in `dynamic`.
       seed: Seed of a random score, as in `dynamic`.
 
     Returns:
@@ -64,8 +67,10 @@ def gmp(
     steps = schedules.cubic_steps(total_steps, interval, start_fraction, stop_fraction)
     progress = schedules.cubic(steps)
 
+    rule = LeafRule(dense, stacked)
+
     def all_live(params: Params) -> Masks:
-        leaves = sparse_leaves(params, dense)
+        leaves = rule.sparse(params)
         return leaves.masks(leaves.all_live())
 
     def quota(census: Census) -> tuple[jax.Array, jax.Array, PyTree]:
@@ -84,7 +89,8 @@ def gmp(
         schedules.periodic(interval, steps[-1] + 1, steps[0]),
         quota,
         drop=scores.named("score", score),
-        target=lambda params: chosen.counts(sparse_leaves(params, dense)),
+        stacked=stacked,
+        target=lambda params: chosen.counts(rule.sparse(params)),
         across=chosen.across,
         seed=seed,
         dense_gradient_every=None,

@@ -11,13 +11,11 @@ import jax
 import jax.numpy as jnp
 
 from zosam_jax._types import Params, PyTree, ValueFn
-from zosam_jax.sparsity.leaves import DenseRule, sparse_leaves
+from zosam_jax.sparsity.leaves import LeafRule
 from zosam_jax.sparsity.methods.batch_losses import loss_of, mean, sparse_part
 
 
-def grasp_scores(
-    params: Params, losses: Sequence[ValueFn], dense: DenseRule = ()
-) -> PyTree:
+def grasp_scores(params: Params, losses: Sequence[ValueFn], rule: LeafRule) -> PyTree:
     """Returns theta * (H g) for the sparse leaves, and 0 for dense ones.
 
     g and H are taken over the sparse leaves alone, in float32 or wider: what counts is
@@ -26,16 +24,17 @@ def grasp_scores(
     Args:
       params: Pytree of arrays.
       losses: One function `params -> loss` for each batch.
-      dense: Leaves that stay dense; see `sparse_leaves`.
+      rule: Which leaves are sparse.
 
     Example:
       >>> import jax.numpy as jnp
+      >>> from zosam_jax.sparsity.leaves import LeafRule
       >>> from zosam_jax.sparsity.methods.grasp import grasp_scores
       >>> w = jnp.array([[1.0, 2.0]])  # For L = w^2 / 2, H = 1 and g = w.
-      >>> print(grasp_scores(w, [lambda w: 0.5 * jnp.sum(w**2)]))
+      >>> print(grasp_scores(w, [lambda w: 0.5 * jnp.sum(w**2)], LeafRule()))
       [[1. 4.]]
     """
-    leaves = sparse_leaves(params, dense)
+    leaves = rule.sparse(params)
     theta, rebuild = sparse_part(params, leaves)
 
     def gradient(loss: ValueFn) -> Callable[[list[jax.Array]], list[jax.Array]]:

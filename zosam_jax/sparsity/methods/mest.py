@@ -8,10 +8,11 @@ import jax.numpy as jnp
 
 from zosam_jax import _check
 from zosam_jax._options import checks_arguments
-from zosam_jax._types import Grads, Key, Masks, Params, PyTree
+from zosam_jax._types import Grads, Key, Masks, Params, PyTree, StackRule
 from zosam_jax.sparsity import budgets, schedules, scores
 from zosam_jax.sparsity.budgets import Budget, DenseRule
 from zosam_jax.sparsity.initial_masks import highest
+from zosam_jax.sparsity.leaves import LeafRule
 from zosam_jax.sparsity.method import SparseMethod
 from zosam_jax.sparsity.prune_and_grow import Census, prune_and_grow
 
@@ -30,6 +31,7 @@ def mest(
     interval: int | None = None,
     budget: str | Budget = "uniform",
     dense: DenseRule = (),
+    stacked: StackRule = (),
     seed: jax.typing.ArrayLike = 0,
 ) -> SparseMethod:
     r"""MEST (arXiv:2110.14032): elastic mutation (EM), or with a soft bound (EM&S).
@@ -57,6 +59,7 @@ def mest(
         recipe's 160 epochs.
       budget: Sparsity distribution, as in `dynamic`.
       dense: Leaves that stay dense, as in `dynamic`.
+      stacked: Leaves that are stacks of layers, as in `dynamic`.
       seed: Seed of the growth, as in `dynamic`.
 
     Returns:
@@ -84,7 +87,8 @@ def mest(
     freed = jnp.asarray([*relaxed, 0.0])
 
     def first(params: Params) -> Masks:
-        return highest(params, jax.tree.map(jnp.abs, params), chosen, dense)
+        ranking = jax.tree.map(jnp.abs, params)
+        return highest(params, ranking, chosen, LeafRule(dense, stacked))
 
     def quota(census: Census) -> tuple[jax.Array, jax.Array, PyTree]:
         stage = jnp.sum(census.step.astype(jnp.float32) >= ends)
@@ -115,6 +119,7 @@ def mest(
         quota,
         drop=drop if gradient_weight else scores.magnitude,
         grow=scores.random,
+        stacked=stacked,
         seed=seed,
         mean_pruned=_mean_pruned(rows, sparsity),
     )._replace(name="mest")

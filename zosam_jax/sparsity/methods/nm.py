@@ -5,9 +5,10 @@ from collections.abc import Sequence
 import jax
 
 from zosam_jax._options import checks_arguments
+from zosam_jax._types import StackRule
 from zosam_jax.sparsity import schedules, scores
 from zosam_jax.sparsity.initial_masks import at_random
-from zosam_jax.sparsity.leaves import DenseRule
+from zosam_jax.sparsity.leaves import DenseRule, LeafRule
 from zosam_jax.sparsity.method import SparseMethod
 from zosam_jax.sparsity.patterns import Axis, best_of_groups, pattern_of
 from zosam_jax.sparsity.prune_and_grow import Proposal, exchange
@@ -24,6 +25,7 @@ def nm(
     stop_fraction: float = 0.75,
     axis: Axis = -2,
     dense: DenseRule = (),
+    stacked: StackRule = (),
     seed: jax.typing.ArrayLike = 0,
 ) -> SparseMethod:
     r"""RigL within N:M groups: n of every m consecutive weights are always live.
@@ -39,15 +41,16 @@ def nm(
 
     Args:
       n: Live weights of every group.
-      m: Weights of a group. It divides the size of `axis` of every sparse leaf.
+      m: Weights of a group. It divides the size of `axis` of every sparse layer.
       total_steps: Optimizer steps of the whole training.
       interval: As in `dynamic`.
       drop_fraction: As in `dynamic`.
       stop_fraction: As in `dynamic`.
       axis: Axis along which the groups lie, the inputs of the layer, as an index or
-        `(path, shape) -> index`: -2 for kernels `(..., in, out)` of Flax and Haiku; 1
-        for Equinox's, `(out, in, ...)`.
+        `(path, shape of one layer) -> index`: -2 for kernels `(..., in, out)` of Flax
+        and Haiku; 1 for Equinox's, `(out, in, ...)`.
       dense: Leaves that stay dense, as in `dynamic`.
+      stacked: Leaves that are stacks of layers, as in `dynamic`.
       seed: As in `dynamic`.
 
     Returns:
@@ -76,7 +79,7 @@ def nm(
         ]
 
     return exchange(
-        at_random(pattern, dense, seed),
+        at_random(pattern, LeafRule(dense, stacked), seed),
         total_steps,
         drop=scores.magnitude,
         grow=scores.gradient,
@@ -84,5 +87,6 @@ def nm(
         drop_fraction=drop_fraction,
         stop_fraction=stop_fraction,
         seed=seed,
+        stacked=stacked,
         arrange=arrange,
     )._replace(name="nm")

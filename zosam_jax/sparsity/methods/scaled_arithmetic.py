@@ -40,6 +40,7 @@ _LINEAR = {
     *("add", "sub", "add_any", "max", "min", "neg", "abs", "select_n", "concatenate"),
     *("reshape", "transpose", "squeeze", "expand_dims", "broadcast_in_dim", "rev"),
     *("slice", "dynamic_slice", "dynamic_update_slice", "gather", "pad", "split"),
+    *("stack", "unstack"),
     *("convert_element_type", "reduce_precision", "copy", "copy_p", "device_put"),
     *("sharding_constraint", "optimization_barrier", "name", "pvary"),
     *("reduce_sum", "reduce_max", "reduce_min", "cumsum", "sort"),

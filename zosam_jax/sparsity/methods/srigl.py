@@ -12,11 +12,11 @@ import jax.numpy as jnp
 
 from zosam_jax import _check, tree
 from zosam_jax._options import checks_arguments
-from zosam_jax._types import Masks, Params
+from zosam_jax._types import Masks, Params, Shape, StackRule
 from zosam_jax.selection import select, select_along
 from zosam_jax.sparsity import budgets, schedules, scores
-from zosam_jax.sparsity.budgets import Budget, DenseRule, sparse_leaves
-from zosam_jax.sparsity.leaves import SparseLeaves, check_rule, named
+from zosam_jax.sparsity.budgets import Budget, DenseRule
+from zosam_jax.sparsity.leaves import LeafRule, SparseLeaves, check_rule, named
 from zosam_jax.sparsity.method import SparseMethod
 from zosam_jax.sparsity.patterns import Axis, axis_of
 from zosam_jax.sparsity.prune_and_grow import Proposal, exchange
@@ -34,6 +34,7 @@ def srigl(
     stop_fraction: float = 0.75,
     budget: str | Budget = "erk",
     dense: DenseRule = (),
+    stacked: StackRule = (),
     axis: Axis = -1,
     seed: jax.typing.ArrayLike = 0,
 ) -> SparseMethod:
@@ -60,7 +61,7 @@ def srigl(
 
     The count of a layer is :math:`a k' \le N`, with :math:`N - a k' < a`. N is in the
     state, so that rounding errors never add up: `state.memory.target` is N and
-    `state.memory.live` the present count, one integer for each sparse leaf.
+    `state.memory.live` the present count, one integer for each sparse layer.
 
     Args:
       sparsity: Fraction of pruned weights over the sparse leaves together, in [0, 1),
@@ -76,9 +77,10 @@ def srigl(
       stop_fraction: As in `dynamic`.
       budget: As in `dynamic`.
       dense: Leaves that stay dense, as in `dynamic`.
-      axis: Axis of the neurons, the outputs of the layer, as an index or `(path, shape)
-        -> index`: -1 for kernels `(..., in, out)` of Flax and Haiku; 0 for Equinox's,
-        `(out, in, ...)`.
+      stacked: Leaves that are stacks of layers, as in `dynamic`.
+      axis: Axis of the neurons, the outputs of the layer, as an index or `(path, shape
+        of one layer) -> index`: -1 for kernels `(..., in, out)` of Flax and Haiku; 0
+        for Equinox's, `(out, in, ...)`.
       seed: As in `dynamic`; also of the first masks, in which every neuron has random
         inputs. A layer with more neurons than weights starts with ablated neurons.
 
@@ -93,11 +95,13 @@ def srigl(
     schedules.check_steps(total_steps, interval)
     _check.number("gamma", gamma, least=0, most=1)
 
+    rule = LeafRule(dense, stacked)
+
     def target(params: Params) -> list[int]:
-        return chosen.counts(sparse_leaves(params, dense))
+        return chosen.counts(rule.sparse(params))
 
     def first(params: Params) -> Masks:
-        leaves = sparse_leaves(params, dense)
+        leaves = rule.sparse(params)
         check_rule("last", last, tree.paths(params))
         drawn = leaves.of(scores.random(params, None, jax.random.key(seed)))
         counts, axes = chosen.counts(leaves), _axes(axis, leaves)
@@ -129,6 +133,7 @@ def srigl(
         drop_fraction=drop_fraction,
         stop_fraction=stop_fraction,
         seed=seed,
+        stacked=stacked,
         target=target,
         arrange=arrange,
     )._replace(name="srigl")
@@ -186,7 +191,7 @@ def _with_fan_ins(
     proposal: Proposal, active: Sequence[jax.Array], axes: Sequence[int]
 ) -> list[jax.Array]:
     """Returns masks with equally many weights in every active neuron."""
-    alike: dict[tuple[budgets.Shape, int], list[int]] = {}
+    alike: dict[tuple[Shape, int], list[int]] = {}
     for i, mask in enumerate(proposal.masks):
         alike.setdefault((mask.shape, axes[i]), []).append(i)
     new: dict[int, jax.Array] = {}

@@ -8,11 +8,12 @@ import jax.numpy as jnp
 
 from zosam_jax import _check, tree
 from zosam_jax._options import checks_arguments
-from zosam_jax._types import Key, Masks, Params, ValueFn
+from zosam_jax._types import Key, Masks, Params, StackRule, ValueFn
 from zosam_jax.estimators import check_function
 from zosam_jax.sparsity import budgets, scores
 from zosam_jax.sparsity.budgets import Budget, DenseRule
 from zosam_jax.sparsity.initial_masks import MaskBudget, highest
+from zosam_jax.sparsity.leaves import LeafRule, SparseLeaves, warn_of_biases
 from zosam_jax.sparsity.method import SparseMethod, Topology
 from zosam_jax.sparsity.methods.grasp import grasp_scores
 from zosam_jax.sparsity.methods.snip import snip_scores
@@ -25,7 +26,7 @@ class _Request(NamedTuple):
 
     losses: Sequence[ValueFn]
     budget: MaskBudget
-    dense: DenseRule
+    rule: LeafRule
     key: Key
     rounds: int
 
@@ -52,19 +53,19 @@ class _Row(NamedTuple):
 def _by_score(score: scores.Score) -> _Criterion:
     def choose(params: Params, request: _Request) -> Masks:
         ranking = snip_scores(params, request.losses, request.key, score)
-        return highest(params, ranking, request.budget, request.dense)
+        return highest(params, ranking, request.budget, request.rule)
 
     return choose
 
 
 def _grasp(params: Params, request: _Request) -> Masks:
-    ranking = grasp_scores(params, request.losses, request.dense)
-    return highest(params, ranking, request.budget, request.dense)
+    ranking = grasp_scores(params, request.losses, request.rule)
+    return highest(params, ranking, request.budget, request.rule)
 
 
 def _synflow(params: Params, request: _Request) -> Masks:
     return synflow_masks(
-        params, request.losses, request.budget, request.dense, request.rounds
+        params, request.losses, request.budget, request.rule, request.rounds
     )
 
 
@@ -92,6 +93,7 @@ def static(
     value_fn: ValueFn | Sequence[ValueFn] | None = None,
     budget: str | Budget | None = None,
     dense: DenseRule = (),
+    stacked: StackRule = (),
     rounds: int | None = None,
     seed: jax.typing.ArrayLike = 0,
     masks: Masks | None = None,
@@ -132,9 +134,11 @@ def static(
         "synflow" and a budget other than "global", the density of every layer falls to
         its own d.
       dense: Leaves that stay dense, as in `dynamic`.
+      stacked: Leaves that are stacks of layers, as in `dynamic`.
       rounds: Rounds of "synflow", 100 by default. The other criteria prune once.
       seed: Seed of the random criterion.
-      masks: A mask tree to use unchanged; the arguments above are ignored.
+      masks: A mask tree to use unchanged; of the arguments above, only `stacked`
+        counts, for a report.
       pattern: `(n, m)`, as `(2, 4)`: the n best of every m consecutive weights along
         `axis`. `sparsity` is then `1 - n / m` and may be left out, and there is no
         budget. `static(pattern=(2, 4), criterion="magnitude")` at a trained network,
@@ -163,7 +167,9 @@ def static(
     """
     if masks is not None:
         return SparseMethod(
-            lambda params: Topology(_fitting(masks, params)), name="static"
+            lambda params: Topology(_fitting(masks, params)),
+            name="static",
+            stacked=stacked,
         )
     row = _row(criterion)
     chosen: MaskBudget
@@ -183,10 +189,13 @@ def static(
 
     def init(params: Params) -> Topology:
         key = jax.random.key(seed)
-        request = _Request(losses, chosen, dense, key, rounds)
-        return Topology(row.criterion(params, request))
+        rule = LeafRule(dense, stacked)
+        request = _Request(losses, chosen, rule, key, rounds)
+        found = row.criterion(params, request)
+        warn_of_biases(SparseLeaves.of_masks(found, stacked))
+        return Topology(found)
 
-    return SparseMethod(init, name="static")
+    return SparseMethod(init, name="static", stacked=stacked)
 
 
 def _row(criterion: str | scores.Score) -> _Row:

@@ -5,11 +5,16 @@ import jax.numpy as jnp
 
 from zosam_jax import _check
 from zosam_jax._options import checks_arguments
-from zosam_jax._types import Grads, Params
+from zosam_jax._types import Grads, Params, StackRule
 from zosam_jax.sparsity import budgets
-from zosam_jax.sparsity.budgets import Budget, DenseRule, sparse_leaves
+from zosam_jax.sparsity.budgets import Budget, DenseRule
 from zosam_jax.sparsity.initial_masks import MaskBudget
-from zosam_jax.sparsity.leaves import SparseLeaves, live_counts
+from zosam_jax.sparsity.leaves import (
+    LeafRule,
+    SparseLeaves,
+    live_counts,
+    warn_of_biases,
+)
 from zosam_jax.sparsity.method import SparseMethod, Topology
 from zosam_jax.sparsity.patterns import Axis, pattern_of
 from zosam_jax.sparsity.prune_and_grow import Memory
@@ -23,6 +28,7 @@ def ste(
     interval: int = 1,
     budget: str | Budget | None = None,
     dense: DenseRule = (),
+    stacked: StackRule = (),
     pattern: tuple[int, int] | None = None,
     axis: Axis = -2,
 ) -> SparseMethod:
@@ -44,6 +50,7 @@ def ste(
       interval: Steps between two choices of the mask.
       budget: Sparsity distribution, as in `dynamic`, or "global"; "erk" by default.
       dense: Leaves that stay dense, as in `dynamic`.
+      stacked: Leaves that are stacks of layers, as in `dynamic`.
       pattern: `(n, m)`: the mask has the n largest |w| of every m, as in `static`, and
         `sparsity` is `1 - n / m`. SR-STE's setting is `ste(pattern=(2, 4),
         decay=2e-4)`.
@@ -75,7 +82,8 @@ def ste(
     _check.number("decay", decay, least=0)
 
     def init(params: Params) -> Topology:
-        leaves = sparse_leaves(params, dense)
+        leaves = LeafRule(dense, stacked).sparse(params)
+        warn_of_biases(leaves)
         live = jnp.asarray(chosen.counts(leaves), jnp.int32)
         # A copy: a donated state may not hold an array twice.
         empty = Topology(leaves.masks(leaves.all_live()), Memory(live, live + 0))
@@ -85,7 +93,7 @@ def ste(
         topology: Topology, params: Params, grads: Grads | None, step: jax.Array
     ) -> Topology:
         del grads, step
-        leaves, memory = SparseLeaves.of_masks(topology.masks), topology.memory
+        leaves, memory = SparseLeaves.of_masks(topology.masks, stacked), topology.memory
         ranked = [jnp.abs(x) for x in leaves.of(params)]
         masks = chosen.select(leaves, ranked, memory.target)
         if chosen.across:
@@ -98,4 +106,5 @@ def ste(
         change,
         straight_through=decay,
         dense_gradient_every=1,
+        stacked=stacked,
     )._replace(name="ste")

@@ -16,7 +16,7 @@ import numpy as np
 from zosam_jax import _check
 from zosam_jax._types import Masks, Params, ValueFn
 from zosam_jax.sparsity.initial_masks import MaskBudget
-from zosam_jax.sparsity.leaves import DenseRule, SparseLeaves, sparse_leaves
+from zosam_jax.sparsity.leaves import LeafRule, SparseLeaves
 from zosam_jax.sparsity.methods.batch_losses import loss_of, mean, sparse_part
 from zosam_jax.sparsity.methods.scaled_arithmetic import mantissa_and_exponent
 
@@ -27,7 +27,7 @@ def synflow_masks(
     params: Params,
     losses: Sequence[ValueFn],
     budget: MaskBudget,
-    dense: DenseRule,
+    rule: LeafRule,
     rounds: int,
 ) -> Masks:
     """Returns masks pruned by flow, in rounds of exponentially falling density.
@@ -39,14 +39,14 @@ def synflow_masks(
       params: Pytree of arrays.
       losses: Functions `params -> R`, which are averaged.
       budget: How many weights each leaf keeps.
-      dense: Leaves that stay dense; see `sparse_leaves`.
+      rule: Which leaves are sparse, and which are stacks.
       rounds: n.
 
     Raises:
       ValueError: R is not positive, or the network has no flow.
     """
     magnitudes = jax.tree.map(_magnitude, params)
-    leaves = sparse_leaves(params, dense)
+    leaves = rule.sparse(params)
     theta, rebuild = sparse_part(magnitudes, leaves)
 
     def value(t: list[jax.Array]) -> jax.Array:

@@ -22,17 +22,23 @@ import numpy as np
 
 from zosam_jax import _check, tree
 from zosam_jax._options import checks_arguments
-from zosam_jax._types import Grads, Masks, Params, Units
+from zosam_jax._types import Grads, Masks, Params, StackRule, Units
 from zosam_jax.selection import select
 from zosam_jax.sparsity import schedules
-from zosam_jax.sparsity.leaves import SparseLeaves, live_counts
+from zosam_jax.sparsity.leaves import Leaf, SparseLeaves, live_counts
 from zosam_jax.sparsity.method import SparseMethod, Topology
 from zosam_jax.sparsity.patterns import axis_of
 from zosam_jax.sparsity.prune_and_grow import Memory
 
 
 class _Leaf(NamedTuple):
-    """A leaf: its path, its index in flattening order, and the axis of the units."""
+    """A leaf, or a layer of a stack.
+
+    Attributes:
+      path: Key path of the leaf.
+      place: Index among the layers of all leaves, in flattening order.
+      axis: The axis of the units, of a layer.
+    """
 
     path: str
     place: int
@@ -58,6 +64,7 @@ def units(
     interval: int | None = None,
     drop_fraction: float | schedules.Fraction | None = None,
     stop_fraction: float = 0.8,
+    stacked: StackRule = (),
     seed: jax.typing.ArrayLike = 0,
 ) -> SparseMethod:
     r"""Heads, hidden units and channels, pruned and regrown whole (S2ViTE).
@@ -94,6 +101,8 @@ def units(
       drop_fraction: As in `dynamic`. None: from 0.5 to 0.005 by a cosine over the whole
         training, as in `svite`.
       stop_fraction: All changes are before step `stop_fraction * total_steps`.
+      stacked: Leaves that are stacks of layers, as in `dynamic`. Each layer has units
+        of its own; the leaves of a group are stacked alike.
       seed: Seed of the first, random choice of units.
 
     Returns:
@@ -124,7 +133,7 @@ def units(
     )
 
     def init(params: Params) -> Topology:
-        layers = _layers(params, groups)
+        layers = _layers(params, groups, stacked)
         counts = [
             max(1, layer.units - round(fractions[layer.group] * layer.units))
             for layer in layers
@@ -135,7 +144,7 @@ def units(
         bounds = np.cumsum([layer.units for layer in layers])[:-1].tolist()
         ranked = jnp.split(drawn, bounds)
         chosen = select(ranked, [jnp.ones(x.shape, bool) for x in ranked], counts)
-        kernels = _kernels(layers, params)
+        kernels = _kernels(layers, params, stacked)
         masks = _spread(layers, chosen, kernels)
         # Counts of weights, as other methods have them; units are counted from masks.
         live = live_counts(masks)
@@ -145,9 +154,11 @@ def units(
     def change(
         topology: Topology, params: Params, grads: Grads, step: jax.Array
     ) -> Topology:
-        layers = _layers(params, groups)
-        leaves, slopes = jax.tree.leaves(params), jax.tree.leaves(grads)
-        masks = _kernels(layers, params).of(topology.masks)
+        layers = _layers(params, groups, stacked)
+        whole = SparseLeaves.every(params, stacked)
+        leaves, slopes = whole.of(params), whole.of(grads)
+        kernels = _kernels(layers, params, stacked)
+        masks = kernels.of(topology.masks)
         live = [
             # A unit is live if one of its outgoing weights is: all or none of them are.
             _by_unit(mask, layer.outgoing, layer.units) > 0
@@ -166,17 +177,24 @@ def units(
         ]
         grown = select(pulls, [~k for k in kept], list(dropped))
         new = [k | g for k, g in zip(kept, grown, strict=True)]
-        kernels = _kernels(layers, params)
         masks = kernels.masks(_spread(layers, new, kernels))
         return Topology(masks, topology.memory)
 
     return SparseMethod(
-        init, fires, change, dense_gradient_every=interval, name="units"
+        init,
+        fires,
+        change,
+        dense_gradient_every=interval,
+        name="units",
+        stacked=stacked,
     )
 
 
 def removable(
-    params: Params, masks: Masks, groups: Mapping[str, Units]
+    params: Params,
+    masks: Masks,
+    groups: Mapping[str, Units],
+    stacked: StackRule = (),
 ) -> dict[str, int]:
     """Returns how many parameters a network without the pruned units leaves out.
 
@@ -188,9 +206,11 @@ def removable(
       params: Pytree of arrays; only its structure and shapes are read.
       masks: Mask tree of `units`, concrete: it is read on the host.
       groups: As in `units`.
+      stacked: As in `units`.
 
     Returns:
-      `{path: parameters}` for the leaves that become smaller, in flattening order.
+      `{path: parameters}` for the leaves that become smaller, in flattening order. The
+      layers of a stack are `path/0`, `path/1`, and so on.
 
     Raises:
       ValueError: The masks or groups do not fit the parameters.
@@ -205,10 +225,10 @@ def removable(
     """
     tree.check_masks(masks, params)
     _check_groups(groups)
-    held = jax.tree.leaves(masks)
-    shapes = [jnp.shape(x) for x in jax.tree.leaves(params)]
+    whole = SparseLeaves.every(params, stacked)
+    held, shapes = whole.of(masks), whole.shapes
     kept: dict[_Leaf, np.ndarray] = {}
-    for layer in _layers(params, groups):
+    for layer in _layers(params, groups, stacked):
         mask = held[layer.outgoing.place]
         if tree.is_dense(mask):
             continue
@@ -221,9 +241,8 @@ def removable(
     smaller = {leaf.place: list(shapes[leaf.place]) for leaf in kept}
     for leaf, rows in kept.items():
         smaller[leaf.place][leaf.axis] = int(rows.sum())
-    paths = tree.paths(params)
     removed = {
-        paths[i]: int(np.prod(shapes[i])) - int(np.prod(smaller[i]))
+        whole.names[i]: int(np.prod(shapes[i])) - int(np.prod(smaller[i]))
         for i in sorted(smaller)
     }
     return {path: number for path, number in removed.items() if number}
@@ -255,9 +274,13 @@ def _by_unit(x: jax.Array, leaf: _Leaf, number: int) -> jax.Array:
     return jnp.sum(x, others, dtype=jnp.float32)
 
 
-def _kernels(layers: Sequence[_Layer], params: Params) -> SparseLeaves:
+def _kernels(
+    layers: Sequence[_Layer], params: Params, stacked: StackRule
+) -> SparseLeaves:
     """Returns the outgoing kernels, in the order of their layers."""
-    return SparseLeaves.at(params, [layer.outgoing.place for layer in layers])
+    paths = tree.paths(params)
+    outgoing = dict.fromkeys(paths.index(layer.outgoing.path) for layer in layers)
+    return SparseLeaves.at(params, list(outgoing), stacked)
 
 
 def _spread(
@@ -273,64 +296,71 @@ def _spread(
     return masks
 
 
-def _layers(params: Params, groups: Mapping[str, Units]) -> list[_Layer]:
+def _layers(
+    params: Params, groups: Mapping[str, Units], stacked: StackRule
+) -> list[_Layer]:
     """Returns the layers of units of a network, in the flattening order of the kernels.
 
     Raises:
       ValueError: A pattern matches no leaf, or leaves do not fit their units.
     """
-    paths = tree.paths(params)
-    shapes = [jnp.shape(x) for x in jax.tree.leaves(params)]
+    leaves = {leaf.path: leaf for leaf in SparseLeaves.every(params, stacked).leaves}
     layers: dict[int, _Layer] = {}
     for name, row in groups.items():
         pattern = "(.*)".join(map(re.escape, row.outgoing.split("*")))
-        matches = [m for p in paths if (m := re.fullmatch(pattern, p))]
+        matches = [m for p in leaves if (m := re.fullmatch(pattern, p))]
         if not matches:
-            _check.one_of(f"{name}: outgoing", row.outgoing, paths)
+            _check.one_of(f"{name}: outgoing", row.outgoing, leaves)
         for match in matches:
-            layer = _layer(name, row, match, paths, shapes)
-            path, place = layer.outgoing.path, layer.outgoing.place
-            if place in layers:
-                raise ValueError(
-                    f"{name} and {layers[place].group} both prune the units that "
-                    f"{path} reads."
-                )
-            layers[place] = layer
+            for layer in _of_stack(name, row, match, leaves):
+                path, place = layer.outgoing.path, layer.outgoing.place
+                if place in layers:
+                    raise ValueError(
+                        f"{name} and {layers[place].group} both prune the units that "
+                        f"{path} reads."
+                    )
+                layers[place] = layer
     return [layers[index] for index in sorted(layers)]
 
 
-def _layer(
-    name: str,
-    row: Units,
-    match: re.Match[str],
-    paths: Sequence[str],
-    shapes: Sequence[tuple[int, ...]],
-) -> _Layer:
-    """Returns the layer of units of one outgoing kernel."""
-    path = match.group()
-    shape = shapes[paths.index(path)]
+def _of_stack(
+    name: str, row: Units, match: re.Match[str], leaves: Mapping[str, Leaf]
+) -> list[_Layer]:
+    """Returns the layers of units of one outgoing kernel: one for each layer of it."""
+    kernel = leaves[match.group()]
+    path, shape = kernel.path, kernel.shape[kernel.axes :]
     if len(shape) < 2:
         raise ValueError(f"{name}: {path} of shape {shape} is no kernel.")
     number = row.units or shape[axis_of(row.outgoing_axis, path, shape)]
+    sizes = [len(leaf.indices) for leaf in leaves.values()]
+    starts = dict(zip(leaves, np.cumsum([0, *sizes[:-1]]).tolist(), strict=True))
 
-    def leaf(path: str, axis: int) -> _Leaf:
-        if path not in paths:
-            _check.one_of(f"{name}: incoming", path, paths)
-        place = paths.index(path)
-        shape = shapes[place]
+    def stack(path: str, axis: int) -> list[_Leaf]:
+        if path not in leaves:
+            _check.one_of(f"{name}: incoming", path, leaves)
+        leaf = leaves[path]
+        shape = leaf.shape[leaf.axes :]
+        if leaf.shape[: leaf.axes] != kernel.shape[: kernel.axes]:
+            raise ValueError(
+                f"{name}: {path} of shape {leaf.shape} and {kernel.path} of shape "
+                f"{kernel.shape} must be stacks of as many layers; see stacked=."
+            )
         along = axis_of(axis, path, shape)
         if not shape[along] or shape[along] % number:
             raise ValueError(
                 f"{name}: {number} units do not divide axis {along} of {path}, of "
                 f"shape {shape}."
             )
-        return _Leaf(path, place, along)
+        return [_Leaf(path, starts[path] + i, along) for i in range(len(leaf.indices))]
 
-    outgoing = leaf(path, row.outgoing_axis)
+    outgoing = stack(path, row.outgoing_axis)
     incoming = [
-        leaf(_filled(p, match.groups()), row.incoming_axis) for p in row.incoming
+        stack(_filled(p, match.groups()), row.incoming_axis) for p in row.incoming
     ]
-    return _Layer(name, row.drop, number, outgoing, tuple(incoming))
+    return [
+        _Layer(name, row.drop, number, out, tuple(into))
+        for out, *into in zip(outgoing, *incoming, strict=True)
+    ]
 
 
 def _filled(pattern: str, texts: Sequence[str]) -> str:

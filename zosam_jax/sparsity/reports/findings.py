@@ -10,10 +10,10 @@ from zosam_jax.sparsity.reports import table
 
 @dataclasses.dataclass(frozen=True)
 class LeafReport:
-    """A parameter leaf.
+    """A parameter leaf, or a layer of a leaf that is a stack.
 
     Attributes:
-      path: Its key path.
+      path: Its key path; of a layer in a stack, with its index.
       shape: Its shape.
       weights: Number of its entries.
       live: Number of entries that are not pruned. If the report knows the units,
@@ -83,7 +83,7 @@ class SparsityReport:
     leaves, like the `sparsity=` of a method. `sparsity_all` is over all parameters.
 
     Attributes:
-      rows: A `LeafReport` for every leaf, in flattening order.
+      rows: A `LeafReport` for every leaf, or layer of a stack, in flattening order.
       flops_other: FLOPs of products without a leaf, such as attention; they are in both
         totals.
       passes: `(F, B)`, the forward passes and the backward passes (each with its own

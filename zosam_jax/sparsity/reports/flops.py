@@ -17,7 +17,7 @@ import numpy as np
 from jax.extend import core
 
 # Primitives that move entries, so that a leaf is still recognized.
-_LAYOUT = {"transpose", "reshape", "squeeze", "broadcast_in_dim"}
+_LAYOUT = {"transpose", "reshape", "squeeze", "broadcast_in_dim", "unstack"}
 # Primitives that keep the axes, and zeros zero.
 _SAME_AXES = {
     *("convert_element_type", "reduce_precision", "copy", "copy_p", "device_put"),
@@ -310,6 +310,8 @@ def _moved(
     """Returns the axes after an operation that moves entries without changing them."""
     if name == "transpose":
         return tuple(axes[d] for d in params["permutation"])
+    if name == "unstack":
+        return tuple(axis for d, axis in enumerate(axes) if d != params["axis"])
     if name == "broadcast_in_dim":
         source = dict(zip(params["broadcast_dimensions"], axes, strict=True))
         return tuple(source.get(d) for d in range(len(new)))

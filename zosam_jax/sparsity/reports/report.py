@@ -2,14 +2,14 @@
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from zosam_jax import _check, tree
-from zosam_jax._types import Masks, Params, Units
+from zosam_jax._types import Masks, Params, Shape, StackRule, Units
+from zosam_jax.sparsity.leaves import Leaf, SparseLeaves
 from zosam_jax.sparsity.mask_trees import filled
 from zosam_jax.sparsity.method import SparseMethod
 from zosam_jax.sparsity.methods.units import removable
@@ -29,6 +29,7 @@ def report(
     passes: tuple[float, float] = (0, 1),
     explored: Masks | None = None,
     groups: Mapping[str, Units] | None = None,
+    stacked: StackRule | None = None,
 ) -> SparsityReport:
     r"""Returns a report on masks: densities, FLOPs, exploration, collapsed layers.
 
@@ -64,7 +65,7 @@ def report(
         counts as often as it runs, the body of a `while` once, and of a `cond` the most
         expensive branch. None: no FLOPs.
       examples: FLOPs are divided by it. 1: FLOPs of one call of `forward`.
-      method: Gives the next two arguments if they are left out.
+      method: Gives the next two arguments and `stacked` if they are left out.
       dense_gradient_every: Steps between gradients of all weights; None: never.
       mean_pruned: Pruned / finally pruned weights, averaged over the training; 1 by
         default.
@@ -75,6 +76,8 @@ def report(
       groups: As in `units`. Weights and biases that only feed pruned units have no
         effect, and count as pruned, masked or not; see `removable`. None: only masked
         weights count as pruned.
+      stacked: Leaves that are stacks of layers, as in `dynamic`. Each layer has a row
+        of its own, with an equal share of the products of its leaf.
 
     Returns:
       A `SparsityReport`, to be used as `print(found)`, `found.as_dict()` or
@@ -125,23 +128,15 @@ def report(
         tree.check_masks(explored, params)
 
     counted = None if forward is None else products(forward, params)
-    leaves = jax.tree.leaves(params)
+    if stacked is None:
+        stacked = () if method is None else method.stacked
+    leaves = SparseLeaves.every(params, stacked).leaves
     seen = [None] * len(leaves) if explored is None else jax.tree.leaves(explored)
-    idle = {} if groups is None else removable(params, masks, groups)
+    idle = {} if groups is None else removable(params, masks, groups, stacked)
     rows = tuple(
-        _row(
-            index,
-            path,
-            tuple(jnp.shape(x)),
-            mask,
-            union,
-            counted,
-            examples,
-            idle.get(path, 0),
-        )
-        for index, (path, x, mask, union) in enumerate(
-            zip(tree.paths(params), leaves, jax.tree.leaves(masks), seen, strict=True)
-        )
+        row
+        for leaf, mask, union in zip(leaves, jax.tree.leaves(masks), seen, strict=True)
+        for row in _rows(leaf, mask, union, _cost(leaf, counted, examples), idle)
     )
     warnings = [f"{row.path}: {row.warning}" for row in rows if row.warning]
     if counted is not None:
@@ -162,39 +157,59 @@ def report(
     )
 
 
-def _row(
-    index: int,
-    path: str,
-    shape: tuple[int, ...],
+class _Cost(NamedTuple):
+    """The products of a layer, as in `LeafReport`, and its axes; None if not known."""
+
+    flops: float | None = None
+    place: int | None = None
+    units: KernelAxes | None = None
+
+
+def _cost(leaf: Leaf, counted: Products | None, examples: int) -> _Cost:
+    """Returns the cost of one layer of a leaf: an equal share of the leaf's."""
+    if counted is None:
+        return _Cost()
+    flops = 2 * counted.macs[leaf.place] / examples / len(leaf.indices)
+    place = None
+    if leaf.place in counted.order:
+        place = counted.order.index(leaf.place)
+    units = counted.units.get(leaf.place)
+    if units is not None:
+        inner = [tuple(i - leaf.axes for i in x if i >= leaf.axes) for x in units]
+        units = KernelAxes(*inner)
+    return _Cost(flops, place, units)
+
+
+def _rows(
+    leaf: Leaf,
     mask: jax.typing.ArrayLike,
     union: jax.typing.ArrayLike | None,
-    counted: Products | None,
-    examples: int,
-    idle: int,
+    cost: _Cost,
+    idle: Mapping[str, int],
+) -> list[LeafReport]:
+    """Returns the report on each layer of a leaf."""
+    shape, mask = leaf.shape[leaf.axes :], _fetched(mask)
+    seen = None if union is None else _fetched(union)
+
+    def layer(x: Any, index: tuple[int, ...]) -> Any:
+        return x if x is None or tree.is_dense(x) else x[index]
+
+    return [
+        _row(name, shape, layer(mask, i), layer(seen, i), cost, idle.get(name, 0))
+        for name, i in zip(leaf.names, leaf.indices, strict=True)
+    ]
+
+
+def _row(
+    path: str, shape: Shape, mask: Any, seen: Any, cost: _Cost, idle: int
 ) -> LeafReport:
     weights = math.prod(shape)
-    flops, place, units = None, None, None
-    if counted is not None:
-        flops = 2 * counted.macs[index] / examples
-        place = counted.order.index(index) if index in counted.order else None
-        units = counted.units.get(index)
     if tree.is_dense(mask):
         live = weights - idle
-        return LeafReport(
-            path,
-            shape,
-            weights,
-            live,
-            False,
-            None,
-            flops,
-            _part(flops, live, weights),
-            place,
-        )
-    mask, ever_live = _fetched(mask), None
-    live = min(_count(mask), weights - idle)
-    if union is not None:
-        seen = _fetched(union)
+        flops = cost.flops, _part(cost.flops, live, weights)
+        return LeafReport(path, shape, weights, live, False, None, *flops, cost.place)
+    ever_live, live = None, min(_count(mask), weights - idle)
+    if seen is not None:
         if _count(mask & ~seen):
             raise ValueError(
                 f"explored: {path} lacks live weights. Give the union of all masks, "
@@ -202,7 +217,7 @@ def _row(
             )
         ever_live = weights if tree.is_dense(seen) else _count(seen)
     # Without `forward`, the convention of Flax and Haiku.
-    units = units or _usual_units(len(shape))
+    units = cost.units or _usual_units(len(shape))
     return LeafReport(
         path,
         shape,
@@ -210,9 +225,9 @@ def _row(
         live,
         True,
         ever_live,
-        flops,
-        _part(flops, live, weights),
-        place,
+        cost.flops,
+        _part(cost.flops, live, weights),
+        cost.place,
         None if units is None else _unreached(mask, (*units.inputs, *units.window)),
         None if units is None else _unreached(mask, (*units.outputs, *units.window)),
     )
