@@ -111,7 +111,6 @@ OFTEN = {"interval": 2, "drop_fraction": 0.5, "stop_fraction": 1.0}
 HIDDEN = {"rows": zs.sparsity.Units("layers/w*", incoming=("layers/offset*",))}
 DYNAMIC = {
     "rigl": lambda **o: zs.sparsity.rigl(0.7, 8, **OFTEN, **o),
-    "set by sign": lambda **o: zs.sparsity.set_(0.7, 8, by_sign=True, **OFTEN, **o),
     "mest": lambda **o: zs.sparsity.mest(0.7, 8, interval=2, **o),
     "dsr": lambda **o: zs.sparsity.dsr(0.7, 300, interval=2, threshold=1.0, **o),
     "gmp": lambda **o: zs.sparsity.gmp(0.7, 8, interval=2, budget="global", **o),
@@ -165,7 +164,7 @@ def test_masks_and_moments_are_those_of_separate_leaves(name):
     jax.tree.map(close, (stacked, held), stack((params, moments)))
     history = found["layers"]["w"]
     assert history.shape == (8, 2, 8, 8)
-    assert bool(jnp.any(history[0] != history[-1]))
+    assert bool(jnp.any(history != history[:1]))
 
 
 @pytest.mark.parametrize(
@@ -196,7 +195,7 @@ def test_a_ranking_of_all_layers_leaves_each_layer_of_a_stack_a_weight():
     params = {"w": jnp.ones((6, 4, 4)) * 10.0 ** jnp.arange(6)[:, None, None]}
     for rule, alive in (((), 2), ("w", 6)):
         method = zs.sparsity.static(2 / 3, "magnitude", budget="global", stacked=rule)
-        mask = method.init(params).masks["w"]
+        mask = jax.jit(method.init, compiler_options=FAST)(params).masks["w"]
         assert int(mask.sum()) == 32
         assert int(mask.any((1, 2)).sum()) == alive
 
@@ -329,7 +328,7 @@ def test_the_report_has_a_row_for_each_layer():
         assert getattr(found, name) == getattr(expected, name)
     assert set(found.warnings) == set(expected.warnings)
     assert any(line.startswith("layers/w/0: 7 of 8 inputs") for line in found.warnings)
-    assert "layers/w/2" in str(found)
+    assert "layers/w/1" in str(found)
     # A rule that is given goes before that of the method.
     assert len(zs.sparsity.report(params, masks, method=method, stacked=()).rows) == 5
 
@@ -401,7 +400,7 @@ def test_the_init_of_every_method_tells_once(name):
     }
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        zs.sparsify(optax.sgd(0.1), DYNAMIC[name]()).init(params)
+        jax.eval_shape(zs.sparsify(optax.sgd(0.1), DYNAMIC[name]()).init, params)
     (told,) = caught
     assert str(told.message).startswith("the sparse leaves include a/bias, a/scale. By")
     assert "dense=('a/bias',)" in str(told.message)
