@@ -18,6 +18,7 @@ from marks import quick
 import zosam_jax as zs
 from zosam_jax.sparsity import budgets
 from zosam_jax.sparsity.leaves import SparseLeaves, sparse_leaves, stack_axes
+from zosam_jax.sparsity.methods.scaled_arithmetic import mantissa_and_exponent
 from zosam_jax.sparsity.registry import METHODS
 
 # An expert in each of two layers, and two layers with biases.
@@ -188,6 +189,18 @@ def test_static_masks_are_those_of_separate_leaves(options):
         lambda a, b: (listed.init(a).masks, made.init(b).masks), compiler_options=FAST
     )(separate(), stack(separate()))
     assert_equal(found, stack(expected))
+
+
+@pytest.mark.quick
+def test_a_flow_through_stacked_activations_cannot_overflow():
+    def value(theta):
+        (w,) = theta
+        first, second = jnp.unstack(jnp.stack([w @ w @ w, w @ w @ w]))
+        return (first + second)[0, 0]
+
+    # Twice 2^180, which float32 cannot hold: 0.5 * 2^182.
+    found = mantissa_and_exponent(value, [jnp.array([[2.0**60]])])
+    assert tuple(map(float, found)) == (0.5, 182)
 
 
 @pytest.mark.quick
