@@ -57,6 +57,8 @@ def search(
     """
 
     def unsettled(bracket: Bracket) -> jax.Array:
+        # Equal counts settle it too: any key between two scores selects the same
+        # entries, so the exact score of the k-th entry is never needed.
         return (bracket.high - bracket.low > 1) & (bracket.at_low != target)
 
     def narrow(carry: tuple) -> tuple:
@@ -94,6 +96,8 @@ def _quantiles(number: int) -> list[float]:
     return [normal.inv_cdf((i + 0.5) / number) for i in range(number)]
 
 
+# Quantiles make it equally likely for the threshold to lie between any two pivots. The
+# outer two, 3.5 standard errors out, close the bracket on both sides.
 _ERRORS = np.array([-3.5, *_quantiles(PIVOTS - _EQUAL - 2), 3.5], np.float32)
 _EVEN = (np.arange(len(_ERRORS), dtype=np.float32) + 0.5) / len(_ERRORS)
 _SHARES = np.arange(1, _EQUAL + 1, dtype=np.float32) / (_EQUAL + 1)
@@ -112,6 +116,7 @@ def _pivots(bracket: Bracket, target: jax.Array) -> jax.Array:
     place = ((at_low - target).astype(jnp.float32) + 0.5) / (inside + 1)
     error = jnp.sqrt(jnp.maximum(place * (1 - place), 0) / (inside + 2))
     guess = jnp.clip(place + error * _ERRORS.reshape(column), 0, 1)
+    # Without a count at the low end there is nothing to interpolate.
     guess = jnp.where(at_low == _UNKNOWN, _EVEN.reshape(column), guess)
     shares = jnp.broadcast_to(_SHARES.reshape(column), (_EQUAL, *target.shape))
     # Interpolation usually settles the search in few reads. The equally spaced pivots
@@ -315,6 +320,8 @@ class Pool:
 
         all_of, some_of = self.value(high), self.value(low)
 
+        # Entries above the bracket are chosen whatever their index, so they count from
+        # the start.
         # `search` wants counts that fall as keys rise, so key = size - index.
         def count(ends: jax.Array, active: jax.Array) -> jax.Array:
             return bracket.at_high + self.before(ends, active, some_of, all_of)
@@ -348,6 +355,7 @@ def _nothing(x: jax.Array) -> jax.Array:
 def _total(flags: Sequence[jax.Array], axes: tuple[int, ...]) -> jax.Array:
     """Returns how often each flag is True along the axes, int32, stacked."""
     counts, shape = tuple(flag.astype(jnp.int32) for flag in flags), flags[0].shape
+    # As many of the last axes as make a row that is worth a core.
     cut = len(shape)
     while cut > 1 and math.prod(shape[cut:]) < _ROW:
         cut -= 1

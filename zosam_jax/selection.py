@@ -289,6 +289,8 @@ def _rows(
     sets: Sequence[_Pair], targets: Sequence[jax.Array], shifts: Sequence[int]
 ) -> tuple[Pool, list[int]]:
     """Returns a pool of vectors, padded to few lengths and stacked, and their order."""
+    # Few lengths mean few slots, and so a program that compiles fast; powers of 4 pad a
+    # set to four times its size at most.
     lengths = [4 ** math.ceil(math.log(s.size, 4) - 1e-9) for s, _ in sets]
     order = sorted(range(len(sets)), key=lambda i: lengths[i])
     slots, start = [], 0

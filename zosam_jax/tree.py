@@ -312,6 +312,7 @@ def coefficient(x: PyTree, y: PyTree) -> jax.Array:
     a, b = magnitude(x), magnitude(y)
     u, v = _divided(x, a), _divided(y, b)
     square = _vdot(v, v)
+    # <x, y> scales as a b and <y, y> as b^2; their quotient as a / b.
     return a / b * (_vdot(u, v) / jnp.where(square > 0, square, 1))
 
 

@@ -72,6 +72,8 @@ def guided(
     unravel = ravel_pytree(wide)[1]
     basis, known = orthonormal(guides, key, exploration, wide, masks)
     delta = difference_step(delta, loss, params)
+    # A unit vector has entries of about 1 / sqrt(d). The factor makes them as long as
+    # those of a random direction in `rge`, so that one delta suits both.
     step = delta * jnp.sqrt(tree.live_count(params, masks))
     value, aux = jnp.zeros((), jnp.float32), None
     for turn in range(num_directions):

@@ -56,7 +56,9 @@ def bins(
     ([0.0, 2.0], [0.0, 1.0])
     """
     logits = jnp.asarray(logits, jnp.float32)
+    # The largest logit minus the log-sum is at most 0, so exp cannot overflow.
     confidence = jnp.exp(logits.max(-1) - jax.nn.logsumexp(logits, -1))
+    # Bins are open on the left, so that a confidence of 1 lies in the last one.
     index = jnp.ceil(confidence * num_bins).astype(jnp.int32) - 1
     weights = jnp.ones(labels.shape) if weights is None else weights
     # A bin's sum is over the predictions whose row of `ones` has a 1 in its column.

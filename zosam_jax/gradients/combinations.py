@@ -30,5 +30,7 @@ def orthogonal(x: Grads, y: Grads, masks: Masks | None) -> Grads:
       y: Tree like `x`.
       masks: Mask tree of the entries in the inner products; None for all.
     """
+    # The angle is that of the live weights. A pruned weight has a gradient too, which
+    # growth reads, but no step is taken along it.
     along = tree.coefficient(tree.mask(x, masks), tree.mask(y, masks))
     return tree.add_scaled(x, -along, y)

@@ -103,6 +103,8 @@ def mean_second_moments(
             return x
         owner = tuple(path[len(path) - length :])
         live = old[owner]
+        # The mean is over weights that were live before: those that just grew have
+        # moments of 0 and would pull it down.
         kept, grown = live & mask, mask & ~live
         within = tuple(range(axes[owner], mask.ndim))
         count = jnp.sum(kept, within, dtype=jnp.float32, keepdims=True)

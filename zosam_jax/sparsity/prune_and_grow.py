@@ -167,6 +167,9 @@ def prune_and_grow(
                 ]
             counts = live - kept_counts
             if arrange is None:
+                # All that is not kept, not all that was pruned: a dropped weight
+                # competes with the others, as in RigL, and comes back unchanged if it
+                # wins.
                 grown = select(growing, [~k for k in kept], list(counts))
                 new = [k | g for k, g in zip(kept, grown, strict=True)]
             else:
@@ -295,6 +298,8 @@ def _kept_by_sign(
     positive = [m & ~(w < 0) for m, w in zip(masks, weights, strict=True)]
     negative = [m & (w < 0) for m, w in zip(masks, weights, strict=True)]
     plus, minus = live_counts(positive), live_counts(negative)
+    # SET drops the weights closest to zero on either side. By magnitude alone, a layer
+    # with a positive mean would lose its negative weights first.
     below = _share_of_negative(kept, plus, minus)
     chosen = select(
         [*ranked, *ranked],

@@ -25,6 +25,7 @@ def schedule(config: TrainConfig, total_steps: int) -> Schedule:
 
 
 def _cosine(config: TrainConfig, total_steps: int, warmup: int) -> Schedule:
+    # Optax takes the final rate as a fraction of the first.
     alpha = config.final_learning_rate / config.learning_rate
     steps = max(total_steps - warmup, 1)
     return optax.cosine_decay_schedule(config.learning_rate, steps, alpha)
@@ -32,6 +33,7 @@ def _cosine(config: TrainConfig, total_steps: int, warmup: int) -> Schedule:
 
 def _step(config: TrainConfig, total_steps: int, warmup: int) -> Schedule:
     # 0.3 * 100 is 30.000000000000004.
+    # `join_schedules` counts the main schedule from the end of the warm-up.
     ends = (int(share * total_steps + 1e-6) - warmup for share in config.milestones)
     drops = {end: 0.1 for end in ends}
     return optax.piecewise_constant_schedule(config.learning_rate, drops)

@@ -107,9 +107,12 @@ def adaptive(
         unit = jnp.where(unit > 0, unit, first).astype(jnp.float32)
         relative = norm.astype(jnp.float32) / unit
         square = point.devices.pool(jnp.square(relative))
+        # The mean first: the paper's variance is about the mean of this step.
         mean = delta * mean + (1 - delta) * square
         variance = delta * variance + (1 - delta) * jnp.square(square - mean)
         done = point.step / total_steps
+        # From lambda_2 down to lambda_1: few SAM steps at first and many at the end,
+        # where the minimum is chosen.
         c = done * lambdas[0] + (1 - done) * lambdas[1]
         return square >= mean + c * jnp.sqrt(variance), (mean, variance, unit)
 

@@ -77,6 +77,7 @@ def surrogate_gap(alpha: Scalar, minimize_perturbed: bool) -> Combination[Gradie
     def blend(
         point: Point, look: GradientLook, grad: Grads, memory: Memory
     ) -> tuple[Grads, Memory]:
+        # Averaged before the decomposition, which is not linear in the two gradients.
         clean, grad = look.estimate.grad, point.devices.mean(grad)
         if minimize_perturbed:
             # The step goes up along this part. To first order that raises the loss at w

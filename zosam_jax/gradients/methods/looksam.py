@@ -115,6 +115,8 @@ def reused(every: Scalar, alpha: Scalar, layerwise: bool) -> Intermittent:
     def blend(
         point: Point, look: GradientLook, grad: Grads, memory: Memory
     ) -> tuple[Grads, Memory]:
+        # Both averaged over the devices before they are decomposed: a projection is not
+        # linear in the pair, so the mean of projections is another one.
         clean, grad = wide(look.estimate.grad), point.devices.mean(grad)
         vertical = by_leaf(_vertical, point.masks, wide(grad), clean)
         return grad, (memory[0], vertical)

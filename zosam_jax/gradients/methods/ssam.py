@@ -150,6 +150,7 @@ def masked_gradient(
         seen = look_along_gradient(point, memory)
         live = jax.tree.map(lambda x: jnp.ones(x.shape, bool), point.params)
         live = tree.mask(live, point.support)
+        # Of the live weights: sparse training may change their number between updates.
         left_out = jnp.round(sparsity * _count(live)).astype(jnp.int32)
         held = Held(mask, live, _count(live) - left_out, count)
         vary = point.devices.vary

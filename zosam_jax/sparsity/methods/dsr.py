@@ -107,6 +107,8 @@ def dsr(
         dropped = jnp.sum(memory.live - kept)
         wanted = drop_fraction * jnp.sum(memory.live).astype(jnp.float32)
         dropped_share = dropped.astype(jnp.float32)
+        # A dead band of 10 % on each side, and steps of 2: H settles near the wanted
+        # number without the history that a finer controller would need.
         factor = jnp.where(
             dropped_share < 0.9 * wanted,
             2.0,
@@ -169,6 +171,7 @@ def share_out(total: jax.Array, weights: jax.Array, room: jax.Array) -> jax.Arra
     def hand_out(given: jax.Array) -> jax.Array:
         left = (total - jnp.sum(given)).astype(jnp.float32)
         is_open = given < room
+        # A layer that kept nothing has weight 1, or it could never grow again.
         weight = jnp.where(is_open, jnp.maximum(weights, 1), 0)
         total_weight = jnp.sum(weight).astype(jnp.float32)
         ideal = left * weight.astype(jnp.float32) / total_weight

@@ -105,6 +105,7 @@ def _mean_pruned(steps: list[int], total: int) -> float:
     shares = [
         1 - (1 - (s - steps[0]) / max(steps[-1] - steps[0], 1)) ** 3 for s in steps
     ]
+    # Of one pruning alone the formula gives 0, and it prunes everything.
     shares[-1] = 1.0
     return (
         sum(

@@ -91,6 +91,7 @@ def mest(
         return highest(params, ranking, chosen, LeafRule(dense, stacked))
 
     def quota(census: Census) -> tuple[jax.Array, jax.Array, PyTree]:
+        # The number of stages that have ended; the row after the last has no surplus.
         stage = jnp.sum(census.step.astype(jnp.float32) >= ends)
         final = census.memory.target
         # The pruned number is rounded, not the kept one: where nothing is pruned, the

@@ -177,6 +177,8 @@ def _active(
         number = jnp.sum(salient[i], others, keepdims=True, dtype=jnp.int32)
         numbers.append(number.astype(jnp.float32))
         passing.append(number >= needed)
+        # A neuron holds `full` weights at most, so fewer neurons than this could not
+        # hold the layer's budget, however many weights each of them gets.
         full = mask.size // mask.shape[axis]
         least.append(-(-proposal.memory.target[i] // full))
     everyone = [jnp.ones(number.shape, bool) for number in numbers]
@@ -203,6 +205,8 @@ def _with_fan_ins(
             ranked.append(_kept_first(kept, proposal.dropping[i], proposal.growing[i]))
             candidates.append(jnp.broadcast_to(active[i], shape))
             number = jnp.sum(active[i], keepdims=True, dtype=jnp.int32)
+            # From the target and not from the live count: what rounding took from one
+            # change is given back in the next.
             fan_ins.append(proposal.memory.target[i] // number)
         chosen = select_along(
             jnp.stack(ranked),
@@ -241,6 +245,8 @@ def _bits(x: jax.Array) -> jax.Array:
 def _at_random(drawn: jax.Array, total: int, axis: int) -> jax.Array:
     """Returns a mask of constant fan-in with `total` weights at most, from a draw."""
     others = _others(drawn.ndim, axis)
+    # With fewer weights than neurons, a fan-in of 1 for some and 0 for the rest is the
+    # only constant one.
     neurons = min(total, drawn.shape[axis])
     best = jnp.max(drawn, others, keepdims=True)
     active = select_along(best, jnp.ones(best.shape, bool), neurons, (axis,))

@@ -114,6 +114,8 @@ def _schedule(leaves: SparseLeaves, budget: MaskBudget, rounds: int) -> _Prune:
 
 def _falling(size: int, last: int, rounds: int) -> jax.Array:
     """Returns `size * (last/size)**(k/rounds)`, k = 1 to `rounds`, rounded to int32."""
+    # Equal ratios from round to round, as in the paper: a large first cut would remove
+    # a layer before its scores could rise.
     fraction = last / size
     # On the host in float64: float32 would lose whole weights of a large layer.
     falling = [round(size * fraction ** (k / rounds)) for k in range(1, rounds)]

@@ -171,6 +171,7 @@ def units(
         dropped = jnp.minimum(dropped, number)
         ranked = [_importance(layer, leaves, slopes) for layer in layers]
         kept = select(ranked, live, list(number - dropped))
+        # Pruned units have weights of 0, so effects on the loss, w g, cannot rank them.
         pulls = [
             _norms(slopes[layer.outgoing.place], layer.outgoing, layer.units)
             for layer in layers

@@ -234,6 +234,8 @@ class _Walk:
         while True:
             macs, out = self.run(body, arguments(carry))
             after = [_join(x) for x in zip(carry, out[: len(carry)], strict=True)]
+            # It ends: origins only move from a leaf to None or an activation, never
+            # back.
             if after == carry:
                 return macs, carry, out
             carry = after
@@ -243,6 +245,8 @@ class _Walk:
         shapes = [x.aval.shape for x in eqn.invars]
         if eqn.primitive.name == "dot_general":
             contracted, batch = eqn.params["dimension_numbers"]
+            # Every entry of the result sums over the contracted axes; batch axes are
+            # among the result's.
             macs = math.prod(out) * math.prod(shapes[0][d] for d in contracted[0])
             sides = [
                 ({*c}, {*range(len(s))} - {*c} - {*b}, set())
@@ -331,6 +335,8 @@ def _convolution(
     """Returns the multiply-adds, and the axes of both operands as in `KernelAxes`."""
     numbers = params["dimension_numbers"]
     (out_axis, in_axis, *window), spatial = numbers.rhs_spec, numbers.out_spec[2:]
+    # With feature groups, `rhs[in_axis]` is already the channels of one group, and with
+    # batch groups the batch of the result is that of one group.
     macs = out[numbers.out_spec[0]] * out[numbers.out_spec[1]] * rhs[in_axis]
     for i, (k, o) in enumerate(zip(window, spatial, strict=True)):
         dilation, length = params["lhs_dilation"][i], lhs[numbers.lhs_spec[2 + i]]
@@ -342,6 +348,8 @@ def _convolution(
         start = (
             np.arange(out[o]) * params["window_strides"][i] - params["padding"][i][0]
         )
+        # Position in the dilated input that output o meets at kernel entry k; negative
+        # in the padding.
         met = start[:, None] + np.arange(rhs[k]) * params["rhs_dilation"][i]
         inside = (met >= 0) & (met <= (length - 1) * dilation)
         macs *= int((inside & (met % dilation == 0)).sum())
