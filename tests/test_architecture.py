@@ -60,6 +60,7 @@ MODULE_FLOORS = 12
 TRAIN_FLOORS = 7
 BARE_ANY = 0.04
 FUNCTIONS_OVER_45_LINES = 20
+EXAMPLES = 0.2  # Of the public functions, at least.
 FILE_LINES = 600
 PAGE_LINES = 130
 
@@ -164,6 +165,10 @@ def test_few_functions_are_long():
 def test_arguments_say_what_they_are():
     assert MEASURED["typed_share"] == 1.0
     assert MEASURED["bare_any_share"] <= BARE_ANY
+
+
+def test_a_fifth_of_the_public_functions_has_an_example():
+    assert MEASURED["example_share"] >= EXAMPLES
 
 
 def test_no_name_of_a_package_shadows_a_module():
