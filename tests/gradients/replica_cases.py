@@ -117,6 +117,7 @@ CASES = {
     "fsam": case("fsam", rho=0.3, sigma=0.7, decay=0.8),
     "vasso": case("vasso", rho=0.3, theta=0.4),
     "wsam": case("wsam", DOUBLE, rho=0.3, gamma=0.7),
+    "wsam, clipped": case("wsam", rho=0.3, gamma=0.7, max_norm=0.5),
     "wsam, decoupled": case(
         "wsam",
         DOUBLE,
@@ -124,6 +125,15 @@ CASES = {
         rho=0.3,
         gamma=0.7,
         decouple=True,
+    ),
+    "wsam, decoupled and clipped": case(
+        "wsam",
+        SINGLE,
+        {"optimizer": lambda: zs.decoupled(optax.sgd(RATE, momentum=0.9), RATE)},
+        rho=0.3,
+        gamma=0.7,
+        decouple=True,
+        max_norm=0.5,
     ),
     "esam": case("esam", DOUBLE, {"by_example": True}, **esam, gamma=0.5),
     "esam, all examples": case("esam", DOUBLE, **esam, gamma=1.0),

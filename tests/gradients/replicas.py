@@ -174,18 +174,21 @@ def fsam(at, memory, *, rho, sigma, decay):
 
 def vasso(at, memory, *, rho, theta):
     g = at.problem.grad(at.w)
-    d = theta * g + (0 if memory is None else (1 - theta) * memory[0])
+    d = g if memory is None else theta * g + (1 - theta) * memory[0]
     eps, norm = along(at, d, rho)
-    return taken(at, eps, norm, 0, 2, at.problem.loss(at.w)), [d]
+    return taken(at, eps, norm, 0, 2, at.problem.loss(at.w)), [d, 1]
 
 
-def wsam(at, memory, *, rho, gamma, decouple=False):
+def wsam(at, memory, *, rho, gamma, decouple=False, max_norm=np.inf):
     """Decoupled: `(g, a (g_p - g))`."""
     step, _ = sam(at, memory, rho=rho)
-    g, a = at.problem.grad(at.w), gamma / (1 - gamma)
+    g, p = (
+        v * min(1, max_norm / at.norm(v)) for v in (at.problem.grad(at.w), step.there)
+    )
+    a = gamma / (1 - gamma)
     if decouple:
-        return step._replace(grad=(g, a * (step.there - g))), memory
-    return step._replace(grad=(1 - a) * g + a * step.there), memory
+        return step._replace(grad=(g, a * (p - g))), memory
+    return step._replace(grad=(1 - a) * g + a * p), memory
 
 
 # Methods that save passes, or perturb a part.

@@ -1,5 +1,6 @@
 """Every gradient of the library in the trainer: options, probes, steps, resumption."""
 
+import dataclasses
 import functools
 import re
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import tiny_run
 
+import zosam_jax as zs
 from zosam_jax import tree
 from zosam_jax.gradients.registry import METHODS
 from zosam_jax.train import RunError, TrainConfig, build, choices, learning_rates
@@ -177,8 +179,8 @@ def test_a_radius_is_not_tied_to_a_rate_that_does_not_fall(fields):
         )
 
 
-def test_wsam_decoupled_clips_and_decays_the_gradient_alone():
-    """w' = w - lr (clip(g) + decay w) - lr a (g_p - g), a = gamma / (1 - gamma)."""
+def test_wsam_decoupled_clips_both_gradients_and_decays_one():
+    """w' = w - lr (c(g) + decay w) - lr a (c(g_p) - c(g)), a = gamma / (1 - gamma)."""
     config = TrainConfig(
         gradient="wsam",
         gradient_options=("decouple=True", "gamma=0.75"),
@@ -204,9 +206,19 @@ def test_wsam_decoupled_clips_and_decays_the_gradient_alone():
     w, a = np.array([3.0, -4.0]), np.array([1.0, 2.0])
     g = a * w
     perturbed = a * (w + 0.5 * g / np.linalg.norm(g))
-    main = g / np.linalg.norm(g) + 0.01 * w
-    expected = -0.1 * main - 0.1 * 3 * (perturbed - g)
+    g, perturbed = (v / np.linalg.norm(v) for v in (g, perturbed))
+    expected = -0.1 * (g + 0.01 * w) - 0.1 * 3 * (perturbed - g)
     np.testing.assert_allclose(updates, expected, rtol=1e-5)
+    twice = dataclasses.replace(
+        config, gradient_options=("decouple=True", "max_norm=1")
+    )
+    with pytest.raises(ValueError, match=r"clip_norm=1 is the max_norm of gradient="):
+        choices.check(twice)
+    given = Objects(gradient=zs.wsam(0.5, decouple=True))
+    plain = dataclasses.replace(config, gradient="zosam", gradient_options=(), rho=None)
+    chosen = choices.choose(plain, gradient=given.gradient)
+    with pytest.raises(ValueError, match=r"say max_norm= in the gradient= that you"):
+        build.optimization(plain, given, chosen, 10, jnp.zeros(()))
 
 
 def experiment_of(model=None, **fields):

@@ -167,6 +167,12 @@ def early_bird(*, window: int = 5, tolerance: float = 0.1) -> EarlyBird:
     paper prunes channels by the scale of their BatchNorm. Any mask tree will do here,
     such as `prune_ticket(params, masks, sparsity)`, which prunes weights by magnitude.
 
+    These are the words of the paper: the last five distances of consecutive epochs are
+    all smaller than a threshold. The authors' code keeps five masks instead and
+    compares the newest with the four before it, and a distance equal to the threshold
+    meets it. It also sees the mask of the untrained network. So it may stop two epochs
+    earlier, but a mask that drifts slowly passes here and not there.
+
     Two masks of the same sparsity s differ by at most 2 min(s, 1 - s). At s = 0.95 any
     two masks meet a tolerance of 0.1, so choose a smaller one.
 

@@ -221,6 +221,11 @@ def _gradient(
     if chosen.gradient is not None:
         return chosen.gradient.build(config, total_steps, rate, aux_like)
     assert given.gradient is not None
+    if given.gradient.decoupled and config.clip_norm:
+        raise ValueError(
+            f"clip_norm={config.clip_norm:g} would clip one part of a gradient in two "
+            "parts. Leave it out, and say max_norm= in the gradient= that you give."
+        )
     gradient = given.gradient.with_options(
         has_aux=True, aux_like=aux_like, seed=config.seed
     )

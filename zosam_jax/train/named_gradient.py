@@ -77,6 +77,7 @@ class ChosenGradient(NamedTuple):
             "has_aux": True,
             "aux_like": aux_like,
             "seed": config.seed,
+            "max_norm": self._max_norm(config),
         }
         values = {k: v for k, v in values.items() if k in self.takes and v is not None}
         try:
@@ -86,6 +87,21 @@ class ChosenGradient(NamedTuple):
                 f"gradient={config.gradient!r} with "
                 f"gradient_options={list(config.gradient_options)}: {error}"
             ) from error
+
+    def _max_norm(self, config: TrainConfig) -> float | None:
+        """Returns `clip_norm` for a gradient in two parts, which clips both itself.
+
+        Clipping in the optimizer would reach the gradient at w alone.
+        """
+        if not self.options.get("decouple") or not config.clip_norm:
+            return None
+        if "max_norm" in self.options:
+            raise ValueError(
+                f"clip_norm={config.clip_norm:g} is the max_norm of gradient="
+                f"{config.gradient!r} with decouple=True. Leave max_norm out of "
+                "gradient_options."
+            )
+        return config.clip_norm
 
     def _tied_radius(
         self,

@@ -37,9 +37,13 @@ def asam(
     .. math::
       \epsilon = \rho \, T^2 \nabla L / |T \nabla L|, \qquad T = |w| + \eta
 
-    Kwon et al. (arXiv:2102.11600), with the element-wise operator. As in their code T
-    is 1 for biases. `eta=0, unscaled=()` gives the form of other public
-    implementations, which needs a different rho.
+    Kwon et al. (arXiv:2102.11600), with the element-wise operator. In their code
+    :math:`T = |w| + \eta` on parameters with "weight" in their names, the scales of
+    norms and embeddings included, and T = 1 on all others: biases, and class tokens and
+    position embeddings. Names differ in JAX. So T is 1 for biases alone by default, and
+    `unscaled=("*bias", "*token", "*position*")` adds the others of a transformer.
+    `eta=0, unscaled=()` gives the form of other public implementations, which needs a
+    different rho.
 
     Args:
       rho: Radius in the scaled geometry, about ten times SAM's, or a schedule.

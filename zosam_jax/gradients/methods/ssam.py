@@ -61,6 +61,13 @@ def ssam(
     in the authors' code; with `norm_over="mask"` it is over the live weights of sparse
     training. sparsity = 0 is SAM. It keeps m, one boolean for each weight.
 
+    Defaults are those of the authors' command for CIFAR-10 (sparsity 0.5, N = 16, an
+    update in every epoch; their code alone has 0.2, 1024 and 5 epochs), but for two
+    differences. An estimate knows no epochs, so that `interval` counts estimates: set
+    it to the steps of an epoch. The N examples are the first of the batch, where theirs
+    are drawn from the whole training set: other examples would need another loss. The
+    first estimate already has its mask, where their first step is not perturbed.
+
     Args:
       rho: Radius, or a schedule.
       sparsity: Fraction of the live weights that are not perturbed, in [0, 1).

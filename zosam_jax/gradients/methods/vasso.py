@@ -2,7 +2,9 @@
 
 from typing import Unpack
 
-from zosam_jax import _check
+import jax.numpy as jnp
+
+from zosam_jax import _check, tree
 from zosam_jax._options import passes_options_to
 from zosam_jax._types import (
     Estimate,
@@ -15,7 +17,7 @@ from zosam_jax._types import (
     ValueFn,
 )
 from zosam_jax.gradients.constructor import PureOptions, pure_form, sharpness_aware
-from zosam_jax.gradients.memory import average, zeros
+from zosam_jax.gradients.memory import average, wide, zeros
 from zosam_jax.gradients.pieces import (
     Ascent,
     GradientLook,
@@ -38,8 +40,8 @@ def vasso(
     .. math::
       d_t = (1 - \theta) d_{t-1} + \theta g_t, \quad \epsilon = \rho \, d_t / |d_t|
 
-    Li and Giannakis (arXiv:2309.15639). theta = 1 is SAM. It keeps d, one copy of the
-    parameters.
+    with :math:`d_1 = g_1`, as in the authors' code. Li and Giannakis
+    (arXiv:2309.15639). theta = 1 is SAM. It keeps d, one copy of the parameters.
 
     Args:
       rho: Radius, or a schedule.
@@ -67,13 +69,16 @@ def vasso_gradient(
 
 
 def averaged(theta: Scalar) -> Ascent[GradientLook]:
-    """Returns the ascent along `d_t = (1 - theta) d_{t-1} + theta g_t`."""
+    """Returns the ascent along `d_t = (1 - theta) d_{t-1} + theta g_t`, `d_1 = g_1`."""
 
     def look(point: Point, memory: Memory) -> GradientLook:
+        mean, started = memory
         clean = exact_gradient(point.losses.ascent, point.params)
-        # The mean starts at 0. Its length needs no correction: only its direction is
-        # used.
-        mean = average(memory, 1 - theta, clean.grad)
-        return GradientLook(mean, clean, memory=mean)
+        g = wide(clean.grad)
+        mean = tree.where(started, average(mean, 1 - theta, g), g)
+        return GradientLook(mean, clean, memory=(mean, jnp.ones_like(started)))
 
-    return Ascent(look, GradientLook, zeros)
+    def init(params: Params) -> Memory:
+        return zeros(params), jnp.zeros((), bool)
+
+    return Ascent(look, GradientLook, init)

@@ -3,6 +3,7 @@
 from typing import Any, Unpack
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from zosam_jax import _check, tree
@@ -21,7 +22,7 @@ from zosam_jax._types import (
     SharedOptions,
     ValueFn,
 )
-from zosam_jax.gradients import ascents, combinations
+from zosam_jax.gradients import ascents
 from zosam_jax.gradients.constructor import PureOptions, pure_form, sharpness_aware
 from zosam_jax.gradients.pieces import Combination, GradientLook, Point, Row
 from zosam_jax.gradients.transformation import GradientEstimator
@@ -33,6 +34,7 @@ def wsam(
     *,
     gamma: Scalar = 0.9,
     decouple: bool = False,
+    max_norm: Scalar | None = None,
     **options: Unpack[SharedOptions],
 ) -> GradientEstimator:
     r"""WSAM: sharpness as a regulariser with an adjustable weight.
@@ -41,6 +43,10 @@ def wsam(
       g = (1 - a) \nabla L(w) + a \nabla L(w + \epsilon), \qquad a = \gamma/(1 - \gamma)
 
     Yue et al. (arXiv:2305.15817, algorithm 1). gamma = 1/2 is SAM, 0 plain training.
+    The defaults of rho and gamma are those of the authors' code. Its default is
+    `decouple=True`, which needs an optimizer of its own. Here it is False, so that any
+    optimizer may follow. At gamma = 0.9 the coupled form takes -8 times the gradient at
+    w and 9 times the other: choose a smaller gamma with momentum or Adam.
 
     Args:
       rho: Radius, or a schedule.
@@ -48,13 +54,17 @@ def wsam(
       decouple: Give the optimizer only the gradient at w, and take a second step along
         `a (g_p - g)` with the plain learning rate (the paper's WSAM). The
         optimizer must then be `zs.decoupled(optimizer, learning_rate)`.
+      max_norm: Largest global norm of each of the two gradients, > 0, as in the
+        authors' code. None: no limit. With `decouple`, clipping in the optimizer
+        reaches the gradient at w alone.
 
     Returns:
       As `sam`. With `decouple`, the gradient is a `Decoupled`.
     """
     _check.number("gamma", gamma, least=0, below=1)
-    weight = gamma / (1 - gamma)
-    combination = two_parts(weight) if decouple else combinations.mixed(weight)
+    if max_norm is not None:
+        _check.number("max_norm", max_norm, above=0)
+    combination = weighted(gamma / (1 - gamma), decouple, max_norm)
     row = Row(ascents.gradient(), combination=combination)
     return sharpness_aware("wsam", row, rho, **options)
 
@@ -68,23 +78,44 @@ def wsam_gradient(
     *,
     gamma: Scalar = 0.9,
     decouple: bool = False,
+    max_norm: Scalar | None = None,
     **options: Unpack[PureOptions],
 ) -> Estimate:
     """Returns WSAM's gradient as a pure function; see `wsam`."""
     ...
 
 
-def two_parts(weight: Scalar) -> Combination[GradientLook]:
-    """Returns the gradient at w and, separately, `weight (g_p - g)`."""
+def weighted(
+    weight: Scalar, decouple: bool, max_norm: Scalar | None
+) -> Combination[GradientLook]:
+    """Returns `(1 - weight) g + weight g_p`, or g and `weight (g_p - g)` separately.
+
+    Args:
+      weight: Weight of the gradient at the perturbed point.
+      decouple: Whether the parts stay separate.
+      max_norm: Largest norm of g and of g_p, before they are combined.
+    """
 
     def blend(
         point: Point, look: GradientLook, grad: Grads, memory: Memory
     ) -> tuple[Grads, Memory]:
-        del point
         clean = look.estimate.grad
-        return Decoupled(clean, tree.mix(weight, grad, -weight, clean)), memory
+        if max_norm is not None:
+            clean, grad = _clipped(clean, max_norm, point), _clipped(grad, max_norm, point)
+        if decouple:
+            return Decoupled(clean, tree.mix(weight, grad, -weight, clean)), memory
+        return tree.mix(1 - weight, clean, weight, grad), memory
 
-    return Combination(blend, GradientLook, decoupled=True)
+    return Combination(blend, GradientLook, decoupled=decouple)
+
+
+def _clipped(grad: Grads, max_norm: Scalar, point: Point) -> Grads:
+    """Returns the gradient, its norm over the live weights at most `max_norm`."""
+    # The norm is that of the whole batch, also where every device has a part of it.
+    grad = point.devices.pool(grad)
+    norm = tree.norm(tree.mask(grad, point.masks))
+    factor = jnp.where(norm > max_norm, max_norm / norm, 1.0)
+    return jax.tree.map(lambda g: g * factor.astype(g.dtype), grad)
 
 
 def decoupled(
