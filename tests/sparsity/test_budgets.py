@@ -284,6 +284,50 @@ def test_fixed_layers_keep_exactly_their_own(all_shapes, sparsity, own, rest, da
     assert all(1 <= counts[p] <= sizes[p] for p in by_path)
 
 
+def vit_shapes(blocks=12, d=192):
+    """Kernels of DeiT-Tiny, as SViTE's code masks them, but for `attention/*`."""
+    shapes = {"embed/kernel": (16, 16, 3, d), "head/kernel": (d, 1000)}
+    for i in range(blocks):
+        shapes[f"block{i}/attention/out/kernel"] = (d, d)
+        shapes[f"block{i}/mlp1/kernel"] = (d, 4 * d)
+        shapes[f"block{i}/mlp2/kernel"] = (4 * d, d)
+    return shapes
+
+
+@pytest.mark.parametrize("sparsity", [0.5, 0.7, 0.95])
+def test_three_kernels_get_the_counts_of_the_one_fused_kernel(sparsity):
+    blocks, d = 12, 192
+    names = ("query", "key", "value")
+    own = {f"block{i}/attention/qkv": (d, 3 * d) for i in range(blocks)}
+    one = vit_shapes() | own
+    expected = budgets.exact_counts(one, budgets.erk(one, sparsity), sparsity)
+    apart = vit_shapes() | {
+        f"block{i}/attention/{n}/kernel": (d, d) for i in range(blocks) for n in names
+    }
+    rule = budgets.BUDGETS["erk_fused"]
+    found = budgets.exact_counts(apart, rule(apart, sparsity), sparsity)
+    for i in range(blocks):
+        parts = [found.pop(f"block{i}/attention/{n}/kernel") for n in names]
+        assert sum(parts) == expected.pop(f"block{i}/attention/qkv")
+        assert max(parts) - min(parts) <= 1
+    assert found == expected
+    three = budgets.erk(apart, sparsity)
+    assert not np.isclose(three["block0/attention/key/kernel"], parts[0] / d**2)
+
+
+def test_fused_kernels_are_found_at_the_root_and_refused_where_they_do_not_fit():
+    q, k, v = "query/kernel", "key/kernel", "value/kernel"
+    found = budgets.fused()({k: (4, 4), q: (4, 8), v: (4, 4), "out": (4, 16)}, 0.5)
+    # One kernel (4, 16), like the other: both keep half.
+    assert found == {k: 0.5, q: 0.5, v: 0.5, "out": 0.5}
+    with pytest.raises(ValueError, match=r"differ in more than the last axis: query"):
+        budgets.fused()({k: (4, 4), q: (8, 4), v: (4, 4)}, 0.5)
+    with pytest.raises(ValueError, match=r"finds no sparse leaves that end in query"):
+        budgets.counts(PARAMS, 0.5, "erk_fused")
+    with pytest.raises(ValueError, match="must be two or more ends of paths"):
+        budgets.fused("query/kernel")
+
+
 def test_paths_that_cover_every_leaf_have_to_meet_the_total():
     rule = budgets.by_path({"layers/*": 0.5})
     assert sum(budgets.counts(PARAMS, 0.5, rule).values()) == 15

@@ -108,6 +108,8 @@ def test_presets():
     assert float(rate(5 * epoch)) == pytest.approx(1.6)
     assert rigl.decay == "kernels"
     assert rigl.model_options == ("zero_init_residual=True",)
+    deit = [preset(f"imagenet-deit-{size}").config for size in ("tiny", "small")]
+    assert {c.budget for c in deit} == {"erk_fused"}  # As SViTE's qkv.
     assert all(p.claim and p.cost and p.evidence for p in PRESETS.values())
     for each in PRESETS.values():
         choices.check(each.config)

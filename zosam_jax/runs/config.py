@@ -123,8 +123,9 @@ statistics, losses and norms stay float32."""
     """Fraction of the sparse layers' weights that are zero, in [0, 1). Biases and \
 normalisation parameters stay dense and do not count. Unused by method dense."""
     budget: str = "auto"
-    """Sparsity distribution over the layers: erk, er, uniform, or global (one \
-threshold for all layers; static masks, gmp and ste). auto: the method's default."""
+    """Sparsity distribution over the layers: erk, erk_fused (query, key and value as \
+one kernel), er, uniform, or global (one threshold for all layers; static masks, gmp \
+and ste). auto: the method's default."""
     dense: tuple[str, ...] = ()
     """Further parameters to keep dense: glob patterns of "/"-joined paths, as \
 "stem/*". Those of the model itself are always added."""

@@ -116,7 +116,105 @@ def _scaled(
     return densities
 
 
-BUDGETS: dict[str, Budget] = {"erk": erk, "er": er, "uniform": uniform}
+def fused(
+    names: Sequence[str] = ("query/kernel", "key/kernel", "value/kernel"),
+    rest: str | Budget = "erk",
+) -> Budget:
+    """Returns a budget that takes kernels of one input for one kernel.
+
+    ERK gives three kernels of shape (D, D) other densities than one of shape (D, 3 D),
+    as PyTorch's DeiT has it for query, key and value. Here the leaves of each group
+    count as one kernel, joined along the last axis. They get its density and, together,
+    its number of weights.
+
+    Args:
+      names: Ends of the paths of a group. Leaves with these ends and the same path
+        before them are a group.
+      rest: "erk", "er", "uniform" or a budget, for the groups and the other leaves.
+
+    Returns:
+      A budget. It raises `ValueError` if there is no group, or if the leaves of one
+      differ in more than the last axis.
+
+    Raises:
+      ValueError: `names` are fewer than two, or `rest` is unknown.
+
+    Example:
+      >>> from zosam_jax.sparsity import budgets
+      >>> apart = {"q": (10, 10), "k": (10, 10), "mlp": (10, 40)}
+      >>> joint = {"qk": (10, 20), "mlp": (10, 40)}
+      >>> {p: round(d, 4) for p, d in budgets.erk(joint, 0.8).items()}
+      {'qk': 0.225, 'mlp': 0.1875}
+      >>> found = budgets.fused(("q", "k"))(apart, 0.8)
+      >>> {p: round(d, 4) for p, d in found.items()}
+      {'q': 0.23, 'k': 0.22, 'mlp': 0.1875}
+    """
+    if isinstance(names, str) or len(set(names)) < 2:
+        raise ValueError(f"fused: names={names!r} must be two or more ends of paths.")
+    if not callable(rest):
+        _check.one_of("rest", rest, BUDGETS)
+    rule, ends = rest if callable(rest) else BUDGETS[rest], tuple(names)
+
+    def budget(shapes: Mapping[str, Shape], sparsity: float) -> dict[str, float]:
+        groups = _groups(shapes, ends)
+        owners = {path: name for name, group in groups.items() for path in group}
+        kernels = {name: _joined(group, shapes) for name, group in groups.items()}
+        joint = {
+            owners.get(path, path): kernels.get(owners.get(path, ""), shape)
+            for path, shape in shapes.items()
+        }
+        densities = rule(joint, sparsity)
+        _check_densities(densities, joint)
+        # Whole numbers here, so that each group keeps what its one kernel would.
+        whole = exact_counts(joint, densities, sparsity)
+        for name, group in groups.items():
+            own = {path: shapes[path] for path in group}
+            density = whole.pop(name) / math.prod(joint[name])
+            whole |= exact_counts(own, dict.fromkeys(own, density), 1.0 - density)
+        return {path: whole[path] / max(math.prod(shapes[path]), 1) for path in shapes}
+
+    return budget
+
+
+def _groups(
+    shapes: Mapping[str, Shape], ends: Sequence[str]
+) -> dict[str, tuple[str, ...]]:
+    """Returns the paths of each complete group, by a name that no leaf has."""
+    first = ends[0]
+    starts = [
+        path.removesuffix(first)
+        for path in shapes
+        if path == first or path.endswith(f"/{first}")
+    ]
+    groups = {
+        f"{start}{'+'.join(ends)}": tuple(start + end for end in ends)
+        for start in starts
+        if all(start + end in shapes for end in ends)
+    }
+    if not groups:
+        raise ValueError(
+            f"a budget of fused kernels finds no sparse leaves that end in "
+            f"{', '.join(ends)} and agree before. The sparse leaves are: "
+            f"{', '.join(shapes)}."
+        )
+    return groups
+
+
+def _joined(group: Sequence[str], shapes: Mapping[str, Shape]) -> Shape:
+    """Returns the shape of the leaves of a group, joined along the last axis."""
+    front = shapes[group[0]][:-1]
+    if any(shapes[path][:-1] != front for path in group):
+        found = ", ".join(f"{path} {shapes[path]}" for path in group)
+        raise ValueError(f"fused: these differ in more than the last axis: {found}.")
+    return (*front, sum(shapes[path][-1] for path in group))
+
+
+BUDGETS: dict[str, Budget] = {
+    "erk": erk,
+    "er": er,
+    "uniform": uniform,
+    "erk_fused": fused(rest=erk),
+}
 """The budgets by name."""
 
 

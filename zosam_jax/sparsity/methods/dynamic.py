@@ -79,8 +79,8 @@ def dynamic(
         `optax.constant_schedule(0.3)`.
       stop_fraction: All changes are before step `stop_fraction * total_steps`.
       by_sign: Drop the same fraction of the positive and of the negative weights.
-      budget: Sparsity distribution: "erk", "er", "uniform", or a function as in
-        `budgets`.
+      budget: Sparsity distribution: "erk", "erk_fused" (query, key and value as one
+        kernel), "er", "uniform", or a function as in `budgets`.
       dense: Leaves that stay dense: glob patterns on paths, as `"head/*"`, functions
         `(path, shape of one layer) -> bool`, or a sequence of both.
       stacked: Leaves that stack layers along leading axes, as `nn.scan` and experts

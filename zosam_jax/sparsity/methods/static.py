@@ -128,11 +128,11 @@ def static(
         one batch; or a sequence of such functions, one for each batch, whose mean is L.
         For "grasp" and "synflow" it is called at float32 parameters. For "grasp" it is
         differentiated twice, in forward mode over reverse mode.
-      budget: Sparsity distribution: "erk", "er", "uniform", a function as in `budgets`,
-        or "global", which ranks all sparse leaves together. Default: "global" for
-        "snip", "grasp" and "synflow", as in their papers; otherwise "erk". With
-        "synflow" and a budget other than "global", the density of every layer falls to
-        its own d.
+      budget: Sparsity distribution: "erk", "erk_fused", "er", "uniform", a function as
+        in `budgets`, or "global", which ranks all sparse leaves together. Default:
+        "global" for "snip", "grasp" and "synflow", as in their papers; otherwise "erk".
+        With "synflow" and a budget other than "global", the density of every layer
+        falls to its own d.
       dense: Leaves that stay dense, as in `dynamic`.
       stacked: Leaves that are stacks of layers, as in `dynamic`.
       rounds: Rounds of "synflow", 100 by default. The other criteria prune once.

@@ -20,7 +20,10 @@ def svite(
 ) -> SparseMethod:
     """SViTE (arXiv:2106.04533), unstructured: RigL for vision transformers.
 
-    The structured variant, which prunes attention heads and MLP units, is `units`.
+    The structured variant, which prunes attention heads and MLP units, is `units`. The
+    authors' networks have one kernel for query, key and value: `budget="erk_fused"`
+    gives three kernels the density of that one. Each of the three then keeps its own
+    number of weights, where the one kernel may move weights between them.
 
     Args:
       sparsity: Fraction of pruned weights over the sparse leaves together, in [0, 1).
