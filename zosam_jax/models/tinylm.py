@@ -77,7 +77,7 @@ class TinyLM(nn.Module):
         # An id out of range gives NaN instead of the embedding of another token.
         x = jnp.take(embedding, tokens, axis=0, mode="fill").astype(self.dtype)
         if self.positions == "learned":
-            x = x + self._position(tokens.shape[1]).astype(self.dtype)
+            x = x + self._position(tokens.shape[1]).astype(self.dtype)[None]
         x = layers.dropped(self, x, self.dropout, train)
         factors = layers.block_factors(
             self, self.stochastic_depth, train, self.depth, 2, tokens

@@ -48,7 +48,7 @@ def rotate(x: jax.Array, base: float = 10_000.0) -> jax.Array:
     # be off by up to 5e-4.
     half = x.shape[-1] // 2
     turns = base ** (-np.arange(half) / half)
-    angles = np.arange(x.shape[1])[:, None, None] * turns
+    angles = np.arange(x.shape[1])[None, :, None, None] * turns
     cos, sin = (jnp.asarray(f(angles), jnp.float32) for f in (np.cos, np.sin))
     a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     turned = jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)

@@ -141,7 +141,7 @@ class ViT(nn.Module):
         position = self.param(
             "position_embedding", nn.initializers.normal(0.02), x.shape[1:]
         )
-        x = x + position.astype(self.dtype)
+        x = x + position.astype(self.dtype)[None]
         x = layers.dropped(self, x, self.dropout, train)
         factors = layers.block_factors(
             self, self.stochastic_depth, train, self.depth, 2, images
@@ -218,7 +218,7 @@ class DeiT(nn.Module):
         tokens = jnp.broadcast_to(tokens, (x.shape[0], *tokens.shape))
         x = jnp.concatenate([tokens, x], axis=1)
         position = self.param("position_embedding", NORMAL_INIT, x.shape[1:])
-        x = x + position.astype(self.dtype)
+        x = x + position.astype(self.dtype)[None]
         x = layers.dropped(self, x, self.dropout, train)
         factors = layers.block_factors(
             self, self.stochastic_depth, train, self.depth, 2, images
