@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import jax.numpy as jnp
 import optax
 
 from zosam_jax._types import Schedule
@@ -18,10 +19,11 @@ def schedule(config: TrainConfig, total_steps: int) -> Schedule:
     """
     warmup = round(total_steps * config.warmup_epochs / config.epochs)
     main = SCHEDULES[config.schedule](config, total_steps, warmup)
-    if not warmup:
-        return main
-    rise = optax.linear_schedule(0.0, config.learning_rate, warmup)
-    return optax.join_schedules([rise, main], [warmup])
+    if warmup:
+        rise = optax.linear_schedule(0.0, config.learning_rate, warmup)
+        main = optax.join_schedules([rise, main], [warmup])
+    # Optax multiplies counts by floats, which strict promotion of dtypes forbids.
+    return lambda step: main(jnp.asarray(step, float))
 
 
 def _cosine(config: TrainConfig, total_steps: int, warmup: int) -> Schedule:

@@ -48,7 +48,8 @@ def inside(box: Box, height: int, width: int) -> jax.Array:
     """
 
     def span(first: jax.Array, length: jax.Array, size: int) -> jax.Array:
-        offset = jnp.arange(size) - first[..., None]
+        pixels = jnp.arange(size).reshape((1,) * first.ndim + (size,))
+        offset = pixels - first[..., None]
         return (offset >= 0) & (offset < length[..., None])
 
     rows = span(box.top, box.height, height)

@@ -32,11 +32,11 @@ def random_crop_flip(key: Key, images: Array, padding: int, flip: bool) -> jax.A
     images = jnp.asarray(images)
     n, height, width, _ = images.shape
     limits = jnp.array([2 * padding + 1, 2 * padding + 1, 2])
-    draws = jax.random.randint(key, (n, 3), 0, limits)
-    rows = jnp.arange(height) + draws[:, :1]
-    columns = jnp.arange(width)
+    draws = jax.random.randint(key, (n, 3), 0, jnp.broadcast_to(limits, (n, 3)))
+    rows = jnp.arange(height)[None] + draws[:, :1]
+    columns = jnp.arange(width)[None]
     if flip:
-        columns = jnp.where(draws[:, 2:] == 1, columns[::-1], columns)
+        columns = jnp.where(draws[:, 2:] == 1, columns[:, ::-1], columns)
     columns = columns + draws[:, 1:2]
     if padding:
         pad = ((0, 0), (padding, padding), (padding, padding), (0, 0))
@@ -179,9 +179,9 @@ def _weights(
     first, scale = first[:, None, None], (length / size)[:, None, None]
     # Pixels are areas, and their centers lie at halves. A kernel that is narrower than
     # the step would skip pixels: it widens with the scale.
-    centre = (jnp.arange(size)[:, None] + 0.5) * scale
-    offset = jnp.arange(limit) - first
-    distance = jnp.abs(offset + 0.5 - centre) / jnp.maximum(scale, 1)
+    centre = (jnp.arange(size, dtype=float)[None, :, None] + 0.5) * scale
+    offset = jnp.arange(limit)[None, None] - first
+    distance = jnp.abs(offset.astype(float) + 0.5 - centre) / jnp.maximum(scale, 1)
     within = (offset >= 0) & (offset < length[:, None, None]) & (distance < radius)
     weights = jnp.where(within, kernel(distance), 0)
     # At the window's edge a part of the kernel is missing.

@@ -55,7 +55,7 @@ def cutmix_parameters(key: Key, shape: tuple[int, ...], alpha: float = 1.0) -> C
     weight = mixup_parameters(for_area, alpha)
     size = jnp.array([height, width])
     # Two roundings, as in the published code: the sides are even.
-    half = jnp.floor(jnp.sqrt(1 - weight) * size).astype(jnp.int32) // 2
+    half = jnp.floor(jnp.sqrt(1 - weight) * size.astype(weight.dtype)).astype(jnp.int32) // 2
     centre = jax.random.randint(for_centre, (2,), 0, size)
     first = jnp.maximum(centre - half, 0)
     sides = jnp.minimum(centre + half, size) - first
@@ -90,7 +90,7 @@ def cutmix(images: Array, box: Box) -> jax.Array:
     Returns:
       `[N, H, W, C]` of the same type.
     """
-    pasted = boxes.inside(box, *images.shape[1:3])[..., None]
+    pasted = boxes.inside(box, *images.shape[1:3])[None, ..., None]
     return jnp.where(pasted, images[::-1], images)
 
 
@@ -113,7 +113,7 @@ def mixup_or_cutmix(
     """
     # With a weight for each pixel, CutMix is a mixup.
     own = 1 - boxes.inside(box, *images.shape[1:3]).astype(jnp.float32)
-    return _mix(images, jnp.where(use_cutmix, own, weight)[..., None])
+    return _mix(images, jnp.where(use_cutmix, own, weight)[None, ..., None])
 
 
 def _mix(images: Array, weight: Scalar) -> jax.Array:

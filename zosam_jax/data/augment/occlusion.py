@@ -26,7 +26,8 @@ def cutout_parameters(key: Key, shape: tuple[int, ...], size: int) -> Box:
       from `y - size // 2` to `y - size // 2 + size - 1`.
     """
     n, height, width, _ = shape
-    centre = jax.random.randint(key, (n, 2), 0, jnp.array([height, width]))
+    limits = jnp.broadcast_to(jnp.array([height, width]), (n, 2))
+    centre = jax.random.randint(key, (n, 2), 0, limits)
     # An even side has no middle pixel: the square reaches one further up.
     first = centre - size // 2
     side = jnp.full(n, size)
@@ -48,7 +49,7 @@ def cutout(images: Array, box: Box, mean: tuple[float, ...] | None = None) -> ja
       uint8 `[N, H, W, C]`.
     """
     covered = boxes.inside(box, *images.shape[1:3])[..., None]
-    return jnp.where(covered, levels(mean or (0.0,)), images)
+    return jnp.where(covered, levels(mean or (0.0,))[None, None, None], images)
 
 
 def levels(mean: tuple[float, ...]) -> jax.Array:
@@ -130,7 +131,9 @@ def erase(
     if std is None:
         return cutout(images, parameters.box, mean)
     covered = boxes.inside(parameters.box, *images.shape[1:3])[..., None]
-    centre, spread = (255 * jnp.array(x, jnp.float32) for x in (mean, std))
+    centre, spread = (
+        255 * jnp.array(x, jnp.float32)[None, None, None] for x in (mean, std)
+    )
     # Normalization later subtracts the mean and divides by the deviation.
     noise = centre + spread * parameters.noise
     return jnp.where(covered, noise, images.astype(jnp.float32))

@@ -338,6 +338,8 @@ def normalize(
     Array([[ 2., -2.]], dtype=float32)
     """
     # One multiplication and one subtraction for each value, in float32 whatever dtype.
-    scale = 1 / (255 * jnp.asarray(std, jnp.float32))
-    offset = jnp.asarray(mean, jnp.float32) / jnp.asarray(std, jnp.float32)
+    shape = (1,) * (images.ndim - 1) + (-1,)
+    mean_, std_ = (jnp.asarray(x, jnp.float32).reshape(shape) for x in (mean, std))
+    scale = 1 / (255 * std_)
+    offset = mean_ / std_
     return (jnp.asarray(images, jnp.float32) * scale - offset).astype(dtype)

@@ -183,7 +183,8 @@ def _transform(
     move = 0.45 * share
     c = {"rotate": x - cos * x + sin * y, "translate_x": move * width}
     f = {"rotate": y - sin * x - cos * y, "translate_y": move * height}
-    columns, rows = jnp.arange(width) + 0.5, (jnp.arange(height) + 0.5)[:, None]
+    columns = jnp.arange(width, dtype=float)[None] + 0.5
+    rows = jnp.arange(height, dtype=float)[:, None] + 0.5
     return _sample(
         image,
         d * columns + e * rows + _pick(layer, f, 0),
@@ -283,7 +284,7 @@ def _map_levels(image: jax.Array, layer: RandAugment) -> jax.Array:
 def _place(pixels: jax.Array) -> jax.Array:
     """Returns the indices of the levels of pixels in a flat table `[256 C]`."""
     channels = pixels.shape[-1]
-    return pixels.astype(jnp.int32) * channels + jnp.arange(channels)
+    return pixels.astype(jnp.int32) * channels + jnp.arange(channels)[None]
 
 
 def _look_up(table: jax.Array, pixels: jax.Array) -> jax.Array:
@@ -294,7 +295,7 @@ def _look_up(table: jax.Array, pixels: jax.Array) -> jax.Array:
 def _autocontrast(pixels: jax.Array) -> jax.Array:
     """Returns the table `[256, C]` that stretches the levels to 0 to 255."""
     # By channel, as Pillow does: colors shift, unlike in an autocontrast of luma.
-    low, high = (f(pixels, 0).astype(jnp.int32) for f in (jnp.min, jnp.max))
+    low, high = (f(pixels, 0)[None].astype(jnp.int32) for f in (jnp.min, jnp.max))
     level = jnp.arange(256)[:, None]
     spread = (level - low) * 255 // jnp.maximum(high - low, 1)
     return jnp.where(high > low, jnp.clip(spread, 0, 255), level)
@@ -330,7 +331,7 @@ def _enhance(image: jax.Array, layer: RandAugment) -> jax.Array:
         "sharpness": _smooth(image),
     }
     base = _pick(layer, versions, 0)
-    result = base + factor * (image - base).astype(jnp.float32)
+    result = base.astype(jnp.float32) + factor * (image - base).astype(jnp.float32)
     return jnp.clip(jnp.floor(result), 0, 255).astype(jnp.uint8)
 
 

@@ -158,7 +158,7 @@ def masked_gradient(
         live = jax.tree.map(lambda x: jnp.ones(x.shape, bool), point.params)
         live = tree.mask(live, point.support)
         # Of the live weights: sparse training may change their number between updates.
-        left_out = jnp.round(sparsity * _count(live)).astype(jnp.int32)
+        left_out = jnp.round(sparsity * _count(live).astype(float)).astype(jnp.int32)
         held = Held(mask, live, _count(live) - left_out, count)
         vary = point.devices.vary
         # Both branches must have one type inside `jax.shard_map`.
@@ -228,7 +228,7 @@ def by_replacement(total_steps: Scalar, drop_fraction: Scalar, grow: str) -> Cha
         fraction = drop_fraction * (1 + jnp.cos(jnp.pi * done)) / 2
         have, all_live = _count(present), _count(held.live)
         # What is dropped does not come back at once, so there must be others to grow.
-        dropped = jnp.round(fraction * have).astype(jnp.int32)
+        dropped = jnp.round(fraction * have.astype(fraction.dtype)).astype(jnp.int32)
         dropped = jnp.minimum(dropped, all_live - held.kept)
         stay = jnp.minimum(held.kept, have - dropped)
         free = jax.tree.map(lambda a, b: a & ~b, held.live, present)
