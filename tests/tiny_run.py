@@ -7,6 +7,7 @@
 """
 
 import ast
+import dataclasses
 import json
 import os
 import signal
@@ -20,8 +21,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from zosam_jax.data import Dataset
+from zosam_jax.runs.config import default
 from zosam_jax.runs.progress import Silent
-from zosam_jax.train import RunError, TrainConfig, loop, run
+from zosam_jax.train import RunError, TrainConfig, effects, loop, run
 from zosam_jax.train import batch as batches
 from zosam_jax.train import step as steps
 from zosam_jax.train.checkpoint import Checkpoints
@@ -76,7 +78,10 @@ def config(out, **fields) -> TrainConfig:
     }
     if fields.get("method") not in STATIC:
         usual["update_interval"] = 3
-    return TrainConfig(**{**usual, **fields})
+    made = TrainConfig(**{**usual, **fields})
+    # A method without a sparsity or an interval is not given one.
+    idle = set(effects.without_effect(made)) & set(usual) - set(fields)
+    return dataclasses.replace(made, **{name: default(name) for name in idle})
 
 
 def train(out, display=None, **fields):

@@ -64,11 +64,10 @@ class Lottery(TrainConfig, LotteryOptions):
         Raises:
           RunError: A value is unknown or out of range, or a flag has no effect.
         """
-        # The sparsity is that of the last round, and dense training has none.
+        # The rounds prune, though each trains as a dense network does.
         train = checked(
-            self, set(typed) - {"sparsity"}, is_stored=self.resume is not None
+            self, typed, is_stored=self.resume is not None, method="ticket"
         )
-        train = dataclasses.replace(train, sparsity=self.sparsity)
         try:
             return LotteryConfig(train=train, **fields(LotteryOptions, self))
         except ValueError as error:

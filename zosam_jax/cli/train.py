@@ -81,7 +81,11 @@ trains a run for longer if its learning rate is constant and its masks do not ch
 
 
 def checked(
-    command: TrainConfig, typed: Collection[str], *, is_stored: bool
+    command: TrainConfig,
+    typed: Collection[str],
+    *,
+    is_stored: bool,
+    method: str | None = None,
 ) -> TrainConfig:
     """Returns the configuration of a command, checked.
 
@@ -92,16 +96,18 @@ def checked(
       command: The command.
       typed: The fields whose flags are on the command line.
       is_stored: Whether the other fields are those of a run.
+      method: The sparse method that uses the fields; None: that of the command.
 
     Raises:
       RunError: A value is unknown or out of range, or a flag has no effect.
     """
     try:
         config = TrainConfig(**fields(TrainConfig, command))
-        idle = effects.without_effect(config, typed)
+        used = dataclasses.replace(config, method=method or config.method)
+        idle = effects.without_effect(used, typed)
         for name in idle:
             if name in typed:
-                raise ValueError(effects.sentence(config, name))
+                raise ValueError(effects.sentence(used, name))
         if not is_stored:
             config = dataclasses.replace(
                 config, **{name: default(name) for name in idle}

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 import optax
 
 from zosam_jax import _check, data
+from zosam_jax.data import table
 from zosam_jax.data import corruptions as corruptions_
 from zosam_jax.evaluate import figures as figures_
 from zosam_jax.evaluate.image_sets import CLEAN, SOURCES, ImageSets
@@ -23,7 +24,7 @@ from zosam_jax.runs import environment, files, paths
 from zosam_jax.runs.errors import RunError, explained
 from zosam_jax.runs.files import JSON
 from zosam_jax.sparsity import SparseMethod
-from zosam_jax.train import checkpoint, load_run
+from zosam_jax.train import checkpoint, effects, load_run
 from zosam_jax.train.experiment import Model
 
 
@@ -88,6 +89,13 @@ def evaluate(
       zosam_jax.data.DatasetError: A data set is missing or damaged.
     """
     _check_options(corruptions, severities, source, images, seed)
+    _check_effects(
+        corruptions,
+        source,
+        seed=seed or None,
+        published_dir=published_dir,
+        frost_dir=frost_dir,
+    )
     found = load_run.load(
         run,
         examples=True,
@@ -98,6 +106,10 @@ def evaluate(
         gradient=gradient,
         optimizer=optimizer,
     )
+    is_read = dataset is None or isinstance(dataset, str)
+    if data_dir is not None and source == "generated":
+        if not (is_read and table.is_of_tfds(found.config.dataset)):
+            raise RunError(effects.told("data_dir", data_dir, "data sets of TFDS"))
     experiment, network = found.experiment, (found.params, found.model_state)
     assert experiment.dataset is not None
     sets = ImageSets(
@@ -152,6 +164,9 @@ def _check_options(
 ) -> None:
     """Raises `RunError` if an option is unknown or out of range."""
     try:
+        for name, values in (("corruptions", corruptions), ("severities", severities)):
+            if isinstance(values, str) or not isinstance(values, Sequence):
+                raise ValueError(f"{name}={values!r} must be a list.")
         _check.one_of("source", source, SOURCES)
         for severity in severities:
             _check.one_of("severity", severity, corruptions_.SEVERITIES)
@@ -165,3 +180,31 @@ def _check_options(
         raise RunError(str(error)) from error
     if not corruptions or not severities:
         raise RunError("evaluate needs at least one corruption and one severity.")
+
+
+def _check_effects(
+    corruptions: Sequence[str],
+    source: str,
+    **options: str | os.PathLike[str] | int | None,
+) -> None:
+    """Raises `RunError` if an option is set that has no effect.
+
+    Args:
+      corruptions: The corruptions.
+      source: "generated" or "published".
+      **options: Other options by name; None where they are not set.
+    """
+    is_frosty = bool({"all", "common", "frost"} & set(corruptions))
+    uses = {
+        "seed": (source == "generated", "source generated"),
+        "published_dir": (source == "published", "source published"),
+        "frost_dir": (
+            source == "generated" and is_frosty,
+            "source generated and corruption frost",
+        ),
+    }
+    for name, value in options.items():
+        is_used, use = uses[name]
+        if value is not None and not is_used:
+            shown = value if isinstance(value, int) else os.fspath(value)
+            raise RunError(effects.told(name, shown, use))

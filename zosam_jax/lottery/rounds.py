@@ -158,7 +158,8 @@ def _rounds(config: LotteryConfig) -> list[TrainConfig]:
 def _prepare(
     config: LotteryConfig, rounds: Sequence[TrainConfig], given: Objects
 ) -> CompiledRun:
-    """Returns the programs of all rounds, after checks of weights and disk space."""
+    """Returns the programs of all rounds, after checks of fields, weights and disk."""
+    loop.check_effects(rounds[0], given)
     compiled = loop.prepare(rounds[0], given)
     try:
         compiled.check_live(config.train.sparsity)

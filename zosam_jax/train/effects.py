@@ -18,10 +18,12 @@ class Need(NamedTuple):
     Attributes:
       is_met: Whether a configuration uses the field.
       text: What uses the field, to complete "it is for ...".
+      of: The part of the run that the field describes, as in `objects.KINDS`.
     """
 
     is_met: Callable[[TrainConfig], bool]
     text: str
+    of: str
 
 
 def _gradient_takes(argument: str) -> Callable[[TrainConfig], bool]:
@@ -57,9 +59,9 @@ def _is_of_tfds(config: TrainConfig) -> bool:
 _METHOD = "sparse methods that have it"
 
 NEEDS: dict[str, Need] = {
-    "data_dir": Need(_is_of_tfds, "data sets of TFDS"),
+    "data_dir": Need(_is_of_tfds, "data sets of TFDS", "dataset"),
     **{
-        field: Need(_method_takes(field), _METHOD)
+        field: Need(_method_takes(field), _METHOD, "method")
         for field in (
             "sparsity",
             "budget",
@@ -69,19 +71,25 @@ NEEDS: dict[str, Need] = {
             "stop_fraction",
         )
     },
-    "rho": Need(_gradient_takes("rho"), "sharpness-aware gradients"),
-    "aux_from": Need(_gradient_takes("aux_from"), "gradients of several passes"),
+    "rho": Need(_gradient_takes("rho"), "sharpness-aware gradients", "gradient"),
+    "aux_from": Need(
+        _gradient_takes("aux_from"), "gradients of several passes", "gradient"
+    ),
     "momentum": Need(
         lambda c: _has_momentum(c) or _gradient_takes("momentum")(c),
         "optimizer sgd or rmsprop, and gradient msam",
+        "optimizer",
     ),
     "nesterov": Need(
         lambda c: _has_momentum(c) and c.momentum > 0,
         "optimizer sgd or rmsprop, with a momentum above 0",
+        "optimizer",
     ),
-    "decay": Need(lambda c: c.weight_decay > 0, "a weight decay above 0"),
-    "milestones": Need(lambda c: c.schedule == "step", "schedule step"),
-    "final_learning_rate": Need(lambda c: c.schedule == "cosine", "schedule cosine"),
+    "decay": Need(lambda c: c.weight_decay > 0, "a weight decay above 0", "optimizer"),
+    "milestones": Need(lambda c: c.schedule == "step", "schedule step", "optimizer"),
+    "final_learning_rate": Need(
+        lambda c: c.schedule == "cosine", "schedule cosine", "optimizer"
+    ),
 }
 """By field. Fields that are not here are used by every training."""
 
@@ -115,4 +123,34 @@ def sentence(config: TrainConfig, name: str) -> str:
     need, value = NEEDS[name], getattr(config, name)
     if need.text == _METHOD:
         return f"{name}={value!r} has no effect: method={config.method!r} has none."
-    return f"{name}={value!r} has no effect here: it is for {need.text}. Leave it out."
+    return told(name, value, need.text)
+
+
+def told(name: str, value: object, use: str) -> str:
+    """Returns the sentence about a value without effect.
+
+    Args:
+      name: Its name.
+      value: The value.
+      use: What it is for.
+    """
+    return f"{name}={value!r} has no effect here: it is for {use}. Leave it out."
+
+
+def check(config: TrainConfig, given: Collection[str] = ()) -> None:
+    """Raises `ValueError` if a field is set and has no effect.
+
+    >>> check(TrainConfig(optimizer="lion", momentum=0.5))
+    Traceback (most recent call last):
+    ...
+    ValueError: momentum=0.5 has no effect here: it is for optimizer sgd or rmsprop, \
+and gradient msam. Leave it out.
+
+    Args:
+      config: The configuration.
+      given: The parts that objects take the place of, as "optimizer". Their fields are
+        not looked at.
+    """
+    for name in without_effect(config):
+        if NEEDS[name].of not in given:
+            raise ValueError(sentence(config, name))

@@ -22,6 +22,7 @@ from zosam_jax.train import (
     build,
     checkpoint,
     choices,
+    effects,
     longer,
     objects,
     resume,
@@ -111,6 +112,7 @@ def run(
     stop = stop or Stop(config.time_limit)
     given = Objects(dataset, model, method, gradient, optimizer)
     chosen = _choose(config, given)
+    check_effects(config, given)
     epochs, finished = _standing(config, given, show)
     if finished is not None:
         return Result(config.folder, "unchanged", finished)
@@ -154,10 +156,28 @@ def try_out(config: TrainConfig, display: Display | None = None) -> None:
       RunError: The run cannot start, or the loss of its first step is not finite.
       zosam_jax.data.DatasetError: The data set is missing or damaged.
     """
+    check_effects(config, Objects())
     folder.check(config)
     compiled = prepare(config, Objects())
     _check_space(config, compiled)
     trial.one_step(compiled, display or Silent())
+
+
+def check_effects(config: TrainConfig, given: Objects) -> None:
+    """Raises `RunError` if a field is set that has no effect on a new run.
+
+    A run that is in the folder already keeps its fields.
+
+    Args:
+      config: The configuration.
+      given: Objects in place of what the configuration names.
+    """
+    if not config.overwrite and (config.folder / "config.json").exists():
+        return
+    try:
+        effects.check(config, given.record())
+    except ValueError as error:
+        raise RunError(str(error)) from error
 
 
 def _check_space(config: TrainConfig, compiled: CompiledRun) -> None:
