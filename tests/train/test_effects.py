@@ -20,6 +20,7 @@ IDLE = [
     ({"method": "dense", "sparsity": 0.5}, "method='dense' has none"),
     ({"method": "dense", "dense": ("head/*",)}, "method='dense' has none"),
     ({"method": "snip", "drop_fraction": 0.1}, "method='snip' has none"),
+    ({"score_images": 10}, "it is for methods snip and grasp"),
     ({"data_dir": "data"}, "it is for data sets of TFDS"),
 ]
 

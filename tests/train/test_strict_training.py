@@ -14,8 +14,9 @@ from zosam_jax.train import batch as batches
 from zosam_jax.train import step as steps
 
 EVERYTHING = {
-    "augment": ("crop=1", "flip", "randaugment", "cutout=2", "erasing", "mixup=0.4")
-    + ("cutmix",),
+    "augment": tuple(
+        "crop=1 flip randaugment cutout=2 erasing mixup=0.4 cutmix".split()
+    ),
     "label_smoothing": 0.1,
     "ema": 0.9,
     "accumulate_steps": 2,

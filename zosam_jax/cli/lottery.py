@@ -38,6 +38,7 @@ class Lottery(TrainConfig, LotteryOptions):
     drop_fraction: Suppress[float | None] = None
     stop_fraction: Suppress[float | None] = None
     method_options: Suppress[tuple[str, ...]] = ()
+    score_images: Suppress[int] = 0
     gradient: names.Gradient = "zosam"
     optimizer: names.Optimizer = "sgd"
     preset: str = "digits"
@@ -65,9 +66,7 @@ class Lottery(TrainConfig, LotteryOptions):
           RunError: A value is unknown or out of range, or a flag has no effect.
         """
         # The rounds prune, though each trains as a dense network does.
-        train = checked(
-            self, typed, is_stored=self.resume is not None, method="ticket"
-        )
+        train = checked(self, typed, is_stored=self.resume is not None, method="ticket")
         try:
             return LotteryConfig(train=train, **fields(LotteryOptions, self))
         except ValueError as error:

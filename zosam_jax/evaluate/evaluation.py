@@ -13,8 +13,8 @@ from collections.abc import Callable, Sequence
 import optax
 
 from zosam_jax import _check, data
-from zosam_jax.data import table
 from zosam_jax.data import corruptions as corruptions_
+from zosam_jax.data import table
 from zosam_jax.evaluate import figures as figures_
 from zosam_jax.evaluate.image_sets import CLEAN, SOURCES, ImageSets
 from zosam_jax.evaluate.results import open_results
@@ -107,9 +107,9 @@ def evaluate(
         optimizer=optimizer,
     )
     is_read = dataset is None or isinstance(dataset, str)
-    if data_dir is not None and source == "generated":
-        if not (is_read and table.is_of_tfds(found.config.dataset)):
-            raise RunError(effects.told("data_dir", data_dir, "data sets of TFDS"))
+    is_of_tfds = is_read and table.is_of_tfds(found.config.dataset)
+    if data_dir is not None and source == "generated" and not is_of_tfds:
+        raise RunError(effects.told("data_dir", data_dir, "data sets of TFDS"))
     experiment, network = found.experiment, (found.params, found.model_state)
     assert experiment.dataset is not None
     sets = ImageSets(

@@ -38,6 +38,7 @@ METHOD_FIELDS = (
     "drop_fraction",
     "stop_fraction",
     "method_options",
+    "score_images",
 )
 """The fields that describe the sparse method, beside `sparsity` and `dense`."""
 
@@ -143,6 +144,10 @@ default, 0.75 for rigl and set."""
 soft=True for mest, decay=2e-4 for ste, drop=magnitude grow=gradient for dynamic, n=2 \
 m=4 for nm (layers whose inputs m does not divide stay dense). An unknown name lists \
 the options."""
+
+    score_images: int = 0
+    """Training images of each class, not augmented, by which snip and grasp choose \
+their masks. 0: the first batch, augmented."""
 
     gradient: str = "zosam"
     """Gradient estimator: a name in `zosam_jax.gradients.registry.METHODS`."""
@@ -304,6 +309,7 @@ scan)."""
         # A key takes 32 bits of a seed: a larger one would repeat that of a smaller.
         _check.whole("seed", self.seed, least=0)
         _check.whole("workers", self.workers, least=0, most=1024)
+        _check.whole("score_images", self.score_images, least=0)
         if self.image_size is not None:
             _check.whole("image_size", self.image_size, most=8192)
 

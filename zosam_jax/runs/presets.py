@@ -130,10 +130,14 @@ PRESETS = {
         evidence="not run",
     ),
     "cifar-resnet32-grasp": Preset(
-        config=dataclasses.replace(_GRASP, method="grasp", weight_decay=1e-4),
+        config=dataclasses.replace(
+            _GRASP, method="grasp", weight_decay=1e-4, score_images=10
+        ),
         claim="The network of cifar-resnet32 with GraSP's masks and schedule "
         "(arXiv:2002.07376): batch size 128, learning rate x 0.1 at epochs 80 and 120 "
-        "of 160, weight decay 1e-4.",
+        "of 160, weight decay 1e-4. Masks are chosen by ten images of each class, as "
+        "in the authors' code. That crops and flips these images at random, and takes "
+        "two batches of five classes each; here they are clean and one batch.",
         cost="62,400 steps; for an accelerator.",
         evidence="not run",
     ),
@@ -191,9 +195,9 @@ PRESETS = {
         "5 epochs of warm-up, Mixup 0.8 or CutMix 1, RandAugment 9, random erasing "
         "0.25, label smoothing 0.1, stochastic depth 0.1, weight averaging with decay "
         "0.99996, 600 epochs. SViTE updates its masks every 20,000 steps at batch size "
-        "512; here it is every 10,000 steps at 1,024. ERK takes query, key and value for one "
-        "kernel, as SViTE does. Differences: no repeated "
-        "augmentation, and bilinear instead of bicubic resizing.",
+        "512; here it is every 10,000 steps at 1,024. ERK takes query, key and value "
+        "for one kernel, as SViTE does. Differences: no repeated augmentation, and "
+        "bilinear instead of bicubic resizing.",
         cost="750,600 steps of 1,024 images; for several accelerators.",
         evidence="not run",
     ),

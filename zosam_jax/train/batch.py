@@ -4,10 +4,11 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from zosam_jax._streams import AUGMENT, ORDER
 from zosam_jax._types import PyTree
-from zosam_jax.data import augment
+from zosam_jax.data import Dataset, augment
 from zosam_jax.train.experiment import Experiment
 
 
@@ -57,6 +58,46 @@ def gather(
     start = step % experiment.steps_per_epoch * size
     chosen = experiment.split(jax.lax.dynamic_slice(order, (start,), (size,)))
     return experiment.split((images[chosen], labels[chosen]))
+
+
+def class_balanced(
+    experiment: Experiment, order: jax.Array, images: jax.Array, labels: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Returns the first `experiment.score_images` examples of each class in an order.
+
+    Args:
+      experiment: The experiment; its data set has as many in each class.
+      order: `epoch_order` of an epoch.
+      images: All training examples, `[N, ...]`.
+      labels: Their classes, int32 `[N]`.
+
+    Returns:
+      Raw examples `[score_images * classes, ...]`, class by class, and their labels.
+    """
+    assert isinstance(experiment.dataset, Dataset)
+    sizes = np.bincount(experiment.dataset.train_labels)
+    starts = np.cumsum(sizes) - sizes
+    places = starts[:, None] + np.arange(experiment.score_images)[None]
+    by_class = order[jnp.argsort(labels[order], stable=True)]
+    chosen = by_class[places.reshape(-1)]
+    return images[chosen], labels[chosen]
+
+
+def scored(
+    experiment: Experiment, images: jax.Array, labels: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Returns inputs and targets of the examples by which masks are chosen.
+
+    Args:
+      experiment: The experiment.
+      images: The raw examples: those of `class_balanced`, which stay as they are, or
+        the first batch, which is augmented as in the training.
+      labels: Their labels.
+    """
+    if experiment.score_images:
+        return normalized(experiment, images), labels
+    batch = prepare(experiment, jnp.zeros((), jnp.int32), images, labels)
+    return batch.inputs, batch.targets
 
 
 def prepare(

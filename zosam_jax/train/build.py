@@ -93,6 +93,7 @@ def experiment(
         teacher=None,
         probe_model=_probe_model(config, model),
         ema=config.ema,
+        score_images=_score_images(config, found.dataset),
         accumulate_steps=config.accumulate_steps,
         epochs=config.epochs,
         seed=config.seed,
@@ -101,6 +102,28 @@ def experiment(
         labels=given.labels(config),
         **parts._asdict(),
     )
+
+
+def _score_images(config: TrainConfig, dataset: Data | None) -> int:
+    """Returns `score_images`, if each class has as many images, in memory."""
+    wanted = config.score_images
+    # Without its examples, a run is only loaded.
+    if not wanted or dataset is None:
+        return wanted
+    if not isinstance(dataset, data.Dataset) or dataset.train_labels.ndim > 1:
+        raise ValueError(
+            f"score_images={wanted} needs labelled images in memory, which "
+            f"{config.dataset} are not. Leave it out: the first batch then chooses "
+            "the masks."
+        )
+    sizes = np.bincount(dataset.train_labels, minlength=dataset.num_classes)
+    least = int(sizes.argmin())
+    if sizes[least] < wanted:
+        raise ValueError(
+            f"score_images={wanted} is more than the {sizes[least]} training images of "
+            f"class {dataset.class_names[least]!r}."
+        )
+    return wanted
 
 
 def _mesh() -> jax.sharding.Mesh:

@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import functools
 import time
 from collections.abc import Callable, Generator
 from typing import Any, NamedTuple
@@ -15,7 +16,7 @@ from zosam_jax.data import Dataset, Streamed
 from zosam_jax.sparsity import masks as sparse_masks
 from zosam_jax.train import accuracy
 from zosam_jax.train import step as steps
-from zosam_jax.train.batch import epoch_order, gather
+from zosam_jax.train.batch import class_balanced, epoch_order, gather
 from zosam_jax.train.experiment import Experiment
 from zosam_jax.train.step import Totals, TrainState
 
@@ -177,7 +178,10 @@ class CompiledRun:
         experiment, zero = self.experiment, jnp.zeros((), jnp.int32)
         if not experiment.streams:
             order = epoch_order(experiment, zero)
-            images, labels = gather(experiment, zero, order, images, labels)
+            pick = functools.partial(gather, experiment, zero)
+            if experiment.score_images:
+                pick = functools.partial(class_balanced, experiment)
+            images, labels = pick(order, images, labels)
         return steps.init(experiment, images, labels)
 
     def _advance_batch(

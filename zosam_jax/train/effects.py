@@ -46,6 +46,11 @@ def _method_takes(field: str) -> Callable[[TrainConfig], bool]:
     return takes
 
 
+def _scores_by_loss(config: TrainConfig) -> bool:
+    row = sparse_methods.METHODS.get(config.method)
+    return row is not None and "loss" in row.scores_by
+
+
 def _has_momentum(config: TrainConfig) -> bool:
     return config.optimizer not in ("adamw", "lion", "adafactor")
 
@@ -71,6 +76,7 @@ NEEDS: dict[str, Need] = {
             "stop_fraction",
         )
     },
+    "score_images": Need(_scores_by_loss, "methods snip and grasp", "method"),
     "rho": Need(_gradient_takes("rho"), "sharpness-aware gradients", "gradient"),
     "aux_from": Need(
         _gradient_takes("aux_from"), "gradients of several passes", "gradient"

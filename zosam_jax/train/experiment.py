@@ -77,7 +77,9 @@ class Experiment:
         `(model_state, number of correct examples)`.
       probe_model: Model of the ascent step: `model`, or a copy of another data type.
       method: Sparse method; None trains all weights.
-      criterion: How masks are chosen by the first batch; None: without one.
+      criterion: How masks are chosen by a batch; None: without one.
+      score_images: Clean training images of each class in that batch; 0: it is the
+        first one of the training.
       optimizer: The whole optimizer: gradient, clipping, weight decay, update rule and
         masks. `update` takes `value_fn` and no incoming gradient.
       learning_rate: Learning-rate schedule over optimizer steps; None if unknown, for
@@ -108,6 +110,7 @@ class Experiment:
     probe_model: Model
     method: SparseMethod | None
     criterion: Criterion | None
+    score_images: int
     optimizer: optax.GradientTransformationExtraArgs
     learning_rate: Schedule | None
     ema: float

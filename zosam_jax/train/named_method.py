@@ -32,7 +32,7 @@ _RESERVED = {
         for argument, field in _FIELDS.items()
     },
     "total_steps": "follows from epochs (--epochs)",
-    "value_fn": "is set: the first batch",
+    "value_fn": "is set: the first batch, or score_images (--score-images)",
     "groups": "follow from the model (--model)",
     "criterion": "is set by the method's name",
     "masks": "cannot be given on a command line; call zs.sparsity.static(masks=...)",

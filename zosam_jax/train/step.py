@@ -12,7 +12,7 @@ from zosam_jax._streams import DROPOUT, INIT
 from zosam_jax._types import Estimate, OptState, Params, PyTree
 from zosam_jax.gradients.transformation import estimate
 from zosam_jax.train import loss
-from zosam_jax.train.batch import prepare
+from zosam_jax.train.batch import prepare, scored
 from zosam_jax.train.experiment import Experiment, ModelState
 
 
@@ -67,7 +67,7 @@ def init(experiment: Experiment, images: jax.Array, labels: jax.Array) -> TrainS
 
     Args:
       experiment: The experiment.
-      images: The raw examples of the first batch, which criteria score by.
+      images: The raw examples which criteria score by; see `batch.scored`.
       labels: Their labels.
     """
     params, model_state = experiment.initialize(experiment.key(INIT))
@@ -76,11 +76,9 @@ def init(experiment: Experiment, images: jax.Array, labels: jax.Array) -> TrainS
     if criterion is not None:
 
         def score(params: Params) -> jax.Array:
-            batch = prepare(experiment, zero, images, labels)
+            inputs, targets = scored(experiment, images, labels)
             key = experiment.key(DROPOUT, zero)
-            value = criterion.score(
-                experiment.model, model_state, batch.inputs, batch.targets, key
-            )
+            value = criterion.score(experiment.model, model_state, inputs, targets, key)
             return value(params)
 
         optimizer = criterion.optimizer(score)

@@ -55,7 +55,10 @@ def cutmix_parameters(key: Key, shape: tuple[int, ...], alpha: float = 1.0) -> C
     weight = mixup_parameters(for_area, alpha)
     size = jnp.array([height, width])
     # Two roundings, as in the published code: the sides are even.
-    half = jnp.floor(jnp.sqrt(1 - weight) * size.astype(weight.dtype)).astype(jnp.int32) // 2
+    half = (
+        jnp.floor(jnp.sqrt(1 - weight) * size.astype(weight.dtype)).astype(jnp.int32)
+        // 2
+    )
     centre = jax.random.randint(for_centre, (2,), 0, size)
     first = jnp.maximum(centre - half, 0)
     sides = jnp.minimum(centre + half, size) - first

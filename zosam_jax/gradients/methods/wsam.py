@@ -101,7 +101,10 @@ def weighted(
     ) -> tuple[Grads, Memory]:
         clean = look.estimate.grad
         if max_norm is not None:
-            clean, grad = _clipped(clean, max_norm, point), _clipped(grad, max_norm, point)
+            clean, grad = (
+                _clipped(clean, max_norm, point),
+                _clipped(grad, max_norm, point),
+            )
         if decouple:
             return Decoupled(clean, tree.mix(weight, grad, -weight, clean)), memory
         return tree.mix(1 - weight, clean, weight, grad), memory

@@ -110,7 +110,7 @@ def static(
     * "snip": :math:`|\theta g|` (arXiv:1810.02340), at the weights that are trained;
     * "grasp": :math:`\theta (H g)`, with its sign (arXiv:2002.07376). g and H are
       taken over the sparse leaves alone, as in the authors' code. That code divides
-      the logits by 200; here `value_fn` must do that;
+      the logits by 200 and takes ten images of each class; here `value_fn` does both;
     * "synflow": :math:`|\theta| \, \partial R / \partial |\theta|`
       (arXiv:2006.05467), where R is `value_fn` at the absolute values of all
       parameters. It is scored anew and pruned `rounds` times, to the density
