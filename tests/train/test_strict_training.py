@@ -13,10 +13,9 @@ from zosam_jax.train import accuracy
 from zosam_jax.train import batch as batches
 from zosam_jax.train import step as steps
 
+AUGMENT = ("crop=1", "flip", "randaugment", "cutout=2", "erasing", "mixup", "cutmix")
 EVERYTHING = {
-    "augment": tuple(
-        "crop=1 flip randaugment cutout=2 erasing mixup=0.4 cutmix".split()
-    ),
+    "augment": AUGMENT,
     "label_smoothing": 0.1,
     "ema": 0.9,
     "accumulate_steps": 2,
@@ -28,7 +27,7 @@ RUNS = {
     "usual": {},
     "everything": EVERYTHING,
     "resized": {"augment": ("resized_crop", "cutmix"), "schedule": "step"},
-    "grasp": {"method": "grasp", "augment": ("mixup",), "schedule": "constant"},
+    "grasp": {"method": "grasp", "augment": ("mixup=0.4",), "schedule": "constant"},
     "ssam": {"gradient": "ssam", "gradient_options": ("num_examples=2",)},
     "ssam, dynamic": {
         "gradient": "ssam",
