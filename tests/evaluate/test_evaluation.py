@@ -272,6 +272,7 @@ def test_the_mce_is_relative_to_alexnet():
         ({"images": 0}, "images=0"),
         ({"seed": -1}, "seed=-1"),
         ({"corruptions": ("saturate",)}, "no saturation"),
+        ({"data_dir": "."}, "data_dir='.' has no effect here"),
     ],
 )
 def test_what_cannot_be_evaluated_is_said(run, options, part):
