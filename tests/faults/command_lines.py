@@ -98,6 +98,7 @@ SENSE = {
     "--update-interval": Sense(1, 2**31 - 1),  # Larger than the run: said at its start.
     "--drop-fraction": Sense(0, 1),
     "--stop-fraction": Sense(0, 1),
+    "--score-images": Sense(0, 139),  # The smallest class has 139.
     "--rho": Sense(0, 1e6),
     "--probe-fraction": Sense(1e-9, 1),
     "--learning-rate": Sense(1e-9, 1e6),

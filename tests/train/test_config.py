@@ -31,7 +31,7 @@ from zosam_jax.train.named_method import Needs
         ("seed", -1, "seed=-1"),
         ("warmup_epochs", 40, "warmup_epochs=40"),
         ("budget", "global", "budget='global' is unknown"),
-        ("method_options", ("soft=True",), "has no options"),
+        ("method_options", ("soft=True",), "option of rigl='soft' is unknown"),
         ("method_options", ("interval=3",), "--update-interval"),
     ],
 )
