@@ -115,16 +115,21 @@ def records(out):
 def batch(experiment, step, order=None, teacher=None):
     """The batch of a step as the network takes it."""
     step = jnp.int32(step)
+    return batches.prepare(experiment, step, *raw(experiment, step, order), teacher)
+
+
+def raw(experiment, step, order=None):
+    """The examples and labels of a step."""
     if order is None:
         order = batches.epoch_order(experiment, step // experiment.steps_per_epoch)
     data = experiment.dataset.train_images, experiment.dataset.train_labels
-    raw = batches.gather(experiment, step, order, *map(jnp.asarray, data))
-    return batches.prepare(experiment, step, *raw, teacher)
+    return batches.gather(experiment, step, order, *map(jnp.asarray, data))
 
 
 def begin(experiment):
     """The state before the first step."""
     return jax.jit(CompiledRun(experiment)._first)(
+        experiment.seed,
         jnp.asarray(experiment.dataset.train_images),
         jnp.asarray(experiment.dataset.train_labels),
     )
@@ -132,16 +137,12 @@ def begin(experiment):
 
 def advance(experiment):
     """`state -> state` after one more step, compiled."""
-    data = experiment.dataset.train_images, experiment.dataset.train_labels
+    return jax.jit(lambda state: next_state(experiment, state))
 
-    def step(state):
-        order = batches.epoch_order(
-            experiment, state.step // experiment.steps_per_epoch
-        )
-        raw = batches.gather(experiment, state.step, order, *map(jnp.asarray, data))
-        return steps.train_step(experiment, state, *raw, None)
 
-    return jax.jit(step)
+def next_state(experiment, state):
+    """The state after one more step."""
+    return steps.train_step(experiment, state, *raw(experiment, state.step), None)
 
 
 def assert_same(a, b):

@@ -47,6 +47,9 @@ ValueFn = Callable[..., Any]
 Scalar = float | jax.Array
 """A number or a scalar array, which may be traced."""
 
+Seed = int | jax.Array
+"""The seed of random draws, an integer >= 0, which may be traced."""
+
 Schedule = Callable[[jax.typing.ArrayLike], jax.typing.ArrayLike]
 """`step count (int32 scalar) -> value`, as Optax has them."""
 
@@ -79,7 +82,7 @@ class SharedOptions(TypedDict, total=False):
     sync_ascent: bool
     has_aux: bool
     aux_like: PyTree | None
-    seed: int | jax.Array
+    seed: Seed
 
 
 class Info(NamedTuple):

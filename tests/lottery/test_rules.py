@@ -26,7 +26,8 @@ def test_moments_start_at_zero_and_their_clocks_anew(name):
     config = TrainConfig(optimizer=name, method="ticket", gradient="backprop")
     given = Objects(method=choices.ticket_method(config))
     chosen = choices.choose(config, method=given.method)
-    tx = build.optimization(config, given, chosen, 100, jnp.zeros(())).optimizer
+    parts_of = build.optimization(config, given, chosen, 100, jnp.zeros(()))
+    tx = parts_of(0).optimizer
     params = {"w": jnp.arange(12.0).reshape(3, 4) - 5, "b": jnp.ones(4)}
     fresh = early = tx.init(params)
     # Pruned entries take fresh ones: they must be those of a weight at zero.

@@ -58,7 +58,9 @@ def test_what_a_method_has_no_use_for_is_refused(method, fields, part):
 
 def made(config, total_steps):
     """The sparse method of a configuration."""
-    return choices.choose(config).method.build(config, Needs(total_steps, (), dict))
+    return choices.choose(config).method.build(
+        config, Needs(total_steps, (), dict, config.seed)
+    )
 
 
 def test_scores_are_options_by_name():

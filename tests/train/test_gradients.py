@@ -194,7 +194,8 @@ def test_wsam_decoupled_clips_both_gradients_and_decays_one():
     )
     w, curvature = jnp.array([3.0, -4.0]), jnp.array([1.0, 2.0])
     chosen = choices.choose(config)
-    tx = build.optimization(config, Objects(), chosen, 10, jnp.zeros(())).optimizer
+    parts_of = build.optimization(config, Objects(), chosen, 10, jnp.zeros(()))
+    tx = parts_of(0).optimizer
     nothing: Any = None
     updates: Any
     updates, _ = tx.update(

@@ -28,7 +28,7 @@ def experiment():
 
 
 def test_an_order_is_a_permutation_of_its_own_for_each_epoch_and_seed(experiment):
-    other = dataclasses.replace(experiment, seed=experiment.seed + 1)
+    other = experiment.with_seed(experiment.seed + 1)
     orders = [
         np.asarray(batches.epoch_order(experiment, jnp.int32(e))) for e in (0, 1, 0)
     ]

@@ -192,10 +192,10 @@ def test_weight_decay_is_for_kernels_alone(name):
         "position_embedding": jnp.ones((4, 3)),
     }
     zero = jax.tree.map(jnp.zeros_like, params)
-    parts = build.optimization(
+    parts_of = build.optimization(
         config, Objects(), choices.choose(config), 10, jnp.zeros(())
     )
-    tx = parts.optimizer
+    tx = parts_of(0).optimizer
 
     def value_fn(params):
         flat = sum(jnp.sum(x * 0) for x in jax.tree.leaves(params))

@@ -12,7 +12,7 @@ import optax
 from jax.sharding import AxisType
 
 from zosam_jax import _check, data, models, sparsity
-from zosam_jax._types import Aux, Schedule, ValueFn
+from zosam_jax._types import Aux, Schedule, Seed, ValueFn
 from zosam_jax.data import augment
 from zosam_jax.data.augment import Augmentation
 from zosam_jax.gradients.methods.wsam import decoupled
@@ -22,7 +22,7 @@ from zosam_jax.runs.config import TrainConfig
 from zosam_jax.runs.dataset_facts import DatasetFacts
 from zosam_jax.sparsity import SparseMethod
 from zosam_jax.train import criteria, learning_rates, optimizers
-from zosam_jax.train.experiment import Criterion, Experiment, Model
+from zosam_jax.train.experiment import Criterion, Experiment, Model, Optimization
 from zosam_jax.train.named_method import Needs
 from zosam_jax.train.objects import Objects
 
@@ -79,7 +79,7 @@ def experiment(
     )
     _, model_state = jax.eval_shape(initialize, jax.random.key(0))
     aux_like = model_state, jax.ShapeDtypeStruct((), jnp.float32)
-    parts = optimization(
+    parts_of = optimization(
         config, given, chosen, _optimizer_steps(config, facts), aux_like
     )
     return Experiment(
@@ -100,7 +100,8 @@ def experiment(
         mesh=mesh,
         scans=_scans(config, found.dataset, mesh),
         labels=given.labels(config),
-        **parts._asdict(),
+        optimization=parts_of,
+        **parts_of(config.seed)._asdict(),
     )
 
 
@@ -155,24 +156,16 @@ def _optimizer_steps(config: TrainConfig, facts: DatasetFacts) -> int:
     return batches // config.accumulate_steps
 
 
-class Optimization(NamedTuple):
-    """The fields of `Experiment` that make its optimizer."""
-
-    gradient: GradientEstimator
-    method: SparseMethod | None
-    criterion: Criterion | None
-    optimizer: optax.GradientTransformationExtraArgs
-    learning_rate: Schedule | None
-
-
 def optimization(
     config: TrainConfig,
     given: Objects,
     chosen: "Choices",
     total_steps: int,
     aux_like: Aux,
-) -> Optimization:
-    """Returns gradient, sparse method and the optimizer around them.
+) -> Callable[[Seed], Optimization]:
+    """Returns `seed -> gradient, sparse method and the optimizer around them`.
+
+    Their checks do not depend on the seed, which may be traced.
 
     Args:
       config: The configuration.
@@ -199,21 +192,29 @@ def optimization(
         total_steps,
         dense=(*own, *config.dense),
         groups=lambda: chosen.unit_groups(config),
+        seed=config.seed,
     )
-    method = given.method
-    if chosen.method is not None:
-        method = chosen.method.build(config, needs)
-    chosen.check_together(config, gradient, method)
+
+    def method(drawn: Needs) -> SparseMethod | None:
+        return chosen.method.build(config, drawn) if chosen.method else given.method
+
+    chosen.check_together(config, gradient, method(needs))
     if config.probe_fraction < 1:
         gradient = gradient.with_options(ascent_fraction=config.probe_fraction)
 
-    def optimizer(
-        method: SparseMethod | None,
-    ) -> optax.GradientTransformationExtraArgs:
-        return _optimizer(rule, method, gradient, config.accumulate_steps)
+    def with_seed(seed: Seed) -> Optimization:
+        seeded, drawn = gradient.with_options(seed=seed), needs._replace(seed=seed)
 
-    criterion = _criterion(config, chosen, needs, optimizer)
-    return Optimization(gradient, method, criterion, optimizer(method), rate)
+        def optimizer(
+            method: SparseMethod | None,
+        ) -> optax.GradientTransformationExtraArgs:
+            return _optimizer(rule, method, seeded, config.accumulate_steps)
+
+        criterion = _criterion(config, chosen, drawn, optimizer)
+        own = method(drawn)
+        return Optimization(seeded, own, criterion, optimizer(own), rate)
+
+    return with_seed
 
 
 def _criterion(
@@ -249,9 +250,7 @@ def _gradient(
             f"clip_norm={config.clip_norm:g} would clip one part of a gradient in two "
             "parts. Leave it out, and say max_norm= in the gradient= that you give."
         )
-    gradient = given.gradient.with_options(
-        has_aux=True, aux_like=aux_like, seed=config.seed
-    )
+    gradient = given.gradient.with_options(has_aux=True, aux_like=aux_like)
     aux_from = "descent" if config.probes else config.aux_from
     return gradient if aux_from is None else gradient.with_options(aux_from=aux_from)
 

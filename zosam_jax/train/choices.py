@@ -130,7 +130,7 @@ def check(config: TrainConfig) -> None:
     )
     method = None
     if choices.method is not None:
-        needs = Needs(_LONG, (), lambda: choices.unit_groups(config))
+        needs = Needs(_LONG, (), lambda: choices.unit_groups(config), config.seed)
         method = choices.method.build(config, needs)
     choices.check_together(config, gradient, method)
 

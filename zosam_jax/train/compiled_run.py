@@ -34,6 +34,9 @@ class _Traced(NamedTuple):
 class CompiledRun:
     """The programs of an experiment, each compiled once, ahead of its first call.
 
+    The seed is an argument of the programs, so they are the same for every seed, and
+    JAX's cache on disk has them for all.
+
     A training set in memory is copied to the devices, where a step gathers its batch.
     Batches of a streamed set come from the host, as those of all test sets do.
 
@@ -54,16 +57,18 @@ class CompiledRun:
         self.compile_seconds: dict[str, float] = {}
         self.is_compiled = False
         self._teacher = experiment.teacher and experiment.teacher.variables
-        self._first_traced = self._trace(self._first, *self._examples())
+        self._seed = np.int32(experiment.seed)
+        seed = self._abstract(self._seed)
+        self._first_traced = self._trace(self._first, seed, *self._examples())
         self.abstract = self._abstract(self._first_traced.program.out_info)
         advance, rest = self._advance_batch, []
         if not experiment.streams:
             advance = self._advance_scan if experiment.scans else self._advance_step
-            rest = [jax.eval_shape(lambda: epoch_order(experiment, jnp.int32(0)))]
+            rest = [jax.eval_shape(self._epoch_order, self._seed, np.int32(0))]
             rest += [np.int32(0)] if experiment.scans else []
         rest = self._abstract([self._teacher, *rest])
         self._train_traced = self._trace(
-            advance, self.abstract, *self._examples(), *rest, donate=0
+            advance, self.abstract, seed, *self._examples(), *rest, donate=0
         )
         self.compile_seconds["train"] = self._train_traced.seconds
 
@@ -128,7 +133,7 @@ class CompiledRun:
             examples = dataset.train_images, dataset.train_labels
             self._set = jax.device_put(examples, place)
             self._order = self._compile(
-                "order", lambda epoch: epoch_order(experiment, epoch), zero
+                "order", self._epoch_order, self._abstract(self._seed), zero
             )
         self._advance = self._finish("train", self._train_traced)
         self._live = None
@@ -174,8 +179,14 @@ class CompiledRun:
         other.compile_seconds = {} if self.is_compiled else dict(self.compile_seconds)
         return other
 
-    def _first(self, images: jax.Array, labels: jax.Array) -> TrainState:
-        experiment, zero = self.experiment, jnp.zeros((), jnp.int32)
+    def _epoch_order(self, seed: jax.Array, epoch: jax.Array) -> jax.Array:
+        return epoch_order(self.experiment.with_seed(seed), epoch)
+
+    def _first(
+        self, seed: jax.Array, images: jax.Array, labels: jax.Array
+    ) -> TrainState:
+        experiment = self.experiment.with_seed(seed)
+        zero = jnp.zeros((), jnp.int32)
         if not experiment.streams:
             order = epoch_order(experiment, zero)
             pick = functools.partial(gather, experiment, zero)
@@ -185,21 +196,28 @@ class CompiledRun:
         return steps.init(experiment, images, labels)
 
     def _advance_batch(
-        self, state: TrainState, images: jax.Array, labels: jax.Array, teacher: PyTree
+        self,
+        state: TrainState,
+        seed: jax.Array,
+        images: jax.Array,
+        labels: jax.Array,
+        teacher: PyTree,
     ) -> tuple[TrainState, Totals]:
-        state = steps.train_step(self.experiment, state, images, labels, teacher)
+        experiment = self.experiment.with_seed(seed)
+        state = steps.train_step(experiment, state, images, labels, teacher)
         return state, state.totals
 
     def _advance_step(
         self,
         state: TrainState,
+        seed: jax.Array,
         images: jax.Array,
         labels: jax.Array,
         teacher: PyTree,
         order: jax.Array,
     ) -> tuple[TrainState, Totals]:
         batch = gather(self.experiment, state.step, order, images, labels)
-        return self._advance_batch(state, *batch, teacher)
+        return self._advance_batch(state, seed, *batch, teacher)
 
     def _advance_scan(
         self, state: TrainState, *arguments: PyTree
@@ -218,9 +236,9 @@ class CompiledRun:
         """Returns the state before the first step."""
         create = self._finish("init", self._first_traced)
         if not self.experiment.streams:
-            return create(*self._set)
+            return create(self._seed, *self._set)
         with contextlib.closing(self.batches(0)) as batches:
-            return create(*next(batches))
+            return create(self._seed, *next(batches))
 
     def place(self, snapshot: TrainState) -> TrainState:
         """Returns a restored snapshot as a state on the devices."""
@@ -237,12 +255,13 @@ class CompiledRun:
         """
         experiment = self.experiment
         if isinstance(experiment.dataset, Dataset):
-            order = self._order(np.int32(step // experiment.steps_per_epoch))
+            epoch = np.int32(step // experiment.steps_per_epoch)
+            order = self._order(self._seed, epoch)
             while True:
                 yield (order,)
         assert experiment.dataset is not None
         stream = experiment.dataset.batches(
-            experiment.seed, experiment.batch_size, step, workers=experiment.workers
+            int(self._seed), experiment.batch_size, step, workers=experiment.workers
         )
         with contextlib.closing(stream):
             for batch in stream:
@@ -261,9 +280,10 @@ class CompiledRun:
           stop: The step to train to. Without `experiment.scans` it must be the next.
         """
         if self.experiment.streams:
-            return self._advance(state, *batch, self._teacher)
+            return self._advance(state, self._seed, *batch, self._teacher)
         last = [np.int32(stop)] if self.experiment.scans else []
-        return self._advance(state, *self._set, self._teacher, *batch, *last)
+        fixed = self._seed, *self._set, self._teacher
+        return self._advance(state, *fixed, *batch, *last)
 
     def evaluate(self, state: TrainState, split: str = "test") -> tuple[float, float]:
         """Returns the mean loss and the top-1 accuracy on a set of examples.

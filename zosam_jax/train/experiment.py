@@ -9,7 +9,7 @@ import numpy as np
 import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from zosam_jax._types import Key, Params, PyTree, Schedule, ValueFn
+from zosam_jax._types import Key, Params, PyTree, Schedule, Seed, ValueFn
 from zosam_jax.data import Dataset, Streamed
 from zosam_jax.gradients.transformation import GradientEstimator
 from zosam_jax.runs.dataset_facts import DatasetFacts
@@ -39,6 +39,24 @@ class Criterion(NamedTuple):
 
     score: Score
     optimizer: Callable[[ValueFn], optax.GradientTransformationExtraArgs]
+
+
+class Optimization(NamedTuple):
+    """The fields of `Experiment` that make its optimizer.
+
+    Attributes:
+      gradient: See `Experiment`.
+      method: See `Experiment`.
+      criterion: See `Experiment`.
+      optimizer: See `Experiment`.
+      learning_rate: See `Experiment`.
+    """
+
+    gradient: GradientEstimator
+    method: SparseMethod | None
+    criterion: Criterion | None
+    optimizer: optax.GradientTransformationExtraArgs
+    learning_rate: Schedule | None
 
 
 class Teacher(NamedTuple):
@@ -84,10 +102,11 @@ class Experiment:
         masks. `update` takes `value_fn` and no incoming gradient.
       learning_rate: Learning-rate schedule over optimizer steps; None if unknown, for
         an optimizer that the user made.
+      optimization: Makes the five fields above of a seed, which may be traced.
       ema: Decay of the exponential moving average of the weights; 0: no average.
       accumulate_steps: Batches of one optimizer step.
       epochs: Passes over the training set.
-      seed: Seed of all random numbers.
+      seed: Seed of all random numbers; see `with_seed`.
       mesh: Local devices along one axis, "data".
       scans: Whether many steps run in one compiled loop.
       labels: What the dataset, model, method, gradient and optimizer are called in
@@ -113,10 +132,11 @@ class Experiment:
     score_images: int
     optimizer: optax.GradientTransformationExtraArgs
     learning_rate: Schedule | None
+    optimization: Callable[[Seed], Optimization]
     ema: float
     accumulate_steps: int
     epochs: int
-    seed: int
+    seed: Seed
     mesh: jax.sharding.Mesh
     scans: bool
     labels: Mapping[str, str]
@@ -165,6 +185,14 @@ class Experiment:
     def optimizer_steps(self) -> int:
         """Optimizer steps of the whole run: one per `accumulate_steps` batches."""
         return self.total_steps // self.accumulate_steps
+
+    def with_seed(self, seed: Seed) -> "Experiment":
+        """Returns the experiment with another seed, which may be traced.
+
+        A program that is given its seed as an argument is the same for every seed.
+        """
+        parts = self.optimization(seed)
+        return dataclasses.replace(self, seed=seed, **parts._asdict())
 
     def key(self, stream: np.uint32, count: jax.typing.ArrayLike = 0) -> Key:
         """Returns the PRNG key of a stream (see `zosam_jax._streams`) at a count."""

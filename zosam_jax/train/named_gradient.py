@@ -76,7 +76,6 @@ class ChosenGradient(NamedTuple):
             "aux_from": "descent" if config.probes else config.aux_from,
             "has_aux": True,
             "aux_like": aux_like,
-            "seed": config.seed,
             "max_norm": self._max_norm(config),
         }
         values = {k: v for k, v in values.items() if k in self.takes and v is not None}

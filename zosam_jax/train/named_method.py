@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from zosam_jax import _options
-from zosam_jax._types import Units, ValueFn
+from zosam_jax._types import Seed, Units, ValueFn
 from zosam_jax.runs.config import METHOD_FIELDS, TrainConfig, default
 from zosam_jax.sparsity.method import SparseMethod
 from zosam_jax.sparsity.methods.dynamic import Options
@@ -24,13 +24,13 @@ _FIELDS = {
     "interval": "update_interval",
     "drop_fraction": "drop_fraction",
     "stop_fraction": "stop_fraction",
-    "seed": "seed",
 }
 _RESERVED = {
     **{
         argument: f"is a field of its own: {field} (--{field.replace('_', '-')})"
         for argument, field in _FIELDS.items()
     },
+    "seed": "is a field of its own: seed (--seed)",
     "total_steps": "follows from epochs (--epochs)",
     "value_fn": "is set: the first batch, or score_images (--score-images)",
     "groups": "follow from the model (--model)",
@@ -40,18 +40,20 @@ _RESERVED = {
 
 
 class Needs(NamedTuple):
-    """The inputs of a sparse method that are not in the configuration.
+    """The inputs of a sparse method that are not taken from the configuration.
 
     Attributes:
       total_steps: Optimizer steps of the whole run.
       dense: Patterns of the parameters that stay dense.
       groups: The prunable units of the model, called for method `units` alone.
+      seed: The seed of its draws, which may be traced.
       value_fn: `params -> scalar` that criteria at initialisation score by.
     """
 
     total_steps: int
     dense: tuple[str, ...]
     groups: Callable[[], dict[str, Units]]
+    seed: Seed
     value_fn: ValueFn = float
 
 
@@ -80,6 +82,7 @@ class ChosenMethod(NamedTuple):
             if getattr(config, field) not in (None, "auto")
         }
         values |= {"dense": needs.dense, "total_steps": needs.total_steps}
+        values["seed"] = needs.seed
         if self.row.make is nm:
             values["dense"] = (*needs.dense, _undivided(self.options["m"]))
         if "groups" in self.takes:
@@ -104,7 +107,7 @@ class ChosenMethod(NamedTuple):
         """Raises `ValueError` for fields that do not go with this method."""
         for argument, field in _FIELDS.items():
             given = getattr(config, field)
-            if field in ("sparsity", "seed") or argument in self.takes:
+            if field == "sparsity" or argument in self.takes:
                 continue
             if given not in (default(field), []):
                 raise ValueError(
