@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 from benchmarks import record, tables
 from zosam_jax import lottery, train
+from zosam_jax.cli import compilation_cache
 from zosam_jax.lottery import LotteryConfig
 from zosam_jax.runs import folder
 from zosam_jax.runs.config import METHOD_FIELDS, default
@@ -202,6 +203,8 @@ def main() -> None:
         "--result", type=Path, default=tables.RESULTS / "sparse-training.json"
     )
     args = parser.parse_args()
+    # The trainings of all seeds run the same programs.
+    compilation_cache.use()
     if args.merge:
         merge(args)
     elif not all(execute(cell, args) for cell in cells(args)):

@@ -28,6 +28,7 @@ from zosam_jax._types import (
     PyTree,
     Radius,
     Scalar,
+    Seed,
     SharedOptions,
     ValueFn,
 )
@@ -71,7 +72,7 @@ def sharpness_aware(
     sync_ascent: bool = False,
     has_aux: bool = False,
     aux_like: PyTree | None = None,
-    seed: int | jax.Array = 0,
+    seed: Seed = 0,
 ) -> GradientEstimator:
     r"""Returns the transformation of a sharpness-aware gradient, from its row.
 
@@ -119,7 +120,8 @@ def sharpness_aware(
         floats in aux are averaged and integers are added up.
       aux_like: An example of aux (arrays or `jax.ShapeDtypeStruct`). With it the state
         has its final structure from `init` on, as `lax.scan` needs.
-      seed: All random draws of step t come from `fold_in(key(seed), t)`.
+      seed: All random draws of step t come from `fold_in(key(seed), t)`. It may be
+        traced, so that one program trains with any seed, or by `jax.vmap` with several.
 
     Returns:
       An Optax transformation, to chain in front of an optimizer or to give `sparsify`

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from zosam_jax import _check, _streams
-from zosam_jax._types import Predicate, Scalar, Schedule
+from zosam_jax._types import Predicate, Scalar, Schedule, Seed
 from zosam_jax.gradients.transformation import GradientEstimator
 
 
@@ -103,7 +103,7 @@ def every(gradient: GradientEstimator, interval: int) -> GradientEstimator:
 
 
 def randomly(
-    gradient: GradientEstimator, probability: Scalar | Schedule, *, seed: int = 0
+    gradient: GradientEstimator, probability: Scalar | Schedule, *, seed: Seed = 0
 ) -> GradientEstimator:
     """Returns the gradient, perturbed in each step with a probability.
 
@@ -114,8 +114,8 @@ def randomly(
       gradient: A sharpness-aware gradient.
       probability: Probability of a perturbed step, in [0, 1], or a schedule of it over
         optimizer steps.
-      seed: Integer >= 0. The draw of a step depends on the seed and the step alone, so
-        a resumed run repeats it.
+      seed: Integer >= 0, which may be traced. The draw of a step depends on the seed
+        and the step alone, so a resumed run repeats it.
 
     Raises:
       ValueError: An argument is out of range, or the gradient perturbs nothing.

@@ -90,7 +90,7 @@ def dynamic(
         layer is then treated as a leaf of its own would be: budgets, drops and growth
         are by layer, and `[layers, n]` biases stay dense.
       seed: Seed of the first mask and of random scores; the keys of step t come from
-        `split(fold_in(fold_in(key(seed), 2**32 - 1), t))`.
+        `split(fold_in(fold_in(key(seed), 2**32 - 1), t))`. It may be traced.
 
     Returns:
       A method for `sparsify`.
