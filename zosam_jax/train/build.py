@@ -211,8 +211,8 @@ def optimization(
             return _optimizer(rule, method, seeded, config.accumulate_steps)
 
         criterion = _criterion(config, chosen, drawn, optimizer)
-        own = method(drawn)
-        return Optimization(seeded, own, criterion, optimizer(own), rate)
+        sparse = method(drawn)
+        return Optimization(seeded, sparse, criterion, optimizer(sparse), rate)
 
     return with_seed
 
