@@ -1,11 +1,14 @@
 """Random gradient estimation: unbiased, its variance as the theory has it."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from problems import Quadratic, flat
 
+import zosam_jax as zs
 from zosam_jax import estimators, tree
 
 
@@ -118,3 +121,70 @@ def test_backprop_is_jax_grad():
         flat(estimate.grad), problem.gradient(problem.params), rtol=1e-5
     )
     assert int(estimate.info.backward_evaluations) == 1
+
+
+@jax.custom_vjp
+def activation(x):
+    return jnp.tanh(x)
+
+
+activation.defvjp(
+    lambda x: (jnp.tanh(x), x), lambda x, g: (g * (1 - jnp.tanh(x) ** 2),)
+)
+
+
+@pytest.mark.parametrize("wrap", [lambda f: f, jax.jit, jax.checkpoint])
+def test_an_exact_derivative_through_a_custom_vjp_is_refused_at_once(wrap):
+    """Under jit, JAX itself refuses only when the program is compiled."""
+    inner, w, key = wrap(activation), jnp.ones(3), jax.random.key(0)
+    loss = lambda w: jnp.sum(inner(w))  # noqa: E731
+    for estimator in (estimators.rge, estimators.slopes):
+        run = functools.partial(estimator, loss, key=key, delta=None)
+        for call in (run, functools.partial(jax.eval_shape, run)):
+            with pytest.raises(TypeError, match=r"delta=None takes .* jax\.custom_vjp"):
+                call(w)
+    estimators.rge(loss, w, key)
+    # On what does not depend on the parameters, it is harmless.
+    data = lambda w: jnp.sum(w * inner(jnp.ones(3)))  # noqa: E731
+    estimators.rge(data, w, key, delta=None)
+
+
+@pytest.mark.parametrize(
+    "key",
+    [np.int64(3), np.uint32(3), jnp.asarray(3), 3, 3.0, "3", None, np.zeros((2, 2))],
+    ids=str,
+)
+def test_what_is_no_key_is_answered_with_one(key):
+    w = jnp.ones(2)
+    guides = jnp.eye(2)
+    calls = [
+        lambda: estimators.rge(jnp.sum, w, key),
+        lambda: estimators.guided(jnp.sum, w, key, guides, jnp.zeros(2), 0),
+        lambda: tree.normal_like(key, w),
+    ]
+    if key is not None:  # SAM draws nothing, and needs no key.
+        calls += [lambda: zs.sam_gradient(jnp.sum, w, key)]
+    for call in calls:
+        with pytest.raises(TypeError, match=r"must be a PRNG key, such as jax\.random"):
+            call()
+
+
+def test_a_batch_of_keys_is_answered_with_vmap():
+    keys, w = jax.random.split(jax.random.key(0)), jnp.ones(2)
+    with pytest.raises(TypeError, match=r"key<fry>\[2\].*jax\.vmap"):
+        tree.normal_like(keys, w)
+    jax.vmap(lambda key: tree.normal_like(key, w))(keys)
+
+
+@pytest.mark.parametrize("impl", ["rbg", "unsafe_rbg"])
+def test_keys_of_another_implementation_reuse_their_directions(impl):
+    """`every` draws the directions of the last probes again, from remembered data."""
+    key = jax.random.key(7, impl=impl)
+    w, loss = jnp.linspace(-1, 1, 6), lambda w: jnp.sum(jnp.sin(3 * w))
+    gradient = zs.zosam(rho=0.5, every=2).gradient
+    first = gradient(loss, w, key)
+    second = gradient(loss, w, jax.random.key(8, impl=impl), memory=first.memory)
+    assert second.info.forward_evaluations == 0
+    np.testing.assert_array_equal(second.grad, first.grad)
+    other = gradient(loss, w, jax.random.key(8, impl=impl))
+    assert not np.array_equal(other.grad, first.grad)

@@ -62,6 +62,18 @@ def trainable(params: object) -> None:
         )
 
 
+def key(value: object) -> None:
+    """Raises `TypeError` unless `value` is one PRNG key, typed or raw."""
+    dtype, shape = getattr(value, "dtype", None), getattr(value, "shape", None)
+    typed = dtype is not None and jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key)
+    # A raw key is a vector of words, as `jax.random.PRNGKey` gives it.
+    if (typed and shape == ()) or (dtype == jnp.uint32 and len(shape or ()) == 1):
+        return
+    given = f"key={value!r}" if not shape else f"key, an array {dtype}{list(shape)},"
+    batch = " Of several keys, pass one, or use jax.vmap." if shape else ""
+    raise TypeError(f"{given} must be a PRNG key, such as jax.random.key(0).{batch}")
+
+
 def one_of(argument: str, value: Any, choices: Iterable[Any]) -> None:
     """Raises `ValueError` unless `value` is one of `choices`, naming the nearest.
 
@@ -171,7 +183,28 @@ def outside() -> int:
     return level
 
 
-def whole(argument: str, value: Any, *, least: int = 1, most: int = 2**31 - 1) -> None:
+LARGEST_COUNT = 2**31 - 1
+"""The largest int32, in which programs count."""
+
+
+def countable(what: str, number: int, advice: str) -> None:
+    """Raises `ValueError` if programs cannot count so many weights.
+
+    Args:
+      what: What has the weights, such as "params: embedding".
+      number: Their number.
+      advice: What to do instead.
+    """
+    if number > LARGEST_COUNT:
+        raise ValueError(
+            f"{what} has {number:,} weights, and programs count in int32, up to "
+            f"{LARGEST_COUNT:,}. {advice}"
+        )
+
+
+def whole(
+    argument: str, value: Any, *, least: int = 1, most: int = LARGEST_COUNT
+) -> None:
     """Raises `ValueError` unless `value` is an integer within the bounds.
 
     A traced value is let through: it is not known before the program runs.
@@ -180,7 +213,7 @@ def whole(argument: str, value: Any, *, least: int = 1, most: int = 2**31 - 1) -
       argument: The argument's name, as its user wrote it.
       value: The integer.
       least: Inclusive lower bound.
-      most: Inclusive upper bound. Default: the largest int32, in which programs count.
+      most: Inclusive upper bound.
     """
     if is_traced(value):
         return

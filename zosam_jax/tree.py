@@ -400,6 +400,7 @@ def rademacher_like(key: Key, tree: PyTree) -> PyTree:
 
 
 def _cut(draw: Callable[..., jax.Array], key: Key, tree: PyTree) -> PyTree:
+    _check.key(key)
     leaves, treedef = jax.tree.flatten(tree)
     part = -(-size(tree) // 8)
     # A draw for every leaf compiles slowly. So does one draw that XLA repeats in the

@@ -114,6 +114,7 @@ def orthonormal(
       `(axes, known)`: float32 `[k, size]`, and bool `[k]`, False where a random axis
       replaces a guide.
     """
+    _check.key(key)
     k = len(guides)
     random = [tree.normal_like(jax.random.fold_in(key, j), params) for j in range(k)]
     vectors = [*guides, *(ravel_pytree(u)[0] for u in random)]

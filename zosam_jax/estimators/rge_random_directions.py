@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.extend import core
 
 from zosam_jax import _check, tree
 from zosam_jax._types import (
@@ -204,6 +205,7 @@ def draw(
       masks: Mask tree; only the length of "sphere" directions depends on it.
       distribution: "gaussian", "sphere" or "rademacher".
     """
+    _check.key(key)
     u = DISTRIBUTIONS[distribution](jax.random.fold_in(key, i), params)
     if distribution != "sphere":
         return u
@@ -225,6 +227,7 @@ def _slope(
     _check.trainable(params)
     delta = difference_step(delta, loss, params)
     if delta is None:
+        _check_forward_mode(loss, params)
 
         def exact(u: Params) -> tuple[jax.Array, jax.Array, Aux]:
             tangent = jax.tree.map(lambda x, w: x.astype(w.dtype), u, params)
@@ -257,6 +260,28 @@ def _slope(
         return (up - down) / (2 * delta), (up + down) / 2, aux
 
     return central, lambda m: 2 * m
+
+
+def _check_forward_mode(loss: Loss, params: Params) -> None:
+    """Raises `TypeError` if the loss has no derivative in forward mode."""
+
+    def derivative(params: Params) -> jax.Array:
+        return jax.jvp(loss, (params,), (params,), has_aux=True)[1]
+
+    # JAX itself complains when the program is compiled, far from this call.
+    if _has(jax.make_jaxpr(derivative)(params).jaxpr, "custom_lin"):
+        raise TypeError(
+            "delta=None takes the derivative of the loss in forward mode, which a "
+            "function with jax.custom_vjp does not have. Leave delta out, give it a "
+            "number, or define that function with jax.custom_jvp."
+        )
+
+
+def _has(jaxpr: core.Jaxpr, primitive: str) -> bool:
+    """Whether a program, or one inside it, has an operation of this name."""
+    return any(eqn.primitive.name == primitive for eqn in jaxpr.eqns) or any(
+        _has(inner, primitive) for inner in core.subjaxprs(jaxpr)
+    )
 
 
 def _sum_over_directions(

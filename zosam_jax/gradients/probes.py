@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
 from zosam_jax import estimators, tree
-from zosam_jax._types import Estimate, Grads, Info, Memory, Params, Scalar, Step
+from zosam_jax._types import Estimate, Grads, Info, Key, Memory, Params, Scalar, Step
 from zosam_jax.gradients.memory import wide
 from zosam_jax.gradients.pieces import Ascent, LossLook, OccasionalLook, Point
 
@@ -83,23 +83,20 @@ def _reused_directions(probes: Probes, every: int) -> Ascent[OccasionalLook]:
 
     def look(point: Point, memory: Memory) -> OccasionalLook:
         count, data, coefficients = memory
-        if jax.random.key_data(point.random()).shape != data.shape:
-            raise ValueError(
-                "every > 1 remembers keys of JAX's default implementation."
-            )
+        key = _of_default_implementation(point.random())
 
         def probe() -> tuple[jax.Array, ...]:
             c, seen = estimators.slopes(
                 point.losses.ascent,
                 point.params,
-                point.random(),
+                key,
                 masks=point.support,
                 **probes.along_random(),
             )
             # The key stands for the directions: drawing them again costs less memory
             # than m copies of the parameters. The state holds its raw data, which
             # checkpoints can store.
-            data = jax.random.key_data(point.random())
+            data = jax.random.key_data(key)
             value = seen.value.astype(jnp.float32)
             return data, c.astype(jnp.float32), value, seen.info.forward_evaluations
 
@@ -128,6 +125,15 @@ def _reused_directions(probes: Probes, every: int) -> Ascent[OccasionalLook]:
         "microbatches={microbatches} draw one each. Say every=1."
     )
     return Ascent(look, OccasionalLook, init, one_part=one_part)
+
+
+def _of_default_implementation(key: Key) -> Key:
+    """The key, or one drawn from it whose data alone makes it known."""
+    default = jax.random.key(0)
+    if jax.random.key_impl(key) == jax.random.key_impl(default):
+        return key
+    shape = jax.random.key_data(default).shape
+    return jax.random.wrap_key_data(jax.random.bits(key, shape, jnp.uint32))
 
 
 def _passes(value: jax.Array, forward: jax.Array) -> Estimate:

@@ -319,10 +319,8 @@ def _pure(
         step: Scalar | None = None,
         ascent_value_fn: ValueFn | None = None,
     ) -> Estimate:
-        if isinstance(key, int):
-            raise TypeError(
-                f"key={key!r} must be a PRNG key, such as jax.random.key(0)."
-            )
+        if key is not None:
+            _check.key(key)
         if step is None and (callable(rho) or when is not None):
             depends = "when=" if when is not None else "its rho, a schedule,"
             raise ValueError(

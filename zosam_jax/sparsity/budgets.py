@@ -350,8 +350,12 @@ class Global(NamedTuple):
         """Returns counts of the leaves; only their sum has a meaning.
 
         Raises:
-          ValueError: The budget keeps less than one weight for each leaf.
+          ValueError: The budget keeps less than one weight for each leaf, or there are
+            more than 2**31 - 1 weights.
         """
+        advice = 'Give each leaf a budget of its own: budget="erk".'
+        what = "a global budget ranks all sparse leaves together: params"
+        _check.countable(what, sum(leaves.sizes), advice)
         return PerLayer(self.sparsity, uniform).counts(leaves)
 
     def by_ranking(self, numbers: Sequence[int]) -> list[int]:

@@ -244,7 +244,8 @@ def sparse_leaves(
 
     Raises:
       ValueError: A pattern matches no leaf, a leaf has fewer axes than `stacked` says,
-        two leaves have the same path, or no leaf is left.
+        two leaves have the same path, no leaf is left, or a sparse layer has more than
+        2**31 - 1 weights.
 
     Example:
       >>> import jax.numpy as jnp
@@ -267,7 +268,9 @@ def sparse_leaves(
             f"those of a stack, and must not match dense={dense!r}. The leaves are: "
             f"{', '.join(paths)}."
         )
-    return SparseLeaves(tuple(sparse), treedef)
+    found = SparseLeaves(tuple(sparse), treedef)
+    check_sizes(found)
+    return found
 
 
 def _leaves(tree_: PyTree, stacked: StackRule) -> tuple[list[Leaf], Any]:
@@ -325,6 +328,13 @@ def stack_axes(stacked: StackRule, path: str, shape: Shape) -> int:
             f"shape is {shape}."
         )
     return number
+
+
+def check_sizes(leaves: SparseLeaves) -> None:
+    """Raises `ValueError` if a layer has more weights than programs count, naming it."""
+    for name, size in zip(leaves.names, leaves.sizes, strict=True):
+        advice = f"Split the leaf, or keep it dense: dense=({name!r},)."
+        _check.countable(f"params: {name}", size, advice)
 
 
 def _is_kernel(shape: Shape) -> bool:

@@ -1,10 +1,12 @@
 """Mask trees: applied to parameters, gradients and updates."""
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 import optax
 
-from zosam_jax import tree
+from zosam_jax import _check, tree
 from zosam_jax._types import Grads, Masks, Params
 from zosam_jax.sparsity.packing import PackedMasks, unpack
 
@@ -72,9 +74,18 @@ def sparsity_of(masks: Masks | PackedMasks, params: Params | None = None) -> jax
       0.5
     """
     sparse = [m for m in jax.tree.leaves(unpack(masks)) if not tree.is_dense(m)]
-    pruned = sum((jnp.sum(~m, dtype=jnp.int32) for m in sparse), jnp.int32(0))
     counted = tree.size(sparse if params is None else params)
-    return pruned.astype(jnp.float32) / max(counted, 1)
+    # A Python float: the number may be beyond int32.
+    return _pruned(sparse) / float(max(counted, 1))
+
+
+def _pruned(masks: Sequence[jax.Array]) -> jax.Array:
+    """Returns the number of pruned weights, float32; exact up to 2**31 - 1 weights."""
+    if tree.size(masks) <= _check.LARGEST_COUNT:
+        count = sum((jnp.sum(~m, dtype=jnp.int32) for m in masks), jnp.int32(0))
+        return count.astype(jnp.float32)
+    rows = [jnp.sum(~m, axis=-1, dtype=jnp.int32) for m in masks]
+    return jnp.sum(jnp.stack([jnp.sum(r.astype(jnp.float32)) for r in rows]))
 
 
 def restricted(grads: Grads, masks: Masks) -> Grads:

@@ -17,7 +17,7 @@ import numpy as np
 from zosam_jax import _check, tree
 from zosam_jax._types import Masks, Params, StackRule
 from zosam_jax.selection import select, select_across
-from zosam_jax.sparsity.leaves import SparseLeaves
+from zosam_jax.sparsity.leaves import SparseLeaves, check_sizes
 
 
 def ticket_sparsities(sparsity: float, rounds: int) -> tuple[float, ...]:
@@ -83,8 +83,8 @@ def prune_ticket(
       A mask tree like `masks`.
 
     Raises:
-      ValueError: The sparsity is out of range, the masks do not fit the parameters, or
-        there is no sparse leaf.
+      ValueError: The sparsity is out of range, the masks do not fit the parameters,
+        there is no sparse leaf, or more than 2**31 - 1 weights share one ranking.
 
     Example:
       >>> import jax.numpy as jnp, zosam_jax as zs
@@ -99,6 +99,10 @@ def prune_ticket(
     leaves = SparseLeaves.of_masks(masks, stacked)
     if not leaves.leaves:
         raise ValueError("masks has no sparse leaf: there is nothing to prune.")
+    check_sizes(leaves)
+    if not per_layer:
+        advice = "Say per_layer=True."
+        _check.countable("the ranking of all layers", sum(leaves.sizes), advice)
     ranking = [jnp.abs(x) for x in leaves.of(params)]
     live = [jnp.asarray(m) for m in leaves.of(masks)]
     sizes = leaves.sizes
@@ -235,6 +239,9 @@ def early_bird(*, window: int = 5, tolerance: float = 0.1) -> EarlyBird:
 def _entries(masks: Masks) -> int:
     """Returns the number of entries of the sparse leaves, at least 1."""
     sparse = [m for m in jax.tree.leaves(masks) if not tree.is_dense(m)]
-    if not tree.size(sparse):
+    size = tree.size(sparse)
+    if not size:
         raise ValueError("masks has no sparse leaf: there is no distance to measure.")
-    return tree.size(sparse)
+    advice = "Give early_bird the masks of some leaves."
+    _check.countable("the sparse part of masks", size, advice)
+    return size

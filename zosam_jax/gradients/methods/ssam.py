@@ -172,6 +172,10 @@ def masked_gradient(
         return dataclasses.replace(seen, memory=memory, factor=factor, backward=passes)
 
     def init(params: Params) -> Memory:
+        advice = "Take another gradient, such as zs.sam."
+        _check.countable(
+            "zs.ssam ranks all weights together: params", tree.size(params), advice
+        )
         mask = jax.tree.map(lambda x: jnp.zeros(jnp.shape(x), bool), params)
         return jnp.zeros((), jnp.int32), mask
 

@@ -25,7 +25,7 @@ from zosam_jax._options import checks_arguments
 from zosam_jax._types import Grads, Masks, Params, StackRule, Units
 from zosam_jax.selection import select
 from zosam_jax.sparsity import schedules
-from zosam_jax.sparsity.leaves import Leaf, SparseLeaves, live_counts
+from zosam_jax.sparsity.leaves import Leaf, SparseLeaves, check_sizes, live_counts
 from zosam_jax.sparsity.method import SparseMethod, Topology
 from zosam_jax.sparsity.patterns import axis_of
 from zosam_jax.sparsity.prune_and_grow import Memory
@@ -134,6 +134,8 @@ def units(
 
     def init(params: Params) -> Topology:
         layers = _layers(params, groups, stacked)
+        kernels = _kernels(layers, params, stacked)
+        check_sizes(kernels)
         counts = [
             max(1, layer.units - round(fractions[layer.group] * layer.units))
             for layer in layers
@@ -144,7 +146,6 @@ def units(
         bounds = np.cumsum([layer.units for layer in layers])[:-1].tolist()
         ranked = jnp.split(drawn, bounds)
         chosen = select(ranked, [jnp.ones(x.shape, bool) for x in ranked], counts)
-        kernels = _kernels(layers, params, stacked)
         masks = _spread(layers, chosen, kernels)
         # Counts of weights, as other methods have them; units are counted from masks.
         live = live_counts(masks)
