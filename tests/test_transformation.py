@@ -285,3 +285,41 @@ def test_multi_steps_behind_it_averages_the_gradients():
         updates,
         expected,
     )
+
+
+def test_lookahead_is_given_the_gradient_of_the_pure_form():
+    params, loss = mlp()
+    pairs = optax.LookaheadParams.init_synced(params)
+    around = optax.lookahead(optax.chain(zs.sam(), optax.sgd(0.1)), 5, 0.5)
+    behind = optax.chain(zs.sam(), optax.lookahead(optax.sgd(0.1), 5, 0.5))
+    for tx in (around, behind):
+        with pytest.raises(
+            ValueError, match=r"gradient\(value_fn, params.fast"
+        ):
+            tx.init(pairs)
+    tx = optax.lookahead(optax.sgd(0.1), 1, 0.5)
+    grad = zs.sam().gradient(loss, pairs.fast, jax.random.key(0)).grad
+    updates, _ = tx.update(grad, tx.init(pairs), pairs)
+    moved = optax.apply_updates(pairs, updates)
+    expected = jax.tree.map(lambda w, g: w - 0.05 * g, params, grad)
+    for side in (moved.fast, moved.slow):
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
+            side,
+            expected,
+        )
+
+
+def test_apply_if_finite_stands_behind_a_gradient_without_incoming_updates():
+    params, loss = mlp()
+    around = optax.apply_if_finite(optax.chain(zs.sam(), optax.sgd(0.1)), 3)
+    with pytest.raises(ValueError, match=r"behind: .*optax.apply_if_finite\(optimizer"):
+        around.update(None, around.init(params), params, value_fn=loss)
+    sometimes = optax.conditionally_transform(zs.sam(), lambda step: step > 3)
+    with pytest.raises(ValueError, match=r"zs\.sam\(when="):
+        sometimes.update(None, sometimes.init(params), params, value_fn=loss)
+    behind = optax.chain(zs.sam(), optax.apply_if_finite(optax.sgd(0.1), 3))
+    bad = lambda p: loss(p) * jnp.nan  # noqa: E731
+    updates, state = behind.update(None, behind.init(params), params, value_fn=bad)
+    assert int(state[1].notfinite_count) == 1
+    assert not any(np.any(x) for x in jax.tree.leaves(updates))

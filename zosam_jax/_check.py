@@ -174,6 +174,28 @@ def _float32(x: float) -> float:
         return math.copysign(math.inf, x)
 
 
+def optax_caller(*wrappers: str) -> str | None:
+    """Returns which of these Optax wrappers is among the callers; None if none is.
+
+    No argument of `init` or `update` reveals it.
+
+    Args:
+      *wrappers: Names of functions that Optax exports, such as "lookahead".
+    """
+    frame = sys._getframe(1)
+    while frame is not None:
+        name = frame.f_code.co_qualname.partition(".<locals>.")[0]
+        package = frame.f_globals.get("__name__", "").partition(".")[0]
+        if package == "optax" and name in wrappers:
+            return name
+        frame = frame.f_back
+    return None
+
+
+JUDGES = ("apply_if_finite", "conditionally_transform", "conditionally_mask")
+"""Optax wrappers that may return the incoming updates, or zeros like them."""
+
+
 def outside() -> int:
     """The `stacklevel` of a warning that is to show the line outside this package."""
     level, frame = 1, sys._getframe(1)

@@ -435,9 +435,74 @@ def test_a_leaf_that_never_trains_is_found_before_its_masks_change(name):
 def test_wrappers_that_do_not_fit_around_it_say_what_does():
     tx = zs.sparsify(optax.sgd(0.1), zs.sparsity.static(0.5))
     slow = optax.lookahead(tx, 5, 0.5)
-    with pytest.raises(ValueError, match=r"lookahead.*apply_masks\(average"):
-        slow.init(optax.LookaheadParams.init_synced(KERNELS))
-    tx = zs.sparsify(optax.sgd(0.1), zs.sparsity.static(0.5), zs.backprop())
-    judged: Any = optax.apply_if_finite(tx, 3)
-    with pytest.raises(ValueError, match=r"inside: zs.sparsify\(optax.apply_if_finite"):
-        judged.update(None, judged.init(KERNELS), KERNELS, value_fn=square)
+    pairs = optax.LookaheadParams.init_synced(KERNELS)
+    for made, params in ((slow, pairs), (slow, KERNELS), (tx, pairs)):
+        with pytest.raises(ValueError, match=r"around.*apply_masks\(average"):
+            made.init(params)
+    inside = zs.sparsify(optax.lookahead(optax.sgd(0.1), 5, 0.5), half())
+    with pytest.raises(TypeError, match=r"lookahead inside.*apply_masks\(average"):
+        inside.init(KERNELS)
+
+
+JUDGES: Any = {
+    "apply_if_finite": lambda tx: optax.apply_if_finite(tx, 3),
+    "conditionally_mask": lambda tx: optax.conditionally_mask(tx, lambda step: True),
+    "conditionally_transform": lambda tx: optax.conditionally_transform(
+        tx, lambda step: True
+    ),
+}
+
+
+@pytest.mark.parametrize("name", JUDGES)
+def test_wrappers_that_judge_the_incoming_updates_go_inside(name):
+    judge = JUDGES[name]
+    tx = judge(zs.sparsify(optax.sgd(0.1), half(), zs.backprop()))
+    with pytest.raises(ValueError, match=rf"inside: zs.sparsify\(optax.{name}"):
+        tx.update(None, tx.init(KERNELS), KERNELS, value_fn=square)
+    tx = zs.sparsify(optax.sgd(0.1), half(), judge(zs.sam()))
+    with pytest.raises(ValueError, match=rf"behind: .*zs.sam.*optax.{name}"):
+        tx.update(None, tx.init(KERNELS), KERNELS, value_fn=square)
+    for good in (
+        zs.sparsify(judge(optax.sgd(0.1)), half(), zs.sam()),
+        zs.sparsify(
+            optax.sgd(0.1), half(), optax.chain(zs.sam(), judge(optax.identity()))
+        ),
+    ):
+        jax.eval_shape(
+            lambda state, good=good: good.update(None, state, KERNELS, value_fn=square),
+            good.init(KERNELS),
+        )
+
+
+def test_a_schedule_that_counts_estimates_is_refused_under_accumulation():
+    """The method's own counts optimizer steps, and `rho` is 0.2, 0.2, 0.1, 0.1."""
+    schedule = optax.linear_schedule(0.2, 0.0, 2)
+    inject = optax.inject_hyperparams
+    injected = inject(zs.sam)(rho=schedule)
+
+    def made(gradient, k):
+        return zs.sparsify(optax.sgd(0.1), half(), gradient, accumulate_steps=k)
+
+    for gradient in (injected, optax.chain(optax.chain(injected), optax.clip(1.0))):
+        with pytest.raises(ValueError, match=r"schedule of rho.*zs.zosam\(rho=sched"):
+            made(gradient, 2).init(KERNELS)
+    with pytest.raises(ValueError, match=r"Only rho can .* keep exploration constant"):
+        made(inject(zs.zosam)(exploration=schedule), 2).init(KERNELS)
+    # Without a schedule, or without accumulation, nothing disagrees.
+    made(inject(zs.sam)(rho=0.1), 2).init(KERNELS)
+    norms = {}
+    for name, tx in (
+        ("own", made(zs.sam(rho=schedule), 2)),
+        ("injected", made(injected, 1)),
+    ):
+        state, norms[name] = tx.init(KERNELS), []
+        params = zs.sparsity.apply_masks(KERNELS, zs.sparsity.masks(state))
+        for _ in range(4):
+            _, state = tx.update(None, state, params, value_fn=square)
+            norms[name].append(float(zs.estimate(state).info.perturbation_norm))
+    np.testing.assert_allclose(norms["own"], [0.2, 0.2, 0.1, 0.1], rtol=1e-4)
+    np.testing.assert_allclose(norms["injected"], [0.2, 0.1, 0.0, 0.0], atol=1e-4)
+
+
+def half():
+    return zs.sparsity.static(0.5)

@@ -219,6 +219,7 @@ def as_transformation(
     marks = Facts(**{name: () if holds else None for name, holds in facts.items()})
 
     def init(params: Params) -> EstimatorState:
+        _check_wrappers(name, params)
         _check.trainable(params)
         aux = jax.tree.map(
             lambda x: jnp.zeros(jnp.shape(x), jnp.result_type(x)), aux_like
@@ -246,7 +247,8 @@ def as_transformation(
         optimizer_step: jax.Array | None = None,
         **extra_args: Any,
     ) -> tuple[Grads, EstimatorState]:
-        del updates, extra_args
+        del extra_args
+        _check_wrappers(name, params, updates)
         _check_call(name, params, value_fn)
         _warn_of_standstill(state)
         seen = estimator(
@@ -400,6 +402,35 @@ def _warn_of_standstill(state: EstimatorState) -> None:
         "coarse for a small delta=: compute it in float32, or give a larger delta=.",
         stacklevel=_check.outside(),
     )
+
+
+def _check_wrappers(
+    name: str, params: Params | None, updates: Grads | None = ()
+) -> None:
+    """Raises `ValueError` with an Optax wrapper around that an estimator does not fit.
+
+    Args:
+      name: The method's public name.
+      params: The parameters.
+      updates: The incoming updates, on update.
+    """
+    paired = tree.nodes(params, optax.LookaheadParams)
+    if paired or _check.optax_caller("lookahead"):
+        raise ValueError(
+            f"zs.{name} does not fit into or in front of optax.lookahead, which passes "
+            "no value_fn on and has two sets of parameters. Make the gradient outside: "
+            f"grad = zs.{name}(...).gradient(value_fn, params.fast, key).grad, then "
+            "updates, state = tx.update(grad, state, params), with tx the lookahead "
+            "around the optimizer alone."
+        )
+    judge = _check.optax_caller(*_check.JUDGES)
+    if updates is None and judge:
+        when = "" if judge == _check.JUDGES[0] else f", or say zs.{name}(when=...)"
+        raise ValueError(
+            f"optax.{judge} around zs.{name} would judge or return the incoming "
+            "updates, which are None, and not the estimate. Put it behind: "
+            f"optax.chain(zs.{name}(...), optax.{judge}(optimizer, ...)){when}."
+        )
 
 
 def _check_call(name: str, params: Params | None, value_fn: ValueFn | None) -> None:

@@ -1,16 +1,21 @@
 """What fits into and around `sparsify`, and advice where something does not."""
 
-import sys
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import optax
 
-from zosam_jax import tree
+from zosam_jax import _check, tree
 from zosam_jax._types import Decoupled, EstimatorState, Grads, Masks, OptState, Params
 from zosam_jax.sparsity.frozen_leaves import frozen
 from zosam_jax.sparsity.method import SparseMethod
+
+_NO_LOOKAHEAD = (
+    "would move pruned weights: its slow weights know no masks. Leave it out; or "
+    "average weights outside the optimizer, and give the average the masks: "
+    "zs.sparsity.apply_masks(average, zs.sparsity.masks(state))."
+)
 
 
 def check_gradient(
@@ -52,6 +57,8 @@ def check_inner(state: OptState) -> None:
             "accumulate_steps=k), or, without gradient=, "
             "optax.MultiSteps(zs.sparsify(...), k)."
         )
+    if tree.nodes(state, optax.LookaheadState):
+        raise TypeError(f"optax.lookahead inside zs.sparsify {_NO_LOOKAHEAD}")
     if tree.nodes(state, EstimatorState):
         raise TypeError(
             "a gradient estimator inside the inner optimizer knows no masks. Say "
@@ -88,14 +95,34 @@ def check_transformations(inner: Any, method: Any, gradient: Any) -> None:
             )
 
 
-def check_estimator(method: SparseMethod, state: OptState) -> None:
-    """Raises `ValueError` if a method grows by a gradient that is not estimated.
+def check_estimator(
+    method: SparseMethod, state: OptState, accumulate_steps: int
+) -> None:
+    """Raises `ValueError` if a gradient does not fit the method or the accumulation.
 
     Args:
       method: The sparse method.
       state: The state of the gradient estimator, which wrappers such as `optax.chain`
         keep.
+      accumulate_steps: Number of gradients that are averaged.
     """
+    scheduled = _scheduled(state) if accumulate_steps > 1 else []
+    if scheduled:
+        others = [name for name in scheduled if name != "rho"]
+        advice = (
+            "Give the gradient the schedule itself, as zs.zosam(rho=schedule), which "
+            "counts optimizer steps."
+        )
+        if others:
+            advice = (
+                f"Only rho can follow the optimizer steps: keep {', '.join(others)} "
+                "constant, or say accumulate_steps=1."
+            )
+        raise ValueError(
+            f"optax.inject_hyperparams in gradient= counts estimates in its schedule "
+            f"of {', '.join(scheduled)}, and accumulate_steps={accumulate_steps} of "
+            f"them make one optimizer step. {advice}"
+        )
     blind = any(x.facts.dense is None for x in tree.nodes(state, EstimatorState))
     if blind and method.dense_gradient_every is not None:
         raise ValueError(
@@ -103,6 +130,14 @@ def check_estimator(method: SparseMethod, state: OptState) -> None:
             "gradient does not estimate: nothing would ever grow. Use "
             "zs.sparsity.set_, which grows at random."
         )
+
+
+def _scheduled(state: OptState) -> list[str]:
+    """Returns the hyperparameters that `optax.inject_hyperparams` schedules."""
+    found: list[str] = []
+    for injected in tree.nodes(state, optax.InjectStatefulHyperparamsState):
+        found += [*injected.hyperparams_states, *_scheduled(injected.inner_state)]
+    return found
 
 
 def check_trained(update: Callable[[Grads], Grads], grads: Grads, masks: Masks) -> None:
@@ -132,36 +167,21 @@ def check_trained(update: Callable[[Grads], Grads], grads: Grads, masks: Masks) 
         )
 
 
-def check_callers(gradient: Any, updates: Grads | None = ()) -> None:
-    """Raises `ValueError` inside an Optax wrapper that `sparsify` does not fit.
+def check_callers(gradient: Any, params: Params, updates: Grads | None = ()) -> None:
+    """Raises `ValueError` with an Optax wrapper around that `sparsify` does not fit.
 
     Args:
       gradient: The gradient estimator, or None.
+      params: The parameters.
       updates: The incoming updates, on update.
     """
-    if _inside("lookahead"):
+    paired = tree.nodes(params, optax.LookaheadParams)
+    if paired or _check.optax_caller("lookahead"):
+        raise ValueError(f"optax.lookahead around zs.sparsify {_NO_LOOKAHEAD}")
+    judge = _check.optax_caller(*_check.JUDGES)
+    if gradient is not None and updates is None and judge:
         raise ValueError(
-            "optax.lookahead around zs.sparsify would move pruned weights: its slow "
-            "weights know no masks, and it passes no value_fn on. Leave it out; or "
-            "average weights outside the optimizer, and give the average the masks: "
-            "zs.sparsity.apply_masks(average, zs.sparsity.masks(state))."
+            f"optax.{judge} around zs.sparsify(..., gradient=...) would judge the "
+            "incoming updates, which are None, and not the estimate. Put it inside: "
+            f"zs.sparsify(optax.{judge}(optimizer, ...), method, gradient=...)."
         )
-    if gradient is not None and updates is None and _inside("apply_if_finite"):
-        raise ValueError(
-            "optax.apply_if_finite around zs.sparsify(..., gradient=...) would judge "
-            "the incoming updates, which are None, and not the estimate. Put it "
-            "inside: zs.sparsify(optax.apply_if_finite(optimizer, n), method, "
-            "gradient=...)."
-        )
-
-
-def _inside(wrapper: str) -> bool:
-    """Returns whether an Optax wrapper is a caller, which no argument reveals."""
-    frame = sys._getframe()
-    while frame is not None:
-        name = frame.f_code.co_qualname
-        package = frame.f_globals.get("__name__", "").partition(".")[0]
-        if package == "optax" and name.startswith(f"{wrapper}.<locals>."):
-            return True
-        frame = frame.f_back
-    return False

@@ -96,7 +96,9 @@ def sparsify(
         and the masks. None: `updates` is the gradient with respect to every weight, as
         `jax.grad` gives it at the masked parameters.
       accumulate_steps: Number of updates whose gradients are averaged into one
-        optimizer step; the other updates are zero. Schedules count optimizer steps.
+        optimizer step; the other updates are zero. Schedules of the optimizer and of
+        `rho` count optimizer steps; those that `optax.inject_hyperparams` holds, around
+        all of it, count updates.
       grown_second_moment: "fresh": grown weights have the second moment of a new
         optimizer, 0, as is usual. Adam then moves them by 3 to 6.5 learning rates in
         each of their first 40 steps, since it corrects the bias of old moments. "mean":
@@ -115,12 +117,14 @@ def sparsify(
     Raises:
       ValueError: On update, without params, or without a gradient of either kind.
       ValueError: At init, if the method grows by a gradient that `gradient` does not
-        estimate.
+        estimate, or a schedule in `gradient` counts estimates and `accumulate_steps`
+        of them make one step.
       ValueError: The method would change the masks of a leaf that `inner` never trains;
         `optax.lookahead` or `optax.apply_if_finite` stands around a `sparsify` that it
         does not fit.
       TypeError: `inner` or `gradient` is no Optax transformation, `method` is no
-        method, or, at init, `inner` holds `optax.MultiSteps` or an estimator.
+        method, or, at init, `inner` holds `optax.MultiSteps`, `optax.lookahead` or an
+        estimator.
 
     Example:
       >>> import jax.numpy as jnp, optax, zosam_jax as zs
@@ -144,9 +148,9 @@ def sparsify(
     hold = step.hold
 
     def init(params: Params) -> SparsifyState:
-        compatibility.check_callers(gradient)
+        compatibility.check_callers(gradient, params)
         estimator = () if gradient is None else gradient.init(params)
-        compatibility.check_estimator(method, estimator)
+        compatibility.check_estimator(method, estimator, accumulate_steps)
         topology = method.init(params)
         moments = inner.init(step.network(params, topology.masks))
         compatibility.check_inner(moments)
@@ -176,7 +180,7 @@ def sparsify(
             raise ValueError(
                 "zs.sparsify needs params: tx.update(grads, state, params)."
             )
-        compatibility.check_callers(gradient, updates)
+        compatibility.check_callers(gradient, params, updates)
         masks = unpack(state.masks)
         value = None
         if gradient is None:
