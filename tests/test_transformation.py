@@ -293,9 +293,7 @@ def test_lookahead_is_given_the_gradient_of_the_pure_form():
     around = optax.lookahead(optax.chain(zs.sam(), optax.sgd(0.1)), 5, 0.5)
     behind = optax.chain(zs.sam(), optax.lookahead(optax.sgd(0.1), 5, 0.5))
     for tx in (around, behind):
-        with pytest.raises(
-            ValueError, match=r"gradient\(value_fn, params.fast"
-        ):
+        with pytest.raises(ValueError, match=r"gradient\(value_fn, params.fast"):
             tx.init(pairs)
     tx = optax.lookahead(optax.sgd(0.1), 1, 0.5)
     grad = zs.sam().gradient(loss, pairs.fast, jax.random.key(0)).grad
