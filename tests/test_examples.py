@@ -48,7 +48,7 @@ def standing(statistics):
     The radius is 0, so that `value` and `descent_value` are losses of one point.
     """
     return zs.sparsify(
-        optax.sgd(optax.piecewise_constant_schedule(0.0, {STANDS - 1: 1.0})),
+        optax.sgd(lambda count: jnp.where(count < STANDS, 0.0, 0.1)),
         zs.sparsity.rigl(0.8, total_steps=10, interval=STANDS),
         gradient=zs.sam(0.0, has_aux=True, aux_like=statistics),
     )

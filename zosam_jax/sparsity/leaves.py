@@ -331,7 +331,7 @@ def stack_axes(stacked: StackRule, path: str, shape: Shape) -> int:
 
 
 def check_sizes(leaves: SparseLeaves) -> None:
-    """Raises `ValueError` if a layer has more weights than programs count, naming it."""
+    """Raises `ValueError` for a layer of more weights than programs count, named."""
     for name, size in zip(leaves.names, leaves.sizes, strict=True):
         advice = f"Split the leaf, or keep it dense: dense=({name!r},)."
         _check.countable(f"params: {name}", size, advice)
