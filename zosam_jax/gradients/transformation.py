@@ -439,7 +439,8 @@ def _check_call(name: str, params: Params | None, value_fn: ValueFn | None) -> N
         raise ValueError(
             f"zs.{name} needs {missing}: call tx.update(None, state, params, "
             "value_fn=lambda p: loss(p, batch)). (Flax's TrainState drops value_fn: "
-            "make the gradient in front of it, with zs.zosam_gradient.)"
+            "override its apply_gradients, or make the gradient in front of it, with "
+            "zs.zosam_gradient.)"
         )
     if tree.nodes(params, optax.MaskedNode):
         raise ValueError(
