@@ -7,17 +7,22 @@ import sys
 from typing import Any
 
 
+def flags(devices: int) -> str:
+    """`XLA_FLAGS` of a process whose CPU plays so many devices."""
+    own = os.environ.get("XLA_FLAGS", "")
+    return f"{own} --xla_force_host_platform_device_count={devices}"
+
+
 def run(program: str, devices: int) -> Any:
     """What the program prints in its last line, as JSON, on so many devices.
 
     LLVM does not optimise its programs, so that they compile in two thirds of the time.
     """
-    flags = f"--xla_force_host_platform_device_count={devices}"
     result = subprocess.run(
         [sys.executable, "-c", program],
         env=os.environ
         | {
-            "XLA_FLAGS": flags,
+            "XLA_FLAGS": flags(devices),
             "JAX_PLATFORMS": "cpu",
             "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
         },

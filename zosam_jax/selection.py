@@ -200,6 +200,18 @@ def select_along(
        [False  True]]
     """
     axes = tuple(sorted(axis % scores.ndim for axis in axes))
+    return _select_along(scores, candidates, counts, axes)
+
+
+# Compiled once for each shape, outside of a compiled program too: JAX compiles a loop
+# that runs on its own anew at each call.
+@functools.partial(jax.jit, static_argnames="axes")
+def _select_along(
+    scores: jax.Array,
+    candidates: jax.Array,
+    counts: jax.typing.ArrayLike,
+    axes: tuple[int, ...],
+) -> jax.Array:
     size = math.prod(scores.shape[axis] for axis in axes)
     kept = tuple(1 if i in axes else n for i, n in enumerate(scores.shape))
     target = jnp.broadcast_to(jnp.asarray(counts, jnp.int32), kept)
@@ -218,6 +230,7 @@ def _known(scores: jax.Array) -> jax.Array:
     return scores if scores.dtype.name in _SHIFT else scores.astype(jnp.float32)
 
 
+@jax.jit
 def _select(
     sets: Sequence[Sequence[_Pair]], counts: Sequence[jax.typing.ArrayLike]
 ) -> tuple[list[list[jax.Array]], jax.Array]:

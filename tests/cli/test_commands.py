@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from devices import flags
 
 import zosam_jax
 from zosam_jax import models
@@ -29,7 +30,7 @@ from zosam_jax.train.optimizers import OPTIMIZERS
 def command(*arguments, cwd=None, devices=1):
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "XLA_FLAGS": flags(devices),
         "COLUMNS": "80",
     }
     return subprocess.run(

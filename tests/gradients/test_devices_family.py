@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from devices import flags
 from family import ALL, METHODS, batch, losses_on, value_fn_of, weights
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -173,14 +174,14 @@ def mean(parts):
 @functools.cache
 def found() -> dict:
     here = Path(__file__).parent
-    flags = f"--xla_force_host_platform_device_count={DEVICES}"
     paths = [str(here), str(here.parent), os.environ.get("PYTHONPATH", "")]
     result = subprocess.run(
         [sys.executable, "-c", "import test_devices_family as t; t.report()"],
         env=os.environ
         | {
-            "XLA_FLAGS": flags,
+            "XLA_FLAGS": flags(DEVICES),
             "JAX_PLATFORMS": "cpu",
+            "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
             # Hundreds of single operations, compiled in some milliseconds each.
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             "PYTHONPATH": os.pathsep.join(filter(None, paths)),

@@ -175,7 +175,7 @@ def once(name, tree):
     """One topology change and one step, at a step where the method has one."""
     method = METHODS[name].make(1 - DENSITIES[tree], 100)
     tx = zs.sparsify(optax.sgd(0.1, momentum=0.9), method)
-    at = [s for s in range(100) if bool(method.fires(jnp.int32(s)))][-1]
+    at = np.flatnonzero(jax.jit(jax.vmap(method.fires))(jnp.arange(100)))[-1]
 
     @functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
     def both(params, grads):

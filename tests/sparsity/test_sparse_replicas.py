@@ -14,6 +14,7 @@ import numpy as np
 import optax
 import pytest
 import sparse_replicas as replicas
+from devices import flags
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from marks import quick
@@ -268,7 +269,6 @@ def on_eight(tmp_path_factory):
     """The folder of what eight devices found, by name and layout."""
     folder = tmp_path_factory.mktemp("eight")
     here = Path(__file__).parent
-    flags = f"--xla_force_host_platform_device_count={DEVICES}"
     result = subprocess.run(
         [
             sys.executable,
@@ -278,8 +278,9 @@ def on_eight(tmp_path_factory):
         ],
         env=os.environ
         | {
-            "XLA_FLAGS": flags,
+            "XLA_FLAGS": flags(DEVICES),
             "JAX_PLATFORMS": "cpu",
+            "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
             "PYTHONPATH": os.pathsep.join(
                 filter(None, [str(here), str(here.parent), os.getenv("PYTHONPATH")])
             ),

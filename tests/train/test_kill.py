@@ -10,12 +10,13 @@ import jax
 import numpy as np
 import pytest
 import tiny_run
+from devices import flags
 
 
 def process(out, *fields, devices=1):
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "XLA_FLAGS": flags(devices),
     }
     program = Path(tiny_run.__file__)
     return subprocess.run(
