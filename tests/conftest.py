@@ -21,11 +21,17 @@ if version("jaxlib").startswith("0.10."):
     )
     os.environ["XLA_FLAGS"] = f"{flags} {os.environ.get('XLA_FLAGS', '')}"
 
-OPTIMISED = ("data", "test_reductions", "test_tree", "test_zosam")
+OPTIMISED = (
+    "data",
+    "test_reductions",
+    "test_sparse_replicas",
+    "test_tree",
+    "test_zosam",
+)
 """Folders and modules whose programs LLVM optimises, as it does for users.
 
-They compare different programs bit for bit, or work on many images. The programs of
-all others compile in two thirds of the time.
+They compare different programs bit for bit, work on many images, or choose themselves.
+The programs of all others compile in two thirds of the time.
 """
 
 
