@@ -27,22 +27,24 @@ import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 
 import zosam_jax as zs
-from benchmarks import intervals, record, tables
+from benchmarks import intervals, record, side_by_side, tables
+from benchmarks.side_by_side import Result
 from zosam_jax import data
 from zosam_jax.gradients.transformation import GradientEstimator
-from zosam_jax.runs import folder
 from zosam_jax.runs.config import TrainConfig
 from zosam_jax.runs.errors import RunError
 from zosam_jax.runs.progress import Lines
 from zosam_jax.train import build, choices, run
 from zosam_jax.train import step as steps
 from zosam_jax.train.objects import Objects
+
+T = TypeVar("T")
 
 SGD, SAM = "SGD", "SAM"
 TUNE_SEEDS = (1_000, 1_001)
@@ -69,6 +71,7 @@ class Contender(NamedTuple):
       limit: Which steps are perturbed; None for all.
       share: Fraction of the steps that are perturbed; the others cost one of SGD.
       period: Steps whose mean is one measurement of time, where steps differ.
+      epochs: Fraction of the problem's epochs, for a control that stops early.
     """
 
     make: Callable[..., GradientEstimator]
@@ -77,6 +80,7 @@ class Contender(NamedTuple):
     limit: Limit | None = None
     share: float = 1.0
     period: int = 1
+    epochs: float = 1.0
 
     def gradient(self, rho: float, total_steps: int | None) -> GradientEstimator:
         """Returns the gradient.
@@ -128,11 +132,14 @@ CONTENDERS: dict[str, Contender] = {
     "guided ZO-SAM, 1/4 of the batch": Contender(
         zs.zosam, {**_GUIDED, "ascent_fraction": 1 / 4}
     ),
+    "SGD, 1/2 of the epochs": Contender(zs.backprop, radii=(), epochs=1 / 2),
+    "SGD, 1/4 of the epochs": Contender(zs.backprop, radii=(), epochs=1 / 4),
     "RWP": Contender(zs.rwp, radii=FILTER_RADII),
     "random, random sign": Contender(zs.rst),
 }
-"""SGD is what gains are over, SAM the full-price method, and the last two rows the
-controls: perturbations without a look at the loss."""
+"""SGD is what gains are over, and SAM the full-price method. The last four rows are
+controls: a shorter training, which remembers fewer wrong labels, and perturbations
+without a look at the loss."""
 
 
 class Problem(NamedTuple):
@@ -141,10 +148,13 @@ class Problem(NamedTuple):
     Attributes:
       fields: Its configuration, without seed and gradient.
       train: Number of training examples, from the front; None for all.
+      side_by_side: Whether the network is so small that many of them train in one
+        program. Otherwise each training is a run of `zosam_jax.train`.
     """
 
     fields: Mapping[str, Any]
     train: int | None = None
+    side_by_side: bool = False
 
 
 _MLP = {"dataset": "digits", "model": "mlp", "epochs": 60, "augment": ()}
@@ -156,8 +166,8 @@ _CIFAR = {
     "warmup_epochs": 1,
 }
 PROBLEMS: dict[str, Problem] = {
-    "digits-noise20": Problem({**_MLP, "label_noise": 0.2}),
-    "digits-noise40": Problem({**_MLP, "label_noise": 0.4}),
+    "digits-noise20": Problem({**_MLP, "label_noise": 0.2}, side_by_side=True),
+    "digits-noise40": Problem({**_MLP, "label_noise": 0.4}, side_by_side=True),
     "cifar-noise20": Problem({**_CIFAR, "epochs": 30, "label_noise": 0.2}, 10_000),
     "cifar-noise40": Problem({**_CIFAR, "epochs": 30, "label_noise": 0.4}, 10_000),
     "cifar-sparse90": Problem({**_CIFAR, "epochs": 30}),
@@ -201,11 +211,12 @@ class Training(NamedTuple):
 
 
 class Study:
-    """The trainings of a problem, and their folder.
+    """The trainings of a problem, and the log of those that are done.
 
     Attributes:
       name: The problem.
       args: The command line.
+      log: A line for each finished training.
     """
 
     def __init__(self, name: str, args: argparse.Namespace):
@@ -216,6 +227,9 @@ class Study:
           args: The command line.
         """
         self.name, self.args = name, args
+        # As they are read back: JSON knows no tuples.
+        settings = json.loads(json.dumps(PROBLEMS[name]._asdict()))
+        self.log = record.Log(args.runs / name / "trainings.jsonl", settings)
         self._dataset: data.Dataset | None = None
 
     def dataset(self) -> data.Dataset:
@@ -249,80 +263,108 @@ class Study:
             }
         )
 
-    def execute(self, training: Training) -> bool:
-        """Trains, or goes on; returns whether the training came to its end."""
-        config = self.config(training)
-        if self.accuracy(training) is not None:
-            return True
-        images = self.dataset().num_train * (1 - config.validation)
-        total = int(images // config.batch_size) * config.epochs
-        gradient = CONTENDERS[training.method].gradient(training.rho, total)
-        print(f"{training}", flush=True)
-        try:
-            result = run(
-                config, gradient=gradient, dataset=self.dataset(), display=Lines(60.0)
+    def done(self) -> dict[Training, Result]:
+        """Returns the results of the finished trainings."""
+        rows = self.log.rows()
+        return {
+            Training(*(row[name] for name in Training._fields)): Result(
+                row["accuracy"], row["diverged"]
             )
+            for row in rows
+        }
+
+    def execute(self, trainings: Sequence[Training]) -> bool:
+        """Trains what is not done; returns False if interrupted.
+
+        Args:
+          trainings: They differ in radius and seed alone.
+        """
+        done = self.done()
+        left = [training for training in trainings if training not in done]
+        if not left:
+            return True
+        print(f"{left[0]} and {len(left) - 1} others", flush=True)
+        if PROBLEMS[self.name].side_by_side:
+            results = side_by_side.train(
+                self.config(left[0]),
+                self.dataset(),
+                CONTENDERS[left[0].method].gradient,
+                [side_by_side.Lane(each.rho, each.seed) for each in left],
+            )
+            self._note(left, results)
+            return True
+        for training in left:
+            result = self._run(training)
+            if result is None:
+                return False
+            self._note([training], [result])
+        return True
+
+    def _note(self, trainings: Sequence[Training], results: Sequence[Result]) -> None:
+        about = {k: record.environment()[k] for k in ("commit", "versions", "device")}
+        for training, result in zip(trainings, results, strict=True):
+            self.log.append({**training._asdict(), **result._asdict(), **about})
+
+    def _run(self, training: Training) -> Result | None:
+        """Trains, or goes on; returns None if interrupted."""
+        config, dataset = self.config(training), self.dataset()
+        steps_per_epoch = int(dataset.num_train * (1 - config.validation))
+        steps_per_epoch //= config.batch_size
+        total = steps_per_epoch * config.epochs
+        gradient = CONTENDERS[training.method].gradient(training.rho, total)
+        try:
+            ended = run(config, gradient=gradient, dataset=dataset, display=Lines(60.0))
         except RunError as error:
             if "not finite" not in str(error):
                 raise
-            (config.folder / "diverged").write_text(f"{error}\n")
-            return True
-        return result.status != "interrupted"
-
-    def accuracy(self, training: Training) -> float | None:
-        """Returns the last accuracy of a training; None if it is not finished.
-
-        It is that on held-out images in stage `tune`, else that on test images.
-        """
-        config = self.config(training)
-        if (config.folder / "diverged").exists():
-            return 1 / self.dataset().num_classes
-        if not (config.folder / "summary.json").exists():
+            return Result(1 / dataset.num_classes, diverged=True)
+        if ended.status == "interrupted":
             return None
-        found = folder.read_summary(config)
-        assert found is not None
         on = "validation_accuracy" if training.stage == "tune" else "test_accuracy"
-        return found[on]
+        return Result(ended.summary[on], diverged=False)
 
-    def diverged(self, training: Training) -> bool:
-        """Whether the loss of a training became infinite or NaN."""
-        return (self.config(training).folder / "diverged").exists()
-
-    def tuning(self) -> Iterator[Training]:
-        """Yields the trainings that choose the radii."""
+    def tuning(self) -> Iterator[list[Training]]:
+        """Yields the trainings that choose the radii, method by method."""
         epochs = PROBLEMS[self.name].fields["epochs"]
-        for seed in TUNE_SEEDS:
-            for label in self.args.methods:
-                for rho in CONTENDERS[label].radii:
-                    yield Training(self.name, "tune", label, rho, seed, epochs)
+        for label in self.args.methods:
+            if radii := CONTENDERS[label].radii:
+                yield [
+                    Training(self.name, "tune", label, rho, seed, epochs)
+                    for seed in TUNE_SEEDS
+                    for rho in radii
+                ]
 
-    def radius(self, label: str) -> float | None:
-        """Returns the best radius of a method; None while its trainings run."""
-        if not CONTENDERS[label].radii:
-            return 0.0
-        found: dict[float, list[float]] = {}
-        for training in self.tuning():
-            accuracy = self.accuracy(training)
-            if training.method == label:
-                if accuracy is None:
-                    return None
-                found.setdefault(training.rho, []).append(accuracy)
-        return max(found, key=lambda rho: statistics.fmean(found[rho]))
+    def radii(self) -> dict[str, float]:
+        """Returns the best radius of each method whose tuning is done; 0 for none."""
+        done = self.done()
+        best = {m: 0.0 for m in self.args.methods if not CONTENDERS[m].radii}
+        for trainings in self.tuning():
+            if not all(training in done for training in trainings):
+                continue
+            found: dict[float, list[float]] = {}
+            for training in trainings:
+                found.setdefault(training.rho, []).append(done[training].accuracy)
+            best[trainings[0].method] = max(
+                found, key=lambda rho, found=found: statistics.fmean(found[rho])
+            )
+        return best
 
-    def finals(self) -> Iterator[Training]:
-        """Yields the trainings of the comparison whose radius is known."""
+    def finals(self) -> Iterator[list[Training]]:
+        """Yields the trainings of the comparison whose radius and length are known."""
         epochs, prices = PROBLEMS[self.name].fields["epochs"], self.prices()
-        radii = {label: self.radius(label) for label in self.args.methods}
-        for seed in range(self.args.seeds):
+        for label, rho in self.radii().items():
             for stage in ("epochs", "time"):
-                for label, rho in radii.items():
-                    if rho is None or (stage == "time" and prices is None):
+                count = round(epochs * CONTENDERS[label].epochs)
+                if stage == "time":
+                    if prices is None or count != epochs:
                         continue
-                    count = epochs
-                    if stage == "time" and prices is not None:
-                        count = round(epochs * prices[SAM] / prices[label])
-                    if stage == "epochs" or count != epochs:
-                        yield Training(self.name, stage, label, rho, seed, count)
+                    count = round(epochs * prices[SAM] / prices[label])
+                    if count == epochs:
+                        continue
+                yield [
+                    Training(self.name, stage, label, rho, seed, count)
+                    for seed in range(self.args.seeds)
+                ]
 
     def prices(self) -> dict[str, float] | None:
         """Returns the time of a step of each method, in steps of SGD; None: not yet."""
@@ -399,32 +441,34 @@ def _program(study: Study, label: str) -> tuple[Callable[[Any], Any], Any]:
 
 
 def summarize(study: Study) -> list[dict[str, Any]]:
-    """Returns a row for each method and stage with all its seeds."""
-    values: dict[tuple[str, str], dict[int, float]] = {}
-    trainings = list(study.finals())
-    for training in trainings:
-        accuracy = study.accuracy(training)
-        if accuracy is not None:
-            key = training.stage, training.method
-            values.setdefault(key, {})[training.seed] = accuracy
-    prices = study.prices() or {}
-    base = values.get(("epochs", SGD), {})
+    """Returns a row for each method and stage with a finished training."""
+    done, prices = study.done(), study.prices() or {}
+    groups: dict[tuple[str, str], dict[int, Training]] = {}
+    for trainings in study.finals():
+        own = {each.seed: each for each in trainings if each in done}
+        if own:
+            groups[trainings[0].stage, trainings[0].method] = own
+    values = {
+        key: {seed: done[each].accuracy for seed, each in own.items()}
+        for key, own in groups.items()
+    }
     rows = []
-    for (stage, label), found in values.items():
-        own = [t for t in trainings if (t.stage, t.method) == (stage, label)]
+    for (stage, label), own in groups.items():
+        found = values[stage, label]
+        first = next(iter(own.values()))
         row = {
             "problem": study.name,
             "stage": stage,
             "method": label,
-            "rho": own[0].rho,
-            "epochs": own[0].epochs,
+            "rho": first.rho,
+            "epochs": first.epochs,
             "price": prices.get(label),
-            "seeds": sorted(found),
-            "accuracies": [found[seed] for seed in sorted(found)],
-            "diverged": sum(study.diverged(t) for t in own),
+            "seeds": list(found),
+            "accuracies": list(found.values()),
+            "diverged": sum(done[each].diverged for each in own.values()),
             "mean": statistics.fmean(found.values()),
         }
-        row |= compare("gain", found, base)
+        row |= compare("gain", found, values.get(("epochs", SGD), {}))
         row |= compare("to_sam", found, values.get(("epochs", SAM), {}))
         rows.append(row)
     return rows
@@ -447,28 +491,24 @@ def compare(
     return {name: difference._asdict()}
 
 
-def own_part(trainings: Iterable[Training], part: str) -> Iterator[Training]:
-    """Yields every n-th training, from the i-th on, for a part i/n."""
+def own_part(groups: Iterable[T], part: str) -> list[T]:
+    """Returns every n-th group, from the i-th on, for a part i/n."""
     index, parts = map(int, part.split("/"))
-    yield from list(trainings)[index - 1 :: parts]
+    return list(groups)[index - 1 :: parts]
 
 
 def train(study: Study, args: argparse.Namespace) -> bool:
-    """Goes on with a study as far as this part can; returns False if interrupted."""
+    """Trains this part of a study; returns False if interrupted."""
     if args.part.startswith("1/"):
         study.measure()
-    for training in own_part(study.tuning(), args.part):
-        if not study.execute(training):
-            return False
+    if not all(map(study.execute, own_part(study.tuning(), args.part))):
+        return False
     while True:
         # Other parts may still tune, or time the steps.
-        waiting = study.prices() is None or any(
-            study.radius(label) is None for label in args.methods
-        )
-        for training in own_part(study.finals(), args.part):
-            if not study.execute(training):
-                return False
-        if not waiting:
+        radii, prices = study.radii(), study.prices()
+        if not all(map(study.execute, own_part(study.finals(), args.part))):
+            return False
+        if len(radii) == len(args.methods) and prices is not None:
             return True
         time.sleep(10)
 
@@ -491,15 +531,10 @@ def _sessions(args: argparse.Namespace) -> list[dict[str, Any]]:
     """Returns commit, versions and device of the trainings, each combination once."""
     found = []
     for name in args.problems:
-        study = Study(name, args)
-        for training in (*study.tuning(), *study.finals()):
-            config = study.config(training)
-            if not (config.folder / "config.json").exists():
-                continue
-            for session in folder.read_config(config.folder)["sessions"]:
-                kept = {k: session.get(k) for k in ("commit", "versions", "device")}
-                if kept not in found:
-                    found.append(kept)
+        for row in Study(name, args).log.rows():
+            kept = {k: row[k] for k in ("commit", "versions", "device")}
+            if kept not in found:
+                found.append(kept)
     return found
 
 

@@ -1,7 +1,6 @@
 """The study of `benchmarks`: its plan, its choice of radii and its statistics."""
 
 import argparse
-import dataclasses
 import itertools
 import json
 
@@ -10,7 +9,9 @@ import pytest
 import scipy.stats
 
 from benchmarks import intervals, study
+from benchmarks.side_by_side import Result
 from benchmarks.study import SAM, SGD, Study, Training
+from zosam_jax.runs.errors import RunError
 
 
 @pytest.fixture
@@ -29,7 +30,7 @@ def args(tmp_path):
 
 @pytest.fixture
 def planned(args, monkeypatch):
-    """A study with prices, and whose accuracies the test says."""
+    """A study with prices, and whose results the test says."""
     found = Study("digits-noise40", args)
     path = args.runs / found.name / "prices.json"
     path.parent.mkdir(parents=True)
@@ -37,9 +38,16 @@ def planned(args, monkeypatch):
         json.dumps({SGD: [1, 1, 1], SAM: [1.9, 2.0, 2.1], "SAM, last half": [2, 2, 3]})
     )
     known = {}
-    monkeypatch.setattr(Study, "accuracy", lambda self, training: known.get(training))
-    monkeypatch.setattr(Study, "diverged", lambda self, training: False)
+    monkeypatch.setattr(Study, "done", lambda self: known)
     return found, known
+
+
+def flat(groups):
+    return list(itertools.chain(*groups))
+
+
+def ended(accuracy):
+    return Result(accuracy, diverged=False)
 
 
 def test_intervals_are_those_of_scipy():
@@ -53,12 +61,12 @@ def test_intervals_are_those_of_scipy():
 
 def test_every_method_with_a_radius_tries_as_many(args):
     args.methods = list(study.CONTENDERS)
-    tuning = list(Study("digits-noise40", args).tuning())
+    tuning = flat(Study("digits-noise40", args).tuning())
     counts = {}
     for training in tuning:
         counts[training.method] = counts.get(training.method, 0) + 1
     assert set(counts.values()) == {len(study.RADII) * len(study.TUNE_SEEDS)}
-    assert counts.keys() == study.CONTENDERS.keys() - {SGD}
+    assert counts.keys() == {m for m, row in study.CONTENDERS.items() if row.radii}
     # Radii are chosen by other seeds than those that are reported.
     assert not {t.seed for t in tuning} & set(range(100))
     configs = [Study("digits-noise40", args).config(t) for t in tuning]
@@ -74,32 +82,33 @@ def test_all_contenders_can_be_made():
 
 
 def test_parts_share_the_trainings(args):
+    args.methods = list(study.CONTENDERS)
     tuning = list(Study("digits-noise40", args).tuning())
-    parts = [list(study.own_part(tuning, f"{i}/3")) for i in (1, 2, 3)]
-    assert sorted(itertools.chain(*parts)) == sorted(tuning)
+    parts = [study.own_part(tuning, f"{i}/3") for i in (1, 2, 3)]
+    assert sorted(flat(parts)) == sorted(tuning)
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
 
 def test_the_radius_is_the_best_on_held_out_images(planned):
     found, known = planned
-    assert found.radius(SGD) == 0
-    tuning = [t for t in found.tuning() if t.method == SAM]
+    assert found.radii() == {SGD: 0}
+    tuning = [t for t in flat(found.tuning()) if t.method == SAM]
     for training in tuning[:-1]:
-        known[training] = 0.9 if training.rho == 0.5 else 0.8
-    assert found.radius(SAM) is None
-    assert not [t for t in found.finals() if t.method == SAM]
+        known[training] = ended(0.9 if training.rho == 0.5 else 0.8)
+    assert found.radii() == {SGD: 0}
+    assert {t.method for t in flat(found.finals())} == {SGD}
     # 0.8 and 0.95 at another radius: the mean over the seeds decides, not the best.
-    known[tuning[-1]] = 0.95
-    assert found.radius(SAM) == 0.5
+    known[tuning[-1]] = ended(0.95)
+    assert found.radii() == {SGD: 0, SAM: 0.5}
 
 
 def test_cheaper_methods_train_longer_at_equal_time(planned):
     found, known = planned
-    for training in found.tuning():
-        known[training] = 0.5
+    known |= dict.fromkeys(flat(found.tuning()), ended(0.5))
     # A step of which half are perturbed, at 2 times SGD's cost, costs 1.5.
     assert found.prices() == {SGD: 1, SAM: 2, "SAM, last half": 1.5}
-    epochs = {(t.stage, t.method): t.epochs for t in found.finals()}
+    found.args.methods = [*found.args.methods, "SGD, 1/2 of the epochs"]
+    epochs = {(t.stage, t.method): t.epochs for t in flat(found.finals())}
     whole = study.PROBLEMS["digits-noise40"].fields["epochs"]
     assert epochs == {
         ("epochs", SGD): whole,
@@ -107,17 +116,17 @@ def test_cheaper_methods_train_longer_at_equal_time(planned):
         ("epochs", "SAM, last half"): whole,
         ("time", SGD): 2 * whole,
         ("time", "SAM, last half"): round(whole * 2 / 1.5),
+        ("epochs", "SGD, 1/2 of the epochs"): whole // 2,
     }
 
 
 def test_gains_are_paired_by_seed(planned):
     found, known = planned
-    for training in found.tuning():
-        known[training] = 0.5
+    known |= dict.fromkeys(flat(found.tuning()), ended(0.5))
     values = {SGD: (0.7, 0.8, 0.9), SAM: (0.75, 0.86, 0.94)}
-    for training in found.finals():
+    for training in flat(found.finals()):
         if training.stage == "epochs" and training.method in values:
-            known[training] = values[training.method][training.seed]
+            known[training] = ended(values[training.method][training.seed])
     rows = {(r["stage"], r["method"]): r for r in study.summarize(found)}
     assert rows.keys() == {("epochs", SGD), ("epochs", SAM)}
     row = rows["epochs", SAM]
@@ -130,27 +139,52 @@ def test_gains_are_paired_by_seed(planned):
     assert line[4:] == ["2.00", "60", "85.00", "+5.00 ± 2.48", "+0.00 ± 0.00"]
 
 
+SMALL = {**study.PROBLEMS["digits-noise40"].fields, "model_options": ("hidden=(8,)",)}
+
+
+def small(args, monkeypatch, **fields):
+    problem = study.Problem({**SMALL, "epochs": 2}, train=130, **fields)
+    monkeypatch.setitem(study.PROBLEMS, "digits-noise40", problem)
+    return Study("digits-noise40", args)
+
+
+def test_trainings_side_by_side_are_those_one_by_one(args, monkeypatch):
+    """Seeds and radii in one program: the accuracies of runs of the trainer."""
+    lanes = [(0.1, 3), (2.0, 3), (2.0, 4)]
+    trainings = [
+        Training("digits-noise40", "epochs", "SAM, last half", rho, seed, 2)
+        for rho, seed in lanes
+    ]
+    alone = small(args, monkeypatch)
+    assert alone.execute(trainings)
+    args.runs = args.runs / "together"
+    together = small(args, monkeypatch, side_by_side=True)
+    assert together.execute(trainings[:1])
+    assert together.execute(trainings)
+    assert together.done() == alone.done()
+    assert len(together.log.rows()) == 3
+    assert len({r.accuracy for r in together.done().values()}) == 3
+
+
 def test_a_training_is_made_once(args, monkeypatch):
-    problem = study.PROBLEMS["digits-noise40"]
-    small = {**problem.fields, "model_options": ("hidden=(8,)",), "width": 1.0}
-    monkeypatch.setitem(
-        study.PROBLEMS, "digits-noise40", study.Problem(small, train=130)
-    )
-    found = Study("digits-noise40", args)
+    found = small(args, monkeypatch)
     training = Training("digits-noise40", "epochs", SGD, 0.0, 3, 2)
-    assert found.accuracy(training) is None
-    assert found.execute(training)
-    accuracy = found.accuracy(training)
-    assert accuracy is not None
-    assert 0 < accuracy < 1
+    assert found.execute([training])
+    (result,) = found.done().values()
+    assert 0 < result.accuracy < 1
     monkeypatch.setattr(study, "run", None)
-    assert found.execute(training)
+    assert found.execute([training])
     config = found.config(training)
     assert (config.label_noise, config.seed, config.validation) == (0.4, 3, 0.0)
-    # A training whose loss is not finite counts as guessing.
-    other = dataclasses.replace(config, out=str(args.runs / "x"))
-    monkeypatch.setattr(Study, "config", lambda self, training: other)
-    other.folder.mkdir(parents=True)
-    (other.folder / "diverged").write_text("the loss is not finite\n")
-    assert found.diverged(training)
-    assert found.accuracy(training) == pytest.approx(0.1)
+
+
+def test_a_training_that_diverges_counts_as_guessing(args, monkeypatch):
+    found = small(args, monkeypatch)
+
+    def diverging(*_, **__):
+        raise RunError("the loss is not finite at step 3")
+
+    monkeypatch.setattr(study, "run", diverging)
+    training = Training("digits-noise40", "epochs", SGD, 0.0, 3, 2)
+    assert found.execute([training])
+    assert found.done() == {training: Result(0.1, diverged=True)}

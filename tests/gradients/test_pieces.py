@@ -168,6 +168,15 @@ def test_with_options_checks_them():
         zs.zeroth_order().with_options(microbatches=2)
 
 
+def test_with_options_keeps_the_others():
+    needs = {"aesam": {"total_steps": 10}}
+    for name, method in zs.gradients.METHODS.items():
+        made = method.make(**needs.get(name, {})).with_options(has_aux=True)
+        again = made.with_options(seed=2)
+        assert (again.option("has_aux"), again.option("seed")) == (True, 2), name
+        assert again.option("no such option", "default") == "default"
+
+
 def test_the_facts_of_an_estimator():
     made = zs.wsam(0.3, decouple=True)
     assert (made.name, made.rho, made.decoupled) == ("wsam", 0.3, True)

@@ -1,5 +1,6 @@
 """The plain gradient, with the interface of the sharpness-aware gradients."""
 
+import functools
 from typing import Any
 
 from zosam_jax import estimators
@@ -55,7 +56,7 @@ def backprop(
             has_aux=has_aux,
             aux_like=aux_like,
             seed=seed,
-            make=make,
+            make=functools.partial(make, has_aux=has_aux, aux_like=aux_like, seed=seed),
         )
 
     return make()
