@@ -320,6 +320,7 @@ class Study:
             return Result(1 / dataset.num_classes, diverged=True)
         if ended.status == "interrupted":
             return None
+        assert ended.summary is not None
         on = "validation_accuracy" if training.stage == "tune" else "test_accuracy"
         return Result(ended.summary[on], diverged=False)
 

@@ -35,7 +35,10 @@ class TrainState(train_state.TrainState):
     def apply_gradients(self, *, grads=None, value_fn=None, **kwargs):
         """Calls `tx.update`, which knows masks, schedules and accumulated gradients."""
         updates, opt_state = self.tx.update(
-            grads, self.opt_state, self.params, value_fn=value_fn
+            grads,
+            self.opt_state,
+            self.params,
+            value_fn=value_fn,  # pyright: ignore[reportCallIssue]
         )
         return self.replace(
             step=self.step + 1,

@@ -313,7 +313,12 @@ def test_apply_if_finite_stands_behind_a_gradient_without_incoming_updates():
     params, loss = mlp()
     around = optax.apply_if_finite(optax.chain(zs.sam(), optax.sgd(0.1)), 3)
     with pytest.raises(ValueError, match=r"behind: .*optax.apply_if_finite\(optimizer"):
-        around.update(None, around.init(params), params, value_fn=loss)
+        around.update(
+            None,
+            around.init(params),
+            params,
+            value_fn=loss,  # pyright: ignore[reportCallIssue]
+        )
     sometimes = optax.conditionally_transform(zs.sam(), lambda step: step > 3)
     with pytest.raises(ValueError, match=r"zs\.sam\(when="):
         sometimes.update(None, sometimes.init(params), params, value_fn=loss)

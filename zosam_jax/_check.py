@@ -65,7 +65,7 @@ def trainable(params: object) -> None:
 def key(value: object) -> None:
     """Raises `TypeError` unless `value` is one PRNG key, typed or raw."""
     dtype, shape = getattr(value, "dtype", None), getattr(value, "shape", None)
-    typed = dtype is not None and jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key)
+    typed = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
     # A raw key is a vector of words, as `jax.random.PRNGKey` gives it.
     if (typed and shape == ()) or (dtype == jnp.uint32 and len(shape or ()) == 1):
         return

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from typing import overload
 
 import jax
 import jax.numpy as jnp
@@ -114,6 +115,14 @@ def check_step(delta: Step | None) -> None:
         _check.number("delta", delta, above=0)
 
 
+@overload
+def difference_step(
+    delta: None, value_fn: ValueFn, params: Params, *, has_aux: bool = False
+) -> None: ...
+@overload
+def difference_step(
+    delta: Step, value_fn: ValueFn, params: Params, *, has_aux: bool = False
+) -> Scalar: ...
 def difference_step(
     delta: Step | None, value_fn: ValueFn, params: Params, *, has_aux: bool = False
 ) -> Scalar | None:
