@@ -45,9 +45,12 @@ def counted(monkeypatch):
     return counts
 
 
-@pytest.mark.parametrize(("method", "made"), [("set", 1), ("snip", 2), ("dense", 0)])
-def test_a_run_makes_gradient_and_method_once(tmp_path, counted, method, made):
-    """A criterion makes its method a second time, for the first batch."""
+@pytest.mark.parametrize(("method", "made"), [("set", 3), ("snip", 4), ("dense", 0)])
+def test_a_run_makes_its_gradient_once(tmp_path, counted, method, made):
+    """And its method for the run and in both programs that are given the seed as data.
+
+    A criterion makes its method once more, for the first batch.
+    """
     fields = {"method": method, "gradient": "sam", "epochs": 1}
     if method == "dense":
         fields["update_interval"] = None

@@ -117,8 +117,11 @@ def made(monkeypatch, **fields):
 
 
 def test_the_trainer_adds_what_it_knows(monkeypatch):
-    given = made(monkeypatch, gradient="msam", momentum=0.7, seed=3)
-    assert given == {"momentum": 0.7, "has_aux": True, "seed": 3}
+    given = made(monkeypatch, gradient="msam", momentum=0.7)
+    assert given == {"momentum": 0.7, "has_aux": True}
+    experiment = experiment_of(gradient="msam", seed=3)
+    assert experiment.gradient.option("seed") == 3
+    assert experiment.with_seed(5).gradient.option("seed") == 5
     options = ("momentum=0.5",)
     given = made(monkeypatch, gradient="msam", rho=0.2, gradient_options=options)
     assert (given["momentum"], given["rho"]) == (0.5, 0.2)

@@ -12,7 +12,7 @@ import optax
 from jax.sharding import AxisType
 
 from zosam_jax import _check, data, models, sparsity
-from zosam_jax._types import Aux, Schedule, Seed, ValueFn
+from zosam_jax._types import Aux, Schedule, Seed, SharedOptions, ValueFn
 from zosam_jax.data import augment
 from zosam_jax.data.augment import Augmentation
 from zosam_jax.gradients.methods.wsam import decoupled
@@ -79,9 +79,8 @@ def experiment(
     )
     _, model_state = jax.eval_shape(initialize, jax.random.key(0))
     aux_like = model_state, jax.ShapeDtypeStruct((), jnp.float32)
-    parts_of = optimization(
-        config, given, chosen, _optimizer_steps(config, facts), aux_like
-    )
+    total_steps = _optimizer_steps(config, facts)
+    parts_of = optimization(config, given, chosen, total_steps, aux_like)
     return Experiment(
         **found._asdict(),
         label_smoothing=config.label_smoothing,
@@ -183,9 +182,9 @@ def optimization(
         rate = learning_rates.schedule(config, total_steps)
     gradient = _gradient(config, given, chosen, total_steps, rate, aux_like)
     rule = given.optimizer
-    if rule is None:
-        assert rate is not None
+    if rate is not None:
         rule = optimizers.update_rule(config, rate, own)
+    assert rule is not None
     if gradient.decoupled:
         rule = _decoupled(rule, rate)
     needs = Needs(
@@ -195,24 +194,20 @@ def optimization(
         seed=config.seed,
     )
 
-    def method(drawn: Needs) -> SparseMethod | None:
-        return chosen.method.build(config, drawn) if chosen.method else given.method
-
-    chosen.check_together(config, gradient, method(needs))
-    if config.probe_fraction < 1:
-        gradient = gradient.with_options(ascent_fraction=config.probe_fraction)
-
     def with_seed(seed: Seed) -> Optimization:
-        seeded, drawn = gradient.with_options(seed=seed), needs._replace(seed=seed)
-
-        def optimizer(
-            method: SparseMethod | None,
-        ) -> optax.GradientTransformationExtraArgs:
-            return _optimizer(rule, method, seeded, config.accumulate_steps)
-
+        drawn, method = needs._replace(seed=seed), given.method
+        if chosen.method is not None:
+            method = chosen.method.build(config, drawn)
+        chosen.check_together(config, gradient, method)
+        options = SharedOptions(seed=seed)
+        if config.probe_fraction < 1:
+            options["ascent_fraction"] = config.probe_fraction
+        seeded = gradient.with_options(**options)
+        optimizer = functools.partial(
+            _optimizer, rule, gradient=seeded, accumulate_steps=config.accumulate_steps
+        )
         criterion = _criterion(config, chosen, drawn, optimizer)
-        sparse = method(drawn)
-        return Optimization(seeded, sparse, criterion, optimizer(sparse), rate)
+        return Optimization(seeded, method, criterion, optimizer(method), rate)
 
     return with_seed
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import dataclasses
 import functools
 import time
 from collections.abc import Callable, Generator
@@ -180,7 +181,7 @@ class CompiledRun:
         return other
 
     def _epoch_order(self, seed: jax.Array, epoch: jax.Array) -> jax.Array:
-        return epoch_order(self.experiment.with_seed(seed), epoch)
+        return epoch_order(dataclasses.replace(self.experiment, seed=seed), epoch)
 
     def _first(
         self, seed: jax.Array, images: jax.Array, labels: jax.Array
