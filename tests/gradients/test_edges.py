@@ -137,8 +137,6 @@ def test_zeroth_order_optimizers_inside_inject_hyperparams(make):
 def test_probes_every_few_steps_refuse_what_they_cannot_do():
     with pytest.raises(ValueError, match="no chunk_size"):
         zs.zosam(every=2, chunk_size=1)
-    with pytest.raises(ValueError, match="default implementation"):
-        zs.zosam(every=2).gradient(loss, PARAMS, key=jax.random.key(0, impl="rbg"))
 
 
 # One for each kind of arithmetic. ARWP is left out: its noise depends on the scale.

@@ -259,6 +259,14 @@ def test_sharing_out_is_exact(data):
         assert np.abs(given - exact).sum() <= 2
 
 
+def test_a_whole_share_that_fills_its_layer_is_not_a_remainder():
+    """The third layer is full with its share of 1; the rest goes to the last two."""
+    weights, room = np.array([0, 0, 2, 3, 3]), np.array([1, 1, 1, 2, 2])
+    exact = replicas.shared_out(5, weights.tolist(), room.tolist())
+    assert exact == [0, 0, 1, 2, 2]
+    np.testing.assert_array_equal(shares(jnp.int32(5), weights, room), exact)
+
+
 def test_sharing_out_ends_and_is_exact_in_extreme_cases():
     full = np.full(3, 7, np.int32)
     check_shares(np.asarray(shares(jnp.int32(99), full, full)), 99, full)

@@ -187,6 +187,11 @@ def share_out(total: jax.Array, weights: jax.Array, room: jax.Array) -> jax.Arra
         # A little less, so that rounding in float32 never gives more than the total.
         # (The sum of `whole` is a sum of integers, and exact.)
         whole = ((1 - 2.0**-20) * ideal).astype(jnp.int32)
+        # A share that is a whole number may fill its layer. Below 2**20 all errors
+        # together are less than one weight, so taking it whole is safe.
+        near = jnp.round(ideal)
+        is_whole = (left < 2**20) & (jnp.abs(ideal - near) <= 2.0**-22 * ideal)
+        whole = jnp.where(is_whole, near.astype(jnp.int32), whole)
         given = given + jnp.minimum(whole, room - given)
         is_open_still = given < room
         fraction = jnp.where(is_open_still, ideal - whole.astype(jnp.float32), -1.0)
