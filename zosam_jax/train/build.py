@@ -110,12 +110,7 @@ def _score_images(config: TrainConfig, dataset: Data | None) -> int:
     # Without its examples, a run is only loaded.
     if not wanted or dataset is None:
         return wanted
-    if not isinstance(dataset, data.Dataset) or dataset.train_labels.ndim > 1:
-        raise ValueError(
-            f"score_images={wanted} needs labelled images in memory, which "
-            f"{config.dataset} are not. Leave it out: the first batch then chooses "
-            "the masks."
-        )
+    dataset = _labelled_images(config, "score_images", dataset)
     sizes = np.bincount(dataset.train_labels, minlength=dataset.num_classes)
     least = int(sizes.argmin())
     if sizes[least] < wanted:
@@ -402,6 +397,22 @@ def _load(config: TrainConfig, facts: DatasetFacts | None) -> Data:
     return found
 
 
+def _labelled_images(config: TrainConfig, field: str, dataset: Data) -> data.Dataset:
+    """Returns the data set; raises `ValueError` unless it is labelled images in memory.
+
+    Args:
+      config: The configuration.
+      field: The field that needs them.
+      dataset: The data set.
+    """
+    if not isinstance(dataset, data.Dataset) or dataset.train_labels.ndim > 1:
+        raise ValueError(
+            f"{field}={getattr(config, field):g} needs labelled images in memory, "
+            f"which {config.dataset} are not."
+        )
+    return dataset
+
+
 def _hold_out(config: TrainConfig, dataset: Data) -> tuple[Data, Images | None]:
     """Returns the set without its validation images, and those.
 
@@ -410,11 +421,7 @@ def _hold_out(config: TrainConfig, dataset: Data) -> tuple[Data, Images | None]:
     """
     if not config.validation:
         return dataset, None
-    if not isinstance(dataset, data.Dataset) or dataset.train_labels.ndim > 1:
-        raise ValueError(
-            f"validation={config.validation:g} needs labelled images in memory, which "
-            f"{config.dataset} are not."
-        )
+    dataset = _labelled_images(config, "validation", dataset)
     labels = dataset.train_labels
     held = np.zeros(len(labels), bool)
     for label in range(dataset.num_classes):
@@ -442,11 +449,7 @@ def _label_noise(config: TrainConfig, dataset: Data) -> tuple[Data, np.ndarray |
     """Returns the set with errors in its training labels, and the clean labels."""
     if not config.label_noise:
         return dataset, None
-    if not isinstance(dataset, data.Dataset) or dataset.train_labels.ndim > 1:
-        raise ValueError(
-            f"label_noise={config.label_noise:g} needs labelled images in memory, "
-            f"which {config.dataset} are not."
-        )
+    dataset = _labelled_images(config, "label_noise", dataset)
     clean = dataset.train_labels
     noisy = data.label_noise.symmetric(
         clean, dataset.num_classes, config.label_noise, config.seed
