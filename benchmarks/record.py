@@ -5,12 +5,15 @@ import json
 import os
 import platform
 import sys
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 
 from zosam_jax.runs import environment as software
+
+T = TypeVar("T")
 
 
 def environment() -> dict[str, Any]:
@@ -67,6 +70,16 @@ class Log:
         with self.path.open("ab", buffering=0) as file:
             file.write((("\n" if torn else "") + line).encode())
             os.fsync(file.fileno())
+
+
+def own_part(items: Iterable[T], part: str) -> list[T]:
+    """Returns every n-th item, from the i-th on, for a part "i/n" of a benchmark.
+
+    >>> own_part("abcde", "2/3")
+    ['b', 'e']
+    """
+    index, parts = map(int, part.split("/"))
+    return list(items)[index - 1 :: parts]
 
 
 def write(path: Path, results: dict[str, Any]) -> None:

@@ -72,7 +72,6 @@ def cells(args: argparse.Namespace) -> Iterator[Cell]:
 
     The trainings of a dense network have one sparsity, 0.
     """
-    part, parts = map(int, args.part.split("/"))
     whole = [
         Cell(method, gradient, sparsity, seed)
         for seed in range(args.seeds)
@@ -80,7 +79,7 @@ def cells(args: argparse.Namespace) -> Iterator[Cell]:
         for sparsity in ((0.0,) if method == DENSE else args.sparsities)
         for gradient in args.gradients
     ]
-    yield from whole[part - 1 :: parts]
+    yield from record.own_part(whole, args.part)
 
 
 def config(cell: Cell, args: argparse.Namespace) -> TrainConfig | LotteryConfig:
@@ -110,10 +109,8 @@ def execute(cell: Cell, args: argparse.Namespace) -> bool:
     made, display = config(cell, args), Lines(60.0)
     display.message(f"{cell}")
     if isinstance(made, LotteryConfig):
-        status = lottery.run_lottery(made, display=display).status
-    else:
-        status = train.run(made, display=display).status
-    return status != "interrupted"
+        return not lottery.run_lottery(made, display=display).ended_early
+    return not train.run(made, display=display).ended_early
 
 
 def result(cell: Cell, args: argparse.Namespace) -> dict[str, Any] | None:

@@ -25,9 +25,9 @@ import json
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -36,6 +36,7 @@ import zosam_jax as zs
 from benchmarks import intervals, record, side_by_side, tables
 from benchmarks.side_by_side import Result
 from zosam_jax import data
+from zosam_jax.cli import compilation_cache
 from zosam_jax.gradients.transformation import GradientEstimator
 from zosam_jax.runs.config import TrainConfig
 from zosam_jax.runs.errors import RunError
@@ -43,8 +44,6 @@ from zosam_jax.runs.progress import Lines
 from zosam_jax.train import build, choices, run
 from zosam_jax.train import step as steps
 from zosam_jax.train.objects import Objects
-
-T = TypeVar("T")
 
 SGD, SAM = "SGD", "SAM"
 TUNE_SEEDS = (1_000, 1_001)
@@ -100,16 +99,6 @@ def _late(fraction: float) -> Limit:
     return lambda gradient, total: zs.late(gradient, (1 - fraction) * total)
 
 
-def _every_second(gradient: GradientEstimator, total_steps: int) -> GradientEstimator:
-    del total_steps
-    return zs.every(gradient, 2)
-
-
-def _half_at_random(gradient: GradientEstimator, total_steps: int) -> GradientEstimator:
-    del total_steps
-    return zs.randomly(gradient, 1 / 2)
-
-
 _GUIDED = {"directions": "guided"}
 CONTENDERS: dict[str, Contender] = {
     SGD: Contender(zs.backprop, radii=()),
@@ -119,8 +108,12 @@ CONTENDERS: dict[str, Contender] = {
     "SAM, 1/16 of the batch": Contender(zs.sam, {"ascent_fraction": 1 / 16}),
     "SAM, last half": Contender(zs.sam, limit=_late(1 / 2), share=1 / 2),
     "SAM, last quarter": Contender(zs.sam, limit=_late(1 / 4), share=1 / 4),
-    "SAM, every second step": Contender(zs.sam, limit=_every_second, share=1 / 2),
-    "RST, 1/2": Contender(zs.sam, limit=_half_at_random, share=1 / 2),
+    "SAM, every second step": Contender(
+        zs.sam, limit=lambda g, _: zs.every(g, 2), share=1 / 2
+    ),
+    "RST, 1/2": Contender(
+        zs.sam, limit=lambda g, _: zs.randomly(g, 1 / 2), share=1 / 2
+    ),
     "ASAM": Contender(zs.asam, radii=LARGE_RADII),
     "S2-SAM": Contender(zs.s2sam),
     "VaSSO": Contender(zs.vasso),
@@ -308,17 +301,19 @@ class Study:
     def _run(self, training: Training) -> Result | None:
         """Trains, or goes on; returns None if interrupted."""
         config, dataset = self.config(training), self.dataset()
-        steps_per_epoch = int(dataset.num_train * (1 - config.validation))
-        steps_per_epoch //= config.batch_size
-        total = steps_per_epoch * config.epochs
-        gradient = CONTENDERS[training.method].gradient(training.rho, total)
+        contender = CONTENDERS[training.method]
+        gradient = contender.gradient(training.rho, None)
+        chosen = choices.choose(config, gradient=gradient)
+        given = Objects(dataset=dataset, gradient=gradient)
+        total = build.experiment(config, given, chosen).optimizer_steps
+        gradient = contender.gradient(training.rho, total)
         try:
             ended = run(config, gradient=gradient, dataset=dataset, display=Lines(60.0))
         except RunError as error:
             if "not finite" not in str(error):
                 raise
             return Result(1 / dataset.num_classes, diverged=True)
-        if ended.status == "interrupted":
+        if ended.ended_early:
             return None
         assert ended.summary is not None
         on = "validation_accuracy" if training.stage == "tune" else "test_accuracy"
@@ -350,11 +345,15 @@ class Study:
             )
         return best
 
-    def finals(self) -> Iterator[list[Training]]:
-        """Yields the trainings of the comparison whose radius and length are known."""
+    def finals(self, methods: Sequence[str]) -> Iterator[list[Training]]:
+        """Yields the trainings of the comparison whose radius and length are known.
+
+        Args:
+          methods: Labels of the methods.
+        """
         epochs, prices = PROBLEMS[self.name].fields["epochs"], self.prices()
         for label, rho in self.radii().items():
-            for stage in ("epochs", "time"):
+            for stage in ("epochs", "time") if label in methods else ():
                 count = round(epochs * CONTENDERS[label].epochs)
                 if stage == "time":
                     if prices is None or count != epochs:
@@ -445,7 +444,7 @@ def summarize(study: Study) -> list[dict[str, Any]]:
     """Returns a row for each method and stage with a finished training."""
     done, prices = study.done(), study.prices() or {}
     groups: dict[tuple[str, str], dict[int, Training]] = {}
-    for trainings in study.finals():
+    for trainings in study.finals(study.args.methods):
         own = {each.seed: each for each in trainings if each in done}
         if own:
             groups[trainings[0].stage, trainings[0].method] = own
@@ -492,22 +491,18 @@ def compare(
     return {name: difference._asdict()}
 
 
-def own_part(groups: Iterable[T], part: str) -> list[T]:
-    """Returns every n-th group, from the i-th on, for a part i/n."""
-    index, parts = map(int, part.split("/"))
-    return list(groups)[index - 1 :: parts]
-
-
 def train(study: Study, args: argparse.Namespace) -> bool:
     """Trains this part of a study; returns False if interrupted."""
     if args.part.startswith("1/"):
         study.measure()
-    if not all(map(study.execute, own_part(study.tuning(), args.part))):
+    if not all(map(study.execute, record.own_part(study.tuning(), args.part))):
         return False
+    # The methods are dealt out, not their trainings: which of these are known changes.
+    methods = record.own_part(args.methods, args.part)
     while True:
         # Other parts may still tune, or time the steps.
         radii, prices = study.radii(), study.prices()
-        if not all(map(study.execute, own_part(study.finals(), args.part))):
+        if not all(map(study.execute, study.finals(methods))):
             return False
         if len(radii) == len(args.methods) and prices is not None:
             return True
@@ -594,6 +589,8 @@ def main() -> None:
     args = parser.parse_args()
     if not {SGD, SAM} <= set(args.methods):
         parser.error(f"--methods: {SGD} and {SAM} are what the others are compared to")
+    # The trainings of all seeds run the same programs.
+    compilation_cache.use()
     if args.merge:
         merge(args)
     elif not all(train(Study(name, args), args) for name in args.problems):

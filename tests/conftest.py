@@ -13,8 +13,9 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
-# XLA:CPU without MLIR compiles a program in a third of the time. Later versions have no
-# other way, and refuse the flag.
+# Without its fusion emitters (MLIR), XLA:CPU compiles small programs much faster, and
+# splitting them for several compiler threads does not pay. Later versions have no other
+# way, and refuse the first flag. The caller's flags come last, so that they win.
 if version("jaxlib").startswith("0.10."):
     flags = (
         "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
@@ -28,7 +29,7 @@ OPTIMISED = (
     "test_tree",
     "test_zosam",
 )
-"""Folders and modules whose programs LLVM optimises, as it does for users.
+"""Folders and modules whose programs LLVM optimises.
 
 They compare different programs bit for bit, work on many images, or choose themselves.
 The programs of all others compile in two thirds of the time.

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from benchmarks import intervals, study
+from benchmarks import intervals, record, study
 from benchmarks.side_by_side import Result
 from benchmarks.study import SAM, SGD, Study, Training
 from zosam_jax.runs.errors import RunError
@@ -84,7 +84,7 @@ def test_all_contenders_can_be_made():
 def test_parts_share_the_trainings(args):
     args.methods = list(study.CONTENDERS)
     tuning = list(Study("digits-noise40", args).tuning())
-    parts = [study.own_part(tuning, f"{i}/3") for i in (1, 2, 3)]
+    parts = [record.own_part(tuning, f"{i}/3") for i in (1, 2, 3)]
     assert sorted(flat(parts)) == sorted(tuning)
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
@@ -96,10 +96,23 @@ def test_the_radius_is_the_best_on_held_out_images(planned):
     for training in tuning[:-1]:
         known[training] = ended(0.9 if training.rho == 0.5 else 0.8)
     assert found.radii() == {SGD: 0}
-    assert {t.method for t in flat(found.finals())} == {SGD}
+    assert {t.method for t in flat(found.finals(found.args.methods))} == {SGD}
     # 0.8 and 0.95 at another radius: the mean over the seeds decides, not the best.
     known[tuning[-1]] = ended(0.95)
     assert found.radii() == {SGD: 0, SAM: 0.5}
+
+
+def test_no_two_parts_train_one_method(planned):
+    """Also while radii become known, one after another."""
+    found, known = planned
+    parts = [record.own_part(found.args.methods, f"{i}/2") for i in (1, 2)]
+    seen = [set(), set()]
+    for trainings in found.tuning():
+        known |= dict.fromkeys(trainings, ended(0.5))
+        for part, methods in enumerate(parts):
+            seen[part] |= set(flat(found.finals(methods)))
+    assert not seen[0] & seen[1]
+    assert seen[0] | seen[1] == set(flat(found.finals(found.args.methods)))
 
 
 def test_cheaper_methods_train_longer_at_equal_time(planned):
@@ -108,7 +121,9 @@ def test_cheaper_methods_train_longer_at_equal_time(planned):
     # A step of which half are perturbed, at 2 times SGD's cost, costs 1.5.
     assert found.prices() == {SGD: 1, SAM: 2, "SAM, last half": 1.5}
     found.args.methods = [*found.args.methods, "SGD, 1/2 of the epochs"]
-    epochs = {(t.stage, t.method): t.epochs for t in flat(found.finals())}
+    epochs = {
+        (t.stage, t.method): t.epochs for t in flat(found.finals(found.args.methods))
+    }
     whole = study.PROBLEMS["digits-noise40"].fields["epochs"]
     assert epochs == {
         ("epochs", SGD): whole,
@@ -124,7 +139,7 @@ def test_gains_are_paired_by_seed(planned):
     found, known = planned
     known |= dict.fromkeys(flat(found.tuning()), ended(0.5))
     values = {SGD: (0.7, 0.8, 0.9), SAM: (0.75, 0.86, 0.94)}
-    for training in flat(found.finals()):
+    for training in flat(found.finals(found.args.methods)):
         if training.stage == "epochs" and training.method in values:
             known[training] = ended(values[training.method][training.seed])
     rows = {(r["stage"], r["method"]): r for r in study.summarize(found)}

@@ -42,11 +42,11 @@ def whole(tmp_path_factory):
     return trained.folder, compiled, weights(trained.folder, compiled)
 
 
-def again(out, compiled, display=None, **fields):
+def again(out, compiled, display=None, start=None, **fields):
     config = tiny_run.config(out, keep=3, **fields)
     programs = compiled.again() if compiled.is_compiled else compiled
     objects = {"dataset": tiny_run.dataset(), "model": tiny_run.Net()}
-    return run(config, display=display, compiled=programs, **objects)
+    return run(config, display=display, compiled=programs, start=start, **objects)
 
 
 def weights(out, compiled):
@@ -87,6 +87,20 @@ def test_a_run_goes_on_from_the_checkpoint_that_its_metrics_reach(
     (said,) = (said for said in show.said if "checkpoint of step 12" in said)
     assert f"metrics.jsonl lacks lines of epoch {step // 4 + 1}" in said
     assert metrics.gap(metrics.read(out / "metrics.jsonl")) is None
+    assert_same(weights(out, compiled), whole[2])
+
+
+def test_a_run_from_a_given_state_resumes(whole, tmp_path):
+    """Its metrics begin at the epoch of that state, and are complete without others."""
+    out, compiled = tmp_path / "run", whole[1]
+    shutil.copytree(whole[0] / "checkpoints" / "4", tmp_path / "copy/checkpoints/4")
+    start = weights(tmp_path / "copy", compiled)
+    show = Recorder(9, lambda: signal.raise_signal(signal.SIGUSR1))
+    assert again(out, compiled, show, start=start).status == "interrupted"
+    show = Recorder()
+    assert again(out, compiled, show, start=start).status == "finished"
+    assert any("resuming at step" in said for said in show.said)
+    assert {r["epoch"] for r in metrics.read(out / "metrics.jsonl")} == {2, 3}
     assert_same(weights(out, compiled), whole[2])
 
 

@@ -98,7 +98,7 @@ class Lottery(TrainConfig, LotteryOptions):
             try_lottery(config, show)
             return 0
         result = run_lottery(config, display=show, command=line)
-        if result.status in ("interrupted", "out of time"):
+        if result.ended_early:
             return early_exit(result.signal)
         folders = [result.folder / record["folder"] for record in result.rounds]
         draw_curves(result.folder, folders, show)

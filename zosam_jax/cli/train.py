@@ -74,7 +74,7 @@ trains a run for longer if its learning rate is constant and its masks do not ch
             try_out(config, show)
             return 0
         result = run(config, display=show, command=line)
-        if result.status in ("interrupted", "out of time"):
+        if result.ended_early:
             return early_exit(result.signal)
         draw_curves(result.folder, [result.folder], show)
         return 0

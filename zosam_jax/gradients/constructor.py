@@ -419,7 +419,7 @@ def _check_options(name: str, row: Row, rho: Radius, options: SharedOptions) -> 
     if not callable(rho):
         _check.number("rho", rho, least=0)
     parts, aux_from = options.get("microbatches", 1), options.get("aux_from")
-    known_before_tracing("microbatches", parts)
+    static_count("microbatches", parts)
     if row.ascent.one_part and parts > 1:
         raise ValueError(row.ascent.one_part.format(microbatches=parts))
     if options.get("sync_ascent") and options.get("axis_name") is None:
@@ -443,11 +443,7 @@ def _check_options(name: str, row: Row, rho: Radius, options: SharedOptions) -> 
 def _check_ascent_part(name: str, row: Row, options: SharedOptions) -> None:
     """Raises `ValueError` unless the ascent step can see a part of the batch alone."""
     fraction = options.get("ascent_fraction", 1.0)
-    if _check.is_traced(fraction) or isinstance(fraction, jax.Array):
-        raise ValueError(
-            "ascent_fraction sets a shape and must be known before tracing; inside "
-            'optax.inject_hyperparams, name it in static_args=("ascent_fraction",).'
-        )
+    known_before_tracing("ascent_fraction", fraction)
     _check.number("ascent_fraction", fraction, above=0, most=1)
     known = ("front", "random")
     _check.one_of("ascent_examples", options.get("ascent_examples"), known)
@@ -467,7 +463,7 @@ def _check_ascent_part(name: str, row: Row, options: SharedOptions) -> None:
 
 
 def known_before_tracing(argument: str, value: object) -> None:
-    """Raises `ValueError` unless the value is a positive integer, not traced."""
+    """Raises `ValueError` if the value is traced or an array."""
     # The value decides which program is traced. `optax.inject_hyperparams` makes
     # numeric arguments arrays in the state unless they are static.
     if _check.is_traced(value) or isinstance(value, jax.Array):
@@ -475,6 +471,11 @@ def known_before_tracing(argument: str, value: object) -> None:
             f"{argument} must be known before tracing; inside "
             f'optax.inject_hyperparams, name it in static_args=("{argument}",).'
         )
+
+
+def static_count(argument: str, value: object) -> None:
+    """Raises `ValueError` unless the value is a positive integer, not traced."""
+    known_before_tracing(argument, value)
     _check.whole(argument, value)
 
 

@@ -34,7 +34,7 @@ from zosam_jax.runs.progress import Display, Shielded, Silent
 from zosam_jax.train import checkpoint, choices, loop, trial
 from zosam_jax.train.compiled_run import CompiledRun
 from zosam_jax.train.experiment import Model
-from zosam_jax.train.interruption import Stop
+from zosam_jax.train.interruption import EARLY, Stop
 from zosam_jax.train.objects import Objects
 from zosam_jax.train.step import TrainState
 
@@ -56,6 +56,11 @@ class LotteryResult(NamedTuple):
     status: str
     rounds: list[JSON]
     signal: int | None = None
+
+    @property
+    def ended_early(self) -> bool:
+        """Whether a signal or the time limit ended it before the last round."""
+        return self.status in EARLY
 
 
 class _Search(NamedTuple):

@@ -120,8 +120,9 @@ def sparsify(
         estimate, or a schedule in `gradient` counts estimates and `accumulate_steps`
         of them make one step.
       ValueError: The method would change the masks of a leaf that `inner` never trains;
-        `optax.lookahead` or `optax.apply_if_finite` stands around a `sparsify` that it
-        does not fit.
+        a wrapper of Optax that does not fit stands around `sparsify`
+        (`optax.lookahead`, `apply_if_finite`, `conditionally_mask` or
+        `conditionally_transform`).
       TypeError: `inner` or `gradient` is no Optax transformation, `method` is no
         method, or, at init, `inner` holds `optax.MultiSteps`, `optax.lookahead` or an
         estimator.

@@ -15,6 +15,10 @@ _URGENT = (signal.SIGINT, signal.SIGTERM)
 _WARNINGS = (signal.SIGHUP, signal.SIGUSR1)
 
 
+EARLY = ("interrupted", "out of time")
+"""How results say that a signal or the time limit ended a call early."""
+
+
 class Stop:
     """Whether a session must end, and why.
 

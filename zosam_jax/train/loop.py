@@ -32,7 +32,7 @@ from zosam_jax.train import (
 from zosam_jax.train.choices import Choices
 from zosam_jax.train.compiled_run import CompiledRun
 from zosam_jax.train.experiment import Experiment, Model, Teacher
-from zosam_jax.train.interruption import Stop, interruptions
+from zosam_jax.train.interruption import EARLY, Stop, interruptions
 from zosam_jax.train.objects import Objects
 from zosam_jax.train.session import OnEpoch, Session, Setup
 from zosam_jax.train.step import TrainState
@@ -53,6 +53,11 @@ class Result(NamedTuple):
     status: str
     summary: JSON | None
     signal: int | None = None
+
+    @property
+    def ended_early(self) -> bool:
+        """Whether a signal or the time limit ended it before the end of the run."""
+        return self.status in EARLY
 
 
 def run(

@@ -5,16 +5,6 @@ from typing import Any
 
 import jax
 
-_SETTINGS = (
-    "jax_enable_x64",
-    "jax_default_matmul_precision",
-    "jax_default_prng_impl",
-    "jax_threefry_partitionable",
-    "jax_random_seed_offset",
-)
-# Flags that compilers and libraries read from the environment.
-_VARIABLES = ("XLA_FLAGS", "LIBTPU_INIT_ARGS", "NVIDIA_TF32_OVERRIDE")
-
 OF_DRAWS = (
     "jax_enable_x64",
     "jax_default_prng_impl",
@@ -22,6 +12,10 @@ OF_DRAWS = (
     "jax_random_seed_offset",
 )
 """The settings that give a seed other random numbers. Others change the rounding."""
+
+_SETTINGS = (*OF_DRAWS, "jax_default_matmul_precision")
+# Flags that compilers and libraries read from the environment.
+_VARIABLES = ("XLA_FLAGS", "LIBTPU_INIT_ARGS", "NVIDIA_TF32_OVERRIDE")
 
 
 def settings() -> dict[str, Any]:

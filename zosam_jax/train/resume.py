@@ -74,10 +74,10 @@ def _without_metrics(setup: "Setup", step: int) -> str | None:
     experiment = setup.experiment
     records = metrics.read(setup.folder / "metrics.jsonl")
     done = step // experiment.steps_per_epoch
-    first = 1
-    if setup.config.method == "ticket":
-        # A round of a lottery may begin at a later epoch.
-        first = records[0]["epoch"] if records else done + 1
+    # A run that was given its first state, as a round of a lottery, begins later.
+    sessions = folder.read_config(setup.folder).get("sessions", [])
+    began = sessions[0]["step"] if sessions else 0
+    first = began // experiment.steps_per_epoch + 1
     held_out = () if experiment.validation is None else ("validation",)
     epoch = metrics.missing(
         records, ("train", "test", *held_out), range(first, done + 1)

@@ -21,7 +21,12 @@ from zosam_jax._types import (
 )
 from zosam_jax.estimators.losses import Loss
 from zosam_jax.gradients import ascents
-from zosam_jax.gradients.constructor import PureOptions, pure_form, sharpness_aware
+from zosam_jax.gradients.constructor import (
+    PureOptions,
+    known_before_tracing,
+    pure_form,
+    sharpness_aware,
+)
 from zosam_jax.gradients.pieces import (
     Ascent,
     Descent,
@@ -67,11 +72,7 @@ def esam(
       As `sam`.
     """
     _check.number("beta", beta, above=0, most=1)
-    if _check.is_traced(gamma) or isinstance(gamma, jax.Array):
-        raise ValueError(
-            "gamma sets a shape and must be known before tracing; inside "
-            'optax.inject_hyperparams, name it in static_args=("gamma",).'
-        )
+    known_before_tracing("gamma", gamma)
     _check.number("gamma", gamma, above=0, most=1)
     perturbs_all = not isinstance(beta, jax.Array) and beta == 1
     if gamma == 1:

@@ -7,9 +7,9 @@ from zosam_jax._types import Estimate, Key, Params, Radius, SharedOptions, Value
 from zosam_jax.gradients import ascents, geometries
 from zosam_jax.gradients.constructor import (
     PureOptions,
-    known_before_tracing,
     pure_form,
     sharpness_aware,
+    static_count,
 )
 from zosam_jax.gradients.pieces import Row
 from zosam_jax.gradients.transformation import GradientEstimator
@@ -53,7 +53,7 @@ def sam(
       >>> print(updates)
       [-3.3 -4.4]
     """
-    known_before_tracing("steps", steps)
+    static_count("steps", steps)
     row = Row(ascents.gradient(steps), geometries.l2(layerwise))
     return sharpness_aware("sam", row, rho, **options)
 

@@ -25,9 +25,9 @@ from zosam_jax._types import (
 from zosam_jax.gradients.ascents import look_along_gradient
 from zosam_jax.gradients.constructor import (
     PureOptions,
-    known_before_tracing,
     pure_form,
     sharpness_aware,
+    static_count,
 )
 from zosam_jax.gradients.memory import wide, zeros
 from zosam_jax.gradients.pieces import Ascent, GradientLook, Point, Row
@@ -86,7 +86,7 @@ def ssam(
     _check.number("sparsity", sparsity, least=0, below=1, traced=False)
     _check.one_of("mask", mask, ("fisher", "dynamic"))
     _check.whole("interval", interval)
-    known_before_tracing("num_examples", num_examples)
+    static_count("num_examples", num_examples)
     _check.number("drop_fraction", drop_fraction, least=0, most=1)
     _check.one_of("grow", grow, ("random", "gradient"))
     if mask == "fisher":

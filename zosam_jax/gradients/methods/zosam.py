@@ -22,9 +22,9 @@ from zosam_jax._types import (
 from zosam_jax.gradients import geometries
 from zosam_jax.gradients.constructor import (
     PureOptions,
-    known_before_tracing,
     pure_form,
     sharpness_aware,
+    static_count,
 )
 from zosam_jax.gradients.pieces import (
     Ascent,
@@ -239,10 +239,10 @@ def _check_probes(probes: Probes, every: int, descent: str) -> None:
     _check.one_of("descent", descent, ("backprop", "zeroth_order"))
     estimators.check_step(probes.delta)
     estimators.check_chunks(probes.num_directions, probes.chunk_size)
-    known_before_tracing("every", every)
+    static_count("every", every)
     is_guided = probes.directions == "guided"
     if every > 1 or is_guided:
-        known_before_tracing("num_directions", probes.num_directions)
+        static_count("num_directions", probes.num_directions)
     if probes.delta is None and probes.chunk_size is not None:
         raise ValueError(
             "delta=None, the exact derivative, goes with random directions and without "

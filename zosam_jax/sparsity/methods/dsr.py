@@ -12,7 +12,7 @@ from zosam_jax._types import Masks, Params, PyTree, StackRule
 from zosam_jax.sparsity import budgets, schedules, scores
 from zosam_jax.sparsity.budgets import Budget, DenseRule
 from zosam_jax.sparsity.initial_masks import at_random
-from zosam_jax.sparsity.leaves import LeafRule, sparse_leaves
+from zosam_jax.sparsity.leaves import LeafRule
 from zosam_jax.sparsity.method import SparseMethod
 from zosam_jax.sparsity.prune_and_grow import Census, prune_and_grow
 from zosam_jax.sparsity.schedules import before
@@ -118,11 +118,11 @@ def dsr(
         # At 0 or infinity the threshold would never move again.
         return kept, kept + grown, jnp.clip(limit * factor, *_THRESHOLDS)
 
-    first = at_random(chosen, LeafRule(dense, stacked), seed)
+    rule = LeafRule(dense, stacked)
+    first = at_random(chosen, rule, seed)
 
     def counted(params: Params) -> Masks:
-        leaves = sparse_leaves(params, dense, stacked)
-        live = sum(chosen.counts(leaves))
+        live = sum(chosen.counts(rule.sparse(params)))
         what = "dsr moves weights between leaves: the live part of params"
         _check.countable(what, live, "Take a higher sparsity.")
         return first(params)
