@@ -28,7 +28,7 @@ import optax
 
 from benchmarks import intervals, record, tables
 from zosam_jax import data, models, sparsity
-from zosam_jax._types import PyTree
+from zosam_jax._types import PyTree, Seed
 from zosam_jax.runs.config import TrainConfig
 from zosam_jax.runs.presets import preset
 from zosam_jax.train import accuracy, batch, build, choices, optimizers
@@ -130,10 +130,14 @@ class Trainer:
         self._examples = jax.device_put(
             (self.dataset.train_images, self.dataset.train_labels)
         )
-        base = self._experiment(0)
-        self._advance = {rule: self._program(base, rule) for rule in RULES}
+        config, given = self.config(0), Objects(dataset=self.dataset)
+        base = build.experiment(config, given, choices.choose(config))
+        self._base = base
+        self._advance = {rule: self._program(rule) for rule in RULES}
         self._order = jax.jit(
-            lambda seed, epoch: batch.epoch_order(_seeded(base, seed), epoch)
+            lambda seed, epoch: batch.epoch_order(
+                dataclasses.replace(base, seed=seed), epoch
+            )
         )
         self._evaluate = jax.jit(lambda *values: accuracy.add_batch(base, *values))
 
@@ -142,9 +146,10 @@ class Trainer:
         base = preset(self.task.preset).config
         return dataclasses.replace(base, **self.task.fields, seed=seed)
 
-    def _experiment(self, seed: int) -> Experiment:
-        config, given = self.config(seed), Objects(dataset=self.dataset)
-        return build.experiment(config, given, choices.choose(config))
+    def _own(self, seed: Seed, rule: str) -> Experiment:
+        """Returns the experiment of a seed, which may be traced, and of a rule."""
+        own = self._base.with_seed(seed)
+        return dataclasses.replace(own, optimizer=self._optimizer(own, rule))
 
     def _optimizer(
         self, experiment: Experiment, rule: str
@@ -162,19 +167,18 @@ class Trainer:
             grown_second_moment=FRESH if rule == KEEP else rule,
         )
 
-    def _program(self, base: Experiment, rule: str) -> Callable[..., Any]:
+    def _program(self, rule: str) -> Callable[..., Any]:
         """Returns `(seed, state, order, images, labels) -> state`, jitted."""
-        tx = self._optimizer(base, rule)
 
         def advance(
             seed: jax.Array, state: PyTree, order: jax.Array, *examples: jax.Array
         ) -> PyTree:
-            own = dataclasses.replace(_seeded(base, seed), optimizer=tx)
+            own = self._own(seed, rule)
             chosen = batch.gather(own, state.step, order, *examples)
             return steps.train_step(own, state, *chosen, None)
 
         # Otherwise the first state and later ones would each have a program.
-        return jax.jit(advance, out_shardings=base.replicated())
+        return jax.jit(advance, out_shardings=self._base.replicated())
 
     def train(self, seed: int, rule: str) -> dict[str, Any]:
         """Returns the figures of a training.
@@ -184,11 +188,7 @@ class Trainer:
           rule: One of `RULES`.
         """
         started = time.perf_counter()
-        experiment = self._experiment(seed)
-        # Masks are drawn by the method of this seed; its changes draw nothing.
-        own = dataclasses.replace(
-            experiment, optimizer=self._optimizer(experiment, rule)
-        )
+        own = self._own(seed, rule)
         state = steps.init(own, *(x[: own.batch_size] for x in self._examples))
         state = jax.device_put(state, own.replicated())
         for epoch in range(own.epochs):
@@ -222,11 +222,6 @@ class Trainer:
             predictions += labels[:count].size
         loss, correct = float(totals.loss), int(totals.correct)
         return loss / examples, correct / predictions, predictions
-
-
-def _seeded(experiment: Experiment, seed: Any) -> Experiment:
-    """Returns an experiment whose seed is an array, and no part of a program."""
-    return dataclasses.replace(experiment, seed=seed)
 
 
 def summarize(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
