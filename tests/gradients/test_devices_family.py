@@ -25,6 +25,8 @@ SYNCED = ["sam-2-steps", "gsam", "looksam", "aesam", "ssam-dynamic", "zosam"]
 SYNCED += ["zosam-guided"]
 # One with a memory that learns from the gradient, and one without.
 PLAIN = ["sam", "msam"]
+# One with a backward pass in the ascent, and one without.
+PARTS = ["sam", "zosam"]
 
 
 def report() -> None:
@@ -38,6 +40,7 @@ def report() -> None:
         (devices.runs, SHARED),
         (devices.runs_in_some_steps, SHARED),
         (devices.plain, PLAIN),
+        (devices.parts, PARTS),
     ):
         for name in names:
             try:
@@ -63,7 +66,9 @@ class Devices:
 
         def step(params, memory, data, i):
             return tx.gradient(
-                value_fn_of(method, losses_on(*data)),
+                value_fn_of(
+                    method._replace(by_example=tx.by_example), losses_on(*data)
+                ),
                 params,
                 key=jax.random.fold_in(jax.random.key(0), i),
                 step=i,
@@ -107,10 +112,14 @@ class Devices:
             with_split, eagerly(step), (memory, memory), spread, self.data
         )
 
-    def own(self, name):
+    def parts(self, name):
+        """As `own`, and each device's ascent sees the front of its own examples."""
+        return self.own(name, ascent_fraction=0.5)
+
+    def own(self, name, **options):
         """Under shard_map: the mean of what every part of the batch finds alone."""
-        spread, memory = self.mapped(name)
-        alone, _ = self.step(name)
+        spread, memory = self.mapped(name, **options)
+        alone, _ = self.step(name, **options)
         parts = jax.tree.map(lambda x: x.reshape(DEVICES, -1, 4), self.data)
 
         def apart(params, memory, data, i):
@@ -215,6 +224,11 @@ def test_a_batch_over_eight_devices_is_a_batch_on_one(name):
 @pytest.mark.parametrize("name", OWN)
 def test_each_device_has_the_perturbation_of_its_part(name):
     check("own", name)
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_the_ascent_of_each_device_sees_its_own_examples(name):
+    check("parts", name)
 
 
 @pytest.mark.parametrize("name", SYNCED)
