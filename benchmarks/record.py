@@ -78,8 +78,12 @@ def own_part(items: Iterable[T], part: str) -> list[T]:
     >>> own_part("abcde", "2/3")
     ['b', 'e']
     """
-    index, parts = map(int, part.split("/"))
-    return list(items)[index - 1 :: parts]
+    index, slash, parts = part.partition("/")
+    if not (slash and index.isdigit() and parts.isdigit()) or not (
+        1 <= int(index) <= int(parts)
+    ):
+        raise SystemExit(f"--part {part}: say i/n, as 1/2, with i from 1 to n.")
+    return list(items)[int(index) - 1 :: int(parts)]
 
 
 def write(path: Path, results: dict[str, Any]) -> None:

@@ -21,6 +21,7 @@ accuracy of guessing.
 
 import argparse
 import dataclasses
+import itertools
 import json
 import math
 import statistics
@@ -96,7 +97,7 @@ class Contender(NamedTuple):
 
 
 def _late(fraction: float) -> Limit:
-    return lambda gradient, total: zs.late(gradient, (1 - fraction) * total)
+    return lambda gradient, total: zs.late(gradient, round((1 - fraction) * total))
 
 
 _GUIDED = {"directions": "guided"}
@@ -511,6 +512,19 @@ def train(study: Study, args: argparse.Namespace) -> bool:
 
 def merge(args: argparse.Namespace) -> None:
     """Writes the result file from the finished trainings, and prints the table."""
+    for name in args.problems:
+        study = Study(name, args)
+        planned = [*study.tuning(), *study.finals(args.methods)]
+        known = study.radii() if study.prices() else {}
+        wanted, done = set(itertools.chain(*planned)), study.done()
+        missing = [m for m in args.methods if m not in known]
+        if missing or not wanted <= done.keys():
+            lacking = f", and none to compare of {', '.join(missing)}"
+            raise SystemExit(
+                f"{name}: {len(wanted & done.keys())} of {len(wanted)} trainings are "
+                f"done{lacking if missing else ''}. Run the study to its end with "
+                "these --methods and --seeds."
+            )
     rows = [row for name in args.problems for row in summarize(Study(name, args))]
     settings = {
         "problems": {n: PROBLEMS[n]._asdict() for n in args.problems},
@@ -542,9 +556,10 @@ def table(rows: Sequence[dict[str, Any]]) -> list[list[str]]:
             "at equal",
             "method",
             "rho",
-            "price",
+            "step time",
             "epochs",
-            "accuracy, %",
+            "seeds",
+            "top-1, %",
             "gain over SGD",
             "against SAM",
         ]
@@ -559,6 +574,7 @@ def table(rows: Sequence[dict[str, Any]]) -> list[list[str]]:
                 f"{row['rho']:g}" if row["rho"] else "",
                 "" if price is None else f"{price:.2f}",
                 f"{row['epochs']}",
+                f"{len(row['seeds'])}",
                 f"{100 * row['mean']:.2f}",
                 *(_points(row.get(name)) for name in ("gain", "to_sam")),
             ]

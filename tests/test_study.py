@@ -135,6 +135,22 @@ def test_cheaper_methods_train_longer_at_equal_time(planned):
     }
 
 
+@pytest.mark.parametrize("part", ["3/2", "0/2", "x", "1", "1/x"])
+def test_a_part_that_is_none_is_said(part):
+    with pytest.raises(SystemExit, match="say i/n"):
+        record.own_part("ab", part)
+
+
+def test_a_study_that_is_not_done_is_not_merged(planned, args):
+    found, known = planned
+    with pytest.raises(SystemExit, match="0 of 30 trainings are done, and none to"):
+        study.merge(args)
+    known |= dict.fromkeys(flat(found.tuning()), ended(0.5))
+    with pytest.raises(SystemExit, match=r"24 of 39 trainings are done\. Run"):
+        study.merge(args)
+    assert not args.result.exists()
+
+
 def test_gains_are_paired_by_seed(planned):
     found, known = planned
     known |= dict.fromkeys(flat(found.tuning()), ended(0.5))
@@ -151,7 +167,7 @@ def test_gains_are_paired_by_seed(planned):
     assert 2 * row["gain"]["half_width"] == pytest.approx(high - low)
     assert rows["epochs", SGD]["to_sam"]["mean"] == pytest.approx(-0.05)
     (line,) = (line for line in study.table(list(rows.values())) if line[2] == SAM)
-    assert line[4:] == ["2.00", "60", "85.00", "+5.00 ± 2.48", "+0.00 ± 0.00"]
+    assert line[4:] == ["2.00", "60", "3", "85.00", "+5.00 ± 2.48", "+0.00 ± 0.00"]
 
 
 SMALL = {**study.PROBLEMS["digits-noise40"].fields, "model_options": ("hidden=(8,)",)}

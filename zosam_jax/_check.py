@@ -74,18 +74,21 @@ def key(value: object) -> None:
     raise TypeError(f"{given} must be a PRNG key, such as jax.random.key(0).{batch}")
 
 
-def one_of(argument: str, value: Any, choices: Iterable[Any]) -> None:
+def one_of(
+    argument: str, value: Any, choices: Iterable[Any], *, fault: str = "is unknown"
+) -> None:
     """Raises `ValueError` unless `value` is one of `choices`, naming the nearest.
 
     Args:
       argument: The argument's name, as its user wrote it.
       value: Its value.
       choices: The valid values.
+      fault: What the error says of another value.
     """
     known = list(choices)
     if value in known:
         return
-    raise ValueError(f"{argument}={value!r} is unknown.{_nearest(value, known)}")
+    raise ValueError(f"{argument}={value!r} {fault}.{_nearest(value, known)}")
 
 
 def options(function: str, given: Iterable[str], known: Iterable[str]) -> None:

@@ -53,7 +53,7 @@ def matching(
         hits = fnmatch.filter(paths, pattern)
         hits += [path for path in paths if path == pattern]
         if not hits:
-            _check.one_of(argument, pattern, paths)
+            _check.one_of(argument, pattern, paths, fault="matches no leaf")
         found.update(hits)
     return found
 

@@ -193,8 +193,17 @@ def test_what_does_not_go_is_said(options, part):
 
 def test_a_value_function_of_the_whole_batch_alone_is_refused():
     params, losses = network()
-    with pytest.raises(TypeError, match="ascent_fraction=1"):
+    with pytest.raises(
+        TypeError, match=r"sam with ascent_fraction=0.5 calls .*examples"
+    ):
         zs.sam_gradient(mean_of(losses), params, ascent_fraction=0.5)
+
+
+@pytest.mark.parametrize("options", [{"ascent_fraction": 0.25}, {"microbatches": 4}])
+def test_a_value_function_that_ignores_the_examples_is_refused(options):
+    params, losses = network()
+    with pytest.raises(ValueError, match="returned 8 losses for 2 examples"):
+        zs.sam_gradient(lambda p, examples=None: losses(p), params, **options)
 
 
 def test_inside_inject_hyperparams_it_is_static():

@@ -26,6 +26,18 @@ def timed(name, combinator):
     return method, limited
 
 
+def test_a_fraction_is_no_step():
+    with pytest.raises(ValueError, match=r"start=0.75 .* 0.75 \* total_steps"):
+        zs.late(zs.sam(), 0.75)
+
+
+def test_what_has_no_perturbation_is_refused():
+    with pytest.raises(ValueError, match=r"zs\.backprop has no perturbation"):
+        zs.every(zs.backprop(), 2)
+    with pytest.raises(ValueError, match="chain an optimizer behind it"):
+        zs.every(optax.sgd(0.1), 2)
+
+
 @pytest.fixture
 def eager():
     """One operation after another, so that equal formulas give equal bits."""

@@ -248,8 +248,12 @@ def test_the_rule_counts_leading_axes():
 @pytest.mark.quick
 def test_a_rule_that_does_not_fit_is_refused_by_name():
     params = stack(separate())
-    with pytest.raises(ValueError, match=r"stacked='layer/\*' is unknown.*'layers/w'"):
+    with pytest.raises(
+        ValueError, match=r"stacked='layer/\*' matches no leaf.*'layers/w'"
+    ):
         sparse_leaves(params, stacked="layer/*")
+    with pytest.raises(ValueError, match="leaves no kernel of two axes"):
+        sparse_leaves({"layers": {"kernel": jnp.ones((3, 8, 8))}}, stacked={"*": 2})
     with pytest.raises(ValueError, match=r"head stacks layers along 3 leading axes"):
         sparse_leaves(params, stacked={"head": 3})
     with pytest.raises(ValueError, match=r"stacked\['head'\]=-1 must be an integer"):

@@ -19,8 +19,8 @@ from zosam_jax.cli import terminal
 from zosam_jax.cli.defaults import SOURCES
 from zosam_jax.runs.errors import RunError
 
-DESCRIPTION = """Train sparse networks with flat minima, at the cost of
-one backward pass per step.
+DESCRIPTION = """Train neural networks with sharpness-aware gradients and
+sparse training.
 
 `zosam COMMAND --help` explains every flag; `zosam --version`
 names the version. Completion in the shell, once:
@@ -28,6 +28,12 @@ names the version. Completion in the shell, once:
 source FILE."""
 
 _FORMER_NAMES = {"recipes": "presets"}
+_USUAL_NAMES = {
+    "--lr": "--learning-rate",
+    "--wd": "--weight-decay",
+    "--bs": "--batch-size",
+    "--batch": "--batch-size",
+}
 _HELP = ("-h", "--help")
 
 
@@ -114,6 +120,7 @@ def _sentence(boxed: str) -> str:
     text = re.sub(r"could not convert string to float: (.*)", r"\1 is no number", text)
     text = text.replace("Could not find valid parse for arguments: ", "cannot read ")
     text = re.sub(r"^Missing from (.*?): (.*) \(required\)$", r"\1 needs \2", text)
+    text = re.sub(r" needs ([A-Z]+) (?=[A-Z][a-z])", r" needs \1: ", text)
     text = text.replace("Expected 1 values.", "")
     return text.strip().rstrip(".") + "."
 
@@ -155,7 +162,8 @@ def _check_flags(command: str, words: Iterable[str], known: Collection[str]) -> 
         flag = word.partition("=")[0]
         if not flag.startswith("--") or _normal(flag) in known:
             continue
-        nearest = _nearest(_normal(flag), known)
+        usual = _USUAL_NAMES.get(flag, "")
+        nearest = usual if usual in known else _nearest(_normal(flag), known)
         hint = f" Did you mean {nearest}?" if nearest else ""
         raise RunError(
             f"zosam {command} has no flag {flag}.{hint} `zosam {command} --help` lists "

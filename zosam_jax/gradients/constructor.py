@@ -244,6 +244,7 @@ class _Method:
             fresh_keys=self.fresh_keys,
             ascent_fraction=self.ascent_fraction,
             ascent_examples=self.ascent_examples,
+            reasons=self._reasons(),
         )
         chosen = support(params, masks, self.include, self.exclude)
         # Inside `jax.shard_map`, the gradient of a replicated value is summed over the
@@ -286,6 +287,18 @@ class _Method:
         # `lax.cond` runs one branch, so a plain step costs a plain gradient.
         due = jnp.asarray(self.when(self._optimizer_step(step)()), bool)
         return jax.lax.cond(due, perturbed, unperturbed)
+
+    def _reasons(self) -> str:
+        """The options by which `value_fn` is called with keywords."""
+        found = {
+            f"ascent_fraction={self.ascent_fraction:g}": self.ascent_fraction < 1,
+            f"microbatches={self.microbatches}": self.microbatches > 1,
+            "losses of single examples (not esam(gamma=1), ssam(mask='dynamic'))": (
+                self.row.by_example
+            ),
+            "fresh_keys=True": self.fresh_keys,
+        }
+        return " and ".join(text for text, holds in found.items() if holds)
 
     def _over_devices(self, estimate: Estimate, memory: Memory) -> Estimate:
         """The mean over the devices, with a memory that is finite."""

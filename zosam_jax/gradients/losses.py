@@ -20,6 +20,11 @@ from zosam_jax.estimators.losses import (
 from zosam_jax.gradients.pieces import Examples, Losses
 
 _PASSES = {"ascent": 0, "descent": 1}
+_KEYWORDS = {
+    "examples": "examples the indices of examples, whose losses [n] it returns (None: "
+    "of all)",
+    "key": "key a PRNG key",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +39,7 @@ class Calls:
       fresh_keys: Whether they take `key=`, a different one in each of the two passes.
       ascent_fraction: Fraction of the examples in a pass of the ascent, in (0, 1].
       ascent_examples: Which examples these are: "front" or "random".
+      reasons: The options that ask for `by_example` and `fresh_keys`, for errors.
     """
 
     name: str
@@ -43,6 +49,7 @@ class Calls:
     fresh_keys: bool
     ascent_fraction: float = 1.0
     ascent_examples: str = "front"
+    reasons: str = ""
 
     def __post_init__(self):
         for function in self.functions.values():
@@ -158,6 +165,12 @@ class Calls:
                 f"zs.{self.name} needs the losses of the examples, shape [n]: value_fn("
                 f"params, examples=indices) returned the shape {losses.shape}."
             )
+        if examples is not None and len(losses) != len(examples):
+            raise ValueError(
+                f"zs.{self.name}: value_fn(params, examples=indices) returned "
+                f"{len(losses)} losses for {len(examples)} examples. Take these "
+                "examples of the batch, x[examples]."
+            )
         return losses, aux
 
     def _call(
@@ -186,12 +199,10 @@ class Calls:
             inspect.signature(function).bind(None, **dict.fromkeys(keywords))
         except TypeError:
             wanted = ", ".join(f"{name}=..." for name in keywords)
+            meanings = " and ".join(_KEYWORDS[name] for name in keywords)
             raise TypeError(
-                f"zs.{self.name} with these options calls value_fn(params, {wanted}). "
-                "With examples=indices, it must return the losses [n] of these "
-                "examples (None: of all); key is a PRNG key. To have "
-                "value_fn(params) called, say esam(gamma=1), ssam(mask='dynamic'), "
-                "microbatches=1, ascent_fraction=1 and fresh_keys=False."
+                f"zs.{self.name} with {self.reasons} calls value_fn(params, {wanted}), "
+                f"with {meanings}. value_fn does not take that."
             ) from None
         except ValueError:  # A builtin without a signature.
             return

@@ -38,10 +38,12 @@ def when(gradient: GradientEstimator, predicate: Predicate) -> GradientEstimator
       [6. 8.]
       [6.6 8.8]
     """
-    if not gradient.takes("when"):
+    is_estimator = isinstance(gradient, GradientEstimator)
+    if not is_estimator or not gradient.takes("when"):
+        name = f"zs.{gradient.name}" if is_estimator else type(gradient).__name__
         raise ValueError(
-            f"zs.{gradient.name} has no perturbation to leave out. Take a "
-            "sharpness-aware gradient, such as zs.sam(rho=0.05)."
+            f"{name} has no perturbation to leave out. Take a sharpness-aware "
+            "gradient, such as zs.sam(rho=0.05), and chain an optimizer behind it."
         )
     before = gradient.when
     if before is None:
@@ -76,6 +78,11 @@ def late(gradient: GradientEstimator, start: Scalar) -> GradientEstimator:
       [6.6 8.8]
     """
     _check.number("start", start, least=0)
+    if not _check.is_traced(start) and 0 < start < 1:
+        raise ValueError(
+            f"start={start} must be a step, not a fraction of the training: for the "
+            "last quarter, say 0.75 * total_steps."
+        )
     return when(gradient, lambda step: step >= start)
 
 

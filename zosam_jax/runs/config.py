@@ -242,9 +242,10 @@ command with the same folder resumes the run."""
     log_every: float = 10.0
     """Seconds between two progress lines within an epoch, without a terminal."""
     time_limit: float | None = None
-    """Minutes after which this call writes a checkpoint and ends with status 75; the \
-same command goes on from there. It makes at least one step, and the checkpoint takes \
-some time beyond the limit. None: no limit."""
+    """Minutes after which a call, with its compilation, writes a checkpoint and ends \
+with status 75. The same command goes on from there; so does --resume, with the same \
+limit unless it is given another. A call makes at least one step, and the checkpoint \
+takes some time beyond the limit. None: no limit."""
     tensorboard: bool = False
     """Also write TensorBoard scalars (needs tensorboardX)."""
     loop: str = "auto"

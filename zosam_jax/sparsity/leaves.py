@@ -327,6 +327,12 @@ def stack_axes(stacked: StackRule, path: str, shape: Shape) -> int:
             f"stacked= says that {path} stacks layers along {number} leading axes; its "
             f"shape is {shape}."
         )
+    # A vector stays dense. That is meant for a bias, and never for a kernel.
+    if number and len(shape) - number < 2 and path.rpartition("/")[2] == "kernel":
+        raise ValueError(
+            f"stacked= says that {path} of shape {shape} stacks layers along {number} "
+            "leading axes, which leaves no kernel of two axes. Say fewer axes."
+        )
     return number
 
 
@@ -409,9 +415,15 @@ def warn_of_biases(layers: SparseLeaves) -> None:
         f"the sparse leaves include {listed}. By name these are biases, scales of "
         "norms or position embeddings, which usually stay dense: say "
         f"dense=({first!r},); or, if the first axis stacks layers, as under a scan, "
-        f"stacked=({first!r},).",
+        f"stacked=({_module_of(first)!r},).",
         stacklevel=_check.outside(),
     )
+
+
+def _module_of(path: str) -> str:
+    """The pattern of all leaves in the outermost module of a leaf."""
+    module, inside, _ = path.partition("/")
+    return f"{module}/*" if inside else path
 
 
 def _is_usually_dense(path: str) -> bool:

@@ -395,8 +395,10 @@ def _run(
     number = setup.stop.signals[0] if setup.stop.signals else None
     if not session.is_complete:
         status = "out of time" if number is None else "interrupted"
+        limit = setup.config.time_limit
+        after = f" (--time-limit {limit:g})" if number is None and limit else ""
         setup.display.message(
-            f"{status} at step {session.position.step}. "
+            f"{status}{after} at step {session.position.step}. "
             f"{setup.checkpoints.last_good()} The same command goes on from here."
         )
         return Result(setup.folder, status, None, number)

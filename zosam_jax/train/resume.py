@@ -116,8 +116,10 @@ def _headline(setup: "Setup") -> str:
         sparse = ""
     facts = experiment.facts
     examples = "images" if facts.kind == "image" else "sequences"
+    noise = setup.config.label_noise
+    wrong = f" ({noise:.3g} of its labels wrong)" if noise else ""
     return (
-        f"{labels['dataset']}: {facts.num_train:,} training and "
+        f"{labels['dataset']}{wrong}: {facts.num_train:,} training and "
         f"{facts.num_test:,} test {examples}; {labels['model']} with "
         f"{count:,} parameters; {labels['method']}{sparse}, {labels['gradient']}, "
         f"{labels['optimizer']}; {experiment.mesh.size} x "

@@ -1,15 +1,19 @@
-"""The one step of a dry run."""
+"""The steps of a dry run."""
 
 import math
 import time
+
+import jax
 
 from zosam_jax.runs.errors import RunError
 from zosam_jax.runs.progress import Display, duration
 from zosam_jax.train.compiled_run import CompiledRun
 
+_TIMED = 3
+
 
 def one_step(compiled: CompiledRun, show: Display) -> None:
-    """Compiles the programs, trains one step and shows its loss and time.
+    """Compiles the programs, trains a few steps and shows the first loss and the time.
 
     Args:
       compiled: The programs.
@@ -20,21 +24,28 @@ def one_step(compiled: CompiledRun, show: Display) -> None:
     """
     show.message("compiling...")
     compiled.compile()
-    state = compiled.init()
-    batch = next(compiled.batches(0))
-    started = time.perf_counter()
-    _, totals = compiled.advance(state, batch, 1)
-    loss = float(totals.loss)
-    seconds = time.perf_counter() - started
+    state, batches = compiled.init(), compiled.batches(0)
+    state, totals = compiled.advance(state, next(batches), 1)
+    loss, steps = float(totals.loss), compiled.experiment.total_steps
     if not math.isfinite(loss):
         raise RunError(
             "the loss of the first step is not finite. Try a lower --learning-rate or "
             "a smaller --rho."
         )
-    steps = compiled.experiment.total_steps
+    # The first call of a program is slower than the others.
+    started = time.perf_counter()
+    count = min(_TIMED, compiled.experiment.steps_per_epoch - 1)
+    for step in range(count):
+        state, totals = compiled.advance(state, next(batches), step + 2)
+    jax.block_until_ready(totals)
+    seconds = (time.perf_counter() - started) / max(count, 1)
+    batches.close()
+    speed = (
+        f"The next {count} took {seconds:.2g} s each: the training takes about "
+        f"{duration(steps * seconds)} and the time of the evaluations. "
+    )
     show.message(
-        f"dry run: the first of {steps:,} steps has loss {loss:.4f} and took "
-        f"{seconds:.2f} s, after {sum(compiled.compile_seconds.values()):.1f} s of "
-        f"compilation. At this speed the training takes {duration(steps * seconds)}. "
-        "Nothing was written."
+        f"dry run: the first of {steps:,} steps has loss {loss:.4f}, after "
+        f"{sum(compiled.compile_seconds.values()):.1f} s of compilation. "
+        f"{speed if count else ''}Nothing was written."
     )
