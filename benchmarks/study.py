@@ -57,6 +57,9 @@ LARGE_RADII = (0.5, 1.0, 2.0, 5.0, 10.0, 20.0)
 FILTER_RADII = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1)
 """For noise on every weight, relative to the norm of its filter."""
 
+WINDOW = 0.05
+"""Seconds for which SGD's steps are timed at once. Single steps are too short."""
+
 Limit = Callable[[GradientEstimator, int], GradientEstimator]
 """`(gradient, optimizer steps of the training) -> gradient`, perturbed less often."""
 
@@ -162,6 +165,17 @@ _CIFAR = {
 PROBLEMS: dict[str, Problem] = {
     "digits-noise20": Problem({**_MLP, "label_noise": 0.2}, side_by_side=True),
     "digits-noise40": Problem({**_MLP, "label_noise": 0.4}, side_by_side=True),
+    "digits-resnet-noise40": Problem(
+        {
+            "dataset": "digits",
+            "model": "resnet20",
+            "width": 0.25,
+            "batch_size": 64,
+            "epochs": 40,
+            "augment": (),
+            "label_noise": 0.4,
+        }
+    ),
     "cifar-noise20": Problem({**_CIFAR, "epochs": 30, "label_noise": 0.2}, 10_000),
     "cifar-noise40": Problem({**_CIFAR, "epochs": 30, "label_noise": 0.4}, 10_000),
     "cifar-sparse90": Problem({**_CIFAR, "epochs": 30}),
@@ -406,19 +420,21 @@ def time_steps(
     for label in labels:
         programs[label], states[label] = _program(study, label)
     ratios: dict[str, list[float]] = {label: [] for label in labels}
+    periods = 1
     for turn in range(rounds + 2):
         seconds = {}
         for label in labels:
-            # At least ten steps: one of a small network is shorter than a clock's tick.
-            count = 10 * CONTENDERS[label].period
+            count = periods * CONTENDERS[label].period
             start = time.perf_counter()
             for _ in range(count):
                 states[label] = programs[label](states[label])
             jax.block_until_ready(states[label])
             seconds[label] = (time.perf_counter() - start) / count
-        if turn >= 2:
-            for label in labels:
-                ratios[label].append(seconds[label] / seconds[SGD])
+        if turn < 2:
+            periods = math.ceil(WINDOW / seconds[SGD])
+            continue
+        for label in labels:
+            ratios[label].append(seconds[label] / seconds[SGD])
     return ratios
 
 
