@@ -72,7 +72,7 @@ PLAIN = {
     "S2-SAM": Rule("s2sam", remembers=True),
     "MSAM": Rule("msam", remembers=True),
     "RWP": Rule("rwp", draws=8),
-    "random, random sign": Rule("rst", draws=8),
+    "random, random sign": Rule("random_sign", draws=8),
     "ZO-SAM, m=1": Rule("zosam", draws=8),
 }
 

@@ -132,7 +132,7 @@ CONTENDERS: dict[str, Contender] = {
     "SGD, 1/2 of the epochs": Contender(zs.backprop, radii=(), epochs=1 / 2),
     "SGD, 1/4 of the epochs": Contender(zs.backprop, radii=(), epochs=1 / 4),
     "RWP": Contender(zs.rwp, radii=FILTER_RADII),
-    "random, random sign": Contender(zs.rst),
+    "random, random sign": Contender(zs.random_sign),
 }
 """SGD is what gains are over, and SAM the full-price method. The last four rows are
 controls: a shorter training, which remembers fewer wrong labels, and perturbations

@@ -10,7 +10,7 @@ Gradients, each an Optax transformation `zs.NAME()` and a pure function
 `zs.NAME_gradient`:
 
   backprop            the plain gradient
-  zosam, rst          ZO-SAM, which looks uphill by forward passes, and its control
+  zosam, random_sign  ZO-SAM, which looks uphill by forward passes, and its control
   sam, asam, gsam, fsam, vasso, wsam, esam, looksam, aesam, ssam, s2sam, msam
                       sharpness-aware, by backward passes
   rwp, mrwp, arwp     random perturbations
@@ -81,8 +81,10 @@ from zosam_jax.gradients.methods.zeroth_order import (
 from zosam_jax.gradients.methods.zeroth_order import zo_adam as zo_adam
 from zosam_jax.gradients.methods.zeroth_order import zo_sgd as zo_sgd
 from zosam_jax.gradients.methods.zeroth_order import zo_signsgd as zo_signsgd
-from zosam_jax.gradients.methods.zosam import rst as rst
-from zosam_jax.gradients.methods.zosam import rst_gradient as rst_gradient
+from zosam_jax.gradients.methods.zosam import random_sign as random_sign
+from zosam_jax.gradients.methods.zosam import (
+    random_sign_gradient as random_sign_gradient,
+)
 from zosam_jax.gradients.methods.zosam import zosam as zosam
 from zosam_jax.gradients.methods.zosam import zosam_gradient as zosam_gradient
 from zosam_jax.gradients.timing import every as every

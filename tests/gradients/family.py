@@ -89,7 +89,7 @@ METHODS = {
     "rwp": row(zs.rwp, **ONE_PASS),
     "mrwp": row(zs.mrwp),
     "arwp": row(zs.arwp, **ONE_PASS),
-    "rst": row(zs.rst, **ONE_PASS),
+    "random_sign": row(zs.random_sign, **ONE_PASS),
     "zosam": row(zs.zosam, **PROBES),
     "zosam-3-sphere": row(
         zs.zosam, num_directions=3, directions="sphere", **PROBES | {"forward": (6,)}

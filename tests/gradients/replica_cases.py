@@ -158,7 +158,9 @@ CASES = {
     "mrwp": case("mrwp", rho=0.1, alpha=0.3),
     "mrwp, two batches": case("mrwp", more={"uphill": OTHER}, rho=0.1, alpha=0.3),
     "arwp": case("arwp", rho=0.3, eta=2.0, beta=0.8),
-    "rst": Case(partial(zs.rst, 0.3), partial(zo_replicas.rst, rho=0.3)),
+    "random_sign": Case(
+        partial(zs.random_sign, 0.3), partial(zo_replicas.random_sign, rho=0.3)
+    ),
     "zosam": zosam({}, {}),
     "zosam, m = 3": zosam({"num_directions": 3}, {"number": 3}),
     "zosam, sphere": zosam(

@@ -6,7 +6,7 @@ import numpy as np
 from replicas import Step, along, taken
 
 
-def rst(at, memory, *, rho):
+def random_sign(at, memory, *, rho):
     eps, norm = along(at, at.draw("normal", 0), rho)
     return taken(at, eps, norm, 0, 1), memory
 

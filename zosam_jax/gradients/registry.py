@@ -1,4 +1,8 @@
-"""The table of gradients, which the command line, documentation and tests read."""
+"""The table of gradients, which the command line, documentation and tests read.
+
+Methods that only choose the steps of another gradient, such as RST (arXiv:2203.09962),
+are functions of it: see `zosam_jax.gradients.timing`.
+"""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -191,9 +195,9 @@ METHODS: dict[str, GradientMethod] = {
             ),
         ),
     ),
-    "rst": GradientMethod(
-        zosam.rst,
-        zosam.rst_gradient,
+    "random_sign": GradientMethod(
+        zosam.random_sign,
+        zosam.random_sign_gradient,
         "random, random sign",
         "",
         "The control for ZO-SAM: no probes, a random sign.",

@@ -265,7 +265,9 @@ def _check_probes(probes: Probes, every: int, descent: str) -> None:
 
 
 @passes_options_to(sharpness_aware)
-def rst(rho: Radius = 0.05, **options: Unpack[SharedOptions]) -> GradientEstimator:
+def random_sign(
+    rho: Radius = 0.05, **options: Unpack[SharedOptions]
+) -> GradientEstimator:
     r"""A random direction with a random sign: ZO-SAM without its probes.
 
     .. math::
@@ -274,28 +276,31 @@ def rst(rho: Radius = 0.05, **options: Unpack[SharedOptions]) -> GradientEstimat
     A control for the probes of ZO-SAM at m = 1: it has the same direction and radius,
     but takes one pass of each kind. `value` is the loss at w + eps.
 
+    Randomized sharpness-aware training, RST (arXiv:2203.09962), is another method:
+    `zs.randomly(zs.sam(...), probability)`.
+
     Args:
       rho: Radius, or a schedule.
 
     Returns:
       As `sam`.
     """
-    return sharpness_aware("rst", Row(random_sign()), rho, **options)
+    return sharpness_aware("random_sign", Row(unprobed()), rho, **options)
 
 
-@pure_form(rst)
-def rst_gradient(
+@pure_form(random_sign)
+def random_sign_gradient(
     value_fn: ValueFn,
     params: Params,
     key: Key | None = None,
     rho: Radius = 0.05,
     **options: Unpack[PureOptions],
 ) -> Estimate:
-    """Returns the gradient of `rst` as a pure function."""
+    """Returns the gradient of `random_sign` as a pure function."""
     ...
 
 
-def random_sign() -> Ascent[Look]:
+def unprobed() -> Ascent[Look]:
     """Returns the direction that ZO-SAM probes first, without its sign."""
 
     def look(point: Point, memory: Memory) -> Look:
