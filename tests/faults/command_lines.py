@@ -248,6 +248,7 @@ def texts_of_flags() -> Iterator[Line]:
             )
     for text in (
         *("folder:", "text:", "folder:nowhere", "text:nowhere", "folder:/dev/null"),
+        *("npz:", "npz:nowhere", "npz:/dev/null"),
         *(
             "text:/dev/null",
             "cifar10:9.9.9",

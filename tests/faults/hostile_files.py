@@ -4,8 +4,9 @@
 
 Images of every mode and orientation, damaged and cut ones, decompression bombs, other
 formats behind the suffix of an image, FIFOs, devices and links, archives that lead out
-of their folder, damaged folders of TFDS, and files of published corruptions. A case
-says what is right: an error, or the pixels computed by hand. It ends in one of
+of their folder, damaged folders of TFDS, files of published corruptions, and exported
+arrays. A case says what is right: an error, or the pixels computed by hand. It ends in
+one of
 
 - clean error: a `DatasetError` of one sentence or two that names the place;
 - survival: the right pixels;
@@ -34,6 +35,7 @@ from typing import Any, NamedTuple
 HERE = Path(__file__).resolve()
 sys.path[:0] = [str(HERE.parents[2])]
 
+import hostile_arrays  # noqa: E402
 import hostile_folders  # noqa: E402
 import hostile_images  # noqa: E402
 from hostile_images import REFUSED, Case  # noqa: E402
@@ -153,7 +155,9 @@ def main() -> int:
     warnings.simplefilter("ignore")
     tfds_reader.is_known("nothing")  # Loads the table of TFDS once, for all processes.
     started = time.perf_counter()
-    every = itertools.chain(hostile_images.cases(), hostile_folders.cases())
+    every = itertools.chain(
+        hostile_images.cases(), hostile_folders.cases(), hostile_arrays.cases()
+    )
     readings: list[Reading] = []
     with tempfile.TemporaryDirectory() as place:
         for number, case in enumerate(every):

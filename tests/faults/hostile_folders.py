@@ -1,4 +1,4 @@
-"""Hostile folders, archives, sets of TFDS, arrays and names for `hostile_files.py`."""
+"""Hostile folders, archives, sets of TFDS and names for `hostile_files.py`."""
 
 import contextlib
 import functools
@@ -6,10 +6,8 @@ import gzip
 import io
 import json
 import os
-import pickle
 import shutil
 import socket
-import struct
 import sys
 import tarfile
 import tempfile
@@ -26,15 +24,13 @@ from data import small_sets  # noqa: E402
 from hostile_images import REFUSED, SIDE, Case  # noqa: E402
 
 from zosam_jax import data  # noqa: E402
-from zosam_jax.data.corruptions import published  # noqa: E402
 
 
 def cases() -> Iterator[Case]:
-    """Yields all cases of folders, archives, arrays and names."""
+    """Yields all cases of folders, archives, sets of TFDS and names."""
     yield from _places()
     yield from _archives()
     yield from _tfds()
-    yield from _arrays()
     yield from _names()
 
 
@@ -443,60 +439,6 @@ def _numbers(root: Path) -> object:
     return sorted(map(int, small_sets.numbers(found)))
 
 
-# Published corruptions, names.
-
-
-def _arrays() -> Iterator[Case]:
-    images = np.full((5, 8, 8, 3), 7, np.uint8)
-    labels = np.zeros(5, np.uint8)
-
-    def read(root: Path) -> object:
-        found = published.load("cifar10", "fog", 3, folder=root)
-        pixels, classes = found.read(0, 1)
-        return int(pixels.min()), int(pixels.max()), classes.tolist()
-
-    def case(
-        name: str, change: Callable[[Path], object], wanted: object = REFUSED
-    ) -> Case:
-        def make(root: Path) -> None:
-            np.save(root / "fog.npy", images)
-            np.save(root / "labels.npy", labels)
-            change(root / "fog.npy")
-
-        return Case("arrays", name, make, read, wanted)
-
-    def fifo(path: Path) -> None:
-        path.unlink()
-        os.mkfifo(path)
-
-    def archive(path: Path) -> None:
-        with path.open("wb") as file:
-            np.savez(file, fog=images)
-
-    def head(text: str) -> Callable[[Path], object]:
-        raw = b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text.encode()
-        return lambda path: path.write_bytes(raw + bytes(64))
-
-    shape = "{'descr': '|u1', 'fortran_order': False, 'shape': %s}\n"
-    yield case("nothing wrong", lambda path: None, (7, 7, [0]))
-    yield case("a FIFO", fifo)
-    yield case("an archive of arrays", archive)
-    yield case("a pickle", lambda path: path.write_bytes(pickle.dumps(images)))
-    yield case("objects", lambda path: np.save(path, np.array([print], object)))
-    yield case("one number", lambda path: np.save(path, np.uint8(3)))
-    yield case("empty", lambda path: path.write_bytes(b""))
-    yield case("cut", lambda path: os.truncate(path, 200))
-    yield case("2^80 images", head(shape % "(1208925819614629174706176, 8, 8, 3)"))
-    yield case("a negative size", head(shape % "(-5, 8, 8, 3)"))
-    yield case("a program for a header", head("__import__('os').system('touch ran')\n"))
-    yield case("a deep header", head("(" * 5_000 + "\n"))
-    yield case("4 images", lambda path: np.save(path, images[:4]))
-    yield case(
-        "labels of floating point",
-        lambda path: np.save(path.with_name("labels.npy"), labels * 0.5),
-    )
-
-
 def _names() -> Iterator[Case]:
     def case(name: str, make: Callable[[Path], object] = lambda root: None) -> Case:
         def read(root: Path) -> object:
@@ -523,6 +465,12 @@ def _names() -> Iterator[Case]:
     yield case("text:{root}/x ", lambda root: (root / "x ").write_bytes(b"short"))
     yield case("text:{root}/./x", sparse)
     yield case("text:a\0b")
+    yield case("npz:")
+    yield case("npz:a\0b")
+    yield case("npz:{root}")
+    yield case("npz:/dev/zero")
+    yield case("npz:{root}/x", lambda root: os.mkfifo(root / "x"))
+    yield case("npz:{root}/./x", sparse)
     yield case("n" * 300)
     yield case("..")
     yield case("cifar10:9.9.9")

@@ -5,6 +5,8 @@ from typing import Literal
 
 import numpy as np
 
+_BLOCK = 1000
+
 
 class DatasetError(RuntimeError):
     """A data set is missing, incomplete or damaged; the message says what to do."""
@@ -123,7 +125,10 @@ def channel_statistics(
     levels = np.arange(256) / 255
     means, deviations = [], []
     for channel in range(images.shape[-1]):
-        counts = np.bincount(images[..., channel].ravel(), minlength=256)
+        counts = np.zeros(256, np.int64)
+        for start in range(0, len(images), _BLOCK):  # `bincount` copies as int64.
+            block = images[start : start + _BLOCK, ..., channel]
+            counts += np.bincount(block.ravel(), minlength=256)
         share = counts / counts.sum()
         mean = float(np.sum(share * levels))
         means.append(mean)

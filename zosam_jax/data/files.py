@@ -7,6 +7,7 @@ import errno
 import os
 import pathlib
 import stat
+import tokenize
 from typing import BinaryIO
 
 from zosam_jax.data.dataset import DatasetError
@@ -15,6 +16,19 @@ PathLike = str | os.PathLike[str]
 
 SHOWN = 160
 """Number of characters of a message or name from elsewhere that are shown."""
+
+NOT_AN_ARRAY = (
+    OSError,
+    ValueError,
+    SyntaxError,
+    EOFError,
+    OverflowError,
+    TypeError,
+    RecursionError,
+    MemoryError,
+    tokenize.TokenError,
+)
+"""What NumPy raises for a file that is no array, or has a damaged header."""
 
 _KINDS = {
     stat.S_IFIFO: "a FIFO",

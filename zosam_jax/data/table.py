@@ -20,6 +20,7 @@ from zosam_jax.data.sets import (
     class_folders,
     digits,
     imagenet,
+    npz,
     oxford_iiit_pet,
     text,
 )
@@ -122,6 +123,12 @@ DATASETS: dict[str, NamedDataset] = {
         open=class_folders.find,
         prepare=class_folders.prepare,
     ),
+    "npz:PATH": NamedDataset(
+        "arrays of images and labels in a file of np.savez",
+        "your files",
+        "its size depends on the file",
+        open=npz.read,
+    ),
     "text:PATH": NamedDataset(
         "any file, byte by byte",
         "your files",
@@ -184,6 +191,7 @@ def load(
           the TFDS data directory as `array_record`; see `tfds_reader.find` for the
           splits;
         - `folder:PATH`, images in a folder for each class; see `class_folders.find`;
+        - `npz:PATH`, arrays of images and labels in one file; see `npz.read`;
         - `pydoc`, Python's documentation, and `text:PATH`, any file, as sequences of
           128 bytes; see `text.sequences`.
       data_dir: The TFDS data directory. Default: `TFDS_DATA_DIR`, or
@@ -233,8 +241,8 @@ def prepare(
     are.
 
     Args:
-      name: One of `names()`, `folder:PATH` or `text:PATH`. Sets that need no
-        preparation are checked. `imagenet2012` must be downloaded by hand. For other
+      name: One of `names()`, `folder:PATH`, `npz:PATH` or `text:PATH`. Sets that need
+        no preparation are checked. `imagenet2012` must be downloaded by hand. For other
         sets of TFDS, the error says which command prepares them with TensorFlow.
       data_dir: The TFDS data directory. Default: `TFDS_DATA_DIR`, or
         `~/tensorflow_datasets`.

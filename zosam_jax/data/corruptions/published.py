@@ -6,7 +6,6 @@ CIFAR sets are released, or from a TFDS data directory, where they must be in th
 """
 
 import os
-import tokenize
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -79,20 +78,6 @@ ALEXNET_ERRORS = {
 }
 
 
-# What NumPy raises for a file that is no array, or has a damaged header.
-_BROKEN = (
-    OSError,
-    ValueError,
-    SyntaxError,
-    EOFError,
-    OverflowError,
-    TypeError,
-    RecursionError,
-    MemoryError,
-    tokenize.TokenError,
-)
-
-
 class CorruptedSet(NamedTuple):
     """A published test set under one corruption of one severity.
 
@@ -163,7 +148,7 @@ def _from_files(
             raise DatasetError(
                 f"{released.name}: {folder} has no {file}. {hint}"
             ) from error
-        except _BROKEN as error:
+        except files.NOT_AN_ARRAY as error:
             raise DatasetError(
                 f"{released.name}: {folder / file} cannot be read ({_reason(error)}). "
                 f"{hint}"
