@@ -4,7 +4,7 @@ import math
 import os
 import sys
 import zipfile
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 import numpy as np
 from numpy.lib import format as npy
@@ -137,7 +137,7 @@ def _arrays(name: str, packed: zipfile.ZipFile) -> dict[str, np.ndarray]:
     return arrays
 
 
-def _checked_size(name: str, info: zipfile.ZipInfo, file: zipfile.ZipExtFile) -> int:
+def _checked_size(name: str, info: zipfile.ZipInfo, file: IO[bytes]) -> int:
     """Returns the size of an array in bytes, from its header.
 
     Args:
