@@ -23,7 +23,7 @@ MEASURED = house.measure(house.ROOT)
 # Bottom-up: a package imports only from the rows above its own in this table, so never
 # from a sibling in its row. Facades (`__init__.py`) are seen through.
 LAYERS = (
-    ("_check", "_types", "_version", "_streams", "_threshold"),
+    ("_calls", "_check", "_types", "_version", "_streams", "_threshold"),
     ("_options", "tree", "selection"),
     ("estimators",),
     ("zosam_algorithm",),

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax.numpy as jnp
 import optax
 import pytest
 
@@ -38,15 +39,52 @@ def test_help_of_a_configuration_has_the_texts_of_its_fields(kind):
     assert max(map(len, lines)) <= 88
 
 
-def test_objects_say_what_they_are():
-    assert str(zs.zosam()) == "<zosam: gradient estimator, rho=0.05>"
-    assert repr(zs.backprop()) == "<backprop: gradient estimator>"
-    rising = zs.sam(rho=optax.linear_schedule(0.0, 0.1, 10))
-    assert str(rising) == "<sam: gradient estimator, rho=a schedule>"
-    assert (
-        str(zs.sparsity.rigl(0.9, 1000)) == "<rigl: sparse method with changing masks>"
-    )
-    assert str(zs.sparsity.static(0.9)) == "<static: sparse method with fixed masks>"
+ROW = zs.gradients.Row(zs.gradients.ascents.gradient())
+GRADIENT, METHOD = zs.sam(rho=0.1, ascent_fraction=0.25), zs.sparsity
+SHOWN = [
+    (zs.zosam(), "zs.zosam(rho=0.05)"),
+    (zs.backprop(), "zs.backprop()"),
+    (zs.zeroth_order(num_directions=4), "zs.zeroth_order(num_directions=4)"),
+    (GRADIENT, "zs.sam(rho=0.1, ascent_fraction=0.25)"),
+    (zs.sam(optax.constant_schedule(1.0)), "zs.sam(rho=constant_schedule.<lambda>)"),
+    (zs.sam(jnp.ones(())), "zs.sam(rho=float32[])"),
+    (zs.sam(steps=1, include=("a", "b")), "zs.sam(rho=0.05, include=('a', 'b'))"),
+    (GRADIENT.with_options(ascent_fraction=0.25), f"{GRADIENT}"),
+    (GRADIENT.with_options(seed=3), f"{GRADIENT}.with_options(seed=3)"),
+    (
+        zs.late(zs.every(GRADIENT, 2), 100).with_options(has_aux=True),
+        f"zs.late(zs.every({GRADIENT}, interval=2), start=100)"
+        ".with_options(has_aux=True)",
+    ),
+    (
+        zs.randomly(zs.when(zs.random_sign(), bool), 0.5, seed=1),
+        "zs.randomly(zs.when(zs.random_sign(rho=0.05), predicate=bool), "
+        "probability=0.5, seed=1)",
+    ),
+    (
+        METHOD.rigl(0.9, 1000, dense=("head/*",)),
+        "zs.sparsity.rigl(sparsity=0.9, total_steps=1000, dense=('head/*',))",
+    ),
+    (
+        METHOD.dynamic(0.9, 1000, drop="random", grow=METHOD.scores.gradient),
+        "zs.sparsity.dynamic(sparsity=0.9, total_steps=1000, drop='random', "
+        "grow=gradient)",
+    ),
+    (
+        METHOD.static(masks={"w": jnp.ones((2, 3), bool)}),
+        "zs.sparsity.static(masks={'w': bool[2,3]})",
+    ),
+    (METHOD.static(0.5)._replace(call=""), "<static: sparse method with fixed masks>"),
+    (
+        zs.gradients.sharpness_aware("mine", ROW, 0.1),
+        "<mine: gradient estimator, rho=0.1>",
+    ),
+]
+
+
+@pytest.mark.parametrize(("made", "text"), SHOWN, ids=[text for _, text in SHOWN])
+def test_an_object_shows_the_call_that_made_it(made, text):
+    assert repr(made) == str(made) == text
 
 
 def test_heavy_modules_come_when_they_are_asked_for():

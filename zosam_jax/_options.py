@@ -19,6 +19,7 @@ of `dynamic`, and `help(rigl)` has their descriptions. A key of the `TypedDict` 
 `dynamic` does not take, or takes with another type, is an error on import. An unknown
 keyword is a `TypeError` that names the nearest option, and a missing argument one that
 describes it. `checks_arguments` gives the same errors to a function without options.
+A gradient or sparse method that is returned shows the call that made it.
 """
 
 import functools
@@ -28,7 +29,7 @@ import typing
 from collections.abc import Callable, Collection
 from typing import Any, TypeVar
 
-from zosam_jax import _check
+from zosam_jax import _calls, _check
 
 F = TypeVar("F", bound=Callable[..., object])
 
@@ -91,10 +92,13 @@ def with_signature(function: F, signature: inspect.Signature, doc: str | None) -
     def checked(*args: Any, **kwargs: Any) -> object:
         _check.options(name, kwargs, signature.parameters)
         try:
-            signature.bind(*args, **kwargs)
+            given = signature.bind(*args, **kwargs).arguments
         except TypeError as error:
             raise TypeError(f"{name}: {error}{_described(error, doc)}") from None
-        return function(*args, **kwargs)
+        made = function(*args, **kwargs)
+        if isinstance(made, _calls.Described):
+            return made.called_as(_calls.text(name, given, signature.parameters))
+        return made
 
     checked.__doc__ = doc
     vars(checked)["__signature__"] = signature
@@ -122,7 +126,9 @@ def entries(doc: str | None) -> dict[str, str]:
 
 
 def public_name(function: Callable[..., object]) -> str:
-    """Returns the name by which a user calls a function of this package."""
+    """Returns the name by which a user calls a function, of this package or another."""
+    if not f"{function.__module__}.".startswith("zosam_jax."):
+        return function.__name__
     inside = "sparsity." if ".sparsity." in f"{function.__module__}." else ""
     return f"zs.{inside}{function.__name__}"
 

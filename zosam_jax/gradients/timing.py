@@ -14,10 +14,12 @@ import jax
 import jax.numpy as jnp
 
 from zosam_jax import _check, _streams
+from zosam_jax._options import checks_arguments
 from zosam_jax._types import Predicate, Scalar, Schedule, Seed
 from zosam_jax.gradients.transformation import GradientEstimator
 
 
+@checks_arguments
 def when(gradient: GradientEstimator, predicate: Predicate) -> GradientEstimator:
     """Returns the gradient, perturbed only in the steps that a predicate selects.
 
@@ -55,6 +57,7 @@ def when(gradient: GradientEstimator, predicate: Predicate) -> GradientEstimator
     return gradient.with_options(when=both)
 
 
+@checks_arguments
 def late(gradient: GradientEstimator, start: Scalar) -> GradientEstimator:
     """Returns the gradient, perturbed from an optimizer step on.
 
@@ -86,6 +89,7 @@ def late(gradient: GradientEstimator, start: Scalar) -> GradientEstimator:
     return when(gradient, lambda step: step >= start)
 
 
+@checks_arguments
 def every(gradient: GradientEstimator, interval: int) -> GradientEstimator:
     """Returns the gradient, perturbed in every k-th optimizer step, the first included.
 
@@ -109,6 +113,7 @@ def every(gradient: GradientEstimator, interval: int) -> GradientEstimator:
     return when(gradient, lambda step: step % interval == 0)
 
 
+@checks_arguments
 def randomly(
     gradient: GradientEstimator, probability: Scalar | Schedule, *, seed: Seed = 0
 ) -> GradientEstimator:

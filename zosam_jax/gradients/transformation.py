@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from zosam_jax import _check, tree
+from zosam_jax import _calls, _check, tree
 from zosam_jax._types import (
     Aux,
     Estimate,
@@ -112,9 +112,17 @@ class GradientEstimator(optax.GradientTransformationExtraArgs):
     rho: Radius | None
     when: Predicate | None
     _make: Callable[..., "GradientEstimator"]
+    _call: str = ""
+
+    def called_as(self, call: str) -> "GradientEstimator":
+        """Sets the call that `print` shows, and returns the estimator."""
+        self._call = call
+        return self
 
     def __repr__(self) -> str:
-        """Returns what it is, as "<zosam: gradient estimator, rho=0.05>"."""
+        """Returns the call that made it, without options that equal their defaults."""
+        if self._call:
+            return self._call
         rho = "a schedule" if callable(self.rho) else f"{self.rho}"
         radius = "" if self.rho is None else f", rho={rho}"
         return f"<{self.name}: gradient estimator{radius}>"
@@ -138,7 +146,10 @@ class GradientEstimator(optax.GradientTransformationExtraArgs):
         """
         shared = [name for name in SharedOptions.__annotations__ if self.takes(name)]
         _check.options(f"zs.{self.name}(...).with_options", options, shared)
-        return self._make(**options)
+        made = self._make(**options)
+        known = inspect.signature(self._make).parameters
+        changed = _calls.text(".with_options", options, {k: known[k] for k in options})
+        return made.called_as(f"{self!r}{changed.removesuffix('.with_options()')}")
 
     def option(self, name: str, default: object = None) -> Any:
         """Returns the value of a shared option, such as "ascent_fraction".

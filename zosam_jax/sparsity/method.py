@@ -39,6 +39,7 @@ class SparseMethod(NamedTuple):
         averaged over the training. 1 if the sparsity is constant.
       name: The constructor's name, for the record of a run.
       stacked: Leaves that are stacks of layers, as in `dynamic`.
+      call: The call that made it, for `print`; "" for a method of your own.
     """
 
     init: Callable[[Params], Topology]
@@ -49,8 +50,15 @@ class SparseMethod(NamedTuple):
     mean_pruned: float = 1.0
     name: str = ""
     stacked: StackRule = ()
+    call: str = ""
+
+    def called_as(self, call: str) -> "SparseMethod":
+        """Returns the method with another call, for `print`."""
+        return self._replace(call=call)
 
     def __repr__(self) -> str:
-        """Returns what it is, as "<rigl: sparse method with changing masks>"."""
+        """Returns the call that made it, without options that equal their defaults."""
+        if self.call:
+            return self.call
         masks = "fixed masks" if self.change is None else "changing masks"
         return f"<{self.name or 'unnamed'}: sparse method with {masks}>"
