@@ -59,9 +59,10 @@ class Rule(NamedTuple):
     dtype: Any = jnp.float32
 
 
-# Gradients without an ascent of their own: none, that of SAM or RWP, or only descent.
+# Gradients without an ascent of their own: none, that of SAM or RWP, or only descent;
+# the point of CrAM is also compressed.
 SHARED = ("backprop", "gsam", "wsam", "looksam", "aesam", "mrwp", "arwp")
-SHARED += ("zeroth_order",)
+SHARED += ("zeroth_order", "cram")
 
 # Settings of a gradient's plain rule, under the label that the results have.
 PLAIN = {

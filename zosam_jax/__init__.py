@@ -11,7 +11,7 @@ Gradients, each an Optax transformation `zs.NAME()` and a pure function
 
   backprop            the plain gradient
   zosam, random_sign  ZO-SAM, which looks uphill by forward passes, and its control
-  sam, asam, gsam, fsam, vasso, wsam, esam, looksam, aesam, ssam, s2sam, msam
+  sam, asam, gsam, fsam, vasso, wsam, esam, looksam, aesam, ssam, cram, s2sam, msam
                       sharpness-aware, by backward passes
   rwp, mrwp, arwp     random perturbations
   zeroth_order        no backward pass; zo_sgd, zo_signsgd and zo_adam are optimizers
@@ -46,6 +46,8 @@ from zosam_jax.gradients.methods.asam import asam as asam
 from zosam_jax.gradients.methods.asam import asam_gradient as asam_gradient
 from zosam_jax.gradients.methods.backprop import backprop as backprop
 from zosam_jax.gradients.methods.backprop import backprop_gradient as backprop_gradient
+from zosam_jax.gradients.methods.cram import cram as cram
+from zosam_jax.gradients.methods.cram import cram_gradient as cram_gradient
 from zosam_jax.gradients.methods.esam import esam as esam
 from zosam_jax.gradients.methods.esam import esam_gradient as esam_gradient
 from zosam_jax.gradients.methods.fsam import fsam as fsam

@@ -14,6 +14,7 @@ integers that the package folds in are listed here.
     step key
       0, 1, 2, ...     the random direction of this number
       DESCENT          the directions of a zeroth-order descent
+      COMPRESSION      the sparsity of this step, for `cram`
       EXAMPLES         the examples of the ascent step, for `ascent_fraction`
       TIMING           whether this step is perturbed, for `randomly`
       PASSES           the keys given to `value_fn` with `fresh_keys`, then the pass
@@ -29,6 +30,7 @@ AUGMENT = np.uint32(0xFFFFFFF2)
 DROPOUT = np.uint32(0xFFFFFFF3)
 SPARSE = np.uint32(0xFFFFFFFF)
 
+COMPRESSION = np.uint32(0xFFFFFFFB)
 EXAMPLES = np.uint32(0xFFFFFFFC)
 TIMING = np.uint32(0xFFFFFFFD)
 DESCENT = np.uint32(0xFFFFFFFE)

@@ -31,6 +31,7 @@ class Case(NamedTuple):
       whole: The replica's optimizer, where the transformation is one itself.
       by_example: Whether it wants the losses of single examples.
       uphill: The problem that it looks uphill by, where it is another one.
+      steps: Number of steps.
     """
 
     tx: Callable
@@ -40,6 +41,7 @@ class Case(NamedTuple):
     whole: Callable | None = None
     by_example: bool = False
     uphill: replicas.Problem | None = None
+    steps: int = STEPS
 
 
 def case(name: str, tolerance: float = SINGLE, more: dict | None = None, **options):
@@ -152,6 +154,18 @@ CASES = {
     ),
     "ssam, random growth": ssam("random"),
     "ssam, gradient growth": ssam("gradient"),
+    "cram": case(
+        "cram", DOUBLE, {"steps": 200}, rho=0.05, sparsities=(0.25, 0.5, 0.75)
+    ),
+    "cram, alone": case(
+        "cram",
+        DOUBLE,
+        {"steps": 200},
+        rho=0.3,
+        sparsities=(0.5,),
+        plus=False,
+        sparse_gradient=False,
+    ),
     "s2sam": case("s2sam", rho=0.3),
     "msam": case("msam", rho=0.3, momentum=0.8),
     "rwp": case("rwp", rho=0.1),

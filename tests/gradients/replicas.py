@@ -274,6 +274,22 @@ def replaced(at, chosen, score, count, *, total_steps, drop_fraction, grow):
     return kept | grown
 
 
+def cram(at, memory, *, rho, sparsities, plus=True, sparse_gradient=True):
+    step, _ = sam(at, memory, rho=rho * at.norm(at.uphill.grad(at.w)))
+    kernel = at.live.copy()
+    kernel[at.problem.bias] = False
+    drawn = at.draw(f"below {len(sparsities)}", 2**32 - 5)
+    left_out = round(sparsities[int(drawn)] * kernel.sum())
+    kept = top(np.abs(at.w + step.eps), kernel, kernel.sum() - left_out) | ~kernel
+    there = at.problem.grad((at.w + step.eps) * kept)
+    there = there * kept if sparse_gradient else there
+    return step._replace(
+        grad=at.problem.grad(at.w) + there if plus else there,
+        there=there,
+        descent_value=at.problem.loss((at.w + step.eps) * kept),
+    ), memory
+
+
 # Methods with one pass.
 
 

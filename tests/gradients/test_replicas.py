@@ -1,4 +1,4 @@
-"""Every method against its formulas, written again in NumPy, over fifty steps."""
+"""Every method against its formulas, written again in NumPy, step by step."""
 
 import itertools
 from functools import cache, partial
@@ -10,7 +10,7 @@ import optax
 import pytest
 import replicas
 from marks import quick
-from replica_cases import CASES, PROBLEM, RATE, SINGLE, STEPS
+from replica_cases import CASES, PROBLEM, RATE, SINGLE
 
 import zosam_jax as zs
 
@@ -20,6 +20,7 @@ LIVE = {
         [np.ones(8, bool), np.random.default_rng(2).permutation(24) < 8]
     ),
 }
+LONGEST = max(case.steps for case in CASES.values())
 # Programs this small compile longer than they run.
 FAST = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
@@ -64,14 +65,16 @@ def draw(kind, t, folds):
         key = jax.random.fold_in(key, fold)
     if kind == "key":
         return jax.random.key_data(key)
+    if kind.startswith("below "):
+        return jax.random.randint(key, (), 0, int(kind[6:]), jnp.int32)
     return as_vector(getattr(zs.tree, f"{kind}_like")(key, as_tree(PROBLEM.start)))
 
 
 @cache
 def drawn(kind, *folds):
-    """`[STEPS, d]` random numbers, from the documented keys."""
+    """`[steps, d]` random numbers, from the documented keys."""
     folds = [jnp.asarray(fold, jnp.uint32) for fold in folds]
-    return np.asarray(draw(kind, jnp.arange(STEPS), folds), np.float64)
+    return np.asarray(draw(kind, jnp.arange(LONGEST), folds), np.float64)
 
 
 def library(case, masks):
@@ -93,7 +96,7 @@ def library(case, masks):
 
     params = zs.tree.mask(as_tree(jnp.asarray(PROBLEM.start)), masks)
     train = jax.jit(
-        lambda params: jax.lax.scan(step, (params, tx.init(params)), length=STEPS),
+        lambda params: jax.lax.scan(step, (params, tx.init(params)), length=case.steps),
         compiler_options=FAST,
     )
     (_, state), (points, value, info) = jax.tree.map(np.asarray, train(params))
@@ -110,7 +113,7 @@ def runs(name, mask):
             PROBLEM,
             case.uphill or PROBLEM,
             LIVE[mask],
-            STEPS,
+            case.steps,
             lambda t, *what: drawn(*what)[t],
             case.replica,
             case.whole() if case.whole else replicas.Sgd(RATE, 0.9),

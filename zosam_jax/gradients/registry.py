@@ -12,6 +12,7 @@ from zosam_jax.gradients.methods import (
     aesam,
     asam,
     backprop,
+    cram,
     esam,
     fsam,
     gsam,
@@ -145,6 +146,13 @@ METHODS: dict[str, GradientMethod] = {
                 {"mask": "dynamic"}, "SSAM-D", "Like SSAM-F, without a Fisher matrix."
             ),
         ),
+    ),
+    "cram": GradientMethod(
+        cram.cram,
+        cram.cram_gradient,
+        "CrAM",
+        "arXiv:2207.14200",
+        "The network will be pruned after the training, once.",
     ),
     "s2sam": GradientMethod(
         s2sam.s2sam,
