@@ -85,7 +85,7 @@ METHODS = {
     ),
     "ssam-dynamic": row(zs.ssam, mask="dynamic", interval=2, total_steps=8),
     "cram": row(zs.cram),
-    "cram-alone": row(zs.cram, plus=False, sparse_gradient=False, sparsities=0.5),
+    "cram-alone": row(zs.cram, plus=False, sparse_gradient=False, sparsities=(0.5,)),
     "s2sam": row(zs.s2sam, **ONE_PASS),
     "msam": row(zs.msam, **ONE_PASS),
     "rwp": row(zs.rwp, **ONE_PASS),

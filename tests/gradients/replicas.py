@@ -281,12 +281,14 @@ def cram(at, memory, *, rho, sparsities, plus=True, sparse_gradient=True):
     drawn = at.draw(f"below {len(sparsities)}", 2**32 - 5)
     left_out = round(sparsities[int(drawn)] * kernel.sum())
     kept = top(np.abs(at.w + step.eps), kernel, kernel.sum() - left_out) | ~kernel
-    there = at.problem.grad((at.w + step.eps) * kept)
-    there = there * kept if sparse_gradient else there
+    w = (at.w + step.eps) * kept
+    there = at.problem.grad(w)
+    grad = there * kept if sparse_gradient else there
     return step._replace(
-        grad=at.problem.grad(at.w) + there if plus else there,
+        grad=at.problem.grad(at.w) + grad if plus else grad,
+        eps=w - at.w,
         there=there,
-        descent_value=at.problem.loss((at.w + step.eps) * kept),
+        descent_value=at.problem.loss(w),
     ), memory
 
 

@@ -41,6 +41,10 @@ SAME = {
         row(zs.aesam, total_steps=9, lambda_1=1e9, lambda_2=1e9),
         "plain",
     ),
+    "cram, no compression": (
+        row(zs.cram, plus=False, sparsities=(0.0,), rho=0.0),
+        "plain",
+    ),
     "wsam, gamma 0": (row(zs.wsam, gamma=0.0), "plain"),
     "arwp, eta 0": (row(zs.arwp, eta=0.0), "rwp"),
     "mrwp, alpha 1": (row(zs.mrwp, alpha=1.0), "rwp"),
@@ -84,8 +88,9 @@ def test_one_method_is_the_other_bit_for_bit(name):
 # Sums of three terms that cancel all but rounding: a few units in the last place of
 # the largest entry, times the 17 of `-8 g + 9 g` in WSAM.
 CANCEL = {"gsam": 1e-6, "gsam-gap": 1e-6, "wsam": 4e-6}
-# Descends on half of the examples, or estimates: no plain gradient at any radius.
-OTHERWISE = {"esam", "zosam-zeroth-order", "zeroth_order"}
+# Descends on half of the examples or of the weights, or estimates: no plain gradient at
+# any radius.
+OTHERWISE = {"esam", "cram", "cram-alone", "zosam-zeroth-order", "zeroth_order"}
 
 
 @pytest.mark.parametrize("name", [n for n in ALL if n not in OTHERWISE])

@@ -150,11 +150,14 @@ def _second_pass(step: _Step, memory: Memory) -> _Second:
     """The gradient at the perturbed point, combined with the one at w."""
     row, point, look = step.row, step.point, step.look
     moved = _perturb(step)
-    seen = row.descent.descend(point, look, moved.params)
-    grad, memory = row.combination.blend(point, look, seen.grad, memory)
+    kept = row.descent.compress and row.descent.compress(point, moved.params)
+    params = tree.mask(moved.params, kept)
+    seen = row.descent.descend(point, look, params)
+    there = tree.mask(seen.grad, kept if row.descent.compressed_gradient else None)
+    grad, memory = row.combination.blend(point, look, there, memory)
     # The difference after rounding, not rho times the unit vector: in bfloat16 part of
     # a small perturbation is lost, and `info` must show that.
-    epsilon = tree.subtract(moved.params, point.params)
+    epsilon = tree.subtract(params, point.params)
     info = seen.info._replace(
         perturbation_norm=tree.norm(epsilon),
         direction_norm=moved.norm,

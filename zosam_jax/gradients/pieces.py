@@ -240,12 +240,17 @@ class Descent(Generic[L_contra]):
       dense: Whether its gradient is also computed at pruned weights, as growth by the
         gradient needs.
       by_example: Whether it calls `point.losses.each`.
+      compress: `(point, perturbed params) -> mask tree` of the weights that the pass
+        sees; the others are 0 in it. None: all.
+      compressed_gradient: Whether that mask multiplies the gradient too.
     """
 
     descend: Callable[[Point, L_contra, Params], Estimate] = _backprop
     needs: type[Look] = Look
     dense: bool = True
     by_example: bool = False
+    compress: Callable[[Point, Params], Masks] | None = None
+    compressed_gradient: bool = False
 
 
 def _unchanged(

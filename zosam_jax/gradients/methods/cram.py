@@ -1,6 +1,6 @@
 """CrAM, the compression-aware minimizer (arXiv:2207.14200)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Unpack
 
 import jax
@@ -27,10 +27,8 @@ from zosam_jax.gradients.pieces import (
     Combination,
     Descent,
     GradientLook,
-    Look,
     Point,
     Row,
-    exact_gradient,
 )
 from zosam_jax.gradients.transformation import GradientEstimator
 from zosam_jax.selection import select_across
@@ -40,7 +38,7 @@ from zosam_jax.selection import select_across
 def cram(
     rho: Radius = 0.05,
     *,
-    sparsities: float | Sequence[float] = (0.5, 0.7, 0.9),
+    sparsities: Sequence[float] = (0.5, 0.7, 0.9),
     plus: bool = True,
     sparse_gradient: bool = True,
     **options: Unpack[SharedOptions],
@@ -60,12 +58,12 @@ def cram(
 
     g is a sum of two gradients, as published: about twice as long as that of SGD. If
     the direction is zero or not finite, the second gradient is that at
-    :math:`C_s(w) \odot w`. In `info`, eps is the perturbation before the compression.
-    The authors' N:M patterns are not included.
+    :math:`C_s(w) \odot w`. In `info`, eps is the whole way from w to the compressed
+    weights. The N:M patterns of the paper are not included.
 
     Args:
       rho: Step along the gradient, or a schedule of it.
-      sparsities: The values of s, each in [0, 1), equally likely; or one number.
+      sparsities: The values of s, each in [0, 1), equally likely.
       plus: CrAM+, as above. False: without the first term, as in CrAM.
       sparse_gradient: Whether m multiplies the second gradient. False: CrAM's gradient,
         without the m in front of it, trains compressed weights straight through.
@@ -79,7 +77,7 @@ def cram(
     Example:
       >>> import jax.numpy as jnp, zosam_jax as zs
       >>> w = {"kernel": jnp.array([[3.0, 1.0]])}
-      >>> gradient = zs.cram(rho=0.5, sparsities=0.5)
+      >>> gradient = zs.cram(rho=0.5, sparsities=[0.5])
       >>> loss = lambda w: jnp.sum(w["kernel"] ** 2)
       >>> print(gradient.gradient(loss, w, step=0).grad["kernel"])
       [[18.  2.]]
@@ -89,12 +87,13 @@ def cram(
         raise ValueError("sparsities must have at least one value.")
     for share in shares:
         _check.number("sparsities", share, least=0, below=1, traced=False)
-    row = Row(
-        gradient(),
-        as_it_is(),
-        compressed(shares, sparse_gradient, dense=plus),
-        Combination(_added, GradientLook) if plus else Combination(),
+    descent = Descent(
+        dense=plus or not sparse_gradient,
+        compress=largest_weights(shares),
+        compressed_gradient=sparse_gradient,
     )
+    combination = Combination(_added, GradientLook) if plus else Combination()
+    row = Row(gradient(), as_it_is(), descent, combination)
     return sharpness_aware("cram", row, rho, **options)
 
 
@@ -105,7 +104,7 @@ def cram_gradient(
     key: Key | None = None,
     rho: Radius = 0.05,
     *,
-    sparsities: float | Sequence[float] = (0.5, 0.7, 0.9),
+    sparsities: Sequence[float] = (0.5, 0.7, 0.9),
     plus: bool = True,
     sparse_gradient: bool = True,
     **options: Unpack[PureOptions],
@@ -114,32 +113,23 @@ def cram_gradient(
     ...
 
 
-def compressed(
-    shares: Sequence[float], sparse_gradient: bool, *, dense: bool
-) -> Descent[Look]:
-    """Returns the descent at the largest of the perturbed weights.
+def largest_weights(shares: Sequence[float]) -> Callable[[Point, Params], Masks]:
+    """Returns the compression that leaves out a share of the kernels' smallest weights.
 
     Args:
       shares: The fractions to leave out, one of which is drawn in a step.
-      sparse_gradient: Whether the gradient is zero where the weights are left out.
-      dense: Whether another gradient, at all weights, is added to it.
     """
 
-    def descend(point: Point, look: Look, params: Params) -> Estimate:
-        del look
+    def compress(point: Point, params: Params) -> Masks:
         share = jnp.float32(shares[0])
         if len(shares) > 1:
             key = jax.random.fold_in(point.random(), _streams.COMPRESSION)
             # int32: the default depends on whether 64 bits are enabled, the draw too.
             index = jax.random.randint(key, (), 0, len(shares), jnp.int32)
             share = jnp.asarray(shares, jnp.float32)[index]
-        mask = _largest(params, point.support, share)
-        seen = exact_gradient(point.losses.descent, tree.mask(params, mask))
-        return (
-            seen._replace(grad=tree.mask(seen.grad, mask)) if sparse_gradient else seen
-        )
+        return _largest(params, point.support, share)
 
-    return Descent(descend, dense=dense or not sparse_gradient)
+    return compress
 
 
 def _largest(params: Params, support: Masks | None, share: jax.Array) -> Masks:
