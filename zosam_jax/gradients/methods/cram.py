@@ -147,7 +147,7 @@ def _largest(params: Params, support: Masks | None, share: jax.Array) -> Masks:
     size = sum(weights[i].size for i in kernels)
     _check.countable("zs.cram ranks all kernels together: params", size, advice)
     among = [flags[i] for i in kernels]
-    total = sum(jnp.sum(flag, dtype=jnp.int32) for flag in among)
+    total = jnp.sum(jnp.stack([jnp.sum(flag, dtype=jnp.int32) for flag in among]))
     left_out = jnp.round(share * total.astype(jnp.float32)).astype(jnp.int32)
     chosen = select_across(
         [jnp.abs(weights[i]) for i in kernels], among, total - left_out
