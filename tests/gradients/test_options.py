@@ -308,7 +308,7 @@ def test_what_draws_needs_a_key_and_total_steps_are_asked_for():
         zs.sam_gradient(lambda p, examples: jnp.mean(losses(p)), params, microbatches=2)
     with pytest.raises(ValueError, match="microbatches=3 must divide the batch of 8"):
         zs.sam_gradient(losses, params, microbatches=3)
-    with pytest.raises(ValueError, match="zs.cram compresses kernels.*has none"):
+    with pytest.raises(ValueError, match=r"zs.cram compresses kernels.*has none"):
         zs.cram_gradient(jnp.sum, jnp.ones(3), jax.random.key(0))
     with pytest.raises(ValueError, match="sparsities"):
         zs.cram(sparsities=(0.5, 1.0))
