@@ -30,6 +30,7 @@ import zosam_jax as zs
 from benchmarks import record
 from zosam_jax import data, models
 from zosam_jax.data import augment
+from zosam_jax.gradients import Ascent, Look, Row, sharpness_aware
 from zosam_jax.gradients.registry import METHODS
 
 matplotlib.use("agg")
@@ -39,11 +40,38 @@ RHO, SPARSITY, LEARNING_RATE, BATCH = 0.05, 0.9, 0.1, 128
 LARGE_BATCHES, RISE_BATCHES, WINDOW = 32, 8, 32
 
 
+def running_mean(decay: float, **options: Any) -> zs.GradientEstimator:
+    """Returns the control without a probe: perturbed along the mean of past gradients.
+
+    Args:
+      decay: Decay of the running mean of the gradients at the perturbed points.
+      **options: `rho`, and options of `zs.gradients.sharpness_aware`.
+    """
+    rho = options.pop("rho")
+
+    def look(point: Any, mean: Any) -> Look:
+        del point
+        return Look(mean, memory=mean)
+
+    def learn(point: Any, mean: Any, grad: Any) -> Any:
+        del point
+        return zs.tree.mix(decay, mean, 1 - decay, grad)
+
+    def init(params: Any) -> Any:
+        return jax.tree.map(jnp.zeros_like, params)
+
+    ascent = Ascent(look, Look, init, learn)
+    return sharpness_aware("running_mean", Row(ascent), rho, **options)
+
+
+CONTROLS = {"running_mean": running_mean}
+
+
 class Rule(NamedTuple):
     """An ascent rule.
 
     Attributes:
-      name: The constructor's name in the registry of gradients.
+      name: The constructor's name in the registry of gradients, or in `CONTROLS`.
       options: Options of the constructor.
       remembers: Whether the perturbation depends on earlier steps.
       draws: Number of keys to average over, for random rules.
@@ -97,6 +125,7 @@ SETTINGS = {
     "ZO-SAM, m=1, quarter batch": Rule("zosam", draws=8, share=0.25),
     "ZO-SAM, m=1, bfloat16": _random(dtype=jnp.bfloat16),
     "ZO-SAM, m=16": _random(2, num_directions=16),
+    "no probe, mean of gradients": Rule("running_mean", {"decay": 0.9}, remembers=True),
     "guided, m=1": _guided(),
     "guided, m=2": _guided(num_directions=2),
     "guided, m=1, one guide 0.9": _guided(guides=(0.9,)),
@@ -191,7 +220,8 @@ def make_asker(problem: Problem, name: str, rule: Rule) -> tuple[Any, Any]:
       rule: The rule.
     """
     options = {"rho": OWN_RHO.get(name, RHO), **rule.options}
-    estimator = METHODS[rule.name].make(**options, has_aux=True, aux_from="descent")
+    make = CONTROLS.get(rule.name) or METHODS[rule.name].make
+    estimator = make(**options, has_aux=True, aux_from="descent")
     part = round(rule.share * BATCH)
 
     @jax.jit
