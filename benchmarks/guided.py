@@ -9,6 +9,7 @@ perturbation points downhill. All seeds and rates of a rule are one program.
 """
 
 import argparse
+import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ RHO, SPARSITY, MOMENTUM, BATCH, WARMUP = 0.1, 0.9, 0.9, 64, 20
 
 
 def _guided(**options: Any) -> Callable[..., zs.GradientEstimator]:
-    return lambda **shared: zs.zosam(directions="guided", **options, **shared)
+    return functools.partial(zs.zosam, directions="guided", **options)
 
 
 _OLD = {"slope_decay": 0.0, "exploration": 0.05}
@@ -45,8 +46,8 @@ RULES: Mapping[str, Callable[..., zs.GradientEstimator]] = {
     "guided, m=2, mean slopes, no exploration": _guided(
         num_directions=2, slope_decay=0.8, exploration=0.0
     ),
-    "no probe: mean of gradients, 0.9": lambda **shared: running_mean(0.9, **shared),
-    "no probe: mean of gradients, 0.5": lambda **shared: running_mean(0.5, **shared),
+    "no probe: mean of gradients, 0.9": functools.partial(running_mean, 0.9),
+    "no probe: mean of gradients, 0.5": functools.partial(running_mean, 0.5),
     "no probe: last gradient (S2-SAM)": zs.s2sam,
 }
 
@@ -83,14 +84,14 @@ def measure(
             rows = jax.random.choice(key, len(labels), (BATCH,), replace=False)
 
             def loss(p: Any) -> jax.Array:
-                logits = model.apply({"params": p}, images[rows], train=True)
+                logits: Any = model.apply({"params": p}, images[rows], train=True)
                 return optax.softmax_cross_entropy_with_integer_labels(
                     logits, labels[rows]
                 ).mean()
 
             value, grad = jax.value_and_grad(loss)(params)
             updates, state = tx.update(
-                None, state, params, value_fn=lambda p: (loss(p), p)
+                grad, state, params, value_fn=lambda p: (loss(p), p)
             )
             eps = zs.tree.subtract(zs.estimate(state).aux, params)
             cosine = zs.tree.cosine(eps, zs.tree.mask(grad, masks))
