@@ -26,19 +26,19 @@ import json
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-import zosam_jax as zs
-from benchmarks import intervals, record, side_by_side, tables
+from benchmarks import record, side_by_side, study_report, tables
 from benchmarks.side_by_side import Result
+from benchmarks.study_plan import CONTENDERS, PROBLEMS, RADII, SAM, SGD, Training
 from zosam_jax import data
 from zosam_jax.cli import compilation_cache
-from zosam_jax.gradients.transformation import GradientEstimator
+from zosam_jax.gradients.transformation import estimate
 from zosam_jax.runs.config import TrainConfig
 from zosam_jax.runs.errors import RunError
 from zosam_jax.runs.progress import Lines
@@ -46,176 +46,11 @@ from zosam_jax.train import build, choices, run
 from zosam_jax.train import step as steps
 from zosam_jax.train.objects import Objects
 
-SGD, SAM = "SGD", "SAM"
 TUNE_SEEDS = (1_000, 1_001)
 HELD_OUT = 0.2
 """Fraction of the training images that the trainings of stage `tune` hold out."""
-
-RADII = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
-LARGE_RADII = (0.5, 1.0, 2.0, 5.0, 10.0, 20.0)
-"""For geometries that measure a perturbation relative to the weights."""
-FILTER_RADII = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1)
-"""For noise on every weight, relative to the norm of its filter."""
-
 WINDOW = 0.05
 """Seconds for which SGD's steps are timed at once. Single steps are too short."""
-
-Limit = Callable[[GradientEstimator, int], GradientEstimator]
-"""`(gradient, optimizer steps of the training) -> gradient`, perturbed less often."""
-
-
-class Contender(NamedTuple):
-    """A method of the comparison.
-
-    Attributes:
-      make: Its constructor.
-      options: Options of the constructor, without the radius.
-      radii: The radii to try. All methods with a radius try equally many.
-      limit: Which steps are perturbed; None for all.
-      share: Fraction of the steps that are perturbed; the others cost one of SGD.
-      period: Steps whose mean is one measurement of time, where steps differ.
-      epochs: Fraction of the problem's epochs, for a control that stops early.
-    """
-
-    make: Callable[..., GradientEstimator]
-    options: Mapping[str, Any] = {}
-    radii: Sequence[float] = RADII
-    limit: Limit | None = None
-    share: float = 1.0
-    period: int = 1
-    epochs: float = 1.0
-
-    def gradient(self, rho: float, total_steps: int | None) -> GradientEstimator:
-        """Returns the gradient.
-
-        Args:
-          rho: Radius; not used by a method without radii.
-          total_steps: Optimizer steps of the training; None: all steps are perturbed.
-        """
-        radius = {"rho": rho} if self.radii else {}
-        made = self.make(**radius, **self.options)
-        if self.limit is None or total_steps is None:
-            return made
-        return self.limit(made, total_steps)
-
-
-def _late(fraction: float) -> Limit:
-    return lambda gradient, total: zs.late(gradient, round((1 - fraction) * total))
-
-
-_GUIDED = {"directions": "guided"}
-CONTENDERS: dict[str, Contender] = {
-    SGD: Contender(zs.backprop, radii=()),
-    SAM: Contender(zs.sam),
-    "SAM, 1/4 of the batch": Contender(zs.sam, {"ascent_fraction": 1 / 4}),
-    "SAM, 1/8 of the batch": Contender(zs.sam, {"ascent_fraction": 1 / 8}),
-    "SAM, 1/16 of the batch": Contender(zs.sam, {"ascent_fraction": 1 / 16}),
-    "SAM, last half": Contender(zs.sam, limit=_late(1 / 2), share=1 / 2),
-    "SAM, last quarter": Contender(zs.sam, limit=_late(1 / 4), share=1 / 4),
-    "SAM, every second step": Contender(
-        zs.sam, limit=lambda g, _: zs.every(g, 2), share=1 / 2
-    ),
-    "RST, 1/2": Contender(
-        zs.sam, limit=lambda g, _: zs.randomly(g, 1 / 2), share=1 / 2
-    ),
-    "ASAM": Contender(zs.asam, radii=LARGE_RADII),
-    "S2-SAM": Contender(zs.s2sam),
-    "VaSSO": Contender(zs.vasso),
-    "F-SAM": Contender(zs.fsam),
-    "ESAM": Contender(zs.esam),
-    "LookSAM, k=5": Contender(zs.looksam, {"every": 5}, period=5),
-    "ZO-SAM": Contender(zs.zosam),
-    "guided ZO-SAM": Contender(zs.zosam, _GUIDED),
-    "guided ZO-SAM, 1/4 of the batch": Contender(
-        zs.zosam, {**_GUIDED, "ascent_fraction": 1 / 4}
-    ),
-    "SGD, 1/2 of the epochs": Contender(zs.backprop, radii=(), epochs=1 / 2),
-    "SGD, 1/4 of the epochs": Contender(zs.backprop, radii=(), epochs=1 / 4),
-    "RWP": Contender(zs.rwp, radii=FILTER_RADII),
-    "random, random sign": Contender(zs.random_sign),
-}
-"""SGD is what gains are over, and SAM the full-price method. The last four rows are
-controls: a shorter training, which remembers fewer wrong labels, and perturbations
-without a look at the loss."""
-
-
-class Problem(NamedTuple):
-    """A training on which the methods are compared.
-
-    Attributes:
-      fields: Its configuration, without seed and gradient.
-      train: Number of training examples, from the front; None for all.
-      side_by_side: Whether the network is so small that many of them train in one
-        program. Otherwise each training is a run of `zosam_jax.train`.
-    """
-
-    fields: Mapping[str, Any]
-    train: int | None = None
-    side_by_side: bool = False
-
-
-_MLP = {"dataset": "digits", "model": "mlp", "epochs": 60, "augment": ()}
-_CIFAR = {
-    "dataset": "cifar10",
-    "model": "resnet20",
-    "width": 0.5,
-    "batch_size": 128,
-    "warmup_epochs": 1,
-}
-PROBLEMS: dict[str, Problem] = {
-    "digits-noise20": Problem({**_MLP, "label_noise": 0.2}, side_by_side=True),
-    "digits-noise40": Problem({**_MLP, "label_noise": 0.4}, side_by_side=True),
-    "digits-resnet-noise40": Problem(
-        {
-            "dataset": "digits",
-            "model": "resnet20",
-            "width": 0.25,
-            "batch_size": 64,
-            "epochs": 40,
-            "augment": (),
-            "label_noise": 0.4,
-        }
-    ),
-    "cifar-noise20": Problem({**_CIFAR, "epochs": 30, "label_noise": 0.2}, 10_000),
-    "cifar-noise40": Problem({**_CIFAR, "epochs": 30, "label_noise": 0.4}, 10_000),
-    "cifar-sparse90": Problem({**_CIFAR, "epochs": 30}),
-    "cifar-sparse98": Problem({**_CIFAR, "epochs": 30, "sparsity": 0.98}),
-    "cifar-vit": Problem(
-        {
-            **_CIFAR,
-            "model": "vit",
-            "optimizer": "adamw",
-            "learning_rate": 1e-3,
-            "weight_decay": 0.05,
-            "sparsity": 0.5,
-            "epochs": 30,
-        }
-    ),
-    "cifar-resnet32": Problem(
-        {"dataset": "cifar10", "model": "resnet32", "width": 2.0, "epochs": 160}
-    ),
-}
-"""The last is that of the papers, in full, for an accelerator."""
-
-
-class Training(NamedTuple):
-    """A training of the study.
-
-    Attributes:
-      problem: Its problem.
-      stage: "tune", "epochs" or "time".
-      method: Label of the contender.
-      rho: Radius.
-      seed: Seed.
-      epochs: Number of epochs.
-    """
-
-    problem: str
-    stage: str
-    method: str
-    rho: float
-    seed: int
-    epochs: int
 
 
 class Study:
@@ -224,6 +59,7 @@ class Study:
     Attributes:
       name: The problem.
       args: The command line.
+      methods: Those of the command line that the problem compares.
       log: A line for each finished training.
     """
 
@@ -237,6 +73,8 @@ class Study:
         self.name, self.args = name, args
         # As they are read back: JSON knows no tuples.
         settings = json.loads(json.dumps(PROBLEMS[name]._asdict()))
+        own = settings.pop("methods")
+        self.methods = [m for m in args.methods if own is None or m in own]
         self.log = record.Log(args.runs / name / "trainings.jsonl", settings)
         self._dataset: data.Dataset | None = None
 
@@ -337,7 +175,7 @@ class Study:
     def tuning(self) -> Iterator[list[Training]]:
         """Yields the trainings that choose the radii, method by method."""
         epochs = PROBLEMS[self.name].fields["epochs"]
-        for label in self.args.methods:
+        for label in self.methods:
             if radii := CONTENDERS[label].radii:
                 yield [
                     Training(self.name, "tune", label, rho, seed, epochs)
@@ -348,7 +186,7 @@ class Study:
     def radii(self) -> dict[str, float]:
         """Returns the best radius of each method whose tuning is done; 0 for none."""
         done = self.done()
-        best = {m: 0.0 for m in self.args.methods if not CONTENDERS[m].radii}
+        best = {m: 0.0 for m in self.methods if not CONTENDERS[m].radii}
         for trainings in self.tuning():
             if not all(training in done for training in trainings):
                 continue
@@ -383,7 +221,7 @@ class Study:
 
     def prices(self) -> dict[str, float] | None:
         """Returns the time of a step of each method, in steps of SGD; None: not yet."""
-        path = self._prices_file()
+        path = self._file("prices")
         if not path.exists():
             return None
         timed = json.loads(path.read_text())
@@ -393,17 +231,30 @@ class Study:
             if label in timed
         }
 
-    def measure(self) -> None:
-        """Times the steps of all methods, in turn, and writes the ratios to SGD's."""
-        path = self._prices_file()
-        if path.exists():
-            return
-        ratios = time_steps(self, self.args.methods, self.args.rounds)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(ratios))
+    def passes(self) -> dict[str, float]:
+        """Returns the gradients of a step of each method, as far as they are counted.
 
-    def _prices_file(self) -> Path:
-        return self.args.runs / self.name / "prices.json"
+        A loss without its gradient counts as a third of a gradient.
+        """
+        path = self._file("passes")
+        counted = json.loads(path.read_text()) if path.exists() else {}
+        return {
+            label: 1 + CONTENDERS[label].share * (count - 1)
+            for label, count in counted.items()
+        }
+
+    def measure(self) -> None:
+        """Times and counts the steps of all methods, and writes what was not known."""
+        for name, found in (
+            ("prices", lambda: time_steps(self, self.methods, self.args.rounds)),
+            ("passes", lambda: count_passes(self, self.methods)),
+        ):
+            if not (path := self._file(name)).exists():
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text(json.dumps(found()))
+
+    def _file(self, name: str) -> Path:
+        return self.args.runs / self.name / f"{name}.json"
 
 
 def time_steps(
@@ -438,6 +289,25 @@ def time_steps(
     return ratios
 
 
+def count_passes(study: Study, labels: Sequence[str]) -> dict[str, float]:
+    """Returns the gradients of a perturbed step; a loss alone is a third of one.
+
+    Args:
+      study: Gives model and examples.
+      labels: The methods.
+    """
+    counts = {}
+    for label in labels:
+        program, state = _program(study, label)
+        found, period = 0.0, CONTENDERS[label].period
+        for _ in range(period):
+            state = program(state)
+            info = estimate(state.opt_state).info
+            found += float(info.backward_evaluations + info.forward_evaluations / 3)
+        counts[label] = found / period
+    return counts
+
+
 def _program(study: Study, label: str) -> tuple[Callable[[Any], Any], Any]:
     """Returns the compiled step of a method on one batch, and its first state."""
     row, epochs = CONTENDERS[label], PROBLEMS[study.name].fields["epochs"]
@@ -457,57 +327,6 @@ def _program(study: Study, label: str) -> tuple[Callable[[Any], Any], Any]:
     return compiled, compiled(state)
 
 
-def summarize(study: Study) -> list[dict[str, Any]]:
-    """Returns a row for each method and stage with a finished training."""
-    done, prices = study.done(), study.prices() or {}
-    groups: dict[tuple[str, str], dict[int, Training]] = {}
-    for trainings in study.finals(study.args.methods):
-        own = {each.seed: each for each in trainings if each in done}
-        if own:
-            groups[trainings[0].stage, trainings[0].method] = own
-    values = {
-        key: {seed: done[each].accuracy for seed, each in own.items()}
-        for key, own in groups.items()
-    }
-    rows = []
-    for (stage, label), own in groups.items():
-        found = values[stage, label]
-        first = next(iter(own.values()))
-        row = {
-            "problem": study.name,
-            "stage": stage,
-            "method": label,
-            "rho": first.rho,
-            "epochs": first.epochs,
-            "price": prices.get(label),
-            "seeds": list(found),
-            "accuracies": list(found.values()),
-            "diverged": sum(done[each].diverged for each in own.values()),
-            "mean": statistics.fmean(found.values()),
-        }
-        row |= compare("gain", found, values.get(("epochs", SGD), {}))
-        row |= compare("to_sam", found, values.get(("epochs", SAM), {}))
-        rows.append(row)
-    return rows
-
-
-def compare(
-    name: str, found: Mapping[int, float], base: Mapping[int, float]
-) -> dict[str, Any]:
-    """Returns a paired difference over the seeds that both have, as a field.
-
-    Args:
-      name: Name of the field.
-      found: Accuracy by seed.
-      base: Accuracy by seed of what it is compared to.
-    """
-    seeds = sorted(found.keys() & base.keys())
-    if len(seeds) < 2:
-        return {}
-    difference = intervals.paired([found[s] for s in seeds], [base[s] for s in seeds])
-    return {name: difference._asdict()}
-
-
 def train(study: Study, args: argparse.Namespace) -> bool:
     """Trains this part of a study; returns False if interrupted."""
     if args.part.startswith("1/"):
@@ -515,13 +334,13 @@ def train(study: Study, args: argparse.Namespace) -> bool:
     if not all(map(study.execute, record.own_part(study.tuning(), args.part))):
         return False
     # The methods are dealt out, not their trainings: which of these are known changes.
-    methods = record.own_part(args.methods, args.part)
+    methods = record.own_part(study.methods, args.part)
     while True:
         # Other parts may still tune, or time the steps.
         radii, prices = study.radii(), study.prices()
         if not all(map(study.execute, study.finals(methods))):
             return False
-        if len(radii) == len(args.methods) and prices is not None:
+        if len(radii) == len(study.methods) and prices is not None:
             return True
         time.sleep(10)
 
@@ -530,10 +349,10 @@ def merge(args: argparse.Namespace) -> None:
     """Writes the result file from the finished trainings, and prints the table."""
     for name in args.problems:
         study = Study(name, args)
-        planned = [*study.tuning(), *study.finals(args.methods)]
+        planned = [*study.tuning(), *study.finals(study.methods)]
         known = study.radii() if study.prices() else {}
         wanted, done = set(itertools.chain(*planned)), study.done()
-        missing = [m for m in args.methods if m not in known]
+        missing = [m for m in study.methods if m not in known]
         if missing or not wanted <= done.keys():
             lacking = f", and none to compare of {', '.join(missing)}"
             raise SystemExit(
@@ -541,7 +360,7 @@ def merge(args: argparse.Namespace) -> None:
                 f"done{lacking if missing else ''}. Run the study to its end with "
                 "these --methods and --seeds."
             )
-    rows = [row for name in args.problems for row in summarize(Study(name, args))]
+    rows = [row for name in args.problems for row in _rows(Study(name, args))]
     settings = {
         "problems": {n: PROBLEMS[n]._asdict() for n in args.problems},
         "radii": {label: list(CONTENDERS[label].radii) for label in args.methods},
@@ -550,7 +369,16 @@ def merge(args: argparse.Namespace) -> None:
         "trained": _sessions(args),
     }
     record.write(args.result, {"settings": settings, "rows": rows})
-    print(tables.markdown(table(rows)))
+    study_report.draw(rows, args.result.with_suffix(".png"))
+    for name in args.problems:
+        own = [row for row in rows if row["problem"] == name]
+        print(f"\n{name}\n\n{tables.markdown(study_report.table(own))}")
+
+
+def _rows(study: Study) -> list[dict[str, Any]]:
+    groups = study.finals(study.methods)
+    costs = {"time": study.prices() or {}, "passes": study.passes()}
+    return study_report.summarize(groups, study.done(), costs)
 
 
 def _sessions(args: argparse.Namespace) -> list[dict[str, Any]]:
@@ -562,47 +390,6 @@ def _sessions(args: argparse.Namespace) -> list[dict[str, Any]]:
             if kept not in found:
                 found.append(kept)
     return found
-
-
-def table(rows: Sequence[dict[str, Any]]) -> list[list[str]]:
-    """Returns the table of a study: a line for each problem, stage and method."""
-    lines = [
-        [
-            "problem",
-            "at equal",
-            "method",
-            "rho",
-            "step time",
-            "epochs",
-            "seeds",
-            "top-1, %",
-            "gain over SGD",
-            "against SAM",
-        ]
-    ]
-    for row in rows:
-        price = row["price"]
-        lines.append(
-            [
-                row["problem"],
-                row["stage"],
-                row["method"],
-                f"{row['rho']:g}" if row["rho"] else "",
-                "" if price is None else f"{price:.2f}",
-                f"{row['epochs']}",
-                f"{len(row['seeds'])}",
-                f"{100 * row['mean']:.2f}",
-                *(_points(row.get(name)) for name in ("gain", "to_sam")),
-            ]
-        )
-    return lines
-
-
-def _points(found: Mapping[str, float] | None) -> str:
-    """A difference in percentage points, with its interval."""
-    if found is None or math.isnan(found["mean"]):
-        return ""
-    return f"{100 * found['mean']:+.2f} ± {100 * found['half_width']:.2f}"
 
 
 def main() -> None:

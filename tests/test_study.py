@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from benchmarks import intervals, record, study
+from benchmarks import intervals, record, study, study_plan, study_report
 from benchmarks.side_by_side import Result
-from benchmarks.study import SAM, SGD, Study, Training
+from benchmarks.study import Study
+from benchmarks.study_plan import CONTENDERS, PROBLEMS, SAM, SGD, Training
 from zosam_jax.runs.errors import RunError
 
 
@@ -60,13 +61,13 @@ def test_intervals_are_those_of_scipy():
 
 
 def test_every_method_with_a_radius_tries_as_many(args):
-    args.methods = list(study.CONTENDERS)
+    args.methods = list(CONTENDERS)
     tuning = flat(Study("digits-noise40", args).tuning())
     counts = {}
     for training in tuning:
         counts[training.method] = counts.get(training.method, 0) + 1
-    assert set(counts.values()) == {len(study.RADII) * len(study.TUNE_SEEDS)}
-    assert counts.keys() == {m for m, row in study.CONTENDERS.items() if row.radii}
+    assert set(counts.values()) == {len(study_plan.RADII) * len(study.TUNE_SEEDS)}
+    assert counts.keys() == {m for m, row in CONTENDERS.items() if row.radii}
     # Radii are chosen by other seeds than those that are reported.
     assert not {t.seed for t in tuning} & set(range(100))
     configs = [Study("digits-noise40", args).config(t) for t in tuning]
@@ -75,14 +76,14 @@ def test_every_method_with_a_radius_tries_as_many(args):
 
 
 def test_all_contenders_can_be_made():
-    for label, row in study.CONTENDERS.items():
+    for label, row in CONTENDERS.items():
         gradient = row.gradient(0.1, 100)
         assert (gradient.when is not None) == (row.share < 1), label
         assert row.gradient(0.1, None).when is None
 
 
 def test_parts_share_the_trainings(args):
-    args.methods = list(study.CONTENDERS)
+    args.methods = list(CONTENDERS)
     tuning = list(Study("digits-noise40", args).tuning())
     parts = [record.own_part(tuning, f"{i}/3") for i in (1, 2, 3)]
     assert sorted(flat(parts)) == sorted(tuning)
@@ -96,7 +97,7 @@ def test_the_radius_is_the_best_on_held_out_images(planned):
     for training in tuning[:-1]:
         known[training] = ended(0.9 if training.rho == 0.5 else 0.8)
     assert found.radii() == {SGD: 0}
-    assert {t.method for t in flat(found.finals(found.args.methods))} == {SGD}
+    assert {t.method for t in flat(found.finals(found.methods))} == {SGD}
     # 0.8 and 0.95 at another radius: the mean over the seeds decides, not the best.
     known[tuning[-1]] = ended(0.95)
     assert found.radii() == {SGD: 0, SAM: 0.5}
@@ -105,14 +106,14 @@ def test_the_radius_is_the_best_on_held_out_images(planned):
 def test_no_two_parts_train_one_method(planned):
     """Also while radii become known, one after another."""
     found, known = planned
-    parts = [record.own_part(found.args.methods, f"{i}/2") for i in (1, 2)]
+    parts = [record.own_part(found.methods, f"{i}/2") for i in (1, 2)]
     seen = [set(), set()]
     for trainings in found.tuning():
         known |= dict.fromkeys(trainings, ended(0.5))
         for part, methods in enumerate(parts):
             seen[part] |= set(flat(found.finals(methods)))
     assert not seen[0] & seen[1]
-    assert seen[0] | seen[1] == set(flat(found.finals(found.args.methods)))
+    assert seen[0] | seen[1] == set(flat(found.finals(found.methods)))
 
 
 def test_cheaper_methods_train_longer_at_equal_time(planned):
@@ -120,11 +121,9 @@ def test_cheaper_methods_train_longer_at_equal_time(planned):
     known |= dict.fromkeys(flat(found.tuning()), ended(0.5))
     # A step of which half are perturbed, at 2 times SGD's cost, costs 1.5.
     assert found.prices() == {SGD: 1, SAM: 2, "SAM, last half": 1.5}
-    found.args.methods = [*found.args.methods, "SGD, 1/2 of the epochs"]
-    epochs = {
-        (t.stage, t.method): t.epochs for t in flat(found.finals(found.args.methods))
-    }
-    whole = study.PROBLEMS["digits-noise40"].fields["epochs"]
+    found.methods = [*found.methods, "SGD, 1/2 of the epochs"]
+    epochs = {(t.stage, t.method): t.epochs for t in flat(found.finals(found.methods))}
+    whole = PROBLEMS["digits-noise40"].fields["epochs"]
     assert epochs == {
         ("epochs", SGD): whole,
         ("epochs", SAM): whole,
@@ -155,10 +154,10 @@ def test_gains_are_paired_by_seed(planned):
     found, known = planned
     known |= dict.fromkeys(flat(found.tuning()), ended(0.5))
     values = {SGD: (0.7, 0.8, 0.9), SAM: (0.75, 0.86, 0.94)}
-    for training in flat(found.finals(found.args.methods)):
+    for training in flat(found.finals(found.methods)):
         if training.stage == "epochs" and training.method in values:
             known[training] = ended(values[training.method][training.seed])
-    rows = {(r["stage"], r["method"]): r for r in study.summarize(found)}
+    rows = {(r["stage"], r["method"]): r for r in study._rows(found)}
     assert rows.keys() == {("epochs", SGD), ("epochs", SAM)}
     row = rows["epochs", SAM]
     assert row["mean"] == pytest.approx(0.85)
@@ -166,16 +165,45 @@ def test_gains_are_paired_by_seed(planned):
     assert row["gain"]["mean"] == pytest.approx(0.05)
     assert 2 * row["gain"]["half_width"] == pytest.approx(high - low)
     assert rows["epochs", SGD]["to_sam"]["mean"] == pytest.approx(-0.05)
-    (line,) = (line for line in study.table(list(rows.values())) if line[2] == SAM)
-    assert line[4:] == ["2.00", "60", "3", "85.00", "+5.00 ± 2.48", "+0.00 ± 0.00"]
+    (line,) = (x for x in study_report.table(list(rows.values())) if x[0] == SAM)
+    assert line == [SAM, "0.05", "2.00", "", "85.00", "+5.00 ± 2.48", "", "", ""]
 
 
-SMALL = {**study.PROBLEMS["digits-noise40"].fields, "model_options": ("hidden=(8,)",)}
+def test_the_front_holds_what_no_other_beats():
+    points = {"dear": (3, 5), "best": (2, 5), "cheap": (1, 1), "worse": (1, 0)}
+    assert study_report.front(points) == ["cheap", "best"]
+
+
+def test_a_picture_shows_every_method(planned, tmp_path):
+    found, known = planned
+    known |= dict.fromkeys(flat(found.tuning()), ended(0.5))
+    for training in flat(found.finals(found.methods)):
+        known[training] = ended(0.5 + 0.1 * training.seed + training.rho)
+    rows = study._rows(found)
+    study_report.draw(rows, tmp_path / "study.png")
+    assert (tmp_path / "study.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize(
+    ("label", "gradients"),
+    [
+        (SGD, 1),
+        ("SAM, 1/4 of the batch", 1.25),
+        ("LookSAM, k=5", 1.2),
+        ("ZO-SAM", 5 / 3),
+    ],
+)
+def test_the_gradients_of_a_step_are_counted(args, monkeypatch, label, gradients):
+    counted = study.count_passes(small(args, monkeypatch), [label])
+    assert counted == {label: pytest.approx(gradients)}
+
+
+SMALL = {**PROBLEMS["digits-noise40"].fields, "model_options": ("hidden=(8,)",)}
 
 
 def small(args, monkeypatch, **fields):
-    problem = study.Problem({**SMALL, "epochs": 2}, train=130, **fields)
-    monkeypatch.setitem(study.PROBLEMS, "digits-noise40", problem)
+    problem = study_plan.Problem({**SMALL, "epochs": 2}, train=130, **fields)
+    monkeypatch.setitem(PROBLEMS, "digits-noise40", problem)
     return Study("digits-noise40", args)
 
 
