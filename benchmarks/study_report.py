@@ -198,6 +198,8 @@ def _panel(axis: Axes, rows: Sequence[dict[str, Any]], kind: str) -> None:
             capsize=2,
             label=row["method"],
         )
+    if not points:
+        return
     line = [points[label] for label in front(points)]
     prices, gains = [x for x, _ in line], [y for _, y in line]
     axis.step(prices, gains, where="post", color="black", linewidth=0.8)
