@@ -5,7 +5,7 @@ import math
 import operator
 import struct
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -108,9 +108,37 @@ def options(function: str, given: Iterable[str], known: Iterable[str]) -> None:
             )
 
 
-def _nearest(value: Any, known: list[Any]) -> str:
+def option(
+    owner: str, name: str, known: Iterable[str], elsewhere: Mapping[str, str] = {}
+) -> None:
+    """Raises `ValueError` unless a method or model has an option, naming the nearest.
+
+    Args:
+      owner: Its name.
+      name: The option.
+      known: Its options.
+      elsewhere: Names that are no options, and what the error says of each: where it is
+        given instead.
+    """
+    listed = list(known)
+    if name in listed:
+        return
+    near = _close(name, [*listed, *elsewhere])
+    hint = f" Did you mean {near!r}?" if near else ""
+    hint += f" {near} {elsewhere[near]}." if near in elsewhere else ""
+    has = f"Its options: {', '.join(listed)}." if listed else "It has none."
+    raise ValueError(f"{owner} has no option {name!r}.{hint} {has}")
+
+
+def _close(value: Any, known: list[Any]) -> str | None:
+    """The nearest of the known names, if one is near."""
     near = difflib.get_close_matches(str(value), [str(c) for c in known], 1, 0.5)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
+    return near[0] if near else None
+
+
+def _nearest(value: Any, known: list[Any]) -> str:
+    near = _close(value, known)
+    hint = f" Did you mean {near!r}?" if near else ""
     names = ", ".join(repr(c) for c in known[:12])
     rest = f" and {len(known) - 12} more" if len(known) > 12 else ""
     return f"{hint} Known: {names}{rest}."

@@ -208,9 +208,9 @@ def test_values_of_intermediates():
         (
             "resnet32",
             {"dropuot": 0.1},
-            "resnet32: option='dropuot' is unknown. Did you",
+            "resnet32 has no option 'dropuot'. Did you mean 'dropout'",
         ),
-        ("resnet32", {"stem": "cifar"}, "resnet32: option='stem' is unknown"),
+        ("resnet32", {"stem": "cifar"}, "resnet32 has no option 'stem'"),
         ("resnet18", {"stem": "cifer"}, "resnet18: stem='cifer' is unknown. Did you"),
         ("resnet50", {"zero_init_residual": 1}, "zero_init_residual=1 must be True or"),
         ("deit-tiny", {"distillation": "yes"}, "distillation='yes' must be True or"),

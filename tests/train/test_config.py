@@ -31,7 +31,10 @@ from zosam_jax.train.named_method import Needs
         ("seed", -1, "seed=-1"),
         ("warmup_epochs", 40, "warmup_epochs=40"),
         ("budget", "global", "budget='global' is unknown"),
-        ("method_options", ("soft=True",), "option of rigl='soft' is unknown"),
+        ("method_options", ("soft=True",), "rigl has no option 'soft'. Its options: s"),
+        ("method_options", ("dropfraction=1",), "drop_fraction (--drop-fraction). Its"),
+        ("model_options", ("dept=1",), "resnet20 has no option 'dept'"),
+        ("model_options", ("dropout=x",), "resnet20: dropout='x' must be"),
         ("method_options", ("interval=3",), "--update-interval"),
     ],
 )

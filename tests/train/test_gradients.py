@@ -24,8 +24,13 @@ from zosam_jax.train.objects import Objects
     ("fields", "part"),
     [
         ({"gradient_options": ("direction=guided",)}, "Did you mean 'directions'"),
-        ({"gradient_options": ("alpha=0.4",)}, "option of zosam='alpha' is unknown"),
+        ({"gradient_options": ("alpha=0.4",)}, "zosam has no option 'alpha'"),
         ({"gradient_options": "every=2"}, "must be a list of texts"),
+        (
+            {"gradient_options": ("rh=3",)},
+            "zosam has no option 'rh'. Did you mean 'rho'? rho is a field of its own: "
+            "rho (--rho). Its options: delta, num_directions, directions, two_sided, ",
+        ),
         ({"gradient_options": ("every",)}, "must be strings NAME=VALUE"),
         ({"gradient_options": ("every=2", "every=3")}, "every is given twice"),
         ({"gradient_options": ("rho=0.1",)}, "rho (--rho)"),
@@ -33,8 +38,11 @@ from zosam_jax.train.objects import Objects
         ({"gradient_options": ("two_sided=no",)}, "'no' must be True or False"),
         ({"gradient_options": ("delta=0",)}, "delta=0 must be a finite number > 0"),
         ({"gradient": "gsam", "gradient_options": ("rho_min=-1",)}, "rho_min=-1 must"),
-        ({"gradient": "sam", "gradient_options": ("rho_min=0",)}, "is unknown"),
-        ({"gradient": "backprop", "gradient_options": ("every=2",)}, "has no options"),
+        (
+            {"gradient": "sam", "gradient_options": ("rho_min=0",)},
+            "has no option 'rho_min'",
+        ),
+        ({"gradient": "backprop", "gradient_options": ("every=2",)}, "has none."),
         ({"gradient": "s2sam", "aux_from": "ascent"}, 'aux_from="descent"'),
         ({"gradient": "zeroth_order"}, "Use method='set'"),
         ({"gradient_options": ("descent=zeroth_order",)}, "Use method='set'"),

@@ -397,14 +397,28 @@ def _row(name: str) -> NamedModel:
     return MODELS[name]
 
 
+def check_options(
+    name: str, options: Mapping[str, Any], owner: str | None = None
+) -> None:
+    """Raises `ValueError` for options that a model does not take, or wrong values.
+
+    Args:
+      name: One of `names()`.
+      options: As in `create`.
+      owner: What errors call the model. Default: its name.
+    """
+    label, known = owner or name, _row(name).options
+    for option, value in options.items():
+        _check.option(label, option, known)
+        OPTIONS[option].check(f"{label}: {option}", value)
+
+
 def _checked(
     name: str, width: float, options: Mapping[str, Any]
 ) -> tuple[NamedModel, dict[str, Any]]:
     """Returns a row and its fixed arguments, overridden by the checked options."""
     row = _row(name)
-    for option, value in options.items():
-        _check.one_of(f"{name}: option", option, row.options)
-        OPTIONS[option].check(f"{name}: {option}", value)
+    check_options(name, options)
     _check.number("width", width, least=1 / 16, most=64)
     return row, {**row.fixed, **options}
 

@@ -91,6 +91,10 @@ def choose(
     for name in model_options:
         if name in _MODEL_FIELDS:
             raise ValueError(f"model_options: {name} {_MODEL_FIELDS[name]}.")
+    # A model of the user's own may have any name.
+    if config.model in models.names():
+        owner = f"model_options: {config.model}"
+        models.check_options(config.model, model_options, owner)
     if gradient is not None:
         named_gradient.check_unset(config)
     if method is not None:

@@ -151,7 +151,7 @@ def choose(
     takes = option_strings.defaults(make)
     options = option_strings.parse("gradient_options", config.gradient_options)
     known = takes | ({"rho_min": None} if config.gradient == "gsam" else {})
-    owner = "gradient", config.gradient
+    owner = config.gradient
     types = option_strings.types(make)
     option_strings.check("gradient_options", owner, options, known, _RESERVED, types)
     if "rho_min" in options:

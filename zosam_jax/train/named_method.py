@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from zosam_jax import _options
+from zosam_jax import _check, _options
 from zosam_jax._types import Seed, Units, ValueFn
 from zosam_jax.runs.config import METHOD_FIELDS, TrainConfig, default
 from zosam_jax.sparsity.method import SparseMethod
@@ -166,14 +166,11 @@ def choose(config: TrainConfig, row: "NamedMethod | None") -> ChosenMethod | Non
     """
     options = option_strings.parse("method_options", config.method_options)
     if row is None:
-        if options:
-            raise ValueError(
-                "method_options: method='dense' has no options; got "
-                f"{', '.join(options)}."
-            )
+        for option in options:
+            _check.option("method_options: dense", option, ())
         return None
     takes = option_strings.defaults(row.make, Options)
-    owner = "method", config.method
+    owner = config.method
     types = option_strings.types(row.make)
     option_strings.check("method_options", owner, options, takes, _RESERVED, types)
     named = ChosenMethod(row, takes, options)

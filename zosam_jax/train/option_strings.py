@@ -64,7 +64,7 @@ def defaults(make: Callable[..., Any], shared: type | None = None) -> dict[str, 
 
 def check(
     field: str,
-    owner: tuple[str, str],
+    owner: str,
     values: Mapping[str, Any],
     takes: Mapping[str, Any],
     reserved: Mapping[str, str],
@@ -74,22 +74,18 @@ def check(
 
     Args:
       field: Name of the configuration field of the options.
-      owner: The field that names the constructor, and its value.
+      owner: The name of the constructor's row, as a user writes it.
       values: The options, as `parse` returns them.
       takes: Arguments of the constructor with their defaults.
       reserved: For each argument that the trainer sets, what the error says of it.
       types: The types of the arguments, where known.
     """
-    kind, name = owner
     known = [option for option in takes if option not in reserved]
+    elsewhere = {option: said for option, said in reserved.items() if option in takes}
     for option, value in values.items():
         if option in reserved:
             raise ValueError(f"{field}: {option} {reserved[option]}.")
-        if not known:
-            raise ValueError(
-                f"{field}: {kind}={name!r} has no options; got {option!r}."
-            )
-        _check.one_of(f"{field}: option of {name}", option, known)
+        _check.option(f"{field}: {owner}", option, known, elsewhere)
         if isinstance(value, int) and abs(value) >= 2**31:
             raise ValueError(
                 f"{field}: {option}={value} must have 32 bits. Write it as a decimal "
