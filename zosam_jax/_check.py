@@ -3,9 +3,10 @@
 import difflib
 import math
 import operator
+import reprlib
 import struct
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -125,7 +126,7 @@ def option(
         return
     near = _close(name, [*listed, *elsewhere])
     hint = f" Did you mean {near!r}?" if near else ""
-    hint += f" {near} {elsewhere[near]}." if near in elsewhere else ""
+    hint += f" {near} {elsewhere[near]}." if near and near in elsewhere else ""
     has = f"Its options: {', '.join(listed)}." if listed else "It has none."
     raise ValueError(f"{owner} has no option {name!r}.{hint} {has}")
 
@@ -142,6 +143,31 @@ def _nearest(value: Any, known: list[Any]) -> str:
     names = ", ".join(repr(c) for c in known[:12])
     rest = f" and {len(known) - 12} more" if len(known) > 12 else ""
     return f"{hint} Known: {names}{rest}."
+
+
+def patterns(argument: str, value: Any, function: str | None = None) -> list[Any]:
+    """Returns the patterns, and functions, of an option that names leaves by path.
+
+    Args:
+      argument: The argument's name, as its user wrote it.
+      value: A glob pattern, a function, or a sequence of both.
+      function: The signature of the functions; None if the option takes none.
+
+    Raises:
+      TypeError: It is something else.
+    """
+    takes_functions = function is not None
+    is_one = isinstance(value, str) or (takes_functions and callable(value))
+    parts = [value] if is_one else value
+    if isinstance(parts, Collection) and not isinstance(parts, Mapping | bytes):
+        known = [isinstance(p, str) or (takes_functions and callable(p)) for p in parts]
+        if all(known):
+            return list(parts)
+    other = f", a function {function}" if takes_functions else ""
+    raise TypeError(
+        f"{argument}={reprlib.repr(value)} must be a glob pattern on the paths of "
+        f"the leaves, such as 'head/*'{other}, or a sequence of these."
+    )
 
 
 def number(

@@ -47,9 +47,10 @@ def matching(
 
     Raises:
       ValueError: A pattern matches no path.
+      TypeError: `patterns` are no texts.
     """
     found = set()
-    for pattern in [patterns] if isinstance(patterns, str) else patterns:
+    for pattern in _check.patterns(argument, patterns):
         hits = fnmatch.filter(paths, pattern)
         hits += [path for path in paths if path == pattern]
         if not hits:

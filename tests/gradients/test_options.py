@@ -279,6 +279,33 @@ def test_wrong_values_are_named(method, argument, value, message):
 
 
 @pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"include": 1}, "include=1 must be a glob pattern .* or a sequence of these"),
+        ({"exclude": ("*/bias", 2)}, "exclude=.* must be a glob pattern"),
+        ({"include": {"head/*": 1}}, "include=.* must be a glob pattern"),
+        ({"when": 100}, r"zs.sam\(when=100\): when must be a function"),
+    ],
+)
+def test_options_of_a_wrong_type_are_named(options, message):
+    with pytest.raises(TypeError, match=message):
+        zs.sam(**options)
+
+
+def test_patterns_and_pairs_of_a_wrong_type_are_named_in_the_call():
+    w = {"bias": jnp.ones(2), "kernel": jnp.ones((2, 2))}
+    key = jax.random.key(0)
+    with pytest.raises(TypeError, match="unscaled=1 must be a glob pattern"):
+        zs.asam_gradient(lambda p: p["bias"].sum(), w, unscaled=1)
+    with pytest.raises(TypeError, match="include=1 must be a glob pattern"):
+        zs.zeroth_order_gradient(lambda p: p["bias"].sum(), w, key, include=1)
+    with pytest.raises(TypeError, match="must return a pair"):
+        zs.esam_gradient(lambda p, examples: p["bias"], w, key, has_aux=True)
+    with pytest.raises(TypeError, match="predicate=3 must be a function"):
+        zs.when(zs.sam(), 3)
+
+
+@pytest.mark.parametrize(
     ("function", "argument", "meant"),
     [
         (zs.sam, "roh", "rho"),

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import overload
+from typing import Any, overload
 
 import jax
 import jax.numpy as jnp
@@ -73,13 +73,7 @@ def scalar_loss(value_fn: ValueFn, has_aux: bool) -> Loss:
     check_function(value_fn)
 
     def computed(params: Params) -> tuple[jax.Array, Aux]:
-        result = value_fn(params)
-        if has_aux and not (isinstance(result, tuple) and len(result) == 2):
-            raise TypeError(
-                "has_aux=True, so value_fn must return a pair (loss, aux); it returned "
-                f"{type(result).__name__}."
-            )
-        value, aux = result if has_aux else (result, None)
+        value, aux = split_aux(value_fn(params), has_aux)
         if value is None or isinstance(value, tuple | list | dict):
             raise TypeError(
                 f"value_fn returned a {type(value).__name__}, not a scalar loss. If it "
@@ -105,6 +99,22 @@ def in_float32(losses: jax.Array) -> jax.Array:
     # Finite differences subtract nearly equal losses, so they need float32.
     wide = losses.dtype == jnp.float64
     return losses.astype(jnp.float64 if wide else jnp.float32)
+
+
+def split_aux(result: Any, has_aux: bool) -> tuple[Any, Aux]:
+    """Returns what `value_fn` returned as loss, or losses, and aux.
+
+    Raises:
+      TypeError: With `has_aux`, it is no pair.
+    """
+    if not has_aux:
+        return result, None
+    if not (isinstance(result, tuple) and len(result) == 2):
+        raise TypeError(
+            "has_aux=True, so value_fn must return a pair (loss, aux); it returned "
+            f"{type(result).__name__}."
+        )
+    return result
 
 
 def check_step(delta: Step | None) -> None:

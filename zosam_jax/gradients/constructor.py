@@ -130,6 +130,7 @@ def sharpness_aware(
 
     Raises:
       ValueError: An option is out of range, or two options exclude each other.
+      TypeError: `when` is no function, or `include` or `exclude` are no patterns.
 
     Example:
       SAM in the maximum norm, which perturbs along the signs of the gradient:
@@ -440,6 +441,14 @@ def _check_options(name: str, row: Row, rho: Radius, options: SharedOptions) -> 
             f"zs.{name}(sync_ascent=True) needs axis_name=, the mesh axis to average "
             "over. (Under jit with a sharded batch, the ascent is global already.)"
         )
+    when = options.get("when")
+    if when is not None and not callable(when):
+        raise TypeError(
+            f"zs.{name}(when={when!r}): when must be a function of the optimizer step, "
+            "such as lambda step: step >= 100; see zs.late."
+        )
+    for chosen in ("include", "exclude"):
+        _check.patterns(chosen, options.get(chosen, ()))
     _check_ascent_part(name, row, options)
     _check.one_of("norm_over", options.get("norm_over"), ("mask", "all"))
     if options.get("norm_over") == "all" and not row.geometry.normalizes:
@@ -508,7 +517,10 @@ def support(
 
     Raises:
       ValueError: A pattern matches no leaf, or no leaf is left.
+      TypeError: `include` or `exclude` are no patterns.
     """
+    include = _check.patterns("include", include)
+    exclude = _check.patterns("exclude", exclude)
     if not include and not exclude:
         return masks
     paths = tree.paths(params)

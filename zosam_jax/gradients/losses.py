@@ -16,6 +16,7 @@ from zosam_jax.estimators.losses import (
     check_function,
     in_float32,
     scalar_loss,
+    split_aux,
 )
 from zosam_jax.gradients.pieces import Examples, Losses
 
@@ -158,7 +159,7 @@ class Calls:
                 "by_example=True."
             )
         result = self._call(params, which, examples, random)
-        losses, aux = result if self.has_aux else (result, None)
+        losses, aux = split_aux(result, self.has_aux)
         losses = jnp.asarray(losses)
         if losses.ndim != 1:
             raise ValueError(

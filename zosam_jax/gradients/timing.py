@@ -30,6 +30,7 @@ def when(gradient: GradientEstimator, predicate: Predicate) -> GradientEstimator
 
     Raises:
       ValueError: The gradient perturbs nothing, as `backprop` and `zeroth_order`.
+      TypeError: The predicate is no function.
 
     Example:
       >>> import jax.numpy as jnp, optax, zosam_jax as zs
@@ -46,6 +47,11 @@ def when(gradient: GradientEstimator, predicate: Predicate) -> GradientEstimator
         raise ValueError(
             f"{name} has no perturbation to leave out. Take a sharpness-aware "
             "gradient, such as zs.sam(rho=0.05), and chain an optimizer behind it."
+        )
+    if not callable(predicate):
+        raise TypeError(
+            f"predicate={predicate!r} must be a function of the optimizer step, as "
+            "lambda step: step >= 100."
         )
     before = gradient.when
     if before is None:

@@ -219,21 +219,26 @@ BUDGETS: dict[str, Budget] = {
 
 
 def by_path(patterns: Mapping[str, float], rest: str | Budget = "erk") -> Budget:
-    """Returns a budget with a fixed sparsity for some layers.
+    """Returns a budget in which you choose the sparsity of some layers.
+
+    The other layers are pruned more or less, so that the method's sparsity holds for
+    all sparse leaves together.
 
     Args:
-      patterns: `{pattern: sparsity}` with glob patterns on `/`-joined key paths and
-        sparsities in [0, 1), as `{"head/*": 0.5}`. If several patterns match a layer,
-        the first one counts. The layers of a stack are `path/0`, `path/1`, and so on.
-      rest: "erk", "er", "uniform" or a budget, for the leaves that no pattern matches.
-        They get the sparsity with which the total is met.
+      patterns: The sparsity of each chosen layer, `{pattern: sparsity}`: glob patterns
+        on `/`-joined key paths and sparsities in [0, 1), as `{"head/*": 0.5}`. The
+        first pattern that matches a layer counts. The layers of a stack have the paths
+        `path/0`, `path/1`, and so on.
+      rest: How the pruned weights are distributed over the other layers: "erk",
+        "erk_fused", "er", "uniform", or a budget.
 
     Returns:
-      A budget. It raises `ValueError` if a pattern matches no sparse leaf, or if the
-      other leaves cannot make up the total.
+      A budget. When a method uses it, it raises `ValueError` if a pattern matches no
+      sparse leaf, or if no sparsity of the other layers in [0, 1) gives the total.
 
     Raises:
       ValueError: A sparsity is out of range, or `rest` is unknown.
+      TypeError: `patterns` is no mapping.
 
     Example:
       >>> from zosam_jax.sparsity import budgets
@@ -243,6 +248,11 @@ def by_path(patterns: Mapping[str, float], rest: str | Budget = "erk") -> Budget
       >>> {path: round(density, 6) for path, density in densities.items()}
       {'body/kernel': 0.1, 'head/kernel': 0.5}
     """
+    if not isinstance(patterns, Mapping):
+        raise TypeError(
+            f"by_path({patterns!r}) must be a mapping of patterns to sparsities, such "
+            'as by_path({"head/*": 0.5}).'
+        )
     for pattern, sparsity in patterns.items():
         _check.number(f"by_path's sparsity of {pattern}", sparsity, least=0, below=1)
     if not callable(rest):
@@ -449,6 +459,11 @@ def counts(
 def _check_densities(
     densities: Mapping[str, float], shapes: Mapping[str, Shape]
 ) -> None:
+    if not isinstance(densities, Mapping):
+        raise TypeError(
+            "a budget is a function (shapes, sparsity) -> {layer: density}; it gave "
+            f"{densities!r}."
+        )
     if set(densities) != set(shapes):
         differing = sorted(set(densities) ^ set(shapes))
         raise ValueError(

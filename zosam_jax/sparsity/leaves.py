@@ -317,11 +317,8 @@ def stack_axes(stacked: StackRule, path: str, shape: Shape) -> int:
         found = (axes for pattern, axes in stacked.items() if _matches(pattern, path))
         number = next(found, 0)
     else:
-        found = (
-            _matches(part, path) if isinstance(part, str) else part(path, shape)
-            for part in _parts(stacked)
-        )
-        number = max(map(int, found), default=0)
+        parts = _parts("stacked", stacked)
+        number = max((_axes_by(part, path, shape) for part in parts), default=0)
     if not 0 <= number <= len(shape):
         raise ValueError(
             f"stacked= says that {path} stacks layers along {number} leading axes; its "
@@ -334,6 +331,17 @@ def stack_axes(stacked: StackRule, path: str, shape: Shape) -> int:
             "leading axes, which leaves no kernel of two axes. Say fewer axes."
         )
     return number
+
+
+def _axes_by(part: Any, path: str, shape: Shape) -> int:
+    """Returns the number of stacked axes by one pattern or function."""
+    number = _matches(part, path) if isinstance(part, str) else part(path, shape)
+    if not isinstance(number, bool | int | np.integer | np.bool_):
+        raise TypeError(
+            "stacked= must be a function (path, shape) -> number of axes; it returned "
+            f"{number!r} for {path}."
+        )
+    return int(number)
 
 
 def check_sizes(leaves: SparseLeaves) -> None:
@@ -363,7 +371,7 @@ def named(rule: DenseRule, path: str, shape: Shape) -> bool:
     """
     return any(
         part(path, shape) if callable(part) else _matches(part, path)
-        for part in _parts(rule)
+        for part in _parts("dense", rule)
     )
 
 
@@ -374,19 +382,31 @@ def _matches(pattern: str, path: str) -> bool:
 def check_rule(
     argument: str, rule: DenseRule | StackRule, paths: Sequence[str]
 ) -> None:
-    """Raises `ValueError` if a pattern of the rule matches none of the paths.
+    """Raises `ValueError` if a pattern of the rule matches no path.
 
     Args:
       argument: The argument's name, for the error.
       rule: As in `named`; its functions are not checked.
       paths: Key paths of all leaves.
+
+    Raises:
+      TypeError: It is no rule.
     """
-    patterns = [part for part in _parts(rule) if not callable(part)]
+    patterns = [part for part in _parts(argument, rule) if not callable(part)]
     tree.matching(argument, patterns, paths)
 
 
-def _parts(rule: Any) -> Sequence[Any]:
-    return [rule] if isinstance(rule, str) or callable(rule) else list(rule or ())
+_RESULTS = {
+    "stacked": "(path, shape) -> number of axes, a mapping {pattern: number of axes}",
+}
+
+
+def _parts(argument: str, rule: Any) -> list[Any]:
+    """Returns the patterns and functions of a rule; of a mapping, its patterns."""
+    if argument == "stacked" and isinstance(rule, Mapping):
+        rule = list(rule)
+    function = _RESULTS.get(argument, "(path, shape) -> bool")
+    return [] if rule is None else _check.patterns(argument, rule, function)
 
 
 _POSITION = re.compile(r"pos(ition)?(al|s)?[_/]?(emb|enc)|(^|[_/])wpe")

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from zosam_jax import _check
 from zosam_jax._types import Shape
@@ -139,6 +140,7 @@ def axis_of(axis: Axis, path: str, shape: Shape) -> int:
 
     Raises:
       ValueError: The leaf has no such axis.
+      TypeError: It is no whole number.
 
     Example:
       >>> from zosam_jax.sparsity.patterns import axis_of
@@ -146,6 +148,11 @@ def axis_of(axis: Axis, path: str, shape: Shape) -> int:
       2
     """
     index = axis(path, shape) if callable(axis) else axis
+    if not isinstance(index, int | np.integer) or isinstance(index, bool):
+        raise TypeError(
+            f"axis={index!r} must be a whole number, or a function (path, shape) -> "
+            f"number; the leaf is {path}."
+        )
     if not -len(shape) <= index < len(shape):
         raise ValueError(f"axis={index} is out of range for {path} of shape {shape}.")
     return index % len(shape)

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from zosam_jax import _streams, tree
+from zosam_jax import _check, _streams, tree
 from zosam_jax._types import Grads, Masks, Params, PyTree, StackRule
 from zosam_jax.selection import select, select_globally
 from zosam_jax.sparsity import schedules, scores
@@ -127,6 +127,7 @@ def prune_and_grow(
       dense_gradient_every: See `SparseMethod`.
       mean_pruned: See `SparseMethod`.
     """
+    _check.whole("seed", seed, least=0)
 
     def init(params: Params) -> Topology:
         masks = first(params)

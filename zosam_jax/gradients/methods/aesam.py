@@ -56,6 +56,8 @@ def aesam(
       As `sam`.
     """
     _check.whole("total_steps", total_steps)
+    for name, value in (("lambda_1", lambda_1), ("lambda_2", lambda_2)):
+        _check.number(name, value)
     _check.number("delta", delta, least=0, below=1)
     combination = adaptive(delta, (lambda_1, lambda_2), total_steps)
     row = Row(ascents.gradient(), combination=combination)

@@ -74,6 +74,10 @@ def mest(
     if interval is None:
         interval = max(1, total_steps // 32)
     _check.number("gradient_weight", gradient_weight, least=0)
+    if not isinstance(stages, tuple | list | None):
+        raise TypeError(
+            f"stages={stages!r} must be a sequence of (until, prune_to, grow_to)."
+        )
     rows = [*(_usual(sparsity, soft) if stages is None else stages)]
     _check_stages(rows, sparsity)
     # The last change comes before the end, whatever the interval.
@@ -142,8 +146,11 @@ def _usual(sparsity: float, soft: bool) -> Stages:
 
 def _check_stages(stages: Stages, sparsity: float) -> None:
     before = 0.0
-    for number, (until, prune_to, grow_to) in enumerate(stages):
+    for number, stage in enumerate(stages):
         name = f"stages[{number}]"
+        if not isinstance(stage, tuple | list) or len(stage) != 3:
+            raise ValueError(f"{name}={stage!r} must be (until, prune_to, grow_to).")
+        until, prune_to, grow_to = stage
         _check.number(f"{name}: until", until, least=before, most=1)
         _check.number(f"{name}: prune_to", prune_to, least=sparsity, below=1)
         _check.number(f"{name}: grow_to", grow_to, least=0, most=sparsity)

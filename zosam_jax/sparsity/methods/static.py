@@ -171,6 +171,7 @@ def static(
             name="static",
             stacked=stacked,
         )
+    _check.whole("seed", seed, least=0)
     row = _row(criterion)
     chosen: MaskBudget
     if pattern is not None:
@@ -182,10 +183,7 @@ def static(
         chosen = budgets.resolve(usual, sparsity, across=True)
     rounds = _rounds(rounds, criterion, row, pattern)
     losses = _functions(value_fn)
-    if row.needs and not losses:
-        raise ValueError(
-            f'static(criterion="{criterion}") needs value_fn: {row.needs}.'
-        )
+    _check_needs(criterion, row, losses)
 
     def init(params: Params) -> Topology:
         key = jax.random.key(seed)
@@ -232,6 +230,16 @@ def _rounds(
             "a pattern has one. Use another criterion, or leave pattern out."
         )
     return rounds
+
+
+def _check_needs(
+    criterion: str | scores.Score, row: _Row, losses: Sequence[ValueFn]
+) -> None:
+    """Raises `ValueError` for a criterion without the `value_fn` that it needs."""
+    if row.needs and not losses:
+        raise ValueError(
+            f'static(criterion="{criterion}") needs value_fn: {row.needs}.'
+        )
 
 
 def _functions(value_fn: ValueFn | Sequence[ValueFn] | None) -> list[ValueFn]:

@@ -122,6 +122,7 @@ def units(
       {'in': 12, 'out': 8}
     """
     _check.whole("total_steps", total_steps)
+    _check.whole("seed", seed, least=0)
     _check_groups(groups)
     fractions = _fractions(sparsity, groups)
     if interval is None:
