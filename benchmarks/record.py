@@ -88,10 +88,16 @@ def own_part(items: Iterable[T], part: str) -> list[T]:
 
 def write(path: Path, results: dict[str, Any]) -> None:
     """Writes the results below the header."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    content = {"environment": environment(), **results}
-    path.write_text(json.dumps(content, indent=1) + "\n")
+    replace(path, {"environment": environment(), **results})
     print(f"written: {path}")
+
+
+def replace(path: Path, content: dict[str, Any]) -> None:
+    """Writes a file as JSON, at once: a stopped process leaves the old one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.part")
+    part.write_text(json.dumps(content, indent=1) + "\n")
+    part.replace(path)
 
 
 def _program() -> list[str]:

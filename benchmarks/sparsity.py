@@ -397,6 +397,23 @@ def apart(size: str, name: str, args: argparse.Namespace) -> None:
     print(f"{outcome}: {size}, {name}, {seconds:.0f} s", flush=True)
 
 
+def log_settings(rounds: int) -> dict[str, Any]:
+    """Returns what all lines of a log have in common."""
+    return {"sparsity": SPARSITY, "rounds": rounds, "jax": jax.__version__}
+
+
+def merged(log: record.Log) -> dict[str, Any]:
+    """Returns the lines of a log, and the processes that wrote them, each once."""
+    rows, processes = log.rows(), []
+    for found in rows:
+        found.pop("settings")
+        if (own := found.pop("environment")) not in processes:
+            processes.append(own)
+        found["process"] = processes.index(own)
+    settings = {"steps": STEPS, "interval": INTERVAL, "step": FROM, "seed": SEED}
+    return {"settings": log.settings | settings, "processes": processes, "rows": rows}
+
+
 def main() -> None:
     """Measures what the log lacks, prints the tables and writes the results."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
@@ -419,8 +436,7 @@ def main() -> None:
         args.sizes, args.methods, args.rounds = ["1"], [SELECTION, "SET", "RigL"], 3
         args.log, args.out = (Path("runs/sparsity-quick") / n for n in ("l", "o.json"))
 
-    settings = {"sparsity": SPARSITY, "rounds": args.rounds, "jax": jax.__version__}
-    log = record.Log(args.log, settings)
+    log = record.Log(args.log, log_settings(args.rounds))
     if args.one:
         size, name = args.one
         found = resnet_step() if name == RESNET else row(Bench(size), name, args.rounds)
@@ -434,23 +450,9 @@ def main() -> None:
         for name in (*([RESNET] if size == "25" else []), SELECTION, *measured()):
             if (size, name) not in done and name in (args.methods or (name,)):
                 apart(size, name, args)
-    rows = log.rows()
-    processes: list[Any] = []
-    for r in rows:
-        r.pop("settings")
-        if (own := r.pop("environment")) not in processes:
-            processes.append(own)
-        r["process"] = processes.index(own)
-    show(rows)
-    record.write(
-        args.out,
-        {
-            "settings": settings
-            | {"steps": STEPS, "interval": INTERVAL, "step": FROM, "seed": SEED},
-            "processes": processes,
-            "rows": rows,
-        },
-    )
+    found = merged(log)
+    show(found["rows"])
+    record.write(args.out, found)
 
 
 if __name__ == "__main__":

@@ -111,10 +111,20 @@ PROBES = {
 class Problem:
     """A network in two precisions, random images, and training steps on them."""
 
-    def __init__(self, model: str, width: float, batch: int):
-        shape = (32, 32, 3)
+    def __init__(self, model: str, width: float, batch: int, side: int = 32):
+        """Makes the networks and the images.
+
+        Args:
+          model: Name of the network.
+          width: Its width.
+          batch: Number of images.
+          side: Their side in pixels.
+        """
+        shape = (side, side, 3)
         self.networks = {
-            dtype: models.create(model, num_classes=10, width=width, dtype=dtype)
+            dtype: models.create(
+                model, num_classes=10, width=width, image_size=side, dtype=dtype
+            )
             for dtype in (jnp.float32, jnp.bfloat16)
         }
         self.params, self.model_state = models.initialize(
@@ -293,17 +303,16 @@ def page_faults(steps: dict[str, Step]) -> dict[str, int]:
     return faults
 
 
-def topology_cost(model: Any, rounds: int) -> dict[str, float]:
+def topology_cost(params: Params, rounds: int) -> dict[str, float]:
     """Returns the milliseconds of an update for given gradients.
 
     The cases are plain SGD, `sparsify` without a change of the topology, and `sparsify`
     with one. Within a whole training step these differences would drown in noise.
 
     Args:
-      model: The network whose parameters are updated.
+      params: The parameters that are updated.
       rounds: A third of the number of timed calls.
     """
-    params, _ = models.initialize(model, jax.random.key(0), (32, 32, 3))
     grads = zs.tree.normal_like(jax.random.key(1), params)
     sgd = optax.sgd(0.1, momentum=0.9)
     tx = zs.sparsify(sgd, zs.sparsity.rigl(SPARSITY, 100_000, interval=INTERVAL))
@@ -426,6 +435,7 @@ def main() -> None:
     parser.add_argument("--model", default="resnet32", choices=of_images)
     parser.add_argument("--width", type=float, default=1.0)
     parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--image-size", type=int, default=32, help="side in pixels")
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument(
         "--only",
@@ -434,18 +444,20 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="default: benchmarks/results/...")
     args = parser.parse_args()
 
-    model = models.create(args.model, num_classes=10, width=args.width)
+    problem = Problem(args.model, args.width, args.batch, args.image_size)
     only = args.only and [*args.only.split(";"), "SGD", "ZO-SAM"]
-    steps = make_steps(Problem(args.model, args.width, args.batch), only)
+    steps = make_steps(problem, only)
     seconds, passes = measure(steps, args.rounds)
     faults = page_faults(steps)
-    cost = topology_cost(model, args.rounds)
+    cost = topology_cost(problem.params, args.rounds)
     rows = summarize(steps, seconds, passes, args.batch)
     promised = targets(seconds, rows, cost)
-    device = jax.devices()[0].device_kind
+    device = jax.devices()[0]
+    precision = jax.config.values["jax_default_matmul_precision"] or "default"
     title = (
-        f"{args.model}, width {args.width:g}, batch {args.batch}, 32x32x3, float32, "
-        f"on {device}: medians of {args.rounds} interleaved rounds"
+        f"{args.model}, width {args.width:g}, batch {args.batch}, {args.image_size} "
+        f"pixels, float32, matrix products of precision {precision}, "
+        f"on {device.device_kind}: medians of {args.rounds} interleaved rounds"
     )
     show(rows, promised, title)
     name = f"throughput-{args.model}-{jax.default_backend()}.json"
@@ -453,7 +465,9 @@ def main() -> None:
         args.out or Path("benchmarks/results") / name,
         {
             "settings": {k: v for k, v in vars(args).items() if k != "out"}
-            | {"sparsity": SPARSITY, "interval": INTERVAL, "seed": 0},
+            | {"sparsity": SPARSITY, "interval": INTERVAL, "seed": 0}
+            | {"matmul_precision": precision},
+            "device_memory": device.memory_stats(),
             "targets": promised,
             "update_milliseconds": cost,
             "page_faults": faults,
