@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from benchmarks import accelerator_tables
 from zosam_jax.gradients.registry import METHODS as GRADIENT_METHODS
 from zosam_jax.gradients.registry import GradientMethod
 from zosam_jax.runs.presets import PRESETS
@@ -27,6 +28,7 @@ GRID = "sparse-grid-cifar10.json"
 SPARSITY = "sparsity-cpu.json"
 EVALUATION = "imagenet-resnet50-quick/evaluation.json"
 GROWN = "grown-moments.json"
+ACCELERATOR = "accelerator.json"
 NOT_RUN = "not run"
 
 # Gradients of the sparse grid.
@@ -228,6 +230,15 @@ def sparsity_rows(rows: list[dict[str, Any]]) -> dict[str, list[list[str]]]:
     }
 
 
+def accelerator_changes(accelerator: dict[str, Any] | None) -> list[list[str]]:
+    """Returns the topology updates on an accelerator, header first."""
+    rows = accelerator["sparsity"]["rows"] if accelerator else []
+    sizes = ("25", "100")
+    found = {(r["method"], r["size"]): r for r in rows}
+    names = [*dict.fromkeys(r["method"] for r in rows if "average" in r)]
+    return _changes(found, names or ["RigL"], list(sizes))
+
+
 def _changes(found: Found, names: list[str], sizes: list[str]) -> list[list[str]]:
     lines = [["operation", *(SIZES[s] for s in sizes)]]
     titles = {
@@ -380,6 +391,7 @@ def markdown(lines: list[list[str]]) -> str:
 def tables() -> dict[str, list[list[str]]]:
     """Returns every generated table by its name."""
     throughput, alignment = load(THROUGHPUT), load(ALIGNMENT)
+    accelerator = load(ACCELERATOR) if (RESULTS / ACCELERATOR).exists() else None
     return {
         "gradients": gradient_rows(throughput),
         "gradient-choice": gradient_choice(),
@@ -392,6 +404,8 @@ def tables() -> dict[str, list[list[str]]]:
         "corruptions": corruption_rows(load(EVALUATION)),
         "grown-moments": grown_rows(load(GROWN)["summary"]),
         "faults": fault_rows(),
+        **accelerator_tables.tables(accelerator),
+        "accelerator-changes": accelerator_changes(accelerator),
     }
 
 
@@ -409,6 +423,10 @@ PAGES = {
         "corruptions",
         "grown-moments",
         "faults",
+        "accelerator-correctness",
+        "accelerator-throughput",
+        "accelerator-changes",
+        "accelerator-trainings",
     ),
     "examples/docs/choose_a_gradient.md": ("gradient-choice",),
     "examples/docs/choose_a_sparse_method.md": ("sparse-choice",),
