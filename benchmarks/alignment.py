@@ -40,14 +40,16 @@ RHO, SPARSITY, LEARNING_RATE, BATCH = 0.05, 0.9, 0.1, 128
 LARGE_BATCHES, RISE_BATCHES, WINDOW = 32, 8, 32
 
 
-def running_mean(decay: float, **options: Any) -> zs.GradientEstimator:
+def running_mean(
+    decay: float, rho: float = 0.05, **options: Any
+) -> zs.GradientEstimator:
     """Returns the control without a probe: perturbed along the mean of past gradients.
 
     Args:
       decay: Decay of the running mean of the gradients at the perturbed points.
-      **options: `rho`, and options of `zs.gradients.sharpness_aware`.
+      rho: Radius.
+      **options: Options of `zs.gradients.sharpness_aware`.
     """
-    rho = options.pop("rho")
 
     def look(point: Any, mean: Any) -> Look:
         del point
@@ -207,6 +209,11 @@ class Problem:
         ).mean()
 
 
+def constructor(rule: Rule) -> Any:
+    """Returns the constructor of a rule's gradient."""
+    return CONTROLS.get(rule.name) or METHODS[rule.name].make
+
+
 def make_asker(problem: Problem, name: str, rule: Rule) -> tuple[Any, Any]:
     """Returns the estimator and a function that computes its perturbation.
 
@@ -220,8 +227,7 @@ def make_asker(problem: Problem, name: str, rule: Rule) -> tuple[Any, Any]:
       rule: The rule.
     """
     options = {"rho": OWN_RHO.get(name, RHO), **rule.options}
-    make = CONTROLS.get(rule.name) or METHODS[rule.name].make
-    estimator = make(**options, has_aux=True, aux_from="descent")
+    estimator = constructor(rule)(**options, has_aux=True, aux_from="descent")
     part = round(rule.share * BATCH)
 
     @jax.jit

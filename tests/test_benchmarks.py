@@ -8,6 +8,7 @@ import statistics
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
 import tiny_run
@@ -188,12 +189,25 @@ def test_every_gradient_is_timed_under_its_label():
 
 def test_every_ascent_is_asked():
     rules = alignment.rules()
-    asked = {rule.name for rule in rules.values()}
+    asked = {rule.name for rule in rules.values()} - set(alignment.CONTROLS)
     assert asked | set(alignment.SHARED) == set(GRADIENTS)
     assert asked.isdisjoint(alignment.SHARED)
     assert set(alignment.SHOWN) | set(alignment.OWN_RHO) <= set(rules)
     for rule in rules.values():
-        assert GRADIENTS[rule.name].make(**rule.options, has_aux=True) is not None
+        assert alignment.constructor(rule)(**rule.options, has_aux=True) is not None
+
+
+def test_the_control_without_a_probe_points_along_the_mean_of_its_gradients():
+    w = jnp.array([3.0, 1.0])
+    tx = alignment.running_mean(0.75, rho=0.5)
+    state, mean = tx.init(w), jnp.zeros(2)
+    for _ in range(3):
+        grad, state = tx.update(None, state, w, value_fn=lambda w: w @ w)
+        length = jnp.linalg.norm(mean)
+        eps = 0.5 * mean / jnp.where(length > 0, length, 1)
+        np.testing.assert_allclose(grad, 2 * (w + eps), rtol=1e-6)
+        mean = 0.75 * mean + 0.25 * grad
+        w = w - 0.1 * grad
 
 
 def test_every_sparse_method_is_timed():
