@@ -11,7 +11,6 @@ and of a large batch, and the rise of the loss along it. Every gradient of
 others of interest.
 """
 
-import argparse
 import statistics
 import time
 from collections.abc import Mapping
@@ -27,7 +26,7 @@ from rich.console import Console
 from rich.table import Table
 
 import zosam_jax as zs
-from benchmarks import record
+from benchmarks import command_line, record
 from zosam_jax import data, models
 from zosam_jax.data import augment
 from zosam_jax.gradients import Ascent, Look, Row, sharpness_aware
@@ -456,13 +455,25 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
 
 def main() -> None:
     """Runs the benchmark and writes its results."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("--steps", type=int, default=1200)
-    parser.add_argument("--points", type=int, default=8)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--data-dir", help="TFDS directory; default: TFDS_DATA_DIR")
+    parser = command_line.parser(__doc__)
     parser.add_argument(
-        "--out", type=Path, default=Path("benchmarks/results/alignment-cifar10.json")
+        "--steps", metavar="N", type=int, default=1200, help="training steps"
+    )
+    parser.add_argument(
+        "--points", metavar="N", type=int, default=8, help="steps that are measured"
+    )
+    parser.add_argument(
+        "--seed", metavar="N", type=int, default=0, help="seed of the training"
+    )
+    parser.add_argument(
+        "--data-dir", metavar="DIR", help="TFDS directory; default: TFDS_DATA_DIR"
+    )
+    parser.add_argument(
+        "--out",
+        metavar="FILE",
+        type=Path,
+        default=Path("benchmarks/results/alignment-cifar10.json"),
+        help="result file",
     )
     args = parser.parse_args()
 

@@ -11,7 +11,6 @@ the last test loss and accuracy, with 95 % intervals over seeds. The same comman
 on after it was stopped.
 """
 
-import argparse
 import dataclasses
 import itertools
 import json
@@ -26,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from benchmarks import intervals, record, tables
+from benchmarks import command_line, intervals, record, tables
 from zosam_jax import data, models, sparsity
 from zosam_jax._types import PyTree, Seed
 from zosam_jax.runs.config import TrainConfig
@@ -261,13 +260,34 @@ def summarize(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def main() -> None:
     """Trains, or goes on, and writes the results."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("--seeds", type=int, default=5, help="their number, from 0")
-    parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS))
-    parser.add_argument("--data-dir", help="TFDS directory; default: TFDS_DATA_DIR")
-    parser.add_argument("--log", type=Path, default=Path("runs/grown-moments.jsonl"))
+    parser = command_line.parser(__doc__)
     parser.add_argument(
-        "--result", type=Path, default=tables.RESULTS / "grown-moments.json"
+        "--seeds", metavar="N", type=int, default=5, help="number of seeds, from 0"
+    )
+    parser.add_argument(
+        "--tasks",
+        nargs="+",
+        metavar="NAME",
+        default=list(TASKS),
+        choices=list(TASKS),
+        help=command_line.listed("trainings", list(TASKS)),
+    )
+    parser.add_argument(
+        "--data-dir", metavar="DIR", help="TFDS directory; default: TFDS_DATA_DIR"
+    )
+    parser.add_argument(
+        "--log",
+        metavar="FILE",
+        type=Path,
+        default=Path("runs/grown-moments.jsonl"),
+        help="log of the trainings",
+    )
+    parser.add_argument(
+        "--result",
+        metavar="FILE",
+        type=Path,
+        default=tables.RESULTS / "grown-moments.json",
+        help="result file",
     )
     args = parser.parse_args()
     # As they are read back: JSON knows no tuples.
@@ -281,11 +301,10 @@ def main() -> None:
                 continue
             row = {"task": name, **trainers[name].train(seed, rule)}
             log.append(row)
-            print(row, flush=True)
+            print(f"{name}, seed {seed}, {rule}: done", flush=True)
     rows = [{k: v for k, v in r.items() if k != "settings"} for r in log.rows()]
     summary = summarize(rows)
-    for row in summary:
-        print(row["task"], row["measure"], row["means"], row["differences"])
+    print(tables.markdown(tables.grown_rows(summary)))
     record.write(
         args.result, {"settings": settings, "summary": summary, "trainings": rows}
     )

@@ -8,7 +8,6 @@ the gradient of the same batch at the same weights: their cosine, and whether th
 perturbation points downhill. All seeds and rates of a rule are one program.
 """
 
-import argparse
 import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -20,7 +19,7 @@ import numpy as np
 import optax
 
 import zosam_jax as zs
-from benchmarks import record
+from benchmarks import command_line, record
 from benchmarks.alignment import running_mean
 from zosam_jax import data, models
 from zosam_jax._types import PyTree
@@ -127,12 +126,27 @@ def summarize(name: str, rate: float, cosines: np.ndarray) -> dict[str, Any]:
 
 def main() -> None:
     """Runs the benchmark and writes its results."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("--steps", type=int, default=600)
-    parser.add_argument("--seeds", type=int, default=6)
-    parser.add_argument("--rates", type=float, nargs="+", default=[0.1, 0.3])
+    parser = command_line.parser(__doc__)
     parser.add_argument(
-        "--out", type=Path, default=Path("benchmarks/results/alignment-digits.json")
+        "--steps", metavar="N", type=int, default=600, help="training steps"
+    )
+    parser.add_argument(
+        "--seeds", metavar="N", type=int, default=6, help="number of seeds, from 0"
+    )
+    parser.add_argument(
+        "--rates",
+        metavar="RATE",
+        type=float,
+        nargs="+",
+        default=[0.1, 0.3],
+        help="learning rates",
+    )
+    parser.add_argument(
+        "--out",
+        metavar="FILE",
+        type=Path,
+        default=Path("benchmarks/results/alignment-digits.json"),
+        help="result file",
     )
     args = parser.parse_args()
     found = data.load("digits", None)

@@ -9,7 +9,6 @@ understand one. Facades (`__init__.py`) and imports under `TYPE_CHECKING` are le
 imports inside functions count.
 """
 
-import argparse
 import ast
 import functools
 import io
@@ -21,6 +20,8 @@ import tokenize
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from benchmarks import command_line
 
 Graph = Mapping[str, set[str]]
 Function = ast.FunctionDef | ast.AsyncFunctionDef
@@ -496,11 +497,17 @@ def _commit(folder: Path) -> str | None:
 
 def main() -> None:
     """Measures, prints, and writes a file if asked."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("--root", type=Path, default=ROOT, help="folder of the package")
-    parser.add_argument("--json", type=Path, help="file that takes the measurements")
+    parser = command_line.parser(__doc__)
     parser.add_argument(
-        "--key", help="entry of that file, which keeps its others: before, after"
+        "--root", metavar="DIR", type=Path, default=ROOT, help="folder of the package"
+    )
+    parser.add_argument(
+        "--json", metavar="FILE", type=Path, help="file that takes the measurements"
+    )
+    parser.add_argument(
+        "--key",
+        metavar="NAME",
+        help="entry of that file, which keeps its others: before, after",
     )
     args = parser.parse_args()
     root = args.root.resolve()

@@ -14,11 +14,12 @@ import argparse
 import dataclasses
 import functools
 import statistics
+import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks import record, tables
+from benchmarks import command_line, record, tables
 from zosam_jax import lottery, train
 from zosam_jax.cli import compilation_cache
 from zosam_jax.lottery import LotteryConfig
@@ -184,20 +185,57 @@ def merge(args: argparse.Namespace) -> None:
 def main() -> None:
     """Trains a part, or merges."""
     names = [*METHODS, LOTTERY]
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("--part", default="1/1", help="i/n: the i-th of n processes")
-    parser.add_argument("--merge", action="store_true", help="make the result file")
-    parser.add_argument("--preset", default="cifar10-quick")
-    parser.add_argument("--seeds", type=int, default=3, help="their number, from 0")
-    parser.add_argument("--sparsities", type=float, nargs="+", default=SPARSITIES)
+    parser = command_line.parser(__doc__)
     parser.add_argument(
-        "--gradients", nargs="+", default=["sgd", "zosam"], choices=list(GRADIENTS)
+        "--part", metavar="I/N", default="1/1", help="the I-th of N processes"
     )
-    parser.add_argument("--methods", nargs="+", default=names, choices=names)
-    parser.add_argument("--data-dir", help="TFDS directory; default: TFDS_DATA_DIR")
-    parser.add_argument("--runs", type=Path, default=Path("runs/sparse-training"))
+    parser.add_argument("--merge", action="store_true", help="make the result file")
     parser.add_argument(
-        "--result", type=Path, default=tables.RESULTS / "sparse-training.json"
+        "--preset", metavar="NAME", default="cifar10-quick", help="preset of the runs"
+    )
+    parser.add_argument(
+        "--seeds", metavar="N", type=int, default=3, help="number of seeds, from 0"
+    )
+    parser.add_argument(
+        "--sparsities",
+        metavar="S",
+        type=float,
+        nargs="+",
+        default=SPARSITIES,
+        help="fractions of pruned weights",
+    )
+    parser.add_argument(
+        "--gradients",
+        nargs="+",
+        metavar="NAME",
+        default=["sgd", "zosam"],
+        choices=list(GRADIENTS),
+        help=command_line.listed("gradients", list(GRADIENTS)),
+    )
+    parser.add_argument(
+        "--methods",
+        nargs="+",
+        metavar="LABEL",
+        default=names,
+        choices=names,
+        help=command_line.listed("methods", names),
+    )
+    parser.add_argument(
+        "--data-dir", metavar="DIR", help="TFDS directory; default: TFDS_DATA_DIR"
+    )
+    parser.add_argument(
+        "--runs",
+        metavar="DIR",
+        type=Path,
+        default=Path("runs/sparse-training"),
+        help="folder of the runs",
+    )
+    parser.add_argument(
+        "--result",
+        metavar="FILE",
+        type=Path,
+        default=tables.RESULTS / "sparse-training.json",
+        help="result file of --merge",
     )
     args = parser.parse_args()
     # The trainings of all seeds run the same programs.
@@ -206,6 +244,9 @@ def main() -> None:
         merge(args)
     elif not all(execute(cell, args) for cell in cells(args)):
         raise SystemExit(130)
+    else:
+        merge_command = command_line.merging("benchmarks.sparse_training", sys.argv[1:])
+        print(f"this part is done; when all are: {merge_command}", flush=True)
 
 
 if __name__ == "__main__":

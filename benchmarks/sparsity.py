@@ -31,7 +31,7 @@ from rich.console import Console
 from rich.table import Table
 
 import zosam_jax as zs
-from benchmarks import record, resnet50, tables
+from benchmarks import command_line, record, resnet50, tables
 from zosam_jax import models
 from zosam_jax.selection import select, select_across
 from zosam_jax.sparsity.registry import METHODS
@@ -416,20 +416,47 @@ def merged(log: record.Log) -> dict[str, Any]:
 
 def main() -> None:
     """Measures what the log lacks, prints the tables and writes the results."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("--sizes", nargs="+", default=SIZES, choices=SIZES)
-    parser.add_argument("--methods", nargs="+", help="default: all")
-    parser.add_argument("--rounds", type=int, default=9)
+    parser = command_line.parser(__doc__)
+    parser.add_argument(
+        "--sizes",
+        nargs="+",
+        metavar="SIZE",
+        default=SIZES,
+        choices=SIZES,
+        help=command_line.listed("millions of weights", SIZES),
+    )
+    parser.add_argument(
+        "--methods", nargs="+", metavar="LABEL", help="labels of methods; default: all"
+    )
+    parser.add_argument(
+        "--rounds", metavar="N", type=int, default=9, help="rounds of measurements"
+    )
     parser.add_argument(
         "--quick",
         action="store_true",
         help="1 M weights, three methods, in a separate file",
     )
     parser.add_argument(
-        "--timeout", type=float, default=1800, help="seconds per process"
+        "--timeout",
+        metavar="SECONDS",
+        type=float,
+        default=1800,
+        help="limit of a process",
     )
-    parser.add_argument("--log", type=Path, default=Path("runs/sparsity.jsonl"))
-    parser.add_argument("--out", type=Path, default=tables.RESULTS / tables.SPARSITY)
+    parser.add_argument(
+        "--log",
+        metavar="FILE",
+        type=Path,
+        default=Path("runs/sparsity.jsonl"),
+        help="log of the measurements",
+    )
+    parser.add_argument(
+        "--out",
+        metavar="FILE",
+        type=Path,
+        default=tables.RESULTS / tables.SPARSITY,
+        help="result file",
+    )
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.quick:

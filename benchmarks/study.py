@@ -25,6 +25,7 @@ import itertools
 import json
 import math
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -33,7 +34,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from benchmarks import record, side_by_side, study_report, tables
+from benchmarks import command_line, record, side_by_side, study_report, tables
 from benchmarks.side_by_side import Result
 from benchmarks.study_plan import CONTENDERS, PROBLEMS, RADII, SAM, SGD, Training
 from zosam_jax import data
@@ -129,7 +130,7 @@ class Study:
         left = [training for training in trainings if training not in done]
         if not left:
             return True
-        print(f"{left[0]} and {len(left) - 1} others", flush=True)
+        print(_announced(left), flush=True)
         if PROBLEMS[self.name].side_by_side:
             results = side_by_side.train(
                 self.config(left[0]),
@@ -345,6 +346,21 @@ def train(study: Study, args: argparse.Namespace) -> bool:
         time.sleep(10)
 
 
+def _announced(trainings: Sequence[Training]) -> str:
+    """Returns a line on trainings that differ in radius and seed alone.
+
+    >>> _announced([Training("digits", "time", "SAM", r, 3, 60) for r in (0.05, 0.1)])
+    'digits, time: SAM, rho 0.05 0.1, seeds 3, 60 epochs: 2 trainings'
+    """
+    first = trainings[0]
+    radii = " ".join(f"{rho:g}" for rho in sorted({each.rho for each in trainings}))
+    seeds = " ".join(str(seed) for seed in sorted({each.seed for each in trainings}))
+    return (
+        f"{first.problem}, {first.stage}: {first.method}, rho {radii}, seeds {seeds}, "
+        f"{first.epochs} epochs: {len(trainings)} trainings"
+    )
+
+
 def merge(args: argparse.Namespace) -> None:
     """Writes the result file from the finished trainings, and prints the table."""
     for name in args.problems:
@@ -394,17 +410,51 @@ def _sessions(args: argparse.Namespace) -> list[dict[str, Any]]:
 
 def main() -> None:
     """Trains a part, or merges."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
+    parser = command_line.parser(__doc__)
     names, methods = list(PROBLEMS), list(CONTENDERS)
-    parser.add_argument("--problems", nargs="+", default=names[:2], choices=names)
-    parser.add_argument("--methods", nargs="+", default=methods, choices=methods)
-    parser.add_argument("--part", default="1/1", help="i/n: the i-th of n processes")
+    parser.add_argument(
+        "--problems",
+        nargs="+",
+        metavar="NAME",
+        default=names[:2],
+        choices=names,
+        help=command_line.listed("problems", names),
+    )
+    parser.add_argument(
+        "--methods",
+        nargs="+",
+        metavar="LABEL",
+        default=methods,
+        choices=methods,
+        help=command_line.listed("methods", methods),
+    )
+    parser.add_argument(
+        "--part", metavar="I/N", default="1/1", help="the I-th of N processes"
+    )
     parser.add_argument("--merge", action="store_true", help="write the result file")
-    parser.add_argument("--seeds", type=int, default=5, help="their number, from 0")
-    parser.add_argument("--rounds", type=int, default=15, help="of timed steps")
-    parser.add_argument("--data-dir", help="TFDS directory; default: TFDS_DATA_DIR")
-    parser.add_argument("--runs", type=Path, default=Path("runs/study"))
-    parser.add_argument("--result", type=Path, default=tables.RESULTS / "study.json")
+    parser.add_argument(
+        "--seeds", metavar="N", type=int, default=5, help="number of seeds, from 0"
+    )
+    parser.add_argument(
+        "--rounds", metavar="N", type=int, default=15, help="rounds of stage prices"
+    )
+    parser.add_argument(
+        "--data-dir", metavar="DIR", help="TFDS directory; default: TFDS_DATA_DIR"
+    )
+    parser.add_argument(
+        "--runs",
+        metavar="DIR",
+        type=Path,
+        default=Path("runs/study"),
+        help="folder of logs and runs",
+    )
+    parser.add_argument(
+        "--result",
+        metavar="FILE",
+        type=Path,
+        default=tables.RESULTS / "study.json",
+        help="result file of --merge",
+    )
     args = parser.parse_args()
     if not {SGD, SAM} <= set(args.methods):
         parser.error(f"--methods: {SGD} and {SAM} are what the others are compared to")
@@ -414,6 +464,9 @@ def main() -> None:
         merge(args)
     elif not all(train(Study(name, args), args) for name in args.problems):
         raise SystemExit(130)
+    else:
+        merge_command = command_line.merging("benchmarks.study", sys.argv[1:])
+        print(f"this part is done; when all are: {merge_command}", flush=True)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ quote their medians. Images are random, so no data set is needed. Every gradient
 `zosam_jax.gradients.registry` is measured; `SETTINGS` adds forms of ZO-SAM.
 """
 
-import argparse
 import resource
 import statistics
 import time
@@ -26,7 +25,7 @@ from rich.console import Console
 from rich.table import Table
 
 import zosam_jax as zs
-from benchmarks import record
+from benchmarks import command_line, record
 from zosam_jax import models
 from zosam_jax._types import Params, PyTree
 from zosam_jax.gradients.registry import METHODS
@@ -430,18 +429,38 @@ def show(rows: list[dict[str, Any]], targets: dict[str, float], title: str) -> N
 
 def main() -> None:
     """Runs the benchmark and writes its results."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
+    parser = command_line.parser(__doc__)
     of_images = [name for name in models.names() if models.kind(name) == "image"]
-    parser.add_argument("--model", default="resnet32", choices=of_images)
-    parser.add_argument("--width", type=float, default=1.0)
-    parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--image-size", type=int, default=32, help="side in pixels")
-    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument(
+        "--model",
+        metavar="NAME",
+        default="resnet32",
+        choices=of_images,
+        help=command_line.listed("model", of_images),
+    )
+    parser.add_argument(
+        "--width", metavar="X", type=float, default=1.0, help="factor of its widths"
+    )
+    parser.add_argument(
+        "--batch", metavar="N", type=int, default=128, help="images of a batch"
+    )
+    parser.add_argument(
+        "--image-size", metavar="N", type=int, default=32, help="side in pixels"
+    )
+    parser.add_argument(
+        "--rounds", metavar="N", type=int, default=20, help="rounds of measurements"
+    )
     parser.add_argument(
         "--only",
+        metavar="LABELS",
         help="labels of steps, separated by ';'; SGD and ZO-SAM are always measured",
     )
-    parser.add_argument("--out", type=Path, help="default: benchmarks/results/...")
+    parser.add_argument(
+        "--out",
+        metavar="FILE",
+        type=Path,
+        help="result file; default: one of this model in benchmarks/results",
+    )
     args = parser.parse_args()
 
     problem = Problem(args.model, args.width, args.batch, args.image_size)

@@ -2,9 +2,12 @@
 
 import argparse
 import functools
+import importlib
 import json
 import math
+import re
 import statistics
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +19,7 @@ import tiny_run
 import zosam_jax as zs
 from benchmarks import (
     alignment,
+    command_line,
     grown_moments,
     intervals,
     record,
@@ -278,3 +282,43 @@ def test_the_interval_of_paired_differences():
     assert first["means"] == {"fresh": 2.5, "mean": 2.5, "keep": 2.5}
     assert first["differences"]["mean - fresh"]["mean"] == 0.0
     assert first["differences"]["keep - fresh"] == {"mean": 0.0, "half_width": 0.0}
+
+
+PROGRAMS = (
+    "alignment",
+    "grown_moments",
+    "guided",
+    "house",
+    "sparse_training",
+    "sparsity",
+    "study",
+    "throughput",
+)
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_the_help_explains_every_option(name, monkeypatch, capsys):
+    options = []
+    add = argparse.ArgumentParser.add_argument
+
+    def noted(self, *names, **given):
+        options.append(add(self, *names, **given))
+        return options[-1]
+
+    monkeypatch.setattr(argparse.ArgumentParser, "add_argument", noted)
+    monkeypatch.setattr(sys, "argv", [name, "--help"])
+    module = importlib.import_module(f"benchmarks.{name}")
+    with pytest.raises(SystemExit):
+        module.main()
+    page = capsys.readouterr().out
+    assert [x.option_strings for x in options if not x.help] == []
+    assert (module.__doc__ or "").splitlines()[0] in page
+    # No Python objects, and no folder of this machine.
+    assert not re.search(r"default: (None|\[|\(|/)|PosixPath", page)
+
+
+def test_a_finished_part_names_the_command_that_merges():
+    words = ["--methods", "SGD", "RST, 1/2", "--part=1/2", "--seeds", "2"]
+    assert command_line.merging("benchmarks.study", words) == (
+        "python -m benchmarks.study --methods SGD 'RST, 1/2' --seeds 2 --merge"
+    )
