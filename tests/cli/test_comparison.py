@@ -88,6 +88,48 @@ def test_the_page_holds_all_it_needs(tmp_path):
     assert "http" not in text
 
 
+def test_label_noise_and_probes_are_shown_where_a_run_has_them(tmp_path, monkeypatch):
+    plain = make_run(tmp_path / "plain")
+    other = make_run(tmp_path / "other", label_noise=0.4, probe_fraction=0.25)
+    path = other / "summary.json"
+    shares = {"given": 0.8, "clean": 0.6}
+    added = {f"train_accuracy_{kind}_labels": x for kind, x in shares.items()}
+    path.write_text(json.dumps(json.loads(path.read_text()) | added))
+    assert comparison.columns(record.read_all([plain])) == [*comparison.COLUMNS]
+    runs = record.read_all([plain, other])
+    rare = comparison.columns(runs)[len(comparison.COLUMNS) :]
+    assert [[c.cell(run) for c in rare] for run in runs] == [
+        ["-"] * 4,
+        ["40%", "80.00%", "60.00%", "0.25 of the batch"],
+    ]
+    assert "train accuracy, clean labels" in comparison._page(runs, b"")
+    figures = []
+    monkeypatch.setattr(pictures, "_save", lambda figure, path: figures.append(figure))
+    pictures.curves(runs[:1], tmp_path / "curves.png")
+    pictures.curves(runs, tmp_path / "curves.png")
+    titles = [[axis.get_title() for axis in figure.axes] for figure in figures]
+    assert titles[0][2:] == ["training accuracy", "training loss"]
+    assert titles[1][2] == "training accuracy on the given, noisy labels"
+    assert titles[1][3].startswith("training loss (with cheaper probes: at the pert")
+
+
+def test_small_differences_do_not_fill_a_panel(tmp_path, monkeypatch):
+    (run,) = record.read_all([make_run(tmp_path / "run")])
+    for line in run.metrics:
+        line["accuracy"] = 0.9 + line["epoch"] / 1000
+        line["loss"] = 0.5 + line["epoch"] / 1000
+    figures = []
+    monkeypatch.setattr(pictures, "_save", lambda figure, path: figures.append(figure))
+    pictures.curves([run], tmp_path / "curves.png")
+    ranges = [axis.get_ylim() for axis in figures[0].axes]
+    for low, high in ranges[::2]:
+        assert high - low == pytest.approx(0.05)
+        assert low < 0.901 < 0.903 < high
+    for low, high in ranges[1::2]:
+        assert high - low == pytest.approx(0.0503)
+        assert low < 0.501 < 0.503 < high
+
+
 def test_missing_lines_and_other_figures_are_told(tmp_path):
     path = make_run(tmp_path / "run")
     lines = (path / "metrics.jsonl").read_text().splitlines(keepends=True)

@@ -108,6 +108,41 @@ COLUMNS = (
 )
 
 
+def _probes(run: RunRecord) -> str:
+    """Returns what the ascent step sees, in short; "-" for the batch as it is."""
+    fraction, dtype = run.config.get("probe_fraction"), run.config.get("probe_dtype")
+    parts = [f"{fraction:.3g} of the batch"] if fraction not in (None, 1) else []
+    return (
+        ", ".join([*parts, *([str(dtype)] if dtype not in (None, "same") else [])])
+        or "-"
+    )
+
+
+def _noise(run: RunRecord) -> str:
+    return _number(run.config.get("label_noise") or None, ".0%")
+
+
+def _of_labels(kind: str) -> Callable[[RunRecord], str]:
+    """Returns the function that shows the training accuracy on one kind of labels."""
+    figure = f"train_accuracy_{kind}_labels"
+    return lambda run: _number(_summary(run, figure), ".2%")
+
+
+# They stand behind the others if a run has a value.
+RARE_COLUMNS = (
+    Column("label noise", _noise),
+    Column("train accuracy, given labels", _of_labels("given"), least_width=_WIDE),
+    Column("train accuracy, clean labels", _of_labels("clean"), least_width=100),
+    Column("probes", _probes, is_text=True, least_width=80),
+)
+
+
+def columns(runs: Sequence[RunRecord]) -> list[Column]:
+    """Returns the columns of the table of these runs."""
+    rare = [c for c in RARE_COLUMNS if any(c.cell(run) != "-" for run in runs)]
+    return [*COLUMNS, *rare]
+
+
 def terminal_table(runs: Sequence[RunRecord], width: int) -> Table:
     """Returns the table of runs for a terminal.
 
@@ -117,8 +152,8 @@ def terminal_table(runs: Sequence[RunRecord], width: int) -> Table:
         HTML page has all of them.
     """
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    columns = [column for column in COLUMNS if width >= column.least_width]
-    for column in columns:
+    shown = [column for column in columns(runs) if width >= column.least_width]
+    for column in shown:
         folds = column.header in ("run", "data set")
         table.add_column(
             column.header if width >= _WIDE else column.header.replace(" ", "\n"),
@@ -129,7 +164,7 @@ def terminal_table(runs: Sequence[RunRecord], width: int) -> Table:
         )
     for run in runs:
         # As `Text`, names are no markup.
-        cells = [Text(column.text(run)) for column in columns]
+        cells = [Text(column.text(run)) for column in shown]
         if width < _WIDE:
             cells[0].append(f"\n{printable(_what(run))}", style="dim")
         table.add_row(*cells)
@@ -180,15 +215,15 @@ pre { background: #f6f8fa; padding: .8rem; overflow-x: auto; }
 def _page(runs: Sequence[RunRecord], picture: bytes) -> str:
     """Returns the HTML page, which needs no other file."""
     data = base64.b64encode(picture).decode()
-    changed = config_differences(runs)
+    changed, shown = config_differences(runs), columns(runs)
     parts = [
         "<!doctype html><html lang='en'><head><meta charset='utf-8'>",
         f"<title>Runs compared</title><style>{_STYLE}</style></head><body>",
         "<h1>Runs compared</h1>",
         _html_table(
-            [column.header for column in COLUMNS],
-            [[column.text(run) for column in COLUMNS] for run in runs],
-            numbers=[not column.is_text for column in COLUMNS],
+            [column.header for column in shown],
+            [[column.text(run) for column in shown] for run in runs],
+            numbers=[not column.is_text for column in shown],
         ),
         f"<img alt='curves of accuracy and loss' src='data:image/png;base64,{data}'>",
     ]

@@ -26,6 +26,9 @@ _PANELS = (
     ("training accuracy", "train", "accuracy"),
     ("training loss", "train", "loss"),
 )
+# Smaller differences are mostly chance, and fill no panel: of accuracy, in itself, and
+# of the loss, relative to the largest.
+_LEAST_ACCURACY, _LEAST_LOSS = 0.05, 0.1
 _STYLES = ("-", "--", ":", "-.")
 
 
@@ -46,13 +49,15 @@ def curves(runs: Sequence[RunRecord], path: Path) -> None:
             # Matplotlib has ten colors, so the next ten runs get another line style.
             style = _STYLES[number // 10 % len(_STYLES)]
             axis.plot(epochs, values, style, marker=marker, ms=4, lw=1.4)
+        values = [value for line in axis.lines for value in line.get_ydata()]
         if name == "accuracy":
             axis.yaxis.set_major_formatter(PercentFormatter(1.0))
-        elif _spans_decades(
-            [value for line in axis.lines for value in line.get_ydata()]
-        ):
+            _widen(axis, _LEAST_ACCURACY)
+        elif _spans_decades(values):
             axis.set_yscale("log")
-        axis.set_title(heading, fontsize=10)
+        elif values:
+            _widen(axis, _LEAST_LOSS * max(values))
+        axis.set_title(heading + _beside(runs, split, name), fontsize=10)
         axis.grid(alpha=0.3)
     for axis in axes[1]:
         axis.set_xlabel("epoch")
@@ -70,6 +75,32 @@ def curves(runs: Sequence[RunRecord], path: Path) -> None:
         text.set_parse_math(False)
         text.set_text(printable(run.name))
     _save(figure, path)
+
+
+def _widen(axis: Axes, least: float) -> None:
+    """Gives the vertical axis a range of at least this length around its middle."""
+    low, high = axis.get_ylim()
+    missing = max(least - (high - low), 0.0)
+    if missing and math.isfinite(missing):
+        axis.set_ylim(low - missing / 2, high + missing / 2)
+
+
+def _beside(runs: Sequence[RunRecord], split: str, name: str) -> str:
+    """Returns what the title of a panel adds: what a training figure is computed on."""
+    configs = [run.config for run in runs]
+    if split == "train" and name == "accuracy":
+        some = any(config.get("label_noise") for config in configs)
+        return " on the given, noisy labels" if some else ""
+    if split == "train" and name == "loss":
+        # Cheaper probes do not know the loss of the batch, so that is recorded where
+        # the second pass takes it.
+        some = any(
+            config.get("probe_fraction", 1) != 1
+            or config.get("probe_dtype", "same") not in ("same", config.get("dtype"))
+            for config in configs
+        )
+        return " (with cheaper probes: at the perturbed weights)" if some else ""
+    return ""
 
 
 def _spans_decades(values: Sequence[float]) -> bool:
