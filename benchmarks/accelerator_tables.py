@@ -82,7 +82,7 @@ TRAININGS = {
         "sam-quarter",
         "SAM",
         1.3,
-        ("--gradient", "sam", "--gradient-options", "ascent_fraction=0.25"),
+        ("--gradient", "sam", "--probe-fraction", "0.25"),
     ),
 }
 
@@ -104,9 +104,11 @@ def tables(found: Found) -> dict[str, list[list[str]]]:
 
 def correctness(found: Found) -> list[list[str]]:
     """Returns the errors of each comparison, a column a precision."""
-    rows = ((found or {}).get("correctness") or {}).get("rows", [])
+    if found is None or found["correctness"] is None:
+        return [["comparison", "error"], ["all", NOT_RUN]]
+    rows = found["correctness"]["rows"]
     precisions = list(dict.fromkeys(row["precision"] for row in rows))
-    lines = [["comparison", *precisions]]
+    lines = [[f"comparison, on {found['settings']['device']}", *precisions]]
     for name in dict.fromkeys(row["comparison"] for row in rows):
         own = {r["precision"]: r for r in rows if r["comparison"] == name}
         cells = (own[p] for p in precisions)
@@ -116,7 +118,7 @@ def correctness(found: Found) -> list[list[str]]:
                 *(f"{r['error']:.1g}{'' if r['right'] else ' WRONG'}" for r in cells),
             ]
         )
-    return lines if rows else [["comparison", "error"], ["all", NOT_RUN]]
+    return lines
 
 
 def steps(found: Found) -> list[list[str]]:

@@ -1,6 +1,7 @@
 """How the minutes of an accelerator are spent, with made-up pieces and clock."""
 
 import argparse
+import dataclasses
 import json
 from pathlib import Path
 
@@ -113,9 +114,14 @@ def test_every_gradient_and_training_of_the_plan_exists(tmp_path):
     assert timed["2", "64"] == timed["1", "128"] == known - {"SGD", "ZO-SAM"}
     config = preset(accelerator.PRESET).config
     assert (config.method, config.sparsity) == ("rigl", 0.9)
-    choices.check(config)
     for training in accelerator_tables.TRAININGS.values():
         assert training.step in known
+        words = dict(zip(training.flags[::2], training.flags[1::2], strict=True))
+        fields = {"gradient": words.pop("--gradient")}
+        if share := words.pop("--probe-fraction", None):
+            fields["probe_fraction"] = float(share)
+        assert not words
+        choices.check(dataclasses.replace(config, **fields))
 
 
 def test_a_training_is_expected_to_take_what_its_step_was_timed_at(tmp_path):
@@ -173,8 +179,9 @@ def test_the_file_is_made_of_the_pieces_that_are_done(tmp_path, monkeypatch):
 def test_wrong_results_are_shown():
     row = {"comparison": "SAM", "precision": "float32", "error": 0.25, "bound": 0.1}
     found = {"correctness": {"rows": [{**row, "right": False}]}}
+    found["settings"] = {"device": "H100"}
     assert accelerator_tables.correctness(found) == [
-        ["comparison", "float32"],
+        ["comparison, on H100", "float32"],
         ["SAM", "0.2 WRONG"],
     ]
 
