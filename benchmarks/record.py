@@ -56,7 +56,8 @@ class Log:
             if row["settings"] != self.settings:
                 raise SystemExit(
                     f"{self.path} holds measurements of other settings: "
-                    f"{row['settings']}, not {self.settings}. Name another file or folder."
+                    f"{row['settings']}, not {self.settings}. Name another file or "
+                    "folder."
                 )
             rows.append(row)
         return rows
