@@ -113,6 +113,8 @@ def test_the_help_lists_every_name_of_the_registries(capsys, monkeypatch):
     assert "- dense: " in text
     for name in (*DATASETS, *models.names(), *gradients.METHODS):
         assert f"- {name}: " in text
+    for name, row in gradients.METHODS.items():
+        assert f"- {name}: {row.title}. {row.when[:20]}" in text
     for name in sparsity.METHODS:
         assert (f"- {name}: " in text) == (name != "ticket"), name
     for flag, names in (

@@ -97,6 +97,8 @@ two = {"num_directions": 2}, {"number": 2}
 layers = {"layerwise": True}
 dense_norm = {"norm_over": "all"}
 esam = {"rho": 0.3, "beta": 0.6}
+wsam = {"rho": 0.3, "gamma": 0.7}
+decoupled = {"optimizer": lambda: zs.decoupled(optax.sgd(RATE, momentum=0.9), RATE)}
 looksam = {"rho": 0.3, "every": 3, "alpha": 0.7}
 adapted = {"lambda_1": -1, "lambda_2": 1, "delta": 0.9}
 
@@ -118,24 +120,11 @@ CASES = {
     "gsam, tied radius": Case(lambda: zs.gsam(tied_radius(), alpha=0.6), tied),
     "fsam": case("fsam", rho=0.3, sigma=0.7, decay=0.8),
     "vasso": case("vasso", rho=0.3, theta=0.4),
-    "wsam": case("wsam", DOUBLE, rho=0.3, gamma=0.7),
-    "wsam, clipped": case("wsam", rho=0.3, gamma=0.7, max_norm=0.5),
-    "wsam, decoupled": case(
-        "wsam",
-        DOUBLE,
-        {"optimizer": lambda: zs.decoupled(optax.sgd(RATE, momentum=0.9), RATE)},
-        rho=0.3,
-        gamma=0.7,
-        decouple=True,
-    ),
+    "wsam": case("wsam", DOUBLE, **wsam),
+    "wsam, clipped": case("wsam", **wsam, max_norm=0.5),
+    "wsam, decoupled": case("wsam", DOUBLE, decoupled, **wsam, decouple=True),
     "wsam, decoupled and clipped": case(
-        "wsam",
-        SINGLE,
-        {"optimizer": lambda: zs.decoupled(optax.sgd(RATE, momentum=0.9), RATE)},
-        rho=0.3,
-        gamma=0.7,
-        decouple=True,
-        max_norm=0.5,
+        "wsam", SINGLE, decoupled, **wsam, decouple=True, max_norm=0.5
     ),
     "esam": case("esam", DOUBLE, {"by_example": True}, **esam, gamma=0.5),
     "esam, all examples": case("esam", DOUBLE, **esam, gamma=1.0),

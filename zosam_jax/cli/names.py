@@ -48,10 +48,13 @@ Method = Annotated[
     str, arg(help=_listed("Sparse method:", {"dense": "no pruning"} | _METHODS))
 ]
 
-_GRADIENTS = {name: row.when for name, row in gradients.METHODS.items()}
+_GRADIENTS = {n: f"{row.title}. {row.when}" for n, row in gradients.METHODS.items()}
 
 Gradient = Annotated[
-    str, arg(help=_listed("Gradient estimator, and when to choose it:", _GRADIENTS))
+    str,
+    arg(
+        help=_listed("Gradient estimator: its name, and when to choose it:", _GRADIENTS)
+    ),
 ]
 
 Optimizer = Annotated[str, arg(help=f"Optimizer: {', '.join(OPTIMIZERS)}.")]

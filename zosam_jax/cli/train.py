@@ -107,7 +107,7 @@ def checked(
         idle = effects.without_effect(used, typed)
         for name in idle:
             if name in typed:
-                raise ValueError(effects.sentence(used, name))
+                raise ValueError(effects.explain(used, name))
         if not is_stored:
             config = dataclasses.replace(
                 config, **{name: default(name) for name in idle}

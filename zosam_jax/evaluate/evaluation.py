@@ -89,7 +89,7 @@ def evaluate(
       zosam_jax.data.DatasetError: A data set is missing or damaged.
     """
     _check_options(corruptions, severities, source, images, seed)
-    _check_effects(
+    _check_unused(
         corruptions,
         source,
         seed=seed or None,
@@ -109,7 +109,7 @@ def evaluate(
     is_read = dataset is None or isinstance(dataset, str)
     is_of_tfds = is_read and table.is_of_tfds(found.config.dataset)
     if data_dir is not None and source == "generated" and not is_of_tfds:
-        raise RunError(effects.told("data_dir", data_dir, "data sets of TFDS"))
+        raise RunError(effects.no_effect("data_dir", data_dir, "data sets of TFDS"))
     experiment, network = found.experiment, (found.params, found.model_state)
     assert experiment.dataset is not None
     sets = ImageSets(
@@ -182,7 +182,7 @@ def _check_options(
         raise RunError("evaluate needs at least one corruption and one severity.")
 
 
-def _check_effects(
+def _check_unused(
     corruptions: Sequence[str],
     source: str,
     **options: str | os.PathLike[str] | int | None,
@@ -207,4 +207,4 @@ def _check_effects(
         is_used, use = uses[name]
         if value is not None and not is_used:
             shown = value if isinstance(value, int) else os.fspath(value)
-            raise RunError(effects.told(name, shown, use))
+            raise RunError(effects.no_effect(name, shown, use))

@@ -51,6 +51,7 @@ class GradientMethod(NamedTuple):
       make: Its constructor.
       gradient: The same gradient as a pure function.
       label: Its name in tables and results.
+      title: Its name in words.
       paper: Its source; "" for none.
       when: When to choose it, in one line.
       variants: Variants that have rows of their own in the tables.
@@ -59,6 +60,7 @@ class GradientMethod(NamedTuple):
     make: Callable[..., GradientEstimator]
     gradient: Callable[..., Estimate]
     label: str
+    title: str
     paper: str
     when: str
     variants: tuple[Variant, ...] = ()
@@ -69,6 +71,7 @@ METHODS: dict[str, GradientMethod] = {
         backprop.backprop,
         backprop.backprop_gradient,
         "SGD",
+        "the plain gradient",
         "",
         "The baseline: no perturbation.",
     ),
@@ -76,6 +79,7 @@ METHODS: dict[str, GradientMethod] = {
         sam.sam,
         sam.sam_gradient,
         "SAM",
+        "sharpness-aware minimization",
         "arXiv:2010.01412",
         "The standard method, if you can afford two backward passes.",
     ),
@@ -83,6 +87,7 @@ METHODS: dict[str, GradientMethod] = {
         asam.asam,
         asam.asam_gradient,
         "ASAM",
+        "adaptive SAM",
         "arXiv:2102.11600",
         "Layers differ much in scale; rho transfers between networks.",
     ),
@@ -90,6 +95,7 @@ METHODS: dict[str, GradientMethod] = {
         gsam.gsam,
         gsam.gsam_gradient,
         "GSAM",
+        "surrogate gap guided SAM",
         "arXiv:2203.08065",
         "Large networks; rho can follow the learning rate.",
     ),
@@ -97,6 +103,7 @@ METHODS: dict[str, GradientMethod] = {
         fsam.fsam,
         fsam.fsam_gradient,
         "F-SAM",
+        "friendly SAM",
         "arXiv:2403.12350",
         "Small batches: perturbs along the noise of the gradient.",
     ),
@@ -104,6 +111,7 @@ METHODS: dict[str, GradientMethod] = {
         vasso.vasso,
         vasso.vasso_gradient,
         "VaSSO",
+        "variance-suppressed SAM",
         "arXiv:2309.15639",
         "Small batches: perturbs along a running mean of gradients.",
     ),
@@ -111,6 +119,7 @@ METHODS: dict[str, GradientMethod] = {
         wsam.wsam,
         wsam.wsam_gradient,
         "WSAM",
+        "weighted SAM",
         "arXiv:2305.15817",
         "Sharpness needs more or less weight than in SAM.",
     ),
@@ -118,6 +127,7 @@ METHODS: dict[str, GradientMethod] = {
         esam.esam,
         esam.esam_gradient,
         "ESAM",
+        "efficient SAM",
         "arXiv:2110.03141",
         "The losses of single examples are available.",
     ),
@@ -125,6 +135,7 @@ METHODS: dict[str, GradientMethod] = {
         looksam.looksam,
         looksam.looksam_gradient,
         "LookSAM, k=5",
+        "SAM with reused gradients",
         "arXiv:2203.02714",
         "SAM at little more than SGD's cost; alpha needs tuning.",
     ),
@@ -132,6 +143,7 @@ METHODS: dict[str, GradientMethod] = {
         aesam.aesam,
         aesam.aesam_gradient,
         "AE-SAM",
+        "SAM by an adaptive policy",
         "ICLR 2023",
         "LookSAM, but the gradient norm selects the SAM steps.",
     ),
@@ -139,6 +151,7 @@ METHODS: dict[str, GradientMethod] = {
         ssam.ssam,
         ssam.ssam_gradient,
         "SSAM-F",
+        "sparse SAM",
         "arXiv:2210.05177",
         "To study which weights need a perturbation.",
         (
@@ -151,6 +164,7 @@ METHODS: dict[str, GradientMethod] = {
         cram.cram,
         cram.cram_gradient,
         "CrAM",
+        "compression-aware minimizer",
         "arXiv:2207.14200",
         "The network will be pruned after the training, once.",
     ),
@@ -158,6 +172,7 @@ METHODS: dict[str, GradientMethod] = {
         s2sam.s2sam,
         s2sam.s2sam_gradient,
         "S2-SAM",
+        "single-step SAM",
         "NeurIPS 2024",
         "One backward pass; SGD with little or no momentum.",
     ),
@@ -165,6 +180,7 @@ METHODS: dict[str, GradientMethod] = {
         msam.msam,
         msam.msam_gradient,
         "MSAM",
+        "momentum SAM",
         "arXiv:2401.12033",
         "One backward pass; perturbs along the next momentum step.",
     ),
@@ -172,6 +188,7 @@ METHODS: dict[str, GradientMethod] = {
         rwp.rwp,
         rwp.rwp_gradient,
         "RWP",
+        "random weight perturbation",
         "arXiv:2211.13489",
         "One backward pass; a control with random perturbations.",
     ),
@@ -179,6 +196,7 @@ METHODS: dict[str, GradientMethod] = {
         rwp.mrwp,
         rwp.mrwp_gradient,
         "mRWP",
+        "mixed random weight perturbation",
         "arXiv:2211.13489",
         "Two devices, each with its own batch.",
     ),
@@ -186,6 +204,7 @@ METHODS: dict[str, GradientMethod] = {
         rwp.arwp,
         rwp.arwp_gradient,
         "ARWP",
+        "adaptive random weight perturbation",
         "arXiv:2404.00357",
         "Like RWP, with less noise where gradients were large.",
     ),
@@ -193,6 +212,7 @@ METHODS: dict[str, GradientMethod] = {
         zosam.zosam,
         zosam.zosam_gradient,
         "ZO-SAM",
+        "zeroth-order SAM",
         "arXiv:2603.13115",
         "The published method; its perturbation is nearly random.",
         (
@@ -207,6 +227,7 @@ METHODS: dict[str, GradientMethod] = {
         zosam.random_sign,
         zosam.random_sign_gradient,
         "random, random sign",
+        "a control without probes",
         "",
         "The control for ZO-SAM: no probes, a random sign.",
     ),
@@ -214,6 +235,7 @@ METHODS: dict[str, GradientMethod] = {
         zeroth_order.zeroth_order,
         zeroth_order.zeroth_order_gradient,
         "ZO-SGD",
+        "gradient by forward passes alone",
         "Nesterov and Spokoiny (2017)",
         "A backward pass is impossible or needs too much memory.",
     ),

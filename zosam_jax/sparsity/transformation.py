@@ -96,9 +96,9 @@ def sparsify(
         and the masks. None: `updates` is the gradient with respect to every weight, as
         `jax.grad` gives it at the masked parameters.
       accumulate_steps: Number of updates whose gradients are averaged into one
-        optimizer step; the other updates are zero. Schedules of the optimizer and of
-        `rho` count optimizer steps; those that `optax.inject_hyperparams` holds, around
-        all of it, count updates.
+        optimizer step. All updates but the last of these are zero. Schedules of the
+        optimizer and of `rho` count optimizer steps. An `optax.inject_hyperparams`
+        around `sparsify` counts updates, and so do its schedules.
       grown_second_moment: "fresh": grown weights have the second moment of a new
         optimizer, 0, as is usual. Adam then moves them by 3 to 6.5 learning rates in
         each of their first 40 steps, since it corrects the bias of old moments. "mean":

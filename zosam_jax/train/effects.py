@@ -119,7 +119,7 @@ def without_effect(config: TrainConfig, typed: Collection[str] = ()) -> list[str
     ]
 
 
-def sentence(config: TrainConfig, name: str) -> str:
+def explain(config: TrainConfig, name: str) -> str:
     """Returns why a field of `without_effect` has none.
 
     Args:
@@ -129,10 +129,10 @@ def sentence(config: TrainConfig, name: str) -> str:
     need, value = NEEDS[name], getattr(config, name)
     if need.text == _METHOD:
         return f"{name}={value!r} has no effect: method={config.method!r} has none."
-    return told(name, value, need.text)
+    return no_effect(name, value, need.text)
 
 
-def told(name: str, value: object, use: str) -> str:
+def no_effect(name: str, value: object, use: str) -> str:
     """Returns the sentence about a value without effect.
 
     Args:
@@ -159,4 +159,4 @@ and gradient msam. Leave it out.
     """
     for name in without_effect(config):
         if NEEDS[name].of not in given:
-            raise ValueError(sentence(config, name))
+            raise ValueError(explain(config, name))

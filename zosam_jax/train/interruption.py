@@ -60,10 +60,10 @@ def interruptions(stop: Stop) -> Iterator[Stop]:
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
-    old = {number: signal.getsignal(number) for number in (*_URGENT, *_WARNINGS)}
+    found = {number: signal.getsignal(number) for number in (*_URGENT, *_WARNINGS)}
     # `nohup` ignores SIGHUP so that a lost connection ends nothing.
-    ignored = [n for n in _WARNINGS if old[n] == signal.SIG_IGN]
-    old = {number: handler for number, handler in old.items() if number not in ignored}
+    ignored = [n for n in _WARNINGS if found[n] == signal.SIG_IGN]
+    replaced = {n: handler for n, handler in found.items() if n not in ignored}
 
     def note(number: int, frame: FrameType | None) -> None:
         del frame
@@ -77,12 +77,12 @@ def interruptions(stop: Stop) -> Iterator[Stop]:
         stop.signals.append(number)
         if number in _URGENT:
             for urgent in _URGENT:
-                signal.signal(urgent, old[urgent])
+                signal.signal(urgent, replaced[urgent])
 
-    for number in old:
+    for number in replaced:
         signal.signal(number, note)
     try:
         yield stop
     finally:
-        for number, handler in old.items():
+        for number, handler in replaced.items():
             signal.signal(number, handler)

@@ -143,10 +143,12 @@ def run(
             (path / "summary.json").unlink(missing_ok=True)
         place = path / "checkpoints"
         with (
-            contextlib.closing(checkpoint.Checkpoints(place, config.keep)) as kept,
-            _explained(path, kept),
+            contextlib.closing(
+                checkpoint.Checkpoints(place, config.keep)
+            ) as checkpoints,
+            _explained(path, checkpoints),
         ):
-            setup = Setup(config, compiled, path, kept, show, stop, on_epoch)
+            setup = Setup(config, compiled, path, checkpoints, show, stop, on_epoch)
             return _run(setup, start, command, beside)
 
 

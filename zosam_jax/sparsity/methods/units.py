@@ -31,8 +31,8 @@ from zosam_jax.sparsity.patterns import axis_of
 from zosam_jax.sparsity.prune_and_grow import Memory
 
 
-class _Leaf(NamedTuple):
-    """A leaf, or a layer of a stack.
+class _Side(NamedTuple):
+    """The leaf that reads the units of a layer, or one that writes them.
 
     Attributes:
       path: Key path of the leaf.
@@ -51,8 +51,8 @@ class _Layer(NamedTuple):
     group: str
     drop: str
     units: int
-    outgoing: _Leaf
-    incoming: tuple[_Leaf, ...]
+    outgoing: _Side
+    incoming: tuple[_Side, ...]
 
 
 @checks_arguments
@@ -230,7 +230,7 @@ def removable(
     _check_groups(groups)
     whole = SparseLeaves.every(params, stacked)
     held, shapes = whole.of(masks), whole.shapes
-    kept: dict[_Leaf, np.ndarray] = {}
+    kept: dict[_Side, np.ndarray] = {}
     for layer in _layers(params, groups, stacked):
         mask = held[layer.outgoing.place]
         if tree.is_dense(mask):
@@ -266,11 +266,11 @@ def _importance(
     return total
 
 
-def _norms(x: jax.Array, leaf: _Leaf, number: int) -> jax.Array:
+def _norms(x: jax.Array, leaf: _Side, number: int) -> jax.Array:
     return _by_unit(jnp.abs(x.astype(jnp.float32)), leaf, number)
 
 
-def _by_unit(x: jax.Array, leaf: _Leaf, number: int) -> jax.Array:
+def _by_unit(x: jax.Array, leaf: _Side, number: int) -> jax.Array:
     """Returns the sum over the entries of each unit, float32 `[number]`."""
     x = x.reshape(*x.shape[: leaf.axis], number, -1, *x.shape[leaf.axis + 1 :])
     others = tuple(i for i in range(x.ndim) if i != leaf.axis)
@@ -338,7 +338,7 @@ def _of_stack(
     sizes = [len(leaf.indices) for leaf in leaves.values()]
     starts = dict(zip(leaves, np.cumsum([0, *sizes[:-1]]).tolist(), strict=True))
 
-    def stack(path: str, axis: int) -> list[_Leaf]:
+    def stack(path: str, axis: int) -> list[_Side]:
         if path not in leaves:
             _check.one_of(f"{name}: incoming", path, leaves)
         leaf = leaves[path]
@@ -354,7 +354,7 @@ def _of_stack(
                 f"{name}: {number} units do not divide axis {along} of {path}, of "
                 f"shape {shape}."
             )
-        return [_Leaf(path, starts[path] + i, along) for i in range(len(leaf.indices))]
+        return [_Side(path, starts[path] + i, along) for i in range(len(leaf.indices))]
 
     outgoing = stack(path, row.outgoing_axis)
     incoming = [
