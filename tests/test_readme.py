@@ -53,7 +53,8 @@ def test_the_loop_of_the_front_page_trains_a_sparse_network():
 
 
 @pytest.mark.parametrize("page", NAMES)
-def test_the_snippets_of_a_page_run_one_after_another(page):
+def test_the_snippets_of_a_page_run_one_after_another(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # for the files that they write
     snippets = blocks((ROOT / page).read_text(), "python")
     namespace: dict = {"__name__": page}
     for snippet in snippets:
