@@ -23,6 +23,7 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 THROUGHPUT = "throughput-resnet32-cpu.json"
 ALIGNMENT = "alignment-cifar10.json"
+GUIDED = "alignment-digits.json"
 # Measured by an earlier program, whose commit the file names.
 GRID = "sparse-grid-cifar10.json"
 SPARSITY = "sparsity-cpu.json"
@@ -158,6 +159,29 @@ def probes(alignment: dict[str, Any], throughput: dict[str, Any]) -> list[list[s
         share = f"{cost[step]['share_of_sgd']:.2f}" if step in cost else NOT_RUN
         cosines = f"{row['cosine_batch']:.3f}", f"{row['cosine_large']:.3f}"
         lines.append([rule, *cosines, f"{row['rise_large']:.4f}", share])
+    return lines
+
+
+def guided_rows(rules: list[dict[str, Any]]) -> list[list[str]]:
+    """Returns how rules align with the batch's gradient on digits, header first.
+
+    Args:
+      rules: Rows of the result file, one for each rule and learning rate.
+    """
+    rates = list(dict.fromkeys(row["learning_rate"] for row in rules))
+    found = {(row["rule"], row["learning_rate"]): row for row in rules}
+    lines = [
+        ["perturbation"]
+        + [f"cosine, rate {rate}" for rate in rates]
+        + [f"downhill steps, rate {rate}" for rate in rates]
+    ]
+    for rule in dict.fromkeys(row["rule"] for row in rules):
+        rows = [found[rule, rate] for rate in rates]
+        cosines = [f"{r['cosine']:.3f} ± {r['cosine_std']:.3f}" for r in rows]
+        shares = [
+            f"{100 * r['downhill']:.1f} % ± {100 * r['downhill_std']:.1f}" for r in rows
+        ]
+        lines.append([rule, *cosines, *shares])
     return lines
 
 
@@ -397,6 +421,7 @@ def tables() -> dict[str, list[list[str]]]:
         "gradient-choice": gradient_choice(),
         "sparse-choice": sparse_choice(),
         "probes": probes(alignment, throughput),
+        "guided": guided_rows(load(GUIDED)["rules"]),
         "steps": steps(throughput),
         "sparse-grid": grid_rows(load(GRID)["cells"], SPARSE_METHODS),
         **sparsity_rows(load(SPARSITY)["rows"]),
@@ -414,6 +439,7 @@ PAGES = {
     "benchmarks/README.md": (
         "gradients",
         "probes",
+        "guided",
         "steps",
         "sparse-grid",
         "sparsity-changes",

@@ -209,7 +209,7 @@ def test_the_control_without_a_probe_points_along_the_mean_of_its_gradients():
         grad, state = tx.update(None, state, w, value_fn=lambda w: w @ w)
         length = jnp.linalg.norm(mean)
         eps = 0.5 * mean / jnp.where(length > 0, length, 1)
-        np.testing.assert_allclose(grad, 2 * (w + eps), rtol=1e-6)
+        np.testing.assert_allclose(jnp.asarray(grad), 2 * (w + eps), rtol=1e-6)
         mean = 0.75 * mean + 0.25 * grad
         w = w - 0.1 * grad
 

@@ -196,6 +196,35 @@ def test_the_figures_of_the_alignment_are_the_measured_ones():
     assert abs(means["MSAM"]) < 0.01
 
 
+def test_the_figures_of_the_guided_directions_are_the_measured_ones():
+    found = {
+        (row["rule"], row["learning_rate"]): row
+        for row in tables.load(tables.GUIDED)["rules"]
+    }
+    text = MEASUREMENTS[MEASUREMENTS.index("**Exploration does not help") :]
+    text = " ".join(text[: text.index("## Sparse methods")].split())
+    guided = "guided, m=1, last slopes"
+    old, new = found[guided, 0.1], found[f"{guided}, no exploration", 0.1]
+    mean = found["guided, m=1, mean slopes, no exploration", 0.1]
+    assert f"from {old['cosine']:.3f} to {new['cosine']:.3f}" in text
+    assert f"from {new['cosine']:.3f} to {mean['cosine']:.3f}" in text
+    shares = f"{100 * new['downhill']:.1f} to {100 * mean['downhill']:.1f} %"
+    assert f"from {shares}" in text
+    for rule in ("mean of gradients, 0.9", "last gradient (S2-SAM)"):
+        low, high = (
+            100 * found[f"no probe: {rule}", r]["downhill"] for r in (0.1, 0.3)
+        )
+        assert f"{low:.0f} to {high:.0f} %" in text
+    low, high = sorted(
+        found[f"{guided}, no exploration", r]["downhill"] for r in (0.1, 0.3)
+    )
+    assert f"{100 * low:.0f} to {100 * high:.0f} %" in text
+    assert (
+        max(row["downhill"] for (n, _), row in found.items() if "m=2, last" in n)
+        < 0.001
+    )
+
+
 @pytest.mark.parametrize("page", ["README.md", "benchmarks/README.md"])
 def test_the_figures_of_the_grid_are_the_measured_ones(page):
     cells = {

@@ -84,9 +84,9 @@ def ssam(grow):
     return case("ssam", DOUBLE, **shared, total_steps=60, drop_fraction=0.5, grow=grow)
 
 
-def guided(number):
+def guided(number, **more):
     # A small radius: of nearly parallel guides, float32 knows the second axis badly.
-    options = {"guides": (0.0, 0.8), "exploration": 0.1}
+    options = {"guides": (0.0, 0.8), "exploration": 0.1} | more
     return Case(
         partial(zs.zosam, 0.05, directions="guided", num_directions=number, **options),
         partial(zo_replicas.guided, rho=0.05, delta=1e-3, number=number, **options),
@@ -193,6 +193,7 @@ CASES = {
     ),
     "zosam, guided": guided(1),
     "zosam, guided by 2": guided(2),
+    "zosam, guided without exploration": guided(1, exploration=0.0),
     **{
         f"zeroth_order, {kind}": rge(
             zs.zeroth_order,

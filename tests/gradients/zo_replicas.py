@@ -88,7 +88,7 @@ def coordinates(at, memory, *, rho, delta, two_sided=True):
     return taken(at, eps, norm, forward, 1, at.uphill.loss(at.w)), memory
 
 
-def guided(at, memory, *, rho, delta, number, guides, exploration):
+def guided(at, memory, *, rho, delta, number, guides, exploration=0.0):
     if memory is None:
         past, slopes = [np.zeros_like(at.w) for _ in guides], np.zeros(len(guides))
     else:

@@ -28,8 +28,7 @@ def guided(
     *,
     delta: Step = "auto",
     num_directions: int = 1,
-    exploration: Scalar = 0.05,
-    slope_decay: Scalar = 0.0,
+    exploration: Scalar = 0.0,
     masks: Masks | None = None,
     has_aux: bool = False,
 ) -> tuple[Estimate, jax.Array]:
@@ -44,8 +43,8 @@ def guided(
     :math:`\sqrt{1 - a}\,q + \sqrt{a}\,r`, with the exploration a. Guided evolution
     strategies (arXiv:1806.10230) search with that mixture; here the subspace is so
     small that it is measured axis by axis. A call measures `num_directions` of the c,
-    in turn, and keeps those of the others. They change slowly, so k axes cost no more
-    passes than one. Each c is a running mean of its measurements.
+    in turn, and keeps the last measurement of the others. They change slowly, so k axes
+    cost no more passes than one.
 
     Args:
       value_fn: `params -> loss`, or `params -> (loss, aux)` with `has_aux`.
@@ -60,7 +59,6 @@ def guided(
         `delta * sqrt(d)` from w, as in `rge`. "auto": see `difference_step`.
       num_directions: m <= k, the number of slopes measured in this call, or 0.
       exploration: a in [0, 1].
-      slope_decay: Decay of the running means, in [0, 1). 0: the last measurement.
       masks: Mask tree.
       has_aux: Whether `value_fn` returns `(loss, aux)`.
 
@@ -84,8 +82,7 @@ def guided(
         q = unravel(basis[j])
         up, seen = loss(tree.add_scaled(params, step, q))
         down, _ = loss(tree.add_scaled(params, -step, q))
-        slope = ((up - down) / (2 * step)).astype(slopes.dtype)
-        slopes = slopes.at[j].multiply(slope_decay).at[j].add((1 - slope_decay) * slope)
+        slopes = slopes.at[j].set(((up - down) / (2 * step)).astype(slopes.dtype))
         value = value + (up + down) / (2 * num_directions)
         aux = seen if turn == 0 else aux
     grad = unravel(jnp.tensordot(slopes, basis, 1, precision="highest"))

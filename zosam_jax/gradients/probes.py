@@ -147,7 +147,6 @@ def guided(
     delta: Step,
     decays: tuple[float, ...],
     exploration: Scalar,
-    slope_decay: Scalar,
     every: int,
 ) -> Ascent[LossLook] | Ascent[OccasionalLook]:
     """Returns guided ZO-SAM: the span of running means of the perturbed gradients.
@@ -157,7 +156,6 @@ def guided(
       delta: Step of the finite difference per coordinate, > 0, or "auto".
       decays: Decays of the running means, in [0, 1); one guide for each.
       exploration: Fraction of a random direction in each guide, in [0, 1].
-      slope_decay: Decay of the running means of the slopes, in [0, 1).
       every: Interval of the steps with probes, in estimates.
     """
 
@@ -179,7 +177,6 @@ def guided(
             delta=delta,
             num_directions=m,
             exploration=exploration,
-            slope_decay=slope_decay,
             masks=point.support,
         )
 
