@@ -3,6 +3,7 @@
 import argparse
 import itertools
 import json
+import math
 
 import numpy as np
 import pytest
@@ -13,6 +14,9 @@ from benchmarks.side_by_side import Result
 from benchmarks.study import Study
 from benchmarks.study_plan import CONTENDERS, PROBLEMS, SAM, SGD, Training
 from zosam_jax.runs.errors import RunError
+
+SHORTER = {f"SGD, 1/{n} of the epochs": 1.0 for n in (2, 4)}
+"""The prices of the shorter trainings, which take the steps of SGD."""
 
 
 @pytest.fixture
@@ -120,7 +124,7 @@ def test_cheaper_methods_train_longer_at_equal_time(planned):
     found, known = planned
     known |= dict.fromkeys(flat(found.tuning()), ended(0.5))
     # A step of which half are perturbed, at 2 times SGD's cost, costs 1.5.
-    assert found.prices() == {SGD: 1, SAM: 2, "SAM, last half": 1.5}
+    assert found.prices() == {SGD: 1, SAM: 2, "SAM, last half": 1.5} | SHORTER
     found.methods = [*found.methods, "SGD, 1/2 of the epochs"]
     epochs = {(t.stage, t.method): t.epochs for t in flat(found.finals(found.methods))}
     whole = PROBLEMS["digits-noise40"].fields["epochs"]
@@ -182,6 +186,43 @@ def test_a_picture_shows_every_method(planned, tmp_path):
     rows = study._rows(found)
     study_report.draw(rows, tmp_path / "study.png")
     assert (tmp_path / "study.png").stat().st_size > 10_000
+
+
+def test_times_of_a_busy_machine_are_not_kept(args, monkeypatch, capsys):
+    """SGD against itself is the control."""
+    found = small(args, monkeypatch)
+    monkeypatch.setattr(study, "count_passes", lambda *_: {SGD: 1.0})
+    again = [1.0, 1.3, 1.5]
+    timed = {SGD: [1.0], SAM: [2.0], study.AGAIN: again}
+    monkeypatch.setattr(study, "time_steps", lambda *_: timed)
+    found.measure()
+    assert found.prices() is None
+    assert "SGD took 1.30 times as long as SGD" in capsys.readouterr().out
+    again[1:] = [1.05, 1.1]
+    found.measure()
+    assert found.prices() == {SGD: 1, SAM: 2} | SHORTER
+
+
+def test_the_time_of_a_step_is_that_of_its_steps(args, monkeypatch):
+    """Windows are as long as asked for, and the ratios those of the clock."""
+    clock, pace = [0.0], {SGD: 1 / 64, SAM: 3 / 64}
+    found = small(args, monkeypatch)
+
+    def program(_, label):
+        def step(state):
+            clock[0] += pace[label]
+            return state + 1
+
+        return step, 0
+
+    monkeypatch.setattr(study, "_program", program)
+    monkeypatch.setattr(study.time, "perf_counter", lambda: clock[0])
+    ratios = study.time_steps(found, [SGD, SAM], 2)
+    assert ratios.keys() == {SGD, SAM, study.AGAIN}
+    np.testing.assert_allclose(ratios[SAM], [3, 3])
+    np.testing.assert_allclose(ratios[study.AGAIN], [1, 1])
+    # One step of each, then three rounds of windows, of which one warms up.
+    assert clock[0] * 64 == (1 + 3 + 1) * (1 + 3 * math.ceil(study.WINDOW * 64))
 
 
 @pytest.mark.parametrize(
