@@ -180,7 +180,7 @@ def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
 
 def _panel(axis: Axes, rows: Sequence[dict[str, Any]], kind: str) -> None:
     """Plots the methods of a problem that have a price of this kind."""
-    marks, names = "osD^v<>P*X", list(CONTENDERS)
+    marks, names = "osD^v<>P*Xd", list(CONTENDERS)
     colors = plt.get_cmap("tab20")
     points = {}
     for row in rows:
@@ -200,6 +200,8 @@ def _panel(axis: Axes, rows: Sequence[dict[str, Any]], kind: str) -> None:
         )
     if not points:
         return
+    # A method that trains some seeds badly has an interval that hides the others.
+    axis.set_ylim(bottom=min(gain for _, gain in points.values()) - 5)
     line = [points[label] for label in front(points)]
     prices, gains = [x for x, _ in line], [y for _, y in line]
     axis.step(prices, gains, where="post", color="black", linewidth=0.8)

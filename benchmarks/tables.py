@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks import accelerator_tables
+from benchmarks import accelerator_tables, study_report
 from zosam_jax.gradients.registry import METHODS as GRADIENT_METHODS
 from zosam_jax.gradients.registry import GradientMethod
 from zosam_jax.runs.presets import PRESETS
@@ -29,6 +29,7 @@ GRID = "sparse-grid-cifar10.json"
 SPARSITY = "sparsity-cpu.json"
 EVALUATION = "imagenet-resnet50-quick/evaluation.json"
 GROWN = "grown-moments.json"
+STUDY = "study.json"
 ACCELERATOR = "accelerator.json"
 NOT_RUN = "not run"
 
@@ -423,6 +424,7 @@ def tables() -> dict[str, list[list[str]]]:
         "probes": probes(alignment, throughput),
         "guided": guided_rows(load(GUIDED)["rules"]),
         "steps": steps(throughput),
+        "study-digits-noise40": study_report.table(load(STUDY)["rows"]),
         "sparse-grid": grid_rows(load(GRID)["cells"], SPARSE_METHODS),
         **sparsity_rows(load(SPARSITY)["rows"]),
         "presets": preset_rows(),
@@ -437,6 +439,7 @@ def tables() -> dict[str, list[list[str]]]:
 # The pages with generated tables.
 PAGES = {
     "benchmarks/README.md": (
+        "study-digits-noise40",
         "gradients",
         "probes",
         "guided",
