@@ -8,6 +8,7 @@
 
 import ast
 import dataclasses
+import functools
 import json
 import os
 import signal
@@ -96,11 +97,16 @@ def prepare(chosen, data=None, model=None, **objects) -> CompiledRun:
     return loop.prepare(chosen, given)
 
 
+@functools.cache
+def abstract(**fields):
+    """Shapes of the state of a configuration, traced once for all its runs."""
+    return prepare(config("a folder that is not there", **fields)).abstract
+
+
 def final(out, **fields):
     """The state in the newest checkpoint of a run, as NumPy arrays."""
-    compiled = prepare(config(out, **fields))
     checkpoints = Checkpoints(out / "checkpoints", 2)
-    state = checkpoints.restore(compiled.abstract, print)
+    state = checkpoints.restore(abstract(**fields), print)
     checkpoints.close()
     return state
 

@@ -109,7 +109,7 @@ class Devices:
         spread = jax.device_put(self.data, split)
         with_split = self.jit(step)
         return self.compare(
-            with_split, eagerly(step), (memory, memory), spread, self.data
+            with_split, self.jit(step), (memory, memory), spread, self.data
         )
 
     def parts(self, name):
@@ -119,7 +119,7 @@ class Devices:
     def own(self, name, **options):
         """Under shard_map: the mean of what every part of the batch finds alone."""
         spread, memory = self.mapped(name, **options)
-        alone, _ = self.step(name, **options)
+        alone = self.jit(self.step(name, **options)[0])
         parts = jax.tree.map(lambda x: x.reshape(DEVICES, -1, 4), self.data)
 
         def apart(params, memory, data, i):
@@ -129,16 +129,14 @@ class Devices:
             ]
             return jax.tree.map(lambda *x: mean(x), *seen)
 
-        return self.compare(
-            self.jit(spread), eagerly(apart), (memory, memory), self.data, parts
-        )
+        return self.compare(self.jit(spread), apart, (memory, memory), self.data, parts)
 
     def synced(self, name):
         """With one perturbation for all: the method on the whole batch."""
         spread, memory = self.mapped(name, sync_ascent=True)
         whole, _ = self.step(name)
         return self.compare(
-            self.jit(spread), eagerly(whole), (memory, memory), self.data, self.data
+            self.jit(spread), self.jit(whole), (memory, memory), self.data, self.data
         )
 
     def plain(self, name):
@@ -146,7 +144,7 @@ class Devices:
         spread, memory = self.mapped(name, when=lambda step: step < 0)
         whole, _ = self.step(name, when=lambda step: step < 0)
         return self.compare(
-            self.jit(spread), eagerly(whole), (memory, memory), self.data, self.data
+            self.jit(spread), self.jit(whole), (memory, memory), self.data, self.data
         )
 
     def runs_in_some_steps(self, name):
@@ -162,16 +160,6 @@ class Devices:
             lambda a, b: (a.shape, a.dtype) == (b.shape, b.dtype), out.memory, memory
         )
         return 0.0 if all(jax.tree.leaves(same)) else 1.0
-
-
-def eagerly(function):
-    """On one device, one operation after another."""
-
-    def call(*args):
-        with jax.disable_jit():
-            return function(*args)
-
-    return call
 
 
 def mean(parts):
@@ -191,7 +179,7 @@ def found() -> dict:
             "XLA_FLAGS": flags(DEVICES),
             "JAX_PLATFORMS": "cpu",
             "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-            # Hundreds of single operations, compiled in some milliseconds each.
+            # Small programs too: the same on one device are made for several checks.
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             "PYTHONPATH": os.pathsep.join(filter(None, paths)),
         },
