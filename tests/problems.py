@@ -59,6 +59,12 @@ def mlp(seed: int = 0, dtype=jnp.float32):
     return params, loss
 
 
+def assert_close(a, b, rtol=1e-5, atol=1e-6):
+    """Two programs of one formula: float32 rounding, and weights of order 1."""
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_allclose(x, y, rtol=rtol, atol=atol)
+
+
 def half_masks(params, seed: int = 7):
     """Random masks on the leaves with two axes, about half live."""
     keys = iter(jax.random.split(jax.random.key(seed), 16))

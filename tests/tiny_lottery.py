@@ -1,7 +1,6 @@
 """A search for lottery tickets that takes seconds, and what its tests read it with."""
 
 import dataclasses
-import signal
 
 import jax
 import numpy as np
@@ -10,21 +9,19 @@ import tiny_run
 import zosam_jax as zs
 from zosam_jax.lottery import LotteryConfig, run_lottery
 from zosam_jax.lottery.config import LotteryOptions
-from zosam_jax.runs.progress import Silent
 from zosam_jax.train import TrainConfig, choices, loop
 from zosam_jax.train.checkpoint import Checkpoints
 
 
-class Recorder(Silent):
+class Recorder(tiny_run.Recorder):
     """Remembers what is said, and sends a signal at a step of a round."""
 
-    interval = 0.0
-
     def __init__(self, round_=None, step=None):
-        self.round, self.step, self.said = round_, step, []
+        super().__init__(step)
+        self.round = round_
 
     def message(self, text):
-        self.said.append(text)
+        super().message(text)
         if text == f"round {self.round} of 2" and self.step is None:
             raise KeyboardInterrupt
 
@@ -32,7 +29,7 @@ class Recorder(Silent):
         begun = [s for s in self.said if s.startswith("round ") and " of " in s]
         if begun[-1].split()[1] == str(self.round) and status.step >= self.step:
             self.round = None
-            signal.raise_signal(signal.SIGTERM)
+            self.act()
 
 
 def config(out, **fields):

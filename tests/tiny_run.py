@@ -158,18 +158,22 @@ def assert_same(a, b):
         np.testing.assert_array_equal(x, y)
 
 
-class Interrupter(Silent):
-    """Sends SIGTERM once, at a step."""
+class Recorder(Silent):
+    """Remembers what is said and shown, and acts once at a step: it sends SIGTERM."""
 
     interval = 0.0
 
-    def __init__(self, step):
-        self.step = step
+    def __init__(self, step=None, act=lambda: signal.raise_signal(signal.SIGTERM)):
+        self.step, self.act, self.said, self.seen = step, act, [], []
+
+    def message(self, text):
+        self.said.append(text)
 
     def update(self, status):
-        if status.step >= self.step:
-            self.step = float("inf")
-            signal.raise_signal(signal.SIGTERM)
+        self.seen.append(status)
+        if self.step is not None and status.step >= self.step:
+            self.step = None
+            self.act()
 
 
 class Killer(Silent):

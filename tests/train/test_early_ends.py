@@ -8,29 +8,12 @@ import signal
 
 import pytest
 import tiny_run
-from tiny_run import assert_same
+from tiny_run import Recorder, assert_same
 
 from zosam_jax.runs import folder, metrics, progress
 from zosam_jax.runs.progress import Silent
 from zosam_jax.train import RunError, numerics, quiet, run
 from zosam_jax.train.interruption import Stop, interruptions
-
-
-class Recorder(Silent):
-    """Remembers what is said, and calls a function at a step."""
-
-    interval = 0.0
-
-    def __init__(self, step=None, act=None):
-        self.step, self.act, self.said = step, act, []
-
-    def message(self, text):
-        self.said.append(text)
-
-    def update(self, status):
-        if self.step is not None and status.step >= self.step:
-            self.step = None
-            self.act()
 
 
 @pytest.fixture(scope="module")

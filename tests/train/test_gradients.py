@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import problems
 import pytest
 import tiny_run
 
@@ -264,10 +265,7 @@ def forward(state, images, labels):
     return loss
 
 
-def assert_close(a, b):
-    # Two programs of one formula: float32 rounding, and weights of order 1.
-    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
-        np.testing.assert_allclose(x, y, rtol=1e-4, atol=2e-6)
+assert_close = functools.partial(problems.assert_close, rtol=1e-4, atol=2e-6)
 
 
 def test_a_look_at_a_quarter_of_the_batch():
@@ -373,7 +371,7 @@ def test_a_look_in_bfloat16_has_a_loss_in_float32():
 def test_a_method_with_memory_goes_on_with_the_same_bits(tmp_path, gradient, options):
     fields = {"gradient": gradient, "gradient_options": options, "epochs": 2}
     tiny_run.train(tmp_path / "whole", **fields)
-    cut = tiny_run.train(tmp_path / "cut", display=tiny_run.Interrupter(2), **fields)
+    cut = tiny_run.train(tmp_path / "cut", display=tiny_run.Recorder(2), **fields)
     assert cut.status == "interrupted"
     stopped = tiny_run.final(tmp_path / "cut", **fields)
     assert 2 <= int(stopped.step) < 8

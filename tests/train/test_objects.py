@@ -46,7 +46,7 @@ def test_a_given_object_trains_resumes_and_is_reported(tmp_path, kind):
     if kind == "method":
         assert whole.summary["sparsity"] == 0.5
 
-    show = tiny_run.Interrupter(6)
+    show = tiny_run.Recorder(6)
     cut = run(config(tmp_path / "b", kind), display=show, **given(kind))
     assert cut.status == "interrupted"
     again = run(config(tmp_path / "b", kind), **given(kind))
@@ -72,7 +72,7 @@ def test_a_given_object_trains_resumes_and_is_reported(tmp_path, kind):
 
 def test_a_run_is_not_continued_without_its_object_or_with_another(tmp_path):
     path = tmp_path / "run"
-    run(config(path, "gradient"), display=tiny_run.Interrupter(2), **given("gradient"))
+    run(config(path, "gradient"), display=tiny_run.Recorder(2), **given("gradient"))
     with pytest.raises(RunError, match=r"vasso \(given\).* gradient= is missing"):
         run(config(path, "gradient"), **given(""))
     other = given("") | {"gradient": zs.sam(0.1)}

@@ -10,31 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny_run
+from tiny_run import Recorder
 
 import zosam_jax as zs
 from zosam_jax.runs import folder, metrics
-from zosam_jax.runs.progress import Silent
 from zosam_jax.train import RunError, checkpoint, learning_rates, loop, run
 from zosam_jax.train import step as steps
 from zosam_jax.train.checkpoint import Checkpoints
-
-
-class Recorder(Silent):
-    """Remembers what is said, and sends a signal at a step."""
-
-    interval = 0.0
-
-    def __init__(self, step=None):
-        self.step, self.said, self.seen = step, [], []
-
-    def message(self, text):
-        self.said.append(text)
-
-    def update(self, status):
-        self.seen.append(status)
-        if self.step is not None and status.step >= self.step:
-            self.step = None
-            signal.raise_signal(signal.SIGTERM)
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny_run
+from problems import assert_close
 
 from zosam_jax.train import accuracy, build, choices
 from zosam_jax.train import batch as batches
@@ -99,8 +100,7 @@ def test_two_steps_of_sgd_with_momentum_and_coupled_decay(experiment):
         (state.params, params),
         (state.model_state, model_state),
     ):
-        for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
-            np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-6)
+        assert_close(a, b, rtol=1e-4)
     assert float(state.totals.loss) == pytest.approx(total, rel=1e-5)
     assert int(state.totals.steps) == 2
 

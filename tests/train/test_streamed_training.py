@@ -80,7 +80,7 @@ def test_images_that_stay_on_disk_are_trained_on_and_resumed(
     assert whole.summary["test_accuracy"] > 0.8
 
     config = tiny_run.config(tmp_path / "b", **fields)
-    display = tiny_run.Interrupter(5)
+    display = tiny_run.Recorder(5)
     first = run(config, model=tiny_run.Net(), display=display)
     assert first.status == "interrupted"
     again = run(config, model=tiny_run.Net())

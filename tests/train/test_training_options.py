@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny_run
+from problems import assert_close
 
 import zosam_jax as zs
 from zosam_jax import tree
@@ -42,12 +43,6 @@ PLAIN = {
 def experiment_of(model=None, **fields):
     config = tiny_run.config("unused", **{**PLAIN, **fields})
     return tiny_run.prepare(config, model=model).experiment
-
-
-def assert_close(a, b, rtol=1e-5):
-    # Two programs of one formula: float32 rounding, and weights of order 1.
-    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
-        np.testing.assert_allclose(x, y, rtol=rtol, atol=1e-6)
 
 
 def distance(a, b):
