@@ -22,6 +22,7 @@ When and how:         late, every, randomly, when; tied_radius, decoupled; estim
 Sparse training:      sparsify; zs.sparsity has the methods, masks and reports
 Types:                GradientEstimator, Estimate, EstimatorState, Facts, Info,
                       Decoupled, SparsifyState
+Use a run:            load, which needs the trainer
 Modules:              zs.gradients, zs.sparsity, zs.tree
 Imported when used:   zs.models, zs.data, zs.train, zs.lottery, zs.evaluate
 
@@ -105,6 +106,7 @@ if TYPE_CHECKING:
     from zosam_jax import lottery as lottery
     from zosam_jax import models as models
     from zosam_jax import train as train
+    from zosam_jax.train.load_run import load as load
 
 # They need Flax, Orbax, TFDS or Matplotlib, which the library does without.
 _LAZY = ("data", "evaluate", "lottery", "models", "train")
@@ -113,8 +115,10 @@ _LAZY = ("data", "evaluate", "lottery", "models", "train")
 def __getattr__(name: str) -> Any:
     if name in _LAZY:
         return importlib.import_module(f"{__name__}.{name}")
+    if name == "load":
+        return importlib.import_module(f"{__name__}.train.load_run").load
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_LAZY})
+    return sorted({*globals(), *_LAZY, "load"})

@@ -324,6 +324,7 @@ def test_a_run_that_is_not_there_or_not_finished_is_said(run, tmp_path):
     (run / "summary.json").unlink()
     figures = tiny(run)
     assert (figures["status"], figures["step"]) == ("unfinished", 4)
+    assert tiny(run, checkpoint=4)["clean"] == figures["clean"]
     assert figures["training_test_accuracy"] is None
     assert "step 8" in figures["notes"][0]
     assert "unfinished" in evaluation_report._doubt(figures)[0]

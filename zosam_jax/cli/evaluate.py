@@ -28,6 +28,8 @@ class Evaluate:
 
     run: Positional[Path]
     """Folder of a run, finished or not."""
+    checkpoint: int | None = None
+    """Step of one of the run's checkpoints. None: the last."""
     corruptions: Annotated[tuple[str, ...], arg(help=_CORRUPTIONS)] = ("all",)
     severities: tuple[int, ...] = SEVERITIES
     """Severities, from 1 to 5."""

@@ -189,7 +189,8 @@ def _doubt(figures: JSON) -> list[str]:
     found, trained = figures["clean"]["accuracy"], figures["training_test_accuracy"]
     if trained is None:
         return [
-            f"The run is unfinished: these are the figures at step {figures['step']}."
+            "The run is unfinished, or this is not its end: these are the figures at "
+            f"step {figures['step']}."
         ]
     if figures["images"] != figures["test_images"] or abs(found - trained) < 1e-9:
         return []

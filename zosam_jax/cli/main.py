@@ -15,6 +15,7 @@ from zosam_jax.cli.data import Data
 from zosam_jax.cli.evaluate import Evaluate
 from zosam_jax.cli.lottery import Lottery
 from zosam_jax.cli.parsing import Command
+from zosam_jax.cli.predict import Predict
 from zosam_jax.cli.presets import Presets
 from zosam_jax.cli.report import Report
 from zosam_jax.cli.train import Train
@@ -22,6 +23,7 @@ from zosam_jax.runs.errors import RunError, sentence
 
 COMMANDS: dict[str, type[Command]] = {
     "train": Train,
+    "predict": Predict,
     "evaluate": Evaluate,
     "report": Report,
     "presets": Presets,

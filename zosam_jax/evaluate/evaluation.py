@@ -24,13 +24,15 @@ from zosam_jax.runs import environment, files, paths
 from zosam_jax.runs.errors import RunError, explained
 from zosam_jax.runs.files import JSON
 from zosam_jax.sparsity import SparseMethod
-from zosam_jax.train import checkpoint, effects, load_run
+from zosam_jax.train import checkpoint as checkpoints
+from zosam_jax.train import effects, load_run
 from zosam_jax.train.experiment import Model
 
 
 def evaluate(
     run: str | os.PathLike[str],
     *,
+    checkpoint: int | None = None,
     corruptions: Sequence[str] = ("all",),
     severities: Sequence[int] = corruptions_.SEVERITIES,
     source: str = "generated",
@@ -56,6 +58,7 @@ def evaluate(
 
     Args:
       run: The run's folder.
+      checkpoint: The step of one of its checkpoints. Default: the last.
       corruptions: Names of corruptions. "common" stands for the 15 of the published
         benchmark, "all" for those and 4 more. Both leave out `saturate` if the images
         have one channel, and replace generated `frost` by `frost_standin` without
@@ -98,6 +101,7 @@ def evaluate(
     )
     found = load_run.load(
         run,
+        checkpoint=checkpoint,
         examples=True,
         data_dir=data_dir,
         dataset=dataset,
@@ -123,7 +127,7 @@ def evaluate(
     )
     names, left_out = sets.choose(corruptions)
     same = {
-        "weights_crc32": checkpoint.digest(checkpoint.snapshot(network)),
+        "weights_crc32": checkpoints.digest(checkpoints.snapshot(network)),
         "versions": environment.versions(),
     }
     chosen = [(CLEAN, 0)] + [(n, s) for n in names for s in sorted(set(severities))]

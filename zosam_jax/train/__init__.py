@@ -2,6 +2,8 @@
 
     config = TrainConfig(dataset="digits", sparsity=0.95, out="runs/mine")
     result = run(config)        # a second call resumes
+    net = load("runs/mine")     # also zs.load
+    net.predict("photo.png")
 
 All names are loaded on first use: the trainer imports Flax, Orbax and TFDS.
 """
@@ -15,9 +17,12 @@ if TYPE_CHECKING:
     from zosam_jax.runs.presets import PRESETS as PRESETS
     from zosam_jax.runs.presets import Preset as Preset
     from zosam_jax.runs.presets import preset as preset
+    from zosam_jax.train.load_run import LoadedRun as LoadedRun
+    from zosam_jax.train.load_run import load as load
     from zosam_jax.train.loop import Result as Result
     from zosam_jax.train.loop import run as run
     from zosam_jax.train.loop import try_out as try_out
+    from zosam_jax.train.prediction import Prediction as Prediction
 
 _MODULES = {
     "TrainConfig": "runs.config",
@@ -25,7 +30,10 @@ _MODULES = {
     "PRESETS": "runs.presets",
     "Preset": "runs.presets",
     "preset": "runs.presets",
+    "LoadedRun": "train.load_run",
+    "Prediction": "train.prediction",
     "Result": "train.loop",
+    "load": "train.load_run",
     "run": "train.loop",
     "try_out": "train.loop",
 }

@@ -1,14 +1,17 @@
-"""A run loaded from its folder: its experiment and its weights."""
+"""A run loaded from its folder, to be used: its network, and what it predicts."""
 
 import dataclasses
+import functools
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
+import jax
+import numpy as np
 import optax
 
-from zosam_jax import data
-from zosam_jax._types import Params, PyTree
+from zosam_jax import _check, data
+from zosam_jax._types import Masks, Params, PyTree
 from zosam_jax.gradients.transformation import GradientEstimator
 from zosam_jax.runs import dataset_facts
 from zosam_jax.runs.config import TrainConfig
@@ -16,23 +19,27 @@ from zosam_jax.runs.dataset_facts import DatasetFacts
 from zosam_jax.runs.errors import RunError
 from zosam_jax.runs.files import JSON
 from zosam_jax.sparsity import SparseMethod
-from zosam_jax.train import build, choices, objects, stored_run
+from zosam_jax.train import build, choices, objects, prediction, stored_run
 from zosam_jax.train.experiment import Experiment, Model, ModelState
 from zosam_jax.train.objects import Objects
+from zosam_jax.train.prediction import BATCH_SIZE, Inputs, Prediction
 
 
-class LoadedRun(NamedTuple):
-    """A run, finished or not.
+@dataclasses.dataclass(frozen=True, eq=False)
+class LoadedRun:
+    """A run, finished or not, with the weights of one of its checkpoints.
 
     Attributes:
       folder: Its folder, absolute.
       config: Its configuration.
       experiment: Its model, optimizer and devices, the facts of its data set, and, if
         asked for, the data set.
-      params: The parameters of its last checkpoint, as NumPy arrays, zero where pruned.
-        The moving averages, if the run kept them.
+      params: The parameters of the checkpoint, as NumPy arrays, zero where pruned. The
+        moving averages, if the run kept them.
       model_state: Its BatchNorm statistics, or {}.
-      summary: The contents of `summary.json`; None if the run is unfinished.
+      masks: Mask tree of the parameters; all leaves are dense in a dense run.
+      summary: The contents of `summary.json`; None if the run is unfinished, or the
+        checkpoint is not the last.
       step: The step of the checkpoint.
       notes: How the data set differs from that of the training, and what was wrong with
         newer checkpoints, as sentences.
@@ -43,19 +50,110 @@ class LoadedRun(NamedTuple):
     experiment: Experiment
     params: Params
     model_state: ModelState
+    masks: Masks
     summary: JSON | None
     step: int
     notes: tuple[str, ...] = ()
 
+    def __repr__(self) -> str:
+        """Returns the folder, the model and the step: weights are long."""
+        model = type(self.model).__name__
+        return f"<{self.folder}: {model} at step {self.step}>"
+
+    @property
+    def model(self) -> Model:
+        """The Linen module: `model.apply(variables, inputs, train=False)`.
+
+        Its inputs are normalized images, `(images / 255 - mean) / std` by
+        `facts.mean` and `facts.std`, or tokens.
+        """
+        return self.experiment.model
+
     @property
     def variables(self) -> PyTree:
-        """The argument of `experiment.model.apply`."""
+        """The first argument of `model.apply`."""
         return {"params": self.params, **self.model_state}
+
+    @property
+    def facts(self) -> DatasetFacts:
+        """Shape, normalization and resizing of the images, and names of the classes."""
+        return self.experiment.facts
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes, in the order of the model's outputs."""
+        return self.facts.class_names
+
+    @functools.cached_property
+    def _on_devices(self) -> PyTree:
+        return jax.device_put(self.variables, self.experiment.replicated())
+
+    @functools.cached_property
+    def _classify(self) -> Callable[[PyTree, jax.Array], jax.Array]:
+        return prediction.classify(self.experiment)
+
+    def probabilities(
+        self, inputs: Inputs, *, batch_size: int = BATCH_SIZE
+    ) -> np.ndarray:
+        """Returns the probability of every class for every example, float32 `[N, K]`.
+
+        Args:
+          inputs: As in `predict`.
+          batch_size: As in `predict`.
+
+        Raises:
+          ValueError: As `predict`.
+          zosam_jax.data.DatasetError: As `predict`.
+          RunError: As `predict`.
+        """
+        given = prediction.examples(self.facts, inputs)
+        return self._probabilities(given, batch_size)
+
+    def _probabilities(self, given: prediction.Examples, batch_size: int) -> np.ndarray:
+        network = self.experiment, self._classify, self._on_devices
+        return prediction.probabilities(*network, given, batch_size)
+
+    def predict(
+        self, inputs: Inputs, *, top: int = 5, batch_size: int = BATCH_SIZE
+    ) -> list[Prediction]:
+        """Returns the most probable classes of images, or the next tokens of texts.
+
+        Files are prepared as the test images of the training: decoded, resized, cropped
+        at the center. Images are normalized as in the training. The first call with a
+        size of batch compiles a program.
+
+        Args:
+          inputs: Paths of image files, or of folders of images; or images of the shape
+            `facts.image_shape`, uint8 `[N, H, W, C]`, one or a list of them. For a
+            language model, token ids `[N, T]`, or paths of files that are read to their
+            last T bytes.
+          top: Number of classes of each prediction; all, if there are fewer.
+          batch_size: Largest number of examples of a batch, over all devices together.
+
+        Returns:
+          One prediction for each example, in their order; the files of a folder are
+          sorted by path.
+
+        Raises:
+          ValueError: An argument is out of range, or an array does not fit.
+          zosam_jax.data.DatasetError: A file is missing, or no image that can be used.
+          RunError: The outputs of the network are not finite.
+
+        Example:
+          >>> net = zs.load("runs/digits")  # doctest: +SKIP
+          >>> net.predict("three.png", top=2)  # doctest: +SKIP
+          [Prediction(path='three.png', classes=('3', '9'), probabilities=(0.98, 0.01))]
+        """
+        _check.whole("top", top)
+        given = prediction.examples(self.facts, inputs)
+        found = self._probabilities(given, batch_size)
+        return prediction.best(self.facts, given, found, top)
 
 
 def load(
     run: str | os.PathLike[str],
     *,
+    checkpoint: int | None = None,
     examples: bool = False,
     data_dir: str | None = None,
     dataset: data.Dataset | data.Streamed | str | None = None,
@@ -64,7 +162,11 @@ def load(
     gradient: GradientEstimator | None = None,
     optimizer: optax.GradientTransformation | None = None,
 ) -> LoadedRun:
-    """Returns a run, at its end or at its last checkpoint. Its folder does not change.
+    """Returns a trained network from the folder of its run, which does not change.
+
+        net = zs.load("runs/digits-resnet20-rigl-0.9-zosam-s0")
+        net.predict("three.png")
+        net.model.apply(net.variables, inputs, train=False)
 
     The folder holds all that the network needs: names and order of the classes, image
     shape and normalisation. Runs of older versions lack these facts, and take them from
@@ -72,7 +174,9 @@ def load(
     set.
 
     Args:
-      run: Its folder.
+      run: Its folder; the run may be unfinished.
+      checkpoint: The step of one of its checkpoints. Default: the last; of a finished
+        run, that is its end.
       examples: Whether to load the data set that its configuration names, to evaluate.
       data_dir: TFDS directory. Default: the run's own.
       dataset: Examples in place of those that its configuration names, or their name,
@@ -84,7 +188,7 @@ def load(
       optimizer: The Optax optimizer that the run was given.
 
     Raises:
-      RunError: There is no such run, it has no checkpoint, or a file of it is damaged.
+      RunError: There is no such run or checkpoint, or a file of it is damaged.
       zosam_jax.data.DatasetError: The data set is missing or damaged, or is not one of
         the run's classes and image shape.
     """
@@ -104,11 +208,20 @@ def load(
     notes = []
     if experiment.dataset is not None:
         notes = experiment.facts.changes(dataset_facts.of(experiment.dataset))
-    found = stored_run.weights(stored, experiment)
-    network = found.params, found.model_state
-    told = (*notes, *found.notes)
+    found = stored_run.weights(stored, experiment, checkpoint)
+    summary = stored.summary
+    if summary is not None and found.step != summary["steps"]:
+        summary = None
     return LoadedRun(
-        stored.folder, config, experiment, *network, stored.summary, found.step, told
+        folder=stored.folder,
+        config=config,
+        experiment=experiment,
+        params=found.params,
+        model_state=found.model_state,
+        masks=found.masks,
+        summary=summary,
+        step=found.step,
+        notes=(*notes, *found.notes),
     )
 
 

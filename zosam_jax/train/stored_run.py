@@ -10,14 +10,16 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
+import numpy as np
 
-from zosam_jax._types import Params
+from zosam_jax import sparsity
+from zosam_jax._types import Masks, OptState, Params
 from zosam_jax.runs import folder, record, summary
 from zosam_jax.runs.config import TrainConfig
 from zosam_jax.runs.dataset_facts import DatasetFacts
 from zosam_jax.runs.errors import RunError
 from zosam_jax.runs.files import JSON
-from zosam_jax.train import checkpoint
+from zosam_jax.train import checkpoint as checkpoints
 from zosam_jax.train import step as steps
 from zosam_jax.train.experiment import Experiment, ModelState
 from zosam_jax.train.step import TrainState
@@ -49,12 +51,14 @@ class Weights(NamedTuple):
       step: The step of the checkpoint.
       params: Parameters, zero where pruned. The moving averages, if the run kept them.
       model_state: The other collections, averaged too.
+      masks: Mask tree of the parameters; all leaves are dense in a dense run.
       notes: What was wrong with newer checkpoints of an unfinished run.
     """
 
     step: int
     params: Params
     model_state: ModelState
+    masks: Masks
     notes: tuple[str, ...]
 
 
@@ -81,21 +85,39 @@ def read(run: str | os.PathLike[str], *, data_dir: str | None = None) -> StoredR
     )
 
 
-def weights(run: StoredRun, experiment: Experiment) -> Weights:
+def weights(
+    run: StoredRun, experiment: Experiment, checkpoint: int | None = None
+) -> Weights:
     """Returns the weights of a finished run, or of the last intact checkpoint.
 
     Args:
       run: The record of the run.
       experiment: Its experiment, which gives the shapes of the state.
+      checkpoint: The step of the checkpoint to read instead.
 
     Raises:
-      RunError: The checkpoint of the last step of a finished run is missing or damaged,
-        or an unfinished run has no intact one.
+      RunError: There is no such checkpoint, or it is damaged; or that of the last step
+        of a finished run is missing or damaged, or an unfinished run has no intact one.
     """
-    state, notes = _state(run, _template(experiment))
+    state, notes = _state(run, _template(experiment), checkpoint)
     params, model_state = steps.evaluated(state)
     params = steps.live_params(experiment, params, state.opt_state)
-    return Weights(int(state.step), params, model_state, tuple(notes))
+    masks = masks_of(experiment, params, state.opt_state)
+    params = jax.tree.map(np.asarray, params)
+    return Weights(int(state.step), params, model_state, masks, tuple(notes))
+
+
+def masks_of(experiment: Experiment, params: Params, opt_state: OptState) -> Masks:
+    """Returns the mask tree of a state, as NumPy arrays; `True` in a dense run.
+
+    Args:
+      experiment: The experiment.
+      params: The parameters.
+      opt_state: The optimizer state of the same state.
+    """
+    if experiment.method is None:
+        return jax.tree.map(lambda _: True, params)
+    return jax.tree.map(np.asarray, sparsity.masks(opt_state))
 
 
 def _template(experiment: Experiment) -> TrainState:
@@ -107,26 +129,18 @@ def _template(experiment: Experiment) -> TrainState:
     return jax.eval_shape(lambda *data: steps.init(experiment, *data), *batch)
 
 
-def _state(run: StoredRun, template: TrainState) -> tuple[TrainState, list[str]]:
+def _state(
+    run: StoredRun, template: TrainState, checkpoint: int | None
+) -> tuple[TrainState, list[str]]:
     """Returns the state to use, and what was wrong with newer ones."""
     place, notes = run.folder / "checkpoints", list[str]()
     with contextlib.closing(
-        checkpoint.Checkpoints(place, keep=1, read_only=True)
-    ) as checkpoints:
-        found = checkpoints.steps()
-        wanted = found[::-1]
-        if run.summary is not None:
-            # Another one would not be what the summary's figures are of.
-            wanted = [run.summary["steps"]]
-            if wanted[0] not in found:
-                raise RunError(
-                    f"{place} has no checkpoint of the last step, {wanted[0]} (there "
-                    f"are: {', '.join(map(str, found)) or 'none'}). Restore it, or "
-                    "delete summary.json: the same command then trains to it again."
-                )
-        for step in wanted:
+        checkpoints.Checkpoints(place, keep=1, read_only=True)
+    ) as stored:
+        found = stored.steps()
+        for step in _wanted(run, found, checkpoint):
             try:
-                return checkpoints.read(step, template), notes
+                return stored.read(step, template), notes
             except Exception as error:
                 reason = (str(error).splitlines() or [type(error).__name__])[0]
                 notes.append(
@@ -139,3 +153,32 @@ def _state(run: StoredRun, template: TrainState) -> tuple[TrainState, list[str]]
         f"{notes[0]}. It is damaged, or of another version of this package: "
         "config.json says of which."
     )
+
+
+def _wanted(run: StoredRun, found: list[int], checkpoint: int | None) -> list[int]:
+    """Returns the steps of the checkpoints that may be used, the best first.
+
+    Args:
+      run: The record of the run.
+      found: The steps of its checkpoints, oldest first.
+      checkpoint: The step that is asked for, or None.
+    """
+    place = run.folder / "checkpoints"
+    there = f"there are: {', '.join(map(str, found)) or 'none'}"
+    if checkpoint is not None:
+        if checkpoint not in found:
+            raise RunError(
+                f"checkpoint={checkpoint!r}: {place} has no checkpoint of this step "
+                f"({there})."
+            )
+        return [checkpoint]
+    if run.summary is None:
+        return found[::-1]
+    # Another one would not be what the summary's figures are of.
+    last = run.summary["steps"]
+    if last not in found:
+        raise RunError(
+            f"{place} has no checkpoint of the last step, {last} ({there}). Restore "
+            "it, or delete summary.json: the same command then trains to it again."
+        )
+    return [last]

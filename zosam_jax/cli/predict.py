@@ -1,0 +1,112 @@
+"""`zosam predict`."""
+
+import csv
+import dataclasses
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from tyro.conf import Positional, arg
+
+from zosam_jax.runs.errors import RunError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from zosam_jax.train.prediction import Prediction
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Predict:
+    """Predict the classes of images by the network of a run.
+
+    The data set of the run is not needed. Images are prepared as its test images were.
+    """
+
+    run: Annotated[Positional[Path], arg(metavar="RUN")]
+    """Folder of a run, finished or not."""
+    paths: Positional[tuple[Path, ...]]
+    """Image files, or folders of images."""
+    top: int = 1
+    """Number of classes of each image, the most probable first."""
+    format: Literal["table", "json", "csv"] = "table"
+    """table; json: a list of objects; csv: a line for each class of each image."""
+    checkpoint: int | None = None
+    """Step of one of the run's checkpoints. None: the last."""
+    batch_size: int = 256
+    """Largest number of images of a batch, over all devices together."""
+
+    def execute(self, line: Sequence[str]) -> int:
+        """Prints the predictions and returns the exit status."""
+        del line
+        from zosam_jax.cli import compilation_cache, terminal
+        from zosam_jax.train import load_run
+
+        if not self.paths:
+            raise RunError("predict needs at least one image: zosam predict RUN PATH")
+        compilation_cache.use()
+        net = load_run.load(self.run, checkpoint=self.checkpoint)
+        options = {"top": self.top, "batch_size": self.batch_size}
+        try:
+            found = net.predict(self.paths, **options)
+        except ValueError as error:
+            raise RunError(str(error)) from error
+        if self.format == "table":
+            terminal.show(_table(found), terminal.width() or _WIDTH)
+        else:
+            terminal.write({"json": _json, "csv": _csv}[self.format](found))
+        return 0
+
+
+# Without a terminal, the table may be wider than the usual 80 columns.
+_WIDTH = 200
+
+
+def _table(found: Sequence["Prediction"]) -> "Table":
+    """Returns a table with a row for each image."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    from zosam_jax.cli.terminal import printable
+
+    table = Table(box=box.SIMPLE_HEAD)
+    table.add_column("image", overflow="fold")
+    for _ in found[0].classes:
+        table.add_column("class")
+        table.add_column("", justify="right")
+    for each in found:
+        pairs = zip(each.classes, each.probabilities, strict=True)
+        cells = [x for name, p in pairs for x in (printable(name), f"{p:.1%}")]
+        # As text: a name may look like Rich's markup.
+        table.add_row(*map(Text, (printable(each.path or ""), *cells)))
+    return table
+
+
+def _json(found: Sequence["Prediction"]) -> str:
+    """Returns a list of objects as JSON."""
+    rows = [
+        {
+            "path": each.path,
+            "classes": [
+                {"class": name, "probability": p}
+                for name, p in zip(each.classes, each.probabilities, strict=True)
+            ],
+        }
+        for each in found
+    ]
+    return json.dumps(rows, indent=2) + "\n"
+
+
+def _csv(found: Sequence["Prediction"]) -> str:
+    """Returns a line for each class of each image, under a line of names."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("path", "rank", "class", "probability"))
+    for each in found:
+        pairs = zip(each.classes, each.probabilities, strict=True)
+        for rank, (name, p) in enumerate(pairs, start=1):
+            writer.writerow((each.path, rank, name, p))
+    return text.getvalue()

@@ -1,0 +1,222 @@
+"""The classes that a trained network sees in images, batch by batch."""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from zosam_jax import _check
+from zosam_jax._types import PyTree
+from zosam_jax.data import preprocessing
+from zosam_jax.runs.dataset_facts import DatasetFacts
+from zosam_jax.runs.errors import RunError
+from zosam_jax.train.batch import normalized
+from zosam_jax.train.experiment import Experiment
+
+PathLike = str | os.PathLike[str]
+Inputs = np.ndarray | jax.Array | PathLike | Sequence[np.ndarray | PathLike]
+
+BATCH_SIZE = 256
+"""Default number of examples of a batch, over all devices together."""
+
+# Pillow releases the interpreter lock while it decodes and resizes.
+_THREADS = 4
+
+
+class Prediction(NamedTuple):
+    """The most probable classes of one example.
+
+    Attributes:
+      path: The file of the example; None for an array.
+      classes: Names of the classes, the most probable first.
+      probabilities: Their probabilities, from 0 to 1.
+    """
+
+    path: str | None
+    classes: tuple[str, ...]
+    probabilities: tuple[float, ...]
+
+
+class Examples(NamedTuple):
+    """Examples that are read when their batch comes.
+
+    Attributes:
+      paths: The file of each example; None for arrays.
+      read: `index -> ` raw example, uint8 `[H, W, C]` or tokens `[T]`.
+    """
+
+    paths: list[str | None]
+    read: Callable[[int], np.ndarray]
+
+
+def examples(facts: DatasetFacts, inputs: Inputs) -> Examples:
+    """Returns the examples that a user names; files are not read yet.
+
+    Args:
+      facts: What the network knows of its data set.
+      inputs: As in `LoadedRun.predict`.
+
+    Raises:
+      ValueError: An array has another type or shape than the network's examples.
+      zosam_jax.data.DatasetError: A file does not exist.
+    """
+    if isinstance(inputs, str | os.PathLike):
+        inputs = [inputs]
+    if not hasattr(inputs, "dtype"):
+        items = list(inputs)
+        if not items:
+            raise ValueError("inputs are empty: no image and no path.")
+        paths = [x for x in items if isinstance(x, str | os.PathLike)]
+        if len(paths) == len(items):
+            return _files(facts, paths)
+        if paths:
+            raise ValueError(f"inputs mix arrays and paths, as {paths[0]!r}.")
+        inputs = _stacked([np.asarray(x) for x in items])
+    array = _checked(facts, np.asarray(inputs))
+    return Examples([None] * len(array), array.__getitem__)
+
+
+def _files(facts: DatasetFacts, paths: Sequence[PathLike]) -> Examples:
+    found = preprocessing.found(paths)
+    shape, resize = facts.image_shape, facts.resize
+
+    def read(index: int) -> np.ndarray:
+        if facts.kind == "text":
+            return preprocessing.tokens(found[index], shape[0])
+        return preprocessing.image(found[index], shape, resize)
+
+    return Examples([*found], read)
+
+
+def _stacked(arrays: Sequence[np.ndarray]) -> np.ndarray:
+    shapes = sorted({x.shape for x in arrays})
+    if len(shapes) > 1:
+        raise ValueError(
+            f"inputs have the shapes {', '.join(map(str, shapes))}; all images must "
+            "have one shape."
+        )
+    return np.stack(arrays)
+
+
+def _checked(facts: DatasetFacts, array: np.ndarray) -> np.ndarray:
+    """Returns raw examples, `[N, ...]`; raises `ValueError` unless they are some."""
+    shape, is_image = facts.image_shape, facts.kind == "image"
+    sizes = "".join(f", {size}" for size in shape)
+    wanted = f"uint8 [N{sizes}], from 0 to 255" if is_image else f"integers [N{sizes}]"
+    if array.ndim == len(shape):
+        array = array[None]
+    is_right = array.dtype == np.uint8 if is_image else array.dtype.kind in "iu"
+    if not is_right or array.shape[1:] != shape:
+        advice = " Files of other sizes are resized: pass their paths." * is_image
+        raise ValueError(
+            f"inputs are {array.dtype} {list(array.shape)}; the network takes {wanted}."
+            f"{advice}"
+        )
+    most = facts.num_classes - 1
+    if not is_image and array.size and not 0 <= array.min() <= array.max() <= most:
+        raise ValueError(f"inputs have tokens that are not from 0 to {most}.")
+    return array
+
+
+def classify(experiment: Experiment) -> Callable[[PyTree, jax.Array], jax.Array]:
+    """Returns `(variables, raw examples [N, ...]) -> probabilities`, compiled.
+
+    The probabilities are float32 `[N, K]`. Those of text are of the token after the
+    last one.
+
+    Args:
+      experiment: The network, its normalization of images, and the devices.
+    """
+
+    @jax.jit
+    def apply(variables: PyTree, raw: jax.Array) -> jax.Array:
+        logits = experiment.model.apply(
+            variables, normalized(experiment, raw), train=False
+        )
+        if experiment.facts.kind == "text":
+            logits = logits[:, -1]
+        return jax.nn.softmax(logits.astype(jnp.float32), axis=-1)
+
+    return apply
+
+
+def probabilities(
+    experiment: Experiment,
+    apply: Callable[[PyTree, jax.Array], jax.Array],
+    variables: PyTree,
+    given: Examples,
+    batch_size: int = BATCH_SIZE,
+) -> np.ndarray:
+    """Returns the probability of every class, float32 `[N, K]`.
+
+    Args:
+      experiment: The network and its devices.
+      apply: What `classify` returns for it.
+      variables: Parameters and other collections of the model.
+      given: The examples.
+      batch_size: Largest number of examples of a batch.
+
+    Raises:
+      RunError: A probability is not finite.
+      zosam_jax.data.DatasetError: A file cannot be used.
+    """
+    _check.whole("batch_size", batch_size)
+    split = experiment.over_devices()
+    found = [np.zeros((0, experiment.facts.num_classes), np.float32)]
+    waiting: list[tuple[jax.Array, int]] = []
+    for raw, count in _batches(experiment, given, batch_size):
+        waiting.append((apply(variables, jax.device_put(raw, split)), count))
+        # The next batch is read while the devices compute this one.
+        while len(waiting) > 1:
+            found.append(_host(*waiting.pop(0)))
+    found += [_host(*last) for last in waiting]
+    array = np.concatenate(found)
+    wrong = np.flatnonzero(~np.isfinite(array).all(1))
+    if len(wrong):
+        where = given.paths[wrong[0]] or f"example {wrong[0]}"
+        raise RunError(f"the network's outputs for {where} are not finite.")
+    return array
+
+
+def _host(array: jax.Array, count: int) -> np.ndarray:
+    return np.asarray(array)[:count]
+
+
+def _batches(
+    experiment: Experiment, given: Examples, batch_size: int
+) -> Iterator[tuple[np.ndarray, int]]:
+    """Yields raw examples, the last batch filled up, and how many of them count."""
+    total, devices = len(given.paths), experiment.mesh.size
+    # A power of two, so that calls with few examples share few programs.
+    size = min(batch_size, 1 << max(total - 1, 0).bit_length())
+    size = -(-size // devices) * devices
+    with ThreadPoolExecutor(_THREADS) as pool:
+        for start in range(0, total, size):
+            rows = range(start, min(start + size, total))
+            read = list(pool.map(given.read, rows))
+            yield np.stack(read + read[-1:] * (size - len(read))), len(read)
+
+
+def best(
+    facts: DatasetFacts, given: Examples, found: np.ndarray, top: int
+) -> list[Prediction]:
+    """Returns the most probable classes of every example.
+
+    Args:
+      facts: The names of the classes.
+      given: The examples.
+      found: Their probabilities, `[N, K]`.
+      top: Number of classes; of equal ones, those that come first.
+    """
+    order = np.argsort(-found, axis=1, kind="stable")[:, :top]
+    names = facts.class_names
+    return [
+        Prediction(
+            path, tuple(names[i] for i in row), tuple(float(values[i]) for i in row)
+        )
+        for path, row, values in zip(given.paths, order, found, strict=True)
+    ]
