@@ -366,7 +366,13 @@ def without_effect() -> Iterator[Line]:
 
 
 def other_commands() -> Iterator[Line]:
-    """Hostile lines of evaluate, report, data and presets."""
+    """Hostile lines of predict, evaluate, report, data and presets."""
+    for text in (
+        *("", "nowhere", "nowhere nowhere", "/dev/null x", "RUN", "RUN nowhere"),
+        *("RUN x --format x", "RUN x --checkpoint last"),
+    ):
+        words = shlex.split(text.replace("RUN", str(RUN)))
+        yield Line(("predict", *words), "predict", False)
     for text in (
         *("nowhere", ".", "/dev/null", "''", "~nobody/x", "'a\nb'", "RUN/config.json"),
         *("RUN --severities 0", "RUN --severities 6", "RUN --severities"),

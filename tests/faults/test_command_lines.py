@@ -17,6 +17,7 @@ def lines(kind, share):
         ("train --", 12),
         ("lottery", 8),
         ("option", 60),
+        ("predict", 3),
         ("evaluate", 2),
         ("report", 3),
         ("data prepare", 3),
@@ -34,6 +35,7 @@ def test_there_are_enough_of_them():
     found = command_lines.all_lines()
     assert len(found) >= 300
     commands = {line.words[0] for line in found}
-    assert commands >= {"train", "lottery", "evaluate", "report", "data", "presets"}
+    assert commands >= {"train", "lottery", "predict", "evaluate", "report"}
+    assert commands >= {"data", "presets"}
     flags = {word for line in found for word in line.words if word.startswith("--")}
     assert len(flags) >= 40

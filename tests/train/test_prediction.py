@@ -83,7 +83,7 @@ def test_calls_with_few_images_share_programs(net):
     assert net._classify._cache_size() <= 5  # of 1, 8, 32 and 64 images, and 5
 
 
-def test_files_are_prepared_as_test_images(net, tmp_path):
+def test_files_are_prepared_as_test_images(net, tmp_path, monkeypatch):
     (tmp_path / "more").mkdir()
     whole, large = tmp_path / "b.png", tmp_path / "more" / "a.png"
     Image.fromarray(IMAGES[0, ..., 0]).save(whole)
@@ -97,6 +97,8 @@ def test_files_are_prepared_as_test_images(net, tmp_path):
         assert [one.path for one in found] == [str(whole), str(large)]
         assert [one[1:] for one in found] == [one[1:] for one in expected]
     assert net.predict(str(whole)) == found[:1]
+    monkeypatch.chdir(tmp_path / "more")
+    assert net.predict(".") == [("./a.png", *found[1][1:])]
 
 
 @pytest.mark.quick

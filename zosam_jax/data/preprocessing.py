@@ -27,17 +27,19 @@ def found(paths: Iterable[PathLike]) -> list[str]:
     for path in paths:
         place = str(files.place(os.fspath(path), path))
         if not os.path.lexists(place):
-            raise DatasetError(f"there is no file {place}.")
+            raise DatasetError(f"there is no file {place!r}.")
         if not os.path.isdir(place):
             every.append(place)
             continue
-        (below,) = image_paths.images_below(place, [place])
+        # Absolute, as that of a class folder: "." has no parent in its name.
+        root = os.path.abspath(place)
+        (below,) = image_paths.images_below(place, [root])
         if not below:
             raise DatasetError(
                 f"{place} has no images below it: no files that end in "
                 f"{', '.join(image_paths.SUFFIXES)}."
             )
-        every += below
+        every += [os.path.join(place, os.path.relpath(p, root)) for p in below]
     return every
 
 
