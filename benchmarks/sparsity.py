@@ -245,7 +245,7 @@ class Bench:
         # `init` is expensive and the same in every case.
         known = method._replace(init=lambda _: first)
         params = self.params
-        if method.straight_through is None:
+        if not method.straight_through:
             params = zs.sparsity.apply_masks(params, first.masks)
         for packed in (False, True) if pack else (False,):
             tx = zs.sparsify(self.sgd, known, packed=packed)

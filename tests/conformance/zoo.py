@@ -30,6 +30,7 @@ METHODS = {
     # Its interval grows during the training, so that 300 steps are needed.
     "dsr": lambda **o: zs.sparsity.dsr(0.5, 300, interval=3, threshold=0.1, **o),
     "gmp": lambda **o: zs.sparsity.gmp(0.5, 12, interval=3, **o),
+    "safe": lambda **o: zs.sparsity.safe(0.5, 12, interval=3, **o),
     "ste": lambda **o: zs.sparsity.ste(0.5, decay=2e-4, interval=3, **o),
     "static": lambda **o: zs.sparsity.static(0.5, **o),
     "itop": lambda **o: zs.sparsity.itop(0.5, 12, interval=3, **o),

@@ -283,16 +283,7 @@ def gmp(target, interval, first, last, across=False):
                 k: as_mask(best(size[k], np.flatnonzero(m), kept[k]), m.shape)
                 for k, m in masks.items()
             }
-        stay = {k: best(size[k], np.flatnonzero(m), 1) for k, m in masks.items()}
-        rest = [(k, i) for k, m in masks.items() for i in np.flatnonzero(m)]
-        flat = {(k, i): size[k][i] for k, i in rest}
-        rest = [(k, i) for k, i in rest if i not in stay[k]]
-        order = best(
-            [flat[x] for x in rest], range(len(rest)), sum(kept.values()) - len(masks)
-        )
-        for k, i in (rest[j] for j in order):
-            stay[k].append(i)
-        return {k: as_mask(stay[k], m.shape) for k, m in masks.items()}
+        return largest_of_all(w, sum(kept.values()), masks)
 
     return rule
 
@@ -309,6 +300,20 @@ def largest(w, live):
         k: as_mask(best(np.abs(w[k]).reshape(-1), range(SIZES[k]), live[k]), SHAPES[k])
         for k in live
     }
+
+
+def largest_of_all(w, count, among=None):
+    """One ranking of all leaves, each of which keeps at least one weight."""
+    size = {k: np.abs(w[k]).reshape(-1) for k in SPARSE}
+    live = {k: range(SIZES[k]) for k in SPARSE}
+    if among is not None:
+        live = {k: np.flatnonzero(m) for k, m in among.items()}
+    stay = {k: best(size[k], live[k], 1) for k in SPARSE}
+    rest = [(k, i) for k in SPARSE for i in live[k] if i not in stay[k]]
+    flat = [size[k][i] for k, i in rest]
+    for k, i in (rest[j] for j in best(flat, range(len(rest)), count - len(stay))):
+        stay[k].append(i)
+    return {k: as_mask(stay[k], SHAPES[k]) for k in SPARSE}
 
 
 def train(masks, rule, decay=None):
@@ -336,6 +341,39 @@ def train(masks, rule, decay=None):
             w[k] = w[k] - RATE * moment[k]
         if decay is not None:
             masks = rule(step, w, g, masks)
+        yield step, w, masks
+
+
+def train_safe(masks, project, end, strength=0.5, interval=20):
+    """SAFE: momentum SGD with the penalty of z and u, until P(w) after step `end`.
+
+    Yields as `train` does.
+
+    Args:
+      masks: All live.
+      project: `w -> masks`, those of the largest entries.
+      end: The number of steps with the penalty.
+      strength: Of the penalty at the end.
+      interval: Steps between two projections.
+    """
+    moment = {k: np.zeros(s, np.float32) for k, s in SHAPES.items()}
+    w = start()
+    z, u = applied(w, project(w)), {k: np.zeros_like(w[k]) for k in SPARSE}
+    for step in range(STEPS):
+        g = applied(gradient(w, step), masks)
+        if step < end:
+            rise = np.float32(strength * (1 - np.cos(np.pi * step / end)) / 2)
+            g |= {k: g[k] + rise * (w[k] - z[k] + u[k]) for k in SPARSE}
+        for k in SHAPES:
+            moment[k] = g[k] + MOMENTUM * moment[k]
+            w[k] = w[k] - RATE * moment[k]
+        if step < end and step % interval == interval - 1:
+            both = {k: w[k] + u[k] for k in SPARSE}
+            z = applied(both, project(both))
+            u = {k: both[k] - z[k] for k in SPARSE}
+        if step == end - 1:
+            masks = project(w)
+            w, moment = applied(w, masks), applied(moment, masks)
         yield step, w, masks
 
 

@@ -26,7 +26,7 @@ def train(method, params, steps):
     tx = zs.sparsify(optax.sgd(float(LEARNING_RATE), momentum=float(MOMENTUM)), method)
     params = jax.tree.map(jnp.asarray, params)
     state = jax.jit(tx.init)(params)
-    if method.straight_through is None:
+    if not method.straight_through:
         params = zs.sparsity.apply_masks(params, zs.sparsity.masks(state))
 
     @jax.jit

@@ -15,6 +15,7 @@ CONSTRUCTORS = {
     "mest": lambda s: zs.sparsity.mest(s, 1000),
     "dsr": lambda s: zs.sparsity.dsr(s, 1000),
     "gmp": lambda s: zs.sparsity.gmp(s, 1000),
+    "safe": lambda s: zs.sparsity.safe(s, 1000),
     "ste": zs.sparsity.ste,
     "static": zs.sparsity.static,
 }

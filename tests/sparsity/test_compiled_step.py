@@ -44,7 +44,7 @@ def stepper(tx, loss):
 
 def started(tx, params, method):
     state = tx.init(params)
-    if method.straight_through is None:
+    if not method.straight_through:
         params = zs.sparsity.apply_masks(params, zs.sparsity.masks(state))
     return jax.tree.map(jnp.array, (params, state))
 
@@ -153,7 +153,7 @@ def test_the_seed_may_be_traced(name):
     jax.tree.map(np.testing.assert_array_equal, found[1], constant)
 
 
-@pytest.mark.parametrize("name", ["rigl", "set-by-sign", "dsr", "gmp", "ste"])
+@pytest.mark.parametrize("name", ["rigl", "set-by-sign", "dsr", "gmp", "safe", "ste"])
 def test_the_program_does_not_depend_on_the_sparsity(name):
     """Targets are state. (MEST's stages are sparsities, and constants.)"""
     params, _ = mlp()

@@ -68,6 +68,8 @@ def methods(interval=7):
         "dsr": Run(of("dsr", drop_fraction=0.3, threshold=0.1), total=True),
         "gmp": Run(of("gmp"), allowed=None),
         "gmp-global": Run(of("gmp", budget="global"), allowed=None, total=True),
+        "safe": Run(of("safe", strength=0.1), allowed=None),
+        "safe-global": Run(of("safe", budget="global"), allowed=None, total=True),
         "ste": Run(lambda s, _, **o: make.ste(s, **(common | o))),
         "sr-ste": Run(lambda s, _, **o: make.ste(s, decay=0.1, **(common | o))),
         "ste-global": Run(
@@ -97,7 +99,7 @@ def test_ten_thousand_steps_keep_every_count(name):
         {k: jnp.asarray(rng.normal(size=s), jnp.float32) for k, s in SHAPES.items()}
         for _ in range(2)
     )
-    straight = method.straight_through is not None
+    straight = method.straight_through
 
     @functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
     def train(params):
@@ -134,6 +136,10 @@ def test_ten_thousand_steps_keep_every_count(name):
         seen = seen.sum(1, keepdims=True)
     wanted = TARGET.sum(keepdims=True) if run.total else TARGET
     np.testing.assert_array_equal(seen[-1], wanted)
+    if name.startswith("safe"):
+        np.testing.assert_array_equal(seen[:-1], np.tile(seen[0], (STEPS, 1)))
+        np.testing.assert_array_equal(seen[0], [79] if run.total else SIZES)
+        return
     if run.allowed is None:
         # Dense until a fifth, never more again, and at the target from three quarters.
         assert np.all(np.diff(seen, axis=0) <= 0)
@@ -180,7 +186,7 @@ def once(name, tree):
     @functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
     def both(params, grads):
         state = tx.init(params)._replace(step=jnp.int32(at))
-        if method.straight_through is None:
+        if not method.straight_through:
             params = zs.sparsity.apply_masks(params, zs.sparsity.masks(state))
         updates, state = tx.update(grads, state, params)
         return optax.apply_updates(params, updates), state
@@ -229,7 +235,7 @@ def test_the_last_change_keeps_every_count_whatever_it_sees(
     for k in sparse:
         assert new[k].dtype == TREES[tree][k][1]
         # (No update takes NaN to zero.)
-        if method.straight_through is None and poison != "weights":
+        if not method.straight_through and poison != "weights":
             assert np.all(np.asarray(new[k])[~np.asarray(masks[k])] == 0)
 
 

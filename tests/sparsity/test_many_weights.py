@@ -28,6 +28,7 @@ METHODS = {
     "mest": lambda **o: sparsity.mest(0.5, 1000, **o),
     "dsr": lambda **o: sparsity.dsr(0.9, 1000, **o),
     "gmp": lambda **o: sparsity.gmp(0.5, 1000, **o),
+    "safe": lambda **o: sparsity.safe(0.5, 1000, **({"budget": "erk"} | o)),
     "svite": lambda **o: sparsity.svite(0.5, 1000, **o),
     "itop": lambda **o: sparsity.itop(0.5, 1000, **o),
     "ste": lambda **o: sparsity.ste(0.5, **o),
@@ -70,6 +71,7 @@ GLOBAL = {
     "snip": sparsity.static(0.5, "snip", value_fn=square),
     "synflow": sparsity.static(0.5, "synflow", value_fn=square),
     "gmp": sparsity.gmp(0.5, 1000, budget="global"),
+    "safe": sparsity.safe(0.5, 1000),
     "ste": sparsity.ste(0.5, budget="global"),
     "dsr": sparsity.dsr(0.5, 1000),
 }

@@ -172,6 +172,31 @@ def test_accumulation_equals_one_step_on_the_mean_gradient():
     assert int(history[-1][1].step) == 4
 
 
+@pytest.mark.parametrize("accumulated", [1, 2])
+def test_a_penalty_is_added_once_a_step_and_the_masks_follow_the_step(accumulated):
+    """Of a method of one's own: a pull of 2 w, and of the largest weight at the end."""
+    w, g = jnp.array([[3.0, -2.0], [1.0, 4.0]]), jnp.array([[1.0, 0.0], [2.0, 30.0]])
+
+    def change(topology, params, grads, step):
+        return zs.sparsity.Topology(jnp.abs(params) == jnp.max(jnp.abs(params)))
+
+    method = zs.sparsity.SparseMethod(
+        lambda params: zs.sparsity.Topology(jnp.ones(params.shape, bool)),
+        lambda step: step == 0,
+        change,
+        after_step=True,
+        penalty=lambda topology, params, step: 2 * params,
+    )
+    tx = zs.sparsify(optax.sgd(0.1), method, accumulate_steps=accumulated)
+    state, updates = tx.init(w), jnp.zeros(())
+    for _ in range(accumulated):
+        updates, state = tx.update(g, state, w)
+    # w - 0.1 (g + 2 w) is 2.3, -1.6, 0.6, 0.2: not the 4 is the largest any more.
+    np.testing.assert_allclose(w + updates, [[2.3, 0.0], [0.0, 0.0]], rtol=1e-6)
+    held = np.asarray(zs.sparsity.masks(state)).tolist()
+    assert held == [[True, False], [False, False]]
+
+
 def test_clipping_inside_sees_live_weights_alone():
     params = {"w": jnp.ones((2, 2))}
     masks = {"w": jnp.array([[True, False], [False, False]])}

@@ -54,6 +54,7 @@ METHODS = {
     "srigl": S.srigl(0.5, last="b/kernel", **EARLY),
     "nm": S.nm(2, 4, **EARLY),
     "gmp": S.gmp(0.5, budget="global", score="saliency", **EARLY),
+    "safe": S.safe(0.5, 2, interval=1),
     "ste": S.ste(0.5, decay=1e-4),
     "units": S.units(0.5, groups={"h": S.Units("b/kernel")}, **EARLY),
 }

@@ -249,6 +249,7 @@ def test_nothing_is_written_before_the_checks(tmp_path, monkeypatch):
             },
         ),
         ("gmp", "sgd", {"update_interval": 1, "budget": "global"}),
+        ("safe", "sgd", {"update_interval": 1, "method_options": ("strength=0.01",)}),
         ("ste", "adamw", {"method_options": ("decay=2e-4",), "learning_rate": 1e-3}),
         ("mest", "sgd", {"method_options": ("soft=True", "gradient_weight=0.1")}),
         ("dsr", "sgd", {"gradient": "backprop", "update_interval": 1, "epochs": 3}),

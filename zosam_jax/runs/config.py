@@ -125,8 +125,8 @@ statistics, losses and norms stay float32."""
 normalisation parameters stay dense and do not count. Unused by method dense."""
     budget: str = "auto"
     """Sparsity distribution over the layers: erk, erk_fused (query, key and value as \
-one kernel), er, uniform, or global (one threshold for all layers; static masks, gmp \
-and ste). auto: the method's default."""
+one kernel), er, uniform, or global (one threshold for all layers; static masks, \
+gmp, safe and ste). auto: the method's default."""
     dense: tuple[str, ...] = ()
     """Further parameters to keep dense: glob patterns of "/"-joined paths, as \
 "stem/*". Those of the model itself are always added."""
@@ -141,9 +141,9 @@ the method's default, 0.3 with cosine decay for rigl and set."""
 default, 0.75 for rigl and set."""
     method_options: tuple[str, ...] = ()
     """Other options of the method's zosam_jax.sparsity constructor, as NAME=VALUE: \
-soft=True for mest, decay=2e-4 for ste, drop=magnitude grow=gradient for dynamic, n=2 \
-m=4 for nm (layers whose inputs m does not divide stay dense). An unknown name lists \
-the options."""
+soft=True for mest, decay=2e-4 for ste, strength=1e-3 for safe, drop=magnitude \
+grow=gradient for dynamic, n=2 m=4 for nm (layers whose inputs m does not divide stay \
+dense). An unknown name lists the options."""
 
     score_images: int = 0
     """Training images of each class, not augmented, by which snip and grasp choose \

@@ -1,10 +1,10 @@
 """Sparse training: initial budget x drop score x grow score x schedule.
 
 `sparsify` wraps an optimizer. The methods it takes are `rigl`, `set_`, `mest`, `gmp`,
-`static` and others; `nm`, `srigl` and `units` prune in a structure; `dynamic` makes a
-new method of two `scores`. `masks` reads the masks of a state, `apply_masks` applies
-them, and `report` counts weights and FLOPs. `ticket_sparsities`, `prune_ticket` and
-`early_bird` are for lottery tickets.
+`safe`, `static` and others; `nm`, `srigl` and `units` prune in a structure; `dynamic`
+makes a new method of two `scores`. `masks` reads the masks of a state, `apply_masks`
+applies them, and `report` counts weights and FLOPs. `ticket_sparsities`, `prune_ticket`
+and `early_bird` are for lottery tickets.
 """
 
 from zosam_jax._types import Units as Units
@@ -22,6 +22,7 @@ from zosam_jax.sparsity.methods.itop import itop as itop
 from zosam_jax.sparsity.methods.mest import mest as mest
 from zosam_jax.sparsity.methods.nm import nm as nm
 from zosam_jax.sparsity.methods.rigl import rigl as rigl
+from zosam_jax.sparsity.methods.safe import safe as safe
 from zosam_jax.sparsity.methods.set import set_ as set_
 from zosam_jax.sparsity.methods.srigl import srigl as srigl
 from zosam_jax.sparsity.methods.static import static as static

@@ -22,7 +22,7 @@ class Topology(NamedTuple):
 
 
 class SparseMethod(NamedTuple):
-    """A sparse-training method: three pure functions, and facts for a report.
+    """A sparse-training method: pure functions, and facts for a report.
 
     Attributes:
       init: `params -> Topology`, the first topology.
@@ -30,9 +30,12 @@ class SparseMethod(NamedTuple):
         (int32, from 0). None, like `change`, if it never does.
       change: `(topology, params, grads, step) -> Topology`. `grads` is the gradient
         with respect to every weight, including the pruned ones.
-      straight_through: None: pruned weights are zero. A number: pruned weights are
-        trained by the gradient at the masked weights (STE), plus this number times
-        their value (SR-STE), and the topology changes after the optimizer's step.
+      after_step: Whether the topology changes after the optimizer's step, by the
+        weights that it left, and not before it.
+      penalty: `(topology, params, step) -> tree`, what is added to the gradient; None
+        for nothing.
+      straight_through: False: pruned weights are zero. True: they are trained by the
+        gradient at the masked weights (STE).
       dense_gradient_every: Steps between two uses of the gradient of pruned weights;
         None if the method never uses it.
       mean_pruned: The number of pruned weights, divided by the final number and
@@ -45,7 +48,9 @@ class SparseMethod(NamedTuple):
     init: Callable[[Params], Topology]
     fires: Callable[[jax.Array], jax.Array] | None = None
     change: Callable[[Topology, Params, Grads, jax.Array], Topology] | None = None
-    straight_through: float | None = None
+    after_step: bool = False
+    penalty: Callable[[Topology, Params, jax.Array], Grads] | None = None
+    straight_through: bool = False
     dense_gradient_every: int | None = None
     mean_pruned: float = 1.0
     name: str = ""

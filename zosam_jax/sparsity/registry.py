@@ -16,6 +16,7 @@ from zosam_jax.sparsity.methods.itop import itop
 from zosam_jax.sparsity.methods.mest import mest
 from zosam_jax.sparsity.methods.nm import nm
 from zosam_jax.sparsity.methods.rigl import rigl
+from zosam_jax.sparsity.methods.safe import safe
 from zosam_jax.sparsity.methods.set import set_
 from zosam_jax.sparsity.methods.srigl import srigl
 from zosam_jax.sparsity.methods.static import static
@@ -138,6 +139,12 @@ METHODS: dict[str, NamedMethod] = {
         "GMP",
         "arXiv:1710.01878",
         "smallest |w|, up to the sparsity along a cubic",
+    ),
+    "safe": NamedMethod(
+        safe,
+        "SAFE",
+        "arXiv:2506.06866",
+        "smallest |w|, once at the end; until then a penalty pulls them to zero",
     ),
     "ste": NamedMethod(
         ste,

@@ -76,7 +76,9 @@ def sparsify(
     A straight-through method (`ste`) trains the pruned weights too: `params` are dense,
     no moments are reset, and the gradient is taken at the masked parameters. The masks
     are chosen after the step, so `masks(state)` belong to `params` (with
-    `ste(interval=)` above 1, to the parameters of the last choice).
+    `ste(interval=)` above 1, to the parameters of the last choice). `safe` too changes
+    the topology after the step. Both add a penalty's gradient to the one that is given;
+    `value=` is the loss without it.
 
     With `gradient`, the optimizer is given the loss of the estimate as `value=`, the
     masked gradient as `grad=`, and the loss without aux, a function of the parameters,
@@ -243,7 +245,6 @@ class _Step:
         self.inner, self.method, self.packed = inner, method, packed
         self.mean_for_grown = mean_for_grown
         self.trained: set[Hashable] = set()
-        self.straight_through = method.straight_through is not None
 
     def hold(self, masks: Masks) -> Masks | PackedMasks:
         """Returns the masks as the state holds them."""
@@ -251,11 +252,11 @@ class _Step:
 
     def network(self, params: Params, masks: Masks) -> Params:
         """Returns the parameters that the optimizer moves."""
-        return params if self.straight_through else tree.mask(params, masks)
+        return params if self.method.straight_through else tree.mask(params, masks)
 
     def seen(self, params: Params, masks: Masks) -> Params:
         """Returns the parameters at which the gradient is taken."""
-        return tree.mask(params, masks) if self.straight_through else params
+        return tree.mask(params, masks) if self.method.straight_through else params
 
     def __call__(
         self,
@@ -266,22 +267,25 @@ class _Step:
         extra_args: dict[str, Any],
     ) -> tuple[Grads, SparsifyState]:
         """Returns the updates and the state after the step; `masks` are the state's."""
-        decay = self.method.straight_through
-        if decay is None:
-            state, masks = self._rewired(_main(grads), state, masks, params)
-            given = _by_part(lambda part: restricted(part, masks), grads)
-        else:
-            given = _with_decay(grads, params, masks, decay)
+        method, dense = self.method, _main(grads)
+        if not method.after_step:
+            state, masks = self._rewired(dense, state, masks, params)
+        given = grads
+        if method.penalty is not None:
+            topology = Topology(masks, state.memory)
+            given = _plus(given, method.penalty(topology, params, state.step))
+        if not method.straight_through:
+            given = _by_part(lambda part: restricted(part, masks), given)
         network = self.network(params, masks)
         told = _on_masks(extra_args, _main(given), masks, state.inner)
         self._check_trained(given, state.inner, network, masks, told)
         updates, moments = self.inner.update(given, state.inner, network, **told)
         state = state._replace(inner=moments)
-        if decay is None:
-            updates = landing(updates, params, masks)
-        else:
+        if method.after_step:
             new = optax.apply_updates(params, updates)
-            state, masks = self._rewired(_main(grads), state, masks, new)
+            state, masks = self._rewired(dense, state, masks, new)
+        if not method.straight_through:
+            updates = landing(updates, params, masks)
         return updates, state._replace(step=optax.safe_increment(state.step))
 
     def _check_trained(
@@ -296,7 +300,9 @@ class _Step:
         sparse = tuple(not tree.is_dense(m) for m in jax.tree.leaves(masks))
         facts = jax.tree.structure(masks), sparse
         # The answer does not depend on values, so it is asked once, not in every step.
-        if self.method.change is None or self.straight_through or facts in self.trained:
+        if self.method.change is None or facts in self.trained:
+            return
+        if self.method.straight_through:
             return
 
         def update(grads: Grads) -> Grads:
@@ -344,11 +350,11 @@ class _Step:
         assert method.change is not None
         before = Topology(old, state.memory)
         new = method.change(before, params, grads, state.step)
-        if method.dense_gradient_every is not None and not self.straight_through:
+        if method.dense_gradient_every is not None and not method.straight_through:
             # A gradient with NaN ranks nothing, so nothing changes. (A straight-through
             # method ranks weights, and its masks follow `params` in any case.)
             new = tree.where(tree.all_finite(grads), new, before)
-        if not self.straight_through:
+        if not method.straight_through:
             changed = jax.tree.map(jnp.logical_xor, new.masks, old)
             # By the optimizer's own `init`: zeros are not always its first state.
             fresh = self.inner.init(tree.mask(params, new.masks))
@@ -527,12 +533,7 @@ def _by_part(
     return function(grads)
 
 
-def _with_decay(
-    grads: Grads | Decoupled, params: Params, masks: Masks, decay: float
-) -> Grads | Decoupled:
-    """Returns the gradient plus `decay` times the pruned weights (SR-STE)."""
-    if not decay:
-        return grads
-    pruned = tree.subtract(params, tree.mask(params, masks))
-    moved = tree.add_scaled(_main(grads), decay, pruned)
+def _plus(grads: Grads | Decoupled, penalty: Grads) -> Grads | Decoupled:
+    """Returns the gradient that the optimizer steps along plus a penalty's."""
+    moved = tree.add_scaled(_main(grads), 1.0, penalty)
     return grads._replace(grad=moved) if isinstance(grads, Decoupled) else moved

@@ -150,7 +150,7 @@ class Experiment:
     @property
     def trains_pruned(self) -> bool:
         """Whether pruned weights are trained too, by a straight-through method."""
-        return self.method is not None and self.method.straight_through is not None
+        return self.method is not None and self.method.straight_through
 
     @property
     def streams(self) -> bool:

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from zosam_jax import _check
+from zosam_jax import _check, tree
 from zosam_jax._options import checks_arguments
 from zosam_jax._types import Grads, Params, StackRule
 from zosam_jax.sparsity import budgets
@@ -100,11 +100,18 @@ def ste(
             memory = memory._replace(live=live_counts(masks))
         return Topology(leaves.masks(masks), memory)
 
+    def shrink(topology: Topology, params: Params, step: jax.Array) -> Grads:
+        del step
+        pruned = tree.subtract(params, tree.mask(params, topology.masks))
+        return jax.tree.map(lambda x: decay * x, pruned)
+
     return SparseMethod(
         init,
         lambda step: (step + 1) % interval == 0,
         change,
-        straight_through=decay,
+        after_step=True,
+        penalty=shrink if decay else None,
+        straight_through=True,
         dense_gradient_every=1,
         stacked=stacked,
     )._replace(name="ste")
