@@ -108,6 +108,23 @@ def safe(
         live = jnp.asarray(leaves.sizes, jnp.int32) + 0
         return Topology(masks, Memory(target, live, Split(sums, kept)))
 
+    return SparseMethod(
+        init,
+        lambda step: ((step + 1) % interval == 0) & (step < end) | (step == end - 1),
+        _change(chosen, stacked, end),
+        after_step=True,
+        penalty=_penalty(strength, end),
+        mean_pruned=(total_steps - end) / total_steps,
+        name="safe",
+        stacked=stacked,
+    )
+
+
+def _change(
+    chosen: MaskBudget, stacked: StackRule, end: int
+) -> Callable[[Topology, Params, Grads, jax.Array], Topology]:
+    """Returns the update of z and u; in step `end - 1` the projection of w."""
+
     def change(
         topology: Topology, params: Params, grads: Grads, step: jax.Array
     ) -> Topology:
@@ -125,16 +142,7 @@ def safe(
         live = live_counts(leaves.of(masks))
         return Topology(masks, Memory(memory.target, live, Split(sums, kept)))
 
-    return SparseMethod(
-        init,
-        lambda step: ((step + 1) % interval == 0) & (step < end) | (step == end - 1),
-        change,
-        after_step=True,
-        penalty=_penalty(strength, end),
-        mean_pruned=(total_steps - end) / total_steps,
-        name="safe",
-        stacked=stacked,
-    )
+    return change
 
 
 def _projected(
