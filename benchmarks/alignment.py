@@ -89,9 +89,9 @@ class Rule(NamedTuple):
 
 
 # Gradients without an ascent of their own: none, that of SAM or RWP, or only descent;
-# the point of CrAM is also compressed.
+# the point of CrAM is also compressed, and SAMPa looks uphill as S2-SAM does.
 SHARED = ("backprop", "gsam", "wsam", "looksam", "aesam", "mrwp", "arwp")
-SHARED += ("zeroth_order", "cram")
+SHARED += ("zeroth_order", "cram", "sampa")
 
 # Settings of a gradient's plain rule, under the label that the results have.
 PLAIN = {

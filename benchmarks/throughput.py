@@ -59,6 +59,7 @@ class Step(NamedTuple):
 OPTIONS: dict[str, dict[str, Any]] = {
     "LookSAM, k=5": {"every": 5},
     "AE-SAM": {"total_steps": 100_000},
+    "SAMPa": {"learning_rate": 0.1},
     "SSAM-D": {"total_steps": 100_000},
 }
 

@@ -12,7 +12,7 @@ Gradients, each an Optax transformation `zs.NAME()` and a pure function
   backprop            the plain gradient
   zosam, random_sign  ZO-SAM, which looks uphill by forward passes, and its control
   sam, asam, gsam, fsam, vasso, wsam, esam, looksam, aesam, ssam, cram, s2sam, msam
-                      sharpness-aware, by backward passes
+  sampa               sharpness-aware, by backward passes
   rwp, mrwp, arwp     random perturbations
   zeroth_order        no backward pass; zo_sgd, zo_signsgd and zo_adam are optimizers
 
@@ -70,6 +70,8 @@ from zosam_jax.gradients.methods.s2sam import s2sam as s2sam
 from zosam_jax.gradients.methods.s2sam import s2sam_gradient as s2sam_gradient
 from zosam_jax.gradients.methods.sam import sam as sam
 from zosam_jax.gradients.methods.sam import sam_gradient as sam_gradient
+from zosam_jax.gradients.methods.sampa import sampa as sampa
+from zosam_jax.gradients.methods.sampa import sampa_gradient as sampa_gradient
 from zosam_jax.gradients.methods.ssam import ssam as ssam
 from zosam_jax.gradients.methods.ssam import ssam_gradient as ssam_gradient
 from zosam_jax.gradients.methods.vasso import vasso as vasso

@@ -47,7 +47,7 @@ METHODS = {
 
 
 # Options that a gradient cannot be made without.
-REQUIRED = {"aesam": {"total_steps": 100}}
+REQUIRED = {"aesam": {"total_steps": 100}, "sampa": {"learning_rate": 0.05}}
 
 
 def gradient(name, **options):

@@ -19,7 +19,8 @@ class Method(NamedTuple):
     Attributes:
       make: The constructor; keyword options on top.
       value: Whose loss `value` is: "clean", at w; "probes", the mean of the forward
-        passes; "moved", at w + eps. One word a step, in turn.
+        passes; "moved", at w + eps; "first", of the first pass. One word a step,
+        in turn.
       forward: Forward passes without a backward pass, in batches, step by step in turn.
       backward: Backward passes, likewise; None where the gradients decide.
       traced: Backward passes in the traced program: of a `lax.cond`, both branches.
@@ -60,6 +61,7 @@ NO_PASS: Any = {"backward": (0,), "traced": 0}
 METHODS = {
     "sam": row(zs.sam),
     "sam-2-steps": row(zs.sam, steps=2, backward=(3,), traced=3),
+    "sampa": row(zs.sampa, learning_rate=0.5, value=("first",)),
     "sam-layerwise": row(zs.sam, layerwise=True),
     "asam": row(zs.asam),
     "gsam": row(zs.gsam),

@@ -93,6 +93,10 @@ def guided(number, **more):
     )
 
 
+def falling(step):
+    return RATE * (1 - step / (2 * STEPS))
+
+
 two = {"num_directions": 2}, {"number": 2}
 layers = {"layerwise": True}
 dense_norm = {"norm_over": "all"}
@@ -108,6 +112,12 @@ CASES = {
     "sam, layerwise": case("sam", DOUBLE, rho=0.3, **layers),
     "sam, norm over all": case("sam", DOUBLE, rho=0.3, **dense_norm),
     "sam, two batches": case("sam", DOUBLE, {"uphill": OTHER}, rho=0.3),
+    "sampa": case(
+        "sampa", more={"steps": 200}, rho=0.3, learning_rate=RATE, weight=0.2
+    ),
+    "sampa, two batches": case(
+        "sampa", more={"uphill": OTHER}, rho=0.3, learning_rate=falling, weight=0.4
+    ),
     "asam": case("asam", rho=0.5, eta=0.01),
     "asam, biases scaled": Case(
         partial(zs.asam, 0.4, eta=0.2, unscaled=()),

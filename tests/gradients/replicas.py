@@ -302,6 +302,16 @@ def s2sam(at, memory, *, rho):
     return step, [step.there]
 
 
+def sampa(at, memory, *, rho, learning_rate, weight):
+    last = np.zeros_like(at.w) if memory is None else memory[0]
+    rate = learning_rate(at.t) if callable(learning_rate) else learning_rate
+    y = at.w - rate * last * at.live
+    eps, norm = along(at, last, rho)
+    step = taken(at, eps, norm, 0, 2, at.uphill.loss(y), unperturbed=memory is None)
+    new = at.uphill.grad(y)
+    return step._replace(grad=(1 - weight) * step.there + weight * new), [new]
+
+
 def msam(at, memory, *, rho, momentum):
     v = np.zeros_like(at.w) if memory is None else memory[0]
     eps, norm = along(at, -v, rho)

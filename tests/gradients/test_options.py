@@ -130,8 +130,8 @@ def test_aux_is_of_the_pass_that_is_named(name, eager):
     def value_fn(p, **examples):
         return witness(p, **examples), p
 
-    looks_at_w = method.value == ("clean",) and "zosam" not in name
-    default, other = ("ascent", "descent") if looks_at_w else ("descent", "ascent")
+    looks_first = method.value in (("clean",), ("first",)) and "zosam" not in name
+    default, other = ("ascent", "descent") if looks_first else ("descent", "ascent")
     for aux_from in (None, other) if name in {*KINDS, *BLIND} else (None,):
         options = {"has_aux": True, "aux_from": aux_from, "rho": 0.3}
         if aux_from == "ascent" and name in BLIND:

@@ -169,7 +169,7 @@ def test_with_options_checks_them():
 
 
 def test_with_options_keeps_the_others():
-    needs = {"aesam": {"total_steps": 10}}
+    needs = {"aesam": {"total_steps": 10}, "sampa": {"learning_rate": 0.1}}
     for name, method in zs.gradients.METHODS.items():
         made = method.make(**needs.get(name, {})).with_options(has_aux=True)
         again = made.with_options(seed=2)
@@ -184,7 +184,7 @@ def test_the_facts_of_an_estimator():
     assert not zs.zeroth_order().dense
     assert not zs.zosam(descent="zeroth_order").dense
     only = {"sam", "asam", "fsam", "vasso", "ssam", "zosam"}
-    needs = {"aesam": {"total_steps": 10}}
+    needs = {"aesam": {"total_steps": 10}, "sampa": {"learning_rate": 0.1}}
     for name, method in zs.gradients.METHODS.items():
         made = method.make(**needs.get(name, {}))
         assert made.name == name

@@ -216,6 +216,7 @@ def test_value_is_the_loss_that_the_documentation_names(name):
             "clean": loss(step.params),
             "probes": np.mean(probes) if probes else None,
             "moved": moved,
+            "first": loss(step.passes[0].params),
         }[method.at("value", i)]
         # The same float32 operations, but the mean over passes.
         np.testing.assert_allclose(seen.value, expected, rtol=3e-7)

@@ -135,11 +135,19 @@ def test_the_trainer_adds_what_it_knows(monkeypatch):
     given = made(monkeypatch, gradient="msam", rho=0.2, gradient_options=options)
     assert (given["momentum"], given["rho"]) == (0.5, 0.2)
     assert made(monkeypatch, gradient="aesam")["total_steps"] == 120
+    rate = made(monkeypatch, gradient="sampa")["learning_rate"]
+    assert [rate(t) for t in (0, 50, 100)] == [0.2, 0.1, 0]
     options = ("mask=dynamic",)
     given = made(monkeypatch, gradient="ssam", gradient_options=options)
     assert (given["total_steps"], given["mask"]) == (120, "dynamic")
     assert made(monkeypatch, probe_fraction=0.5)["aux_from"] == "descent"
     assert "aux_from" not in made(monkeypatch, gradient="zeroth_order")
+
+
+def test_sampa_needs_the_learning_rate_of_a_named_optimizer():
+    config = TrainConfig(gradient="sampa")
+    with pytest.raises(ValueError, match=r"unknown with your own.*zs\.sampa\(learning"):
+        choices.choose(config).gradient.build(config, 120, None)
 
 
 def test_rho_min_ties_the_radius_to_the_learning_rate(monkeypatch):

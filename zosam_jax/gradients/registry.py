@@ -21,6 +21,7 @@ from zosam_jax.gradients.methods import (
     rwp,
     s2sam,
     sam,
+    sampa,
     ssam,
     vasso,
     wsam,
@@ -82,6 +83,14 @@ METHODS: dict[str, GradientMethod] = {
         "sharpness-aware minimization",
         "arXiv:2010.01412",
         "The standard method, if you can afford two backward passes.",
+    ),
+    "sampa": GradientMethod(
+        sampa.sampa,
+        sampa.sampa_gradient,
+        "SAMPa",
+        "SAM parallelized",
+        "arXiv:2410.10683",
+        "SAM whose two gradients do not wait for each other.",
     ),
     "asam": GradientMethod(
         asam.asam,

@@ -22,6 +22,7 @@ _RESERVED = {
     "seed": "is a field of its own: seed (--seed)",
     "aux_from": "is a field of its own: aux_from (--aux-from)",
     "total_steps": "follows from epochs (--epochs)",
+    "learning_rate": "is a field of its own: learning_rate (--learning-rate)",
     "ascent_value_fn": "is made by probe_dtype (--probe-dtype)",
     "ascent_fraction": "is a field of its own: probe_fraction (--probe-fraction)",
     "when": "is a function: call run(gradient=...) with zs.late(zs.sam(), 100), say",
@@ -57,13 +58,19 @@ class ChosenGradient(NamedTuple):
         Args:
           config: The configuration.
           total_steps: Optimizer steps of the whole run.
-          learning_rate: The learning-rate schedule, to which `rho_min` of gsam ties the
-            radius; None if unknown.
+          learning_rate: The learning-rate schedule, by which sampa looks ahead and to
+            which `rho_min` of gsam ties the radius; None if unknown.
           aux_like: Shapes of aux.
 
         Raises:
           ValueError: An option is out of range.
         """
+        if "learning_rate" in self.takes and learning_rate is None:
+            raise ValueError(
+                f"gradient={config.gradient!r} takes steps of the learning rate, which "
+                "is unknown with your own optimizer=. Call run(gradient="
+                f"zs.{config.gradient}(learning_rate=...)) with it."
+            )
         options = dict(self.options)
         rho: Radius | None = config.rho
         if "rho_min" in options:
@@ -73,6 +80,7 @@ class ChosenGradient(NamedTuple):
             "rho": rho,
             "momentum": config.momentum,
             "total_steps": total_steps,
+            "learning_rate": learning_rate,
             "aux_from": "descent" if config.probes else config.aux_from,
             "has_aux": True,
             "aux_like": aux_like,
