@@ -30,7 +30,7 @@ LAYERS = (
     ("gradients", "sparsity", "models", "data"),
     ("runs",),
     ("train",),
-    ("lottery", "evaluate"),
+    ("lottery", "evaluate", "analysis"),
     ("cli",),
 )
 LAYER = {name: floor for floor, row in enumerate(LAYERS) for name in row}

@@ -24,7 +24,8 @@ Types:                GradientEstimator, Estimate, EstimatorState, Facts, Info,
                       Decoupled, SparsifyState
 Use a run:            load, which needs the trainer
 Modules:              zs.gradients, zs.sparsity, zs.tree
-Imported when used:   zs.models, zs.data, zs.train, zs.lottery, zs.evaluate
+Imported when used:   zs.models, zs.data, zs.train, zs.lottery, zs.evaluate,
+                      zs.analysis
 
 The algorithm of ZO-SAM is in `zosam_jax/zosam_algorithm.py`.
 """
@@ -103,6 +104,7 @@ from zosam_jax.sparsity import SparsifyState as SparsifyState
 from zosam_jax.sparsity import sparsify as sparsify
 
 if TYPE_CHECKING:
+    from zosam_jax import analysis as analysis
     from zosam_jax import data as data
     from zosam_jax import evaluate as evaluate
     from zosam_jax import lottery as lottery
@@ -111,7 +113,7 @@ if TYPE_CHECKING:
     from zosam_jax.train.load_run import load as load
 
 # They need Flax, Orbax, TFDS or Matplotlib, which the library does without.
-_LAZY = ("data", "evaluate", "lottery", "models", "train")
+_LAZY = ("analysis", "data", "evaluate", "lottery", "models", "train")
 
 
 def __getattr__(name: str) -> Any:

@@ -13,7 +13,16 @@ from types import ModuleType
 from typing import Any, get_type_hints
 
 import zosam_jax as zs
-from zosam_jax import data, evaluate, gradients, lottery, models, sparsity, train
+from zosam_jax import (
+    analysis,
+    data,
+    evaluate,
+    gradients,
+    lottery,
+    models,
+    sparsity,
+    train,
+)
 
 REPOSITORY = "https://github.com/zosam-jax/zosam_jax/blob/main"
 HERE = Path(__file__).parent
@@ -127,6 +136,7 @@ def _groups() -> dict[str, list[str]]:
         "train": _public(train),
         "lottery": _public(lottery),
         "evaluate": _public(evaluate),
+        "analysis": _public(analysis),
     }
 
 

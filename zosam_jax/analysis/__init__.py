@@ -1,0 +1,30 @@
+"""Instruments that show what a training did: sharpness, landscapes, noise, masks.
+
+Each takes a loss and parameters, and knows no model:
+
+    key = jax.random.key(0)
+    batches = [(images, labels), ...]  # of one shape
+    on = {"masks": masks, "batches": batches}
+    top = zs.analysis.hessian_eigenvalues(loss, params, key, **on)
+    top.values, top.vectors, top.residuals
+
+`loss(params, batch)` is the mean over a batch. With masks, derivatives and steps are
+those of the live weights; without, of all weights. Passes over the batches are loops in
+Python: the batches may come from the host, and the functions are not for `jax.jit`.
+"""
+
+from zosam_jax.analysis.hessian import Eigenpairs as Eigenpairs
+from zosam_jax.analysis.hessian import SpectralDensity as SpectralDensity
+from zosam_jax.analysis.hessian import Trace as Trace
+from zosam_jax.analysis.hessian import hessian_eigenvalues as hessian_eigenvalues
+from zosam_jax.analysis.hessian import hessian_trace as hessian_trace
+from zosam_jax.analysis.hessian import spectral_density as spectral_density
+from zosam_jax.analysis.masks import LayerDensity as LayerDensity
+from zosam_jax.analysis.masks import Overlap as Overlap
+from zosam_jax.analysis.masks import layer_densities as layer_densities
+from zosam_jax.analysis.masks import mask_overlap as mask_overlap
+from zosam_jax.analysis.masks import overlap_matrix as overlap_matrix
+from zosam_jax.analysis.sharpness import AverageSharpness as AverageSharpness
+from zosam_jax.analysis.sharpness import WorstCaseSharpness as WorstCaseSharpness
+from zosam_jax.analysis.sharpness import average_sharpness as average_sharpness
+from zosam_jax.analysis.sharpness import worst_case_sharpness as worst_case_sharpness
