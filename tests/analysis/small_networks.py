@@ -57,7 +57,7 @@ class Dense:
     def value(self, step=0.0):
         """The mean loss after a step of the live weights."""
         w = np.array(self.w)
-        np.place(w, self.live, w[self.live] + step)
+        w[np.flatnonzero(self.live)] += step
         hidden, kernel = w[:4], w[4:16].reshape(3, 4)
         bias, out = w[16:18], w[18:].reshape(4, 2)
         losses = [

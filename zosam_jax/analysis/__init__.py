@@ -19,6 +19,12 @@ from zosam_jax.analysis.hessian import Trace as Trace
 from zosam_jax.analysis.hessian import hessian_eigenvalues as hessian_eigenvalues
 from zosam_jax.analysis.hessian import hessian_trace as hessian_trace
 from zosam_jax.analysis.hessian import spectral_density as spectral_density
+from zosam_jax.analysis.landscape import Landscape as Landscape
+from zosam_jax.analysis.landscape import Plane as Plane
+from zosam_jax.analysis.landscape import loss_landscape as loss_landscape
+from zosam_jax.analysis.landscape import plane_through as plane_through
+from zosam_jax.analysis.landscape import random_direction as random_direction
+from zosam_jax.analysis.landscape import roughness as roughness
 from zosam_jax.analysis.masks import LayerDensity as LayerDensity
 from zosam_jax.analysis.masks import Overlap as Overlap
 from zosam_jax.analysis.masks import layer_densities as layer_densities

@@ -129,8 +129,13 @@ class Objective:
         return np.asarray(total) / self.dtype.type(len(self.batches))
 
 
-def _loss(value_fn: BatchLoss, batch: PyTree) -> Callable[[Params], jax.Array]:
-    """The loss on a batch, float32 or wider; its errors name what is wrong."""
+def batch_loss(value_fn: BatchLoss, batch: PyTree) -> Callable[[Params], jax.Array]:
+    """Returns the loss on a batch, float32 or wider; errors name what is wrong.
+
+    Args:
+      value_fn: As in `Objective`.
+      batch: `(batch,)`, or `()` without batches.
+    """
     loss = scalar_loss(lambda params: value_fn(params, *batch), has_aux=False)
     return lambda params: loss(params)[0]
 
@@ -151,14 +156,14 @@ def _restricted(tree: Params, live: jax.Array | None) -> jax.Array:
 # number of live weights use one program.
 @functools.partial(jax.jit, static_argnums=0)
 def _value(value_fn: BatchLoss, params: Params, batch: PyTree) -> jax.Array:
-    return _loss(value_fn, batch)(params)
+    return batch_loss(value_fn, batch)(params)
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _gradient(
     value_fn: BatchLoss, params: Params, live: jax.Array | None, batch: PyTree
 ) -> jax.Array:
-    return _restricted(jax.grad(_loss(value_fn, batch))(params), live)
+    return _restricted(jax.grad(batch_loss(value_fn, batch))(params), live)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -170,6 +175,6 @@ def _product(
     batch: PyTree,
 ) -> jax.Array:
     # Forward over reverse: about the time of two gradients.
-    gradient = jax.grad(_loss(value_fn, batch))
+    gradient = jax.grad(batch_loss(value_fn, batch))
     _, product = jax.jvp(gradient, (params,), (_embedded(vector, params, live),))
     return _restricted(product, live)
