@@ -18,7 +18,8 @@ AXES = (np.linspace(-1, 1, 5), np.linspace(-0.5, 1, 4))
 def test_heights_are_the_loss_at_every_point(case):
     params, masks = CASES[case]
     # Without masks, so that those of the landscape restrict them.
-    directions = [analysis.random_direction(k, PARAMS) for k in jax.random.split(KEY)]
+    keys = jax.random.split(KEY, 2)
+    directions = [analysis.random_direction(keys[i], PARAMS) for i in range(2)]
     seen = []
     found = analysis.loss_landscape(
         loss,
@@ -30,7 +31,8 @@ def test_heights_are_the_loss_at_every_point(case):
         on_progress=lambda *done: seen.append(done),
     )
     dense = Dense(params, masks)
-    d, e = (np.asarray(ravel_pytree(x)[0])[dense.live] for x in directions)
+    flat = [np.asarray(ravel_pytree(x)[0]) for x in directions]
+    d, e = (x[np.flatnonzero(dense.live)] for x in flat)
     wanted = [[dense.value(x * d + y * e) for y in AXES[1]] for x in AXES[0]]
     np.testing.assert_allclose(found.heights, wanted, rtol=1e-5)
     assert seen == [(16, 40), (32, 40), (36, 40), (40, 40)]
@@ -97,5 +99,7 @@ def test_wrong_arguments_are_named():
         analysis.plane_through(PARAMS, SPARSE, PARAMS)
     with pytest.raises(ValueError, match="directions has 0 trees"):
         analysis.loss_landscape(loss, PARAMS, [])
+    with pytest.raises(ValueError, match="does not have the shapes of params"):
+        analysis.loss_landscape(loss, PARAMS, [PARAMS["out"]], batches=BATCHES)
     with pytest.raises(ValueError, match="axes has 2 arrays for 1 direction"):
         analysis.loss_landscape(loss, PARAMS, [PARAMS], axes=AXES)

@@ -30,6 +30,11 @@ from zosam_jax.analysis.masks import Overlap as Overlap
 from zosam_jax.analysis.masks import layer_densities as layer_densities
 from zosam_jax.analysis.masks import mask_overlap as mask_overlap
 from zosam_jax.analysis.masks import overlap_matrix as overlap_matrix
+from zosam_jax.analysis.noise import GradientNoise as GradientNoise
+from zosam_jax.analysis.noise import ZerothOrderError as ZerothOrderError
+from zosam_jax.analysis.noise import expected_cosine as expected_cosine
+from zosam_jax.analysis.noise import gradient_noise as gradient_noise
+from zosam_jax.analysis.noise import zeroth_order_error as zeroth_order_error
 from zosam_jax.analysis.sharpness import AverageSharpness as AverageSharpness
 from zosam_jax.analysis.sharpness import WorstCaseSharpness as WorstCaseSharpness
 from zosam_jax.analysis.sharpness import average_sharpness as average_sharpness

@@ -84,17 +84,13 @@ def loss_landscape(
       [4. 0. 4.] 1.778
     """
     if len(directions) not in (1, 2):
-        raise ValueError(
-            f"directions has {len(directions)} trees; one or two are drawn."
-        )
-    axes = [np.linspace(-1, 1, 25)] * len(directions) if axes is None else axes
-    grid = tuple(np.asarray(axis, np.float64) for axis in axes)
-    if len(grid) != len(directions):
-        raise ValueError(
-            f"axes has {len(grid)} arrays for {len(directions)} directions."
-        )
+        raise ValueError(f"directions has {len(directions)} trees; give one or two.")
     objective = Objective(value_fn, params, masks, batches)
     moves = [objective.tree(objective.vector(d)) for d in directions]
+    axes = [np.linspace(-1, 1, 25)] * len(moves) if axes is None else axes
+    grid = tuple(np.asarray(axis, np.float64) for axis in axes)
+    if len(grid) != len(moves):
+        raise ValueError(f"axes has {len(grid)} arrays for {len(moves)} directions.")
     points = np.stack([x.reshape(-1) for x in np.meshgrid(*grid, indexing="ij")], 1)
     count, parts = len(points), len(objective.batches)
     sums = np.zeros(count)

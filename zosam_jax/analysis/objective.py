@@ -36,6 +36,8 @@ class Objective:
 
     Attributes:
       params: The parameters, float32 or wider, zero off the mask.
+      masks: The mask tree; None: all weights are live.
+      live: Indices of the live weights in the flat parameters; None: all.
       batches: A tuple `(batch,)` for each batch; one `()` without batches.
       size: Number of live weights, d.
       dtype: Data type of the vectors.
@@ -67,7 +69,7 @@ class Objective:
         params = jax.tree.map(
             lambda x: jnp.asarray(x, tree.wide_dtype(jnp.result_type(x))), params
         )
-        self._live = None
+        self.live = None
         if masks is not None:
             masks = filled(unpack(masks), params)
             tree.check_masks(masks, params)
@@ -80,10 +82,10 @@ class Objective:
                     )
                 ]
             )
-            self._live = jnp.asarray(np.flatnonzero(live))
-        self.value_fn, self.params = value_fn, params
+            self.live = jnp.asarray(np.flatnonzero(live))
+        self.value_fn, self.params, self.masks = value_fn, params, masks
         self.batches = [()] if batches is None else [(batch,) for batch in batches]
-        self.size = tree.size(params) if self._live is None else len(self._live)
+        self.size = tree.size(params) if self.live is None else len(self.live)
         self.dtype = np.dtype(
             jnp.result_type(jnp.float32, *(x.dtype for x in jax.tree.leaves(params)))
         )
@@ -106,23 +108,34 @@ class Objective:
         """Returns the gradient at w + v, or at w, `[size]`."""
         params = self.params if vector is None else self.moved(vector)
         return self._mean(
-            lambda batch: _gradient(self.value_fn, params, self._live, batch)
+            lambda batch: _gradient(self.value_fn, params, self.live, batch)
         )
 
     def product(self, vector: np.ndarray) -> np.ndarray:
         """Returns the Hessian at w times v, `[size]`."""
         v = jnp.asarray(vector, self.dtype)
         return self._mean(
-            lambda batch: _product(self.value_fn, self.params, self._live, v, batch)
+            lambda batch: _product(self.value_fn, self.params, self.live, v, batch)
         )
 
     def tree(self, vector: np.ndarray) -> Params:
         """Returns a vector as a tree like the parameters, zero off the mask."""
-        return _embedded(jnp.asarray(vector, self.dtype), self.params, self._live)
+        return _embedded(jnp.asarray(vector, self.dtype), self.params, self.live)
 
     def vector(self, tree: Params) -> np.ndarray:
-        """Returns the live coordinates of a tree like the parameters, `[size]`."""
-        return np.asarray(_restricted(tree, self._live), self.dtype)
+        """Returns the live coordinates of a tree like the parameters, `[size]`.
+
+        Raises:
+          ValueError: The tree is not like the parameters.
+        """
+        both = tree, self.params
+        given, own = ([jnp.shape(x) for x in jax.tree.leaves(each)] for each in both)
+        if given != own:
+            raise ValueError(
+                f"a tree of {len(given)} leaves does not have the shapes of params, "
+                f"which has {len(own)}."
+            )
+        return np.asarray(restricted(tree, self.live), self.dtype)
 
     def _mean(self, function: Callable[[PyTree], jax.Array]) -> np.ndarray:
         total = functools.reduce(jnp.add, map(function, self.batches))
@@ -147,7 +160,13 @@ def _embedded(vector: jax.Array, params: Params, live: jax.Array | None) -> Para
     return unravel(vector)
 
 
-def _restricted(tree: Params, live: jax.Array | None) -> jax.Array:
+def restricted(tree: Params, live: jax.Array | None) -> jax.Array:
+    """Returns the live coordinates of a tree, `[size]`.
+
+    Args:
+      tree: Tree like the parameters.
+      live: Indices of the live weights in the flat parameters; None: all.
+    """
     flat, _ = ravel_pytree(tree)
     return flat if live is None else flat[live]
 
@@ -163,7 +182,7 @@ def _value(value_fn: BatchLoss, params: Params, batch: PyTree) -> jax.Array:
 def _gradient(
     value_fn: BatchLoss, params: Params, live: jax.Array | None, batch: PyTree
 ) -> jax.Array:
-    return _restricted(jax.grad(batch_loss(value_fn, batch))(params), live)
+    return restricted(jax.grad(batch_loss(value_fn, batch))(params), live)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -177,4 +196,4 @@ def _product(
     # Forward over reverse: about the time of two gradients.
     gradient = jax.grad(batch_loss(value_fn, batch))
     _, product = jax.jvp(gradient, (params,), (_embedded(vector, params, live),))
-    return _restricted(product, live)
+    return restricted(product, live)
