@@ -8,6 +8,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -58,6 +59,7 @@ def train(
     dataset: data.Dataset,
     make: Callable[[Any, int], GradientEstimator],
     lanes: Sequence[Lane],
+    model: nn.Module | None = None,
 ) -> list[Result]:
     """Returns the ends of trainings that differ in radius and seed alone.
 
@@ -69,8 +71,9 @@ def train(
       dataset: The examples.
       make: `(rho, optimizer steps) -> gradient`; rho is traced.
       lanes: The trainings.
+      model: The network; None: the one that the configuration names.
     """
-    own = [_experiment(config, dataset, make, lane) for lane in lanes]
+    own = [_experiment(config, dataset, make, lane, model) for lane in lanes]
     base, total = own[0], own[0].optimizer_steps
     chosen = choices.choose(config, gradient=make(lanes[0].rho, total))
     images = jnp.asarray(_examples(base)[0])
@@ -79,7 +82,7 @@ def train(
     seeds = jnp.asarray([lane.seed for lane in lanes], jnp.uint32)
 
     def experiment(rho: jax.Array, seed: jax.Array) -> Experiment:
-        given = Objects(dataset=dataset, gradient=make(rho, total))
+        given = Objects(dataset=dataset, model=model, gradient=make(rho, total))
         return build.experiment(config, given, chosen).with_seed(seed)
 
     def begin(rho: jax.Array, seed: jax.Array, labels: jax.Array) -> PyTree:
@@ -145,12 +148,15 @@ def _experiment(
     dataset: data.Dataset,
     make: Callable[[Any, int], GradientEstimator],
     lane: Lane,
+    model: nn.Module | None,
 ) -> Experiment:
     """The experiment of a training, whose labels depend on its seed."""
     config = dataclasses.replace(config, seed=lane.seed)
     gradient = make(lane.rho, 1)
-    given = Objects(dataset=dataset, gradient=gradient)
-    return build.experiment(config, given, choices.choose(config, gradient=gradient))
+    given = Objects(dataset=dataset, model=model, gradient=gradient)
+    return build.experiment(
+        config, given, choices.choose(config, gradient=gradient)
+    )
 
 
 def _examples(experiment: Experiment) -> tuple[np.ndarray, np.ndarray]:

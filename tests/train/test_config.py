@@ -23,6 +23,7 @@ from zosam_jax.train.named_method import Needs
         ("rho", float("nan"), "rho=nan"),
         ("aux_from", "probe", "Known: 'ascent', 'descent'"),
         ("probe_fraction", 0.0, "probe_fraction=0.0 must be a finite number > 0"),
+        ("probe_norm", "runing", "Did you mean 'running'"),
         ("probe_dtype", "bf16", "Did you mean 'bfloat16'"),
         ("sparsity", 1.0, "sparsity=1.0 must be a finite number >= 0 and < 1"),
         ("batch_size", 2.5, "batch_size=2.5 must be an integer"),

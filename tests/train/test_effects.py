@@ -17,6 +17,7 @@ IDLE = [
     ({"weight_decay": 0.0, "decay": "kernels"}, "a weight decay above 0"),
     ({"gradient": "backprop", "rho": 0.1}, "it is for sharpness-aware gradients"),
     ({"gradient": "backprop", "aux_from": "ascent"}, "gradients of several passes"),
+    ({"gradient": "sam", "probe_norm": "running"}, "a probe fraction below 1"),
     ({"method": "dense", "sparsity": 0.5}, "method='dense' has none"),
     ({"method": "dense", "dense": ("head/*",)}, "method='dense' has none"),
     ({"method": "snip", "drop_fraction": 0.1}, "method='snip' has none"),

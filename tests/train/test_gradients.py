@@ -256,14 +256,14 @@ def first_step(experiment):
     return state, tiny_run.advance(experiment)(state), tiny_run.batch(experiment, 0)[:2]
 
 
-def forward(state, images, labels):
+def forward(state, images, labels, train=True):
     """`params -> (loss, right answers)`, written out."""
 
     def loss(params):
         logits, _ = tiny_run.Net().apply(
             {"params": params, **state.model_state},
             images,
-            train=True,
+            train=train,
             mutable=["batch_stats"],
         )
         log_p = jax.nn.log_softmax(logits)
@@ -276,11 +276,13 @@ def forward(state, images, labels):
 assert_close = functools.partial(problems.assert_close, rtol=1e-4, atol=2e-6)
 
 
-def test_a_look_at_a_quarter_of_the_batch():
+@pytest.mark.parametrize("norm", ["batch", "running"])
+def test_a_look_at_a_quarter_of_the_batch(norm):
     """SAM's direction from the first 4 of 16 images, all else from all of them."""
-    experiment = experiment_of(gradient="sam", rho=0.3, probe_fraction=0.25)
+    fields = {"probe_fraction": 0.25, "probe_norm": norm}
+    experiment = experiment_of(gradient="sam", rho=0.3, **fields)
     state, after, (images, labels) = first_step(experiment)
-    part = forward(state, images[:4], labels[:4])
+    part = forward(state, images[:4], labels[:4], train=norm == "batch")
     g = jax.grad(part, has_aux=True)(state.params)[0]
     scale = 0.3 / tree.norm(g)
     eps = jax.tree.map(lambda x: scale * x, g)
@@ -347,6 +349,12 @@ class Typed(nn.Module):
     def __call__(self, x, train):
         x = nn.Conv(8, (3, 3), dtype=self.dtype, name="conv")(x)
         return nn.Dense(4, dtype=self.dtype, name="head")(nn.relu(x).mean((1, 2)))
+
+
+def test_running_statistics_need_a_batch_norm():
+    fields = {"gradient": "sam", "probe_fraction": 0.25, "probe_norm": "running"}
+    with pytest.raises(ValueError, match="models with BatchNorm; Typed has none"):
+        experiment_of(Typed(), **fields)
 
 
 def test_a_look_in_bfloat16_has_a_loss_in_float32():

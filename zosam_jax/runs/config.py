@@ -24,6 +24,7 @@ from zosam_jax.runs.files import JSON
 T = TypeVar("T")
 
 DTYPES = ("float32", "bfloat16")
+PROBE_NORMS = ("batch", "running")
 SCHEDULES = ("cosine", "step", "constant")
 DECAYS = ("all", "kernels")
 LOOPS = ("auto", "scan", "steps")
@@ -165,6 +166,9 @@ the unperturbed weights."""
     probe_fraction: float = 1.0
     """Fraction of the batch, from its front, that the ascent step uses. Below 1, the \
 recorded training loss is the one at the perturbed weights."""
+    probe_norm: str = "batch"
+    """Statistics of BatchNorm in an ascent step on part of the batch: batch (of the \
+part) or running (evaluation mode, without dropout). For a probe fraction below 1."""
     probe_dtype: str = "same"
     """Data type of the network's computation in the ascent step: float32, bfloat16 or \
 same (as dtype). Losses and their differences stay float32. With another type, the \
@@ -292,6 +296,7 @@ scan)."""
     def _check_choices(self) -> None:
         for name, choices in (
             ("dtype", DTYPES),
+            ("probe_norm", PROBE_NORMS),
             ("probe_dtype", ("same", *DTYPES)),
             ("schedule", SCHEDULES),
             ("decay", DECAYS),

@@ -22,7 +22,13 @@ from zosam_jax.runs.config import TrainConfig
 from zosam_jax.runs.dataset_facts import DatasetFacts
 from zosam_jax.sparsity import SparseMethod
 from zosam_jax.train import criteria, learning_rates, optimizers
-from zosam_jax.train.experiment import Criterion, Experiment, Model, Optimization
+from zosam_jax.train.experiment import (
+    Criterion,
+    Experiment,
+    Model,
+    ModelState,
+    Optimization,
+)
 from zosam_jax.train.named_method import Needs
 from zosam_jax.train.objects import Objects
 
@@ -91,6 +97,7 @@ def experiment(
         dtype=jnp.dtype(config.dtype),
         teacher=None,
         probe_model=_probe_model(config, model),
+        probe_trains=_probe_trains(config, model, model_state),
         ema=config.ema,
         score_images=_score_images(config, found.dataset),
         accumulate_steps=config.accumulate_steps,
@@ -320,6 +327,16 @@ def _probe_model(config: TrainConfig, model: Model) -> Model:
             f"{type(model).__name__} has none."
         )
     return model.clone(dtype=config.probe_dtype)
+
+
+def _probe_trains(config: TrainConfig, model: Model, model_state: ModelState) -> bool:
+    """Returns whether the ascent step runs the model as in training."""
+    if config.probe_norm == "running" and "batch_stats" not in model_state:
+        raise ValueError(
+            f"probe_norm='running' is for models with BatchNorm; "
+            f"{type(model).__name__} has none. Leave it out."
+        )
+    return config.probe_norm == "batch"
 
 
 def _check_batch(config: TrainConfig, images: int, devices: int) -> None:

@@ -81,6 +81,9 @@ NEEDS: dict[str, Need] = {
     "aux_from": Need(
         _gradient_takes("aux_from"), "gradients of several passes", "gradient"
     ),
+    "probe_norm": Need(
+        lambda c: c.probe_fraction < 1, "a probe fraction below 1", "gradient"
+    ),
     "momentum": Need(
         lambda c: _has_momentum(c) or _gradient_takes("momentum")(c),
         "optimizer sgd or rmsprop, and gradient msam",

@@ -94,6 +94,8 @@ class Experiment:
       gradient: Gradient estimator. Its `value_fn` returns `(loss, aux)` with aux
         `(model_state, number of correct examples)`.
       probe_model: Model of the ascent step: `model`, or a copy of another data type.
+      probe_trains: Whether the ascent step runs the model as in training: BatchNorm
+        with statistics of the batch, and dropout.
       method: Sparse method; None trains all weights.
       criterion: How masks are chosen by a batch; None: without one.
       score_images: Clean training images of each class in that batch; 0: it is the
@@ -127,6 +129,7 @@ class Experiment:
     teacher: Teacher | None
     gradient: GradientEstimator
     probe_model: Model
+    probe_trains: bool
     method: SparseMethod | None
     criterion: Criterion | None
     score_images: int

@@ -48,14 +48,15 @@ def _losses(
     model_state: ModelState,
     batch: "Batch",
     key: Key,
+    train: bool,
 ) -> tuple[jax.Array, Aux]:
     """Returns the losses `[N]`, and the new model state with the number of correct."""
     outputs, changed = model.apply(
         {"params": params, **model_state},
         batch.inputs,
-        train=True,
+        train=train,
         rngs={"dropout": key},
-        mutable=list(model_state),
+        mutable=list(model_state) if train else [],
     )
     logits, distilled = outputs if isinstance(outputs, tuple) else (outputs, outputs)
     losses = cross_entropy(logits, batch.targets)
@@ -65,7 +66,7 @@ def _losses(
     hits = is_correct(logits, batch.targets)
     correct = jnp.sum(hits, dtype=jnp.float32)
     # A pass over part of the batch is scaled to the whole batch.
-    return losses, (dict(changed), correct * (experiment.batch_size / hits.size))
+    return losses, (dict(changed) if train else model_state, correct * (experiment.batch_size / hits.size))
 
 
 def value_fn(
@@ -90,10 +91,12 @@ def value_fn(
       model_state: BatchNorm statistics, or {}.
       step: The step, from which the dropout key comes. int32.
       batch: The batch.
-      probe: Return the loss of the ascent step, with `experiment.probe_model`.
+      probe: Return the loss of the ascent step, with `experiment.probe_model`; in
+        evaluation mode unless `experiment.probe_trains`.
     """
     by_example = experiment.gradient.by_example
     model = experiment.probe_model if probe else experiment.model
+    train = experiment.probe_trains or not probe
     shared = experiment.key(DROPOUT, step)
 
     def value(
@@ -108,7 +111,9 @@ def value_fn(
         if len(part.inputs) % experiment.mesh.size == 0:
             part = experiment.split(part)
         draws = draws if key is None else key
-        losses, aux = _losses(experiment, model, params, model_state, part, draws)
+        losses, aux = _losses(
+            experiment, model, params, model_state, part, draws, train
+        )
         return (losses if by_example else jnp.mean(losses)), aux
 
     return value
