@@ -29,7 +29,7 @@ from zosam_jax import data
 from zosam_jax.gradients.transformation import GradientEstimator
 from zosam_jax.runs.config import TrainConfig
 
-RADII = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
+RADII = (0.1, 0.3, 1.0, 3.0)
 TUNE_SEEDS, HELD_OUT = (1_000, 1_001), 0.2
 FIELDS: dict[str, Any] = {
     "dataset": "digits",
@@ -48,7 +48,7 @@ class Residual(nn.Module):
       size: Units of each layer.
     """
 
-    blocks: int = 4
+    blocks: int = 2
     size: int = 64
 
     @nn.compact
@@ -169,7 +169,7 @@ def main() -> None:
     """Runs the benchmark and writes its results."""
     parser = command_line.parser(__doc__)
     parser.add_argument(
-        "--seeds", metavar="N", type=int, default=6, help="number of seeds, from 0"
+        "--seeds", metavar="N", type=int, default=5, help="number of seeds, from 0"
     )
     parser.add_argument(
         "--runs",
