@@ -154,9 +154,7 @@ def _experiment(
     config = dataclasses.replace(config, seed=lane.seed)
     gradient = make(lane.rho, 1)
     given = Objects(dataset=dataset, model=model, gradient=gradient)
-    return build.experiment(
-        config, given, choices.choose(config, gradient=gradient)
-    )
+    return build.experiment(config, given, choices.choose(config, gradient=gradient))
 
 
 def _examples(experiment: Experiment) -> tuple[np.ndarray, np.ndarray]:

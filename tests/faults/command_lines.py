@@ -235,7 +235,15 @@ def texts_of_flags() -> Iterator[Line]:
     ):
         for text in TEXTS:
             yield Line(_small("train", f"--{name}", text), f"train --{name}", False)
-    for name in ("aux-from", "probe-norm", "probe-dtype", "optimizer", "decay", "schedule"):
+    for name in (
+        "aux-from",
+        "probe-norm",
+        "probe-dtype",
+        "optimizer",
+        "decay",
+        "schedule",
+        "loop",
+    ):
         for text in TEXTS[:4]:
             yield Line(_small("train", f"--{name}", text), f"train --{name}", False)
     for flag, sense in nonsense.items():

@@ -353,7 +353,7 @@ class Typed(nn.Module):
 
 def test_running_statistics_need_a_batch_norm():
     fields = {"gradient": "sam", "probe_fraction": 0.25, "probe_norm": "running"}
-    with pytest.raises(ValueError, match="models with BatchNorm; Typed has none"):
+    with pytest.raises(RunError, match="models with BatchNorm; Typed has none"):
         experiment_of(Typed(), **fields)
 
 

@@ -80,9 +80,8 @@ def experiment(
         found = _Examples(None, None, None, None, facts)
     facts = found.facts
     model = _model(config, given, chosen, facts)
-    initialize = functools.partial(
-        models.initialize, model, image_shape=facts.image_shape
-    )
+    shape = facts.image_shape
+    initialize = functools.partial(models.initialize, model, image_shape=shape)
     _, model_state = jax.eval_shape(initialize, jax.random.key(0))
     aux_like = model_state, jax.ShapeDtypeStruct((), jnp.float32)
     total_steps = _optimizer_steps(config, facts)

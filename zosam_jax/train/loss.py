@@ -66,7 +66,8 @@ def _losses(
     hits = is_correct(logits, batch.targets)
     correct = jnp.sum(hits, dtype=jnp.float32)
     # A pass over part of the batch is scaled to the whole batch.
-    return losses, (dict(changed) if train else model_state, correct * (experiment.batch_size / hits.size))
+    correct *= experiment.batch_size / hits.size
+    return losses, (dict(changed) if train else model_state, correct)
 
 
 def value_fn(
