@@ -15,11 +15,6 @@ from benchmarks import house
 
 pytestmark = pytest.mark.quick
 
-MODULES = house.read(house.ROOT)
-GRAPH = house.import_graph(MODULES)
-PACKAGES = house.package_graph(MODULES)
-MEASURED = house.measure(house.ROOT)
-
 # Bottom-up: a package imports only from the rows above its own in this table, so never
 # from a sibling in its row. Facades (`__init__.py`) are seen through.
 LAYERS = (
@@ -69,56 +64,76 @@ def short(name: str) -> str:
     return name.removeprefix("zosam_jax").removeprefix(".")
 
 
-def test_every_package_has_a_layer():
-    assert set(PACKAGES) == set(LAYER)
+@pytest.fixture(scope="module")
+def modules():
+    return house.read(house.ROOT)
+
+
+@pytest.fixture(scope="module")
+def graph(modules):
+    return house.import_graph(modules)
+
+
+@pytest.fixture(scope="module")
+def packages(modules):
+    return house.package_graph(modules)
+
+
+@pytest.fixture(scope="module")
+def measured():
+    return house.measure(house.ROOT)
+
+
+def test_every_package_has_a_layer(packages):
+    assert set(packages) == set(LAYER)
 
 
 @pytest.mark.parametrize("package", LAYER)
-def test_a_package_imports_only_from_layers_below(package):
-    above = {p for p in PACKAGES[package] if LAYER[p] >= LAYER[package]}
+def test_a_package_imports_only_from_layers_below(package, packages):
+    above = {p for p in packages[package] if LAYER[p] >= LAYER[package]}
     assert above == set()
 
 
-def test_the_layers_are_few():
-    assert MEASURED["package_floors"] <= PACKAGE_FLOORS
+def test_the_layers_are_few(measured):
+    assert measured["package_floors"] <= PACKAGE_FLOORS
 
 
-def test_import_paths_are_short():
-    path = house.longest_path(GRAPH)
+def test_import_paths_are_short(graph):
+    path = house.longest_path(graph)
     assert len(path) <= MODULE_FLOORS, "\n".join(path)
 
 
-def test_import_paths_within_the_trainer_are_short():
-    path = house.longest_path(house.inside(GRAPH, "zosam_jax.train."))
+def test_import_paths_within_the_trainer_are_short(graph):
+    path = house.longest_path(house.inside(graph, "zosam_jax.train."))
     assert len(path) <= TRAIN_FLOORS, "\n".join(path)
 
 
-def test_no_modules_import_each_other():
+def test_no_modules_import_each_other(modules):
     """Imports for type checkers count too."""
-    assert house.cycles(house.import_graph(MODULES, checking=True)) == []
+    assert house.cycles(house.import_graph(modules, checking=True)) == []
 
 
-def test_the_package_does_not_import_its_facade():
+def test_the_package_does_not_import_its_facade(modules):
     users = [
         name
-        for name, module in MODULES.items()
-        if "zosam_jax" in {house.target(i, MODULES) for i in house.imports(module)}
+        for name, module in modules.items()
+        if "zosam_jax" in {house.target(i, modules) for i in house.imports(module)}
     ]
     assert users == []
 
 
-def test_heavy_imports_stand_where_they_belong():
+def test_heavy_imports_stand_where_they_belong(modules):
     found = [
         (short(name), top)
-        for name, module in MODULES.items()
+        for name, module in modules.items()
         for top in {i.top for i in house.imports(module)} - LIGHT
         if not f"{short(name)}.".startswith(tuple(f"{o}." for o in HEAVY.get(top, ())))
     ]
     assert found == []
 
 
-def test_the_table_of_heavy_imports_has_no_spare_rows():
-    used = {i.top for module in MODULES.values() for i in house.imports(module)}
+def test_the_table_of_heavy_imports_has_no_spare_rows(modules):
+    used = {i.top for module in modules.values() for i in house.imports(module)}
     assert set(HEAVY) <= used
 
 
@@ -138,49 +153,49 @@ def test_the_library_pulls_in_jax_and_optax_alone():
     assert found - {"jax", "jaxlib"} == {"zosam_jax"}
 
 
-def test_the_page_is_short_and_stands_on_little():
-    page = MODULES["zosam_jax.zosam_algorithm"]
+def test_the_page_is_short_and_stands_on_little(modules):
+    page = modules["zosam_jax.zosam_algorithm"]
     assert len(page.text.splitlines()) <= PAGE_LINES
     tops = {i.top for i in house.imports(page)}
     assert tops <= {"collections", "typing", "jax", "zosam_jax"}
 
 
-def test_files_are_of_a_readable_size():
-    long = [n for n, m in MODULES.items() if len(m.text.splitlines()) > FILE_LINES]
+def test_files_are_of_a_readable_size(modules):
+    long = [n for n, m in modules.items() if len(m.text.splitlines()) > FILE_LINES]
     assert long == []
 
 
-def test_files_are_finished_and_named_by_what_they_hold():
-    for name, module in MODULES.items():
+def test_files_are_finished_and_named_by_what_they_hold(modules):
+    for name, module in modules.items():
         assert not house.unfinished(module), name
         assert "NotImplementedError" not in module.text, name
         assert module.path.name not in ("utils.py", "helpers.py", "common.py")
         assert ast.get_docstring(module.tree) or not module.text.strip(), name
 
 
-def test_few_functions_are_long():
-    assert MEASURED["functions_over_45_lines"] <= FUNCTIONS_OVER_45_LINES
+def test_few_functions_are_long(measured):
+    assert measured["functions_over_45_lines"] <= FUNCTIONS_OVER_45_LINES
 
 
-def test_arguments_say_what_they_are():
-    assert MEASURED["typed_share"] == 1.0
-    assert MEASURED["bare_any_share"] <= BARE_ANY
+def test_arguments_say_what_they_are(measured):
+    assert measured["typed_share"] == 1.0
+    assert measured["bare_any_share"] <= BARE_ANY
 
 
-def test_a_fifth_of_the_public_functions_has_an_example():
-    assert MEASURED["example_share"] >= EXAMPLES
+def test_a_fifth_of_the_public_functions_has_an_example(measured):
+    assert measured["example_share"] >= EXAMPLES
 
 
-def test_no_name_of_a_package_shadows_a_module():
+def test_no_name_of_a_package_shadows_a_module(modules):
     """Otherwise `zosam_jax.x` is a module or a function, by the order of imports."""
     found = [
         f"{name}.{imported.alias}"
-        for name, module in MODULES.items()
+        for name, module in modules.items()
         if module.facade
         for imported in house.imports(module)
-        if house.target(imported, MODULES) != f"{name}.{imported.alias}"
+        if house.target(imported, modules) != f"{name}.{imported.alias}"
     ]
-    assert [name for name in found if name in MODULES] == []
+    assert [name for name in found if name in modules] == []
 
 
 def public_names():

@@ -51,10 +51,10 @@ def looksam(
       every: k, the interval of SAM steps, in estimates. The first estimate is one.
       alpha: Norm of the reused part, relative to the norm of the gradient.
       layerwise: Perturb, decompose and reuse leaf by leaf (Look-LayerSAM, same paper).
-        The radius of a leaf is rho |w_l| / |w|, as in `sam(layerwise=True)`. In the
-        paper it is proportional to |w_l| too, with another constant. This one makes
-        rho the norm of the whole perturbation, as in `sam`; a rho of the paper has to
-        be tuned again.
+        The radius of a leaf is rho |w_l| / |w|, as in `sam(layerwise=True)`. The paper
+        scales a layer by |w_l| too, as LARS does. The constant is a choice of this
+        library and not the paper's: rho is the norm of the whole perturbation, as in
+        `sam`. So a rho of the paper has to be tuned again.
 
     Returns:
       As `sam`.
