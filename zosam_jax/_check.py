@@ -1,6 +1,7 @@
 """Checks of arguments: each failure names the argument and says what would work."""
 
 import difflib
+import inspect
 import math
 import operator
 import reprlib
@@ -12,6 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import core
 from jax.tree_util import KeyPath
 
@@ -162,12 +164,61 @@ def patterns(argument: str, value: Any, function: str | None = None) -> list[Any
     if isinstance(parts, Collection) and not isinstance(parts, Mapping | bytes):
         known = [isinstance(p, str) or (takes_functions and callable(p)) for p in parts]
         if all(known):
+            for part in parts:
+                if function is not None and not isinstance(part, str):
+                    callable_as(argument, part, function)
             return list(parts)
     other = f", a function {function}" if takes_functions else ""
     raise TypeError(
         f"{argument}={reprlib.repr(value)} must be a glob pattern on the paths of "
         f"the leaves, such as 'head/*'{other}, or a sequence of these."
     )
+
+
+def callable_as(argument: str, value: Any, signature: str) -> None:
+    """Raises `TypeError` unless `value` is a function of so many arguments.
+
+    Args:
+      argument: The argument's name, as its user wrote it.
+      value: The function. One whose signature Python cannot tell is let through.
+      signature: What it takes and returns, such as "(path, shape) -> bool".
+    """
+    wanted = f"must be a function {signature}"
+    if not callable(value):
+        raise TypeError(f"{argument}={reprlib.repr(value)} {wanted}.")
+    taken = signature_of(value)
+    count = len(signature.partition(")")[0].split(","))
+    try:
+        if taken is not None:
+            taken.bind(*[None] * count)
+    except TypeError:
+        name = getattr(value, "__name__", type(value).__name__)
+        raise TypeError(f"{argument}={name} {wanted}; it takes {taken}.") from None
+
+
+def signature_of(value: Any) -> inspect.Signature | None:
+    """Returns what a function takes, without annotations; None if nothing says so."""
+    try:
+        signature = inspect.signature(value)
+    except (TypeError, ValueError):
+        return None
+    plain = [p.replace(annotation=p.empty) for p in signature.parameters.values()]
+    return inspect.Signature(plain)
+
+
+def flags(**values: Any) -> None:
+    """Raises `TypeError` unless all values are True or False, also if one is an array.
+
+    The program that is built depends on them, so no traced value will do.
+
+    Args:
+      **values: The flags by their names, as their user wrote them.
+    """
+    for argument, value in values.items():
+        if not isinstance(value, bool | np.bool_):
+            is_array = isinstance(value, jax.Array | np.ndarray)
+            given = ", an array," if is_array else f"={reprlib.repr(value)}"
+            raise TypeError(f"{argument}{given} must be True or False.")
 
 
 def number(

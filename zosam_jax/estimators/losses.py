@@ -71,6 +71,7 @@ def scalar_loss(value_fn: ValueFn, has_aux: bool) -> Loss:
     if isinstance(value_fn, Loss):
         return value_fn
     check_function(value_fn)
+    _check.flags(has_aux=has_aux)
 
     def computed(params: Params) -> tuple[jax.Array, Aux]:
         value, aux = split_aux(value_fn(params), has_aux)
@@ -173,9 +174,22 @@ def difference_step(
 
 
 def check_function(value_fn: object) -> None:
-    """Raises `TypeError` unless the loss is a function."""
+    """Raises `TypeError` unless the loss is a function of the parameters.
+
+    It may take `key=` and `examples=` too. They are given by name, where options ask
+    for them.
+    """
+    wanted = (
+        "value_fn must be a function from the parameters to the loss, such as "
+        "lambda p: loss(p, batch)"
+    )
     if not callable(value_fn):
-        raise TypeError(
-            "value_fn must be a function from the parameters to the loss, such as "
-            f"lambda p: loss(p, batch); got {type(value_fn).__name__}."
-        )
+        raise TypeError(f"{wanted}; got {type(value_fn).__name__}.")
+    taken = _check.signature_of(value_fn)
+    if taken is None:
+        return
+    named = {n: None for n in list(taken.parameters)[1:] if n in ("key", "examples")}
+    try:
+        taken.bind(None, **named)
+    except TypeError:
+        raise TypeError(f"{wanted}; it takes {taken}.") from None

@@ -430,8 +430,15 @@ def _pure_doc(
 
 def _check_options(name: str, row: Row, rho: Radius, options: SharedOptions) -> None:
     """Raises `ValueError` for shared options that exclude each other."""
-    if not callable(rho):
+    if callable(rho):
+        _check.callable_as("rho", rho, "(step) -> radius")
+    else:
         _check.number("rho", rho, least=0)
+    _check.flags(
+        fresh_keys=options.get("fresh_keys", False),
+        sync_ascent=options.get("sync_ascent", False),
+        has_aux=options.get("has_aux", False),
+    )
     parts, aux_from = options.get("microbatches", 1), options.get("aux_from")
     static_count("microbatches", parts)
     if row.ascent.one_part and parts > 1:
@@ -447,6 +454,8 @@ def _check_options(name: str, row: Row, rho: Radius, options: SharedOptions) -> 
             f"zs.{name}(when={when!r}): when must be a function of the optimizer step, "
             "such as lambda step: step >= 100; see zs.late."
         )
+    if when is not None:
+        _check.callable_as("when", when, "(step) -> bool")
     for chosen in ("include", "exclude"):
         _check.patterns(chosen, options.get(chosen, ()))
     _check_ascent_part(name, row, options)

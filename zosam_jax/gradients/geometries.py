@@ -2,13 +2,14 @@
 
 import jax
 
-from zosam_jax import tree
+from zosam_jax import _check, tree
 from zosam_jax._types import Masks, Params
 from zosam_jax.gradients.pieces import Geometry
 
 
 def l2(layerwise: bool = False) -> Geometry:
     """Returns `d / |d|`, or layer-wise `(|w_l| / |w|) d_l / |d_l|`, also of norm 1."""
+    _check.flags(layerwise=layerwise)
     return Geometry(_layerwise) if layerwise else Geometry()
 
 

@@ -53,6 +53,7 @@ def when(gradient: GradientEstimator, predicate: Predicate) -> GradientEstimator
             f"predicate={predicate!r} must be a function of the optimizer step, as "
             "lambda step: step >= 100."
         )
+    _check.callable_as("predicate", predicate, "(step) -> bool")
     before = gradient.when
     if before is None:
         return gradient.with_options(when=predicate)
@@ -138,7 +139,9 @@ def randomly(
     Raises:
       ValueError: An argument is out of range, or the gradient perturbs nothing.
     """
-    if not callable(probability):
+    if callable(probability):
+        _check.callable_as("probability", probability, "(step) -> probability")
+    else:
         _check.number("probability", probability, least=0, most=1)
     _check.whole("seed", seed, least=0)
 

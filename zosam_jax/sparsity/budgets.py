@@ -116,6 +116,22 @@ def _scaled(
     return densities
 
 
+def _rule(argument: str, budget: str | Budget, more: Sequence[str] = ()) -> Budget:
+    """Returns the budget with a name; a function is returned unchanged.
+
+    Args:
+      argument: The argument's name, for the error.
+      budget: A name in `BUDGETS`, or a function.
+      more: Further names that the argument takes.
+    """
+    if callable(budget):
+        signature = "(shapes, sparsity) -> densities"
+        _check.callable_as(argument, budget, signature)
+        return budget
+    _check.one_of(argument, budget, [*BUDGETS, *more])
+    return BUDGETS[budget]
+
+
 def fused(
     names: Sequence[str] = ("query/kernel", "key/kernel", "value/kernel"),
     rest: str | Budget = "erk",
@@ -151,9 +167,7 @@ def fused(
     """
     if isinstance(names, str) or len(set(names)) < 2:
         raise ValueError(f"fused: names={names!r} must be two or more ends of paths.")
-    if not callable(rest):
-        _check.one_of("rest", rest, BUDGETS)
-    rule, ends = rest if callable(rest) else BUDGETS[rest], tuple(names)
+    rule, ends = _rule("rest", rest), tuple(names)
 
     def budget(shapes: Mapping[str, Shape], sparsity: float) -> dict[str, float]:
         groups = _groups(shapes, ends)
@@ -255,9 +269,7 @@ def by_path(patterns: Mapping[str, float], rest: str | Budget = "erk") -> Budget
         )
     for pattern, sparsity in patterns.items():
         _check.number(f"by_path's sparsity of {pattern}", sparsity, least=0, below=1)
-    if not callable(rest):
-        _check.one_of("rest", rest, BUDGETS)
-    rule = rest if callable(rest) else BUDGETS[rest]
+    rule = _rule("rest", rest)
     patterns = dict(patterns)
 
     def budget(shapes: Mapping[str, Shape], sparsity: float) -> dict[str, float]:
@@ -413,12 +425,9 @@ def resolve(
       ValueError: The sparsity is out of range, or the name is unknown.
     """
     _check.number("sparsity", sparsity, least=0, below=1, traced=False)
-    if callable(budget):
-        return PerLayer(sparsity, budget)
-    _check.one_of("budget", budget, [*BUDGETS, *(["global"] if across else [])])
-    return (
-        Global(sparsity) if budget == "global" else PerLayer(sparsity, BUDGETS[budget])
-    )
+    if across and budget == "global":
+        return Global(sparsity)
+    return PerLayer(sparsity, _rule("budget", budget, ["global"] if across else []))
 
 
 def counts(

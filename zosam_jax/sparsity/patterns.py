@@ -147,6 +147,8 @@ def axis_of(axis: Axis, path: str, shape: Shape) -> int:
       >>> axis_of(-2, "kernel", (3, 3, 16, 32))
       2
     """
+    if callable(axis):
+        _check.callable_as("axis", axis, "(path, shape) -> axis")
     index = axis(path, shape) if callable(axis) else axis
     if not isinstance(index, int | np.integer) or isinstance(index, bool):
         raise TypeError(

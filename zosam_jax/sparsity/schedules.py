@@ -131,7 +131,9 @@ def dropping(
     _check.number("stop_fraction", stop_fraction, least=0, most=1)
     stop = stop_fraction * total_steps
     fraction = drop_fraction
-    if not callable(fraction):
+    if callable(fraction):
+        _check.callable_as("drop_fraction", fraction, "(step) -> fraction")
+    else:
         _check.number("drop_fraction", fraction, least=0, most=1)
         fraction = cosine(fraction, stop)
     warn_if_static(interval, stop)

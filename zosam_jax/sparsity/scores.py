@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from zosam_jax import _check, tree
 from zosam_jax._types import Grads, Key, Params, PyTree
 
+SIGNATURE = "(params, grads, key) -> scores"
 Score = Callable[[Params, Grads | None, Key], PyTree]
 """`(params, grads, key) -> scores`, all trees like the parameters."""
 
@@ -113,6 +114,7 @@ def named(argument: str, score: str | Score) -> Score:
       ValueError: The name is unknown.
     """
     if callable(score):
+        _check.callable_as(argument, score, SIGNATURE)
         return score
     _check.one_of(argument, score, SCORES)
     return SCORES[score]

@@ -95,6 +95,7 @@ def prune_ticket(
        [False  True]]
     """
     _check.number("sparsity", sparsity, least=0, below=1, traced=False)
+    _check.flags(per_layer=per_layer)
     tree.check_masks(masks, params)
     leaves = SparseLeaves.of_masks(masks, stacked)
     if not leaves.leaves:

@@ -143,6 +143,7 @@ def sparsify(
     """
     compatibility.check_transformations(inner, method, gradient)
     _check.whole("accumulate_steps", accumulate_steps)
+    _check.flags(packed=packed, track_exploration=track_exploration)
     _check.one_of("grown_second_moment", grown_second_moment, ("fresh", "mean"))
     inner = optax.with_extra_args_support(inner)
     if gradient is not None:

@@ -3,7 +3,7 @@
 import functools
 from typing import Any
 
-from zosam_jax import estimators
+from zosam_jax import _check, estimators
 from zosam_jax._options import checks_arguments
 from zosam_jax._types import (
     Estimate,
@@ -39,6 +39,7 @@ def backprop(
       >>> print(updates)
       [-1.  2.]
     """
+    _check.flags(has_aux=has_aux)
 
     def make(
         *,

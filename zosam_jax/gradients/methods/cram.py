@@ -82,6 +82,7 @@ def cram(
       >>> print(gradient.gradient(loss, w, step=0).grad["kernel"])
       [[18.  2.]]
     """
+    _check.flags(plus=plus, sparse_gradient=sparse_gradient)
     shares = tuple(float(share) for share in np.atleast_1d(sparsities))
     if not shares:
         raise ValueError("sparsities must have at least one value.")

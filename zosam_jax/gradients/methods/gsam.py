@@ -52,6 +52,7 @@ def gsam(
       As `sam`.
     """
     _check.number("alpha", alpha, least=0)
+    _check.flags(minimize_perturbed=minimize_perturbed)
     row = Row(ascents.gradient(), combination=surrogate_gap(alpha, minimize_perturbed))
     return sharpness_aware("gsam", row, rho, **options)
 
@@ -128,6 +129,7 @@ def tied_radius(
         raise TypeError(
             "learning_rate must be a schedule, as optax.cosine_decay_schedule(0.1, n)."
         )
+    _check.callable_as("learning_rate", learning_rate, "(step) -> learning rate")
     if not lr_max > lr_min:
         raise ValueError(f"lr_max={lr_max} must be larger than lr_min={lr_min}.")
     if not rho_max >= rho_min:

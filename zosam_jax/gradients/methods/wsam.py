@@ -62,6 +62,7 @@ def wsam(
       As `sam`. With `decouple`, the gradient is a `Decoupled`.
     """
     _check.number("gamma", gamma, least=0, below=1)
+    _check.flags(decouple=decouple)
     if max_norm is not None:
         _check.number("max_norm", max_norm, above=0)
     combination = weighted(gamma / (1 - gamma), decouple, max_norm)

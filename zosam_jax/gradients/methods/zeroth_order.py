@@ -87,6 +87,7 @@ def zeroth_order(
       A transformation: `tx.update(None, state, params, value_fn=...)`.
     """
     check_step(delta)
+    _check.flags(two_sided=two_sided, has_aux=has_aux)
     _check.one_of("distribution", distribution, DISTRIBUTIONS)
     check_chunks(num_directions, chunk_size)
 

@@ -113,6 +113,7 @@ def zosam(
       11.5
       7.3
     """
+    _check.flags(two_sided=two_sided, layerwise=layerwise)
     probes = Probes(delta, num_directions, directions, two_sided, chunk_size)
     _check_probes(probes, every, descent)
     _check.number("exploration", exploration, least=0, most=1)

@@ -16,6 +16,7 @@ from typing import TypedDict
 
 import jax
 
+from zosam_jax import _check
 from zosam_jax._options import checks_arguments
 from zosam_jax._types import StackRule
 from zosam_jax.sparsity import budgets, schedules, scores
@@ -107,6 +108,7 @@ def dynamic(
       >>> method.dense_gradient_every
       100
     """
+    _check.flags(by_sign=by_sign)
     chosen = budgets.resolve(budget, sparsity)
     return exchange(
         at_random(chosen, LeafRule(dense, stacked), seed),

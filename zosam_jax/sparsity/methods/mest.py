@@ -74,6 +74,7 @@ def mest(
     if interval is None:
         interval = max(1, total_steps // 32)
     _check.number("gradient_weight", gradient_weight, least=0)
+    _check.flags(soft=soft)
     if not isinstance(stages, tuple | list | None):
         raise TypeError(
             f"stages={stages!r} must be a sequence of (until, prune_to, grow_to)."

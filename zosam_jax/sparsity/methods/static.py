@@ -198,6 +198,7 @@ def static(
 
 def _row(criterion: str | scores.Score) -> _Row:
     if callable(criterion):
+        _check.callable_as("criterion", criterion, scores.SIGNATURE)
         return _Row(_by_score(criterion), "erk")
     _check.one_of("criterion", criterion, CRITERIA)
     return CRITERIA[criterion]
