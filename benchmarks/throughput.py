@@ -6,8 +6,11 @@
 
 Every step is compiled first. Then all steps are timed once per round, in random order,
 so that other load on the machine affects them equally. Ratios are taken within a round;
-quote their medians. Images are random, so no data set is needed. Every gradient of
-`zosam_jax.gradients.registry` is measured; `SETTINGS` adds forms of ZO-SAM.
+quote their medians. AE-SAM's plain steps and SAM steps are timed apart. Its time is
+their mean by the fraction of SAM steps in a training, which `benchmarks.aesam`
+measures: on one fixed batch it chooses otherwise. Images are random, so no data set is
+needed. Every gradient of `zosam_jax.gradients.registry` is measured; `SETTINGS` adds
+forms of ZO-SAM.
 """
 
 import resource
@@ -25,7 +28,7 @@ from rich.console import Console
 from rich.table import Table
 
 import zosam_jax as zs
-from benchmarks import command_line, record
+from benchmarks import aesam, command_line, record
 from zosam_jax import models
 from zosam_jax._types import Params, PyTree
 from zosam_jax.gradients.registry import METHODS
@@ -63,6 +66,14 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "SSAM-D": {"total_steps": 100_000},
 }
 
+AESAM = "AE-SAM"
+PLAIN_STEP, SAM_STEP = f"{AESAM}, plain step", f"{AESAM}, SAM step"
+# Thresholds in standard deviations of the gradient norm, beyond all of them.
+KINDS = {
+    PLAIN_STEP: {"lambda_1": 1e9, "lambda_2": 1e9},
+    SAM_STEP: {"lambda_1": -1e9, "lambda_2": -1e9},
+}
+
 GUIDED = {"directions": "guided"}
 
 # Settings of ZO-SAM that are measured too.
@@ -89,13 +100,14 @@ def methods() -> dict[str, tuple[Callable[..., zs.GradientEstimator], dict[str, 
             options = {**variant.options, **OPTIONS.get(variant.label, {})}
             found[variant.label] = row.make, options
     zosam = METHODS["zosam"].make
+    make, usual = found[AESAM]
+    found |= {label: (make, usual | limits) for label, limits in KINDS.items()}
     return found | {label: (zosam, options) for label, options in SETTINGS.items()}
 
 
 # Steps of these methods differ; one measurement is the mean over so many steps.
 PERIODS = {
     "LookSAM, k=5": 5,
-    "AE-SAM": 5,
     "ZO-SAM, every 5": 5,
     "guided ZO-SAM, every 5": 5,
 }
@@ -203,7 +215,12 @@ class Problem:
 
 
 def make_steps(problem: Problem, only: Sequence[str] | None = None) -> dict[str, Step]:
-    """Returns the compiled steps by label: all, or those in `only`."""
+    """Returns the compiled steps by label: all but AE-SAM's, or those in `only`.
+
+    For AE-SAM there are its two kinds of steps.
+    """
+    if only is not None and AESAM in only:
+        only = [*only, *KINDS]
     params, model_state = problem.params, problem.model_state
     sgd = optax.sgd(0.1, momentum=0.9)
     rigl = zs.sparsity.rigl(SPARSITY, 100_000, interval=INTERVAL)
@@ -224,6 +241,8 @@ def make_steps(problem: Problem, only: Sequence[str] | None = None) -> dict[str,
         lambda state: problem.loss(*state)[0], (params, model_state)
     )
     for name, (make, options) in methods().items():
+        if name == AESAM:
+            continue
         gradient = make(has_aux=True, aux_like=model_state, **options)
         tx = optax.chain(gradient, sgd)
         add(name, tx, by_example=gradient.by_example, probe=PROBES.get(name))
@@ -287,6 +306,28 @@ def measure(
             if turn >= 2:
                 seconds[name].append(statistics.fmean(times))
     return seconds, passes
+
+
+def put_together(
+    steps: dict[str, Step],
+    seconds: dict[str, list[float]],
+    passes: dict[str, list[tuple[float, float]]],
+    share: float,
+) -> None:
+    """Adds AE-SAM to what was measured, if both kinds of its steps were.
+
+    Args:
+      steps: The compiled steps.
+      seconds: Times of each step.
+      passes: (forward, backward) passes of each step.
+      share: Fraction of SAM steps.
+    """
+    if not set(KINDS) <= set(steps):
+        return
+    steps[AESAM] = steps[SAM_STEP]
+    kinds = zip(seconds[PLAIN_STEP], seconds[SAM_STEP], strict=True)
+    seconds[AESAM] = [(1 - share) * plain + share * sam for plain, sam in kinds]
+    passes[AESAM] = [(0.0, 1 + share)]
 
 
 def page_faults(steps: dict[str, Step]) -> dict[str, int]:
@@ -469,6 +510,7 @@ def main() -> None:
     steps = make_steps(problem, only)
     seconds, passes = measure(steps, args.rounds)
     faults = page_faults(steps)
+    put_together(steps, seconds, passes, aesam.share())
     cost = topology_cost(problem.params, args.rounds)
     rows = summarize(steps, seconds, passes, args.batch)
     promised = targets(seconds, rows, cost)

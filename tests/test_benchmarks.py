@@ -191,6 +191,24 @@ def test_every_gradient_is_timed_under_its_label():
         assert make(**options).gradient is not None
 
 
+def test_the_time_of_aesam_is_that_of_its_two_kinds_of_steps():
+    plain, sam = throughput.PLAIN_STEP, throughput.SAM_STEP
+    compiled = throughput.Step(None, None, 1.0, 1, 1, 1.0)
+    steps, passes = {plain: compiled, sam: compiled}, {}
+    seconds = {plain: [1.0, 2.0], sam: [2.0, 6.0]}
+    throughput.put_together(steps, seconds, passes, 0.25)
+    assert seconds["AE-SAM"] == [1.25, 3.0]
+    assert passes["AE-SAM"] == [(0.0, 1.25)]
+    # In another selection of steps it is left out.
+    alone = {plain: compiled}
+    throughput.put_together(alone, {plain: [1.0]}, {}, 0.25)
+    assert list(alone) == [plain]
+    made = {name: throughput.methods()[name] for name in (plain, sam)}
+    for name, (make, options) in made.items():
+        found = make(**options).gradient(lambda w: w @ w, jnp.ones(2), step=0)
+        assert found.info.backward_evaluations == (1 if name == plain else 2)
+
+
 def test_every_ascent_is_asked():
     rules = alignment.rules()
     asked = {rule.name for rule in rules.values()} - set(alignment.CONTROLS)
@@ -285,10 +303,12 @@ def test_the_interval_of_paired_differences():
 
 
 PROGRAMS = (
+    "aesam",
     "alignment",
     "grown_moments",
     "guided",
     "house",
+    "norms",
     "sparse_training",
     "sparsity",
     "study",

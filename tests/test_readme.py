@@ -172,6 +172,16 @@ def test_every_sparse_method_is_on_the_page_of_choice():
         assert f"`{name}`" in text, name
 
 
+def test_the_figures_of_aesam_are_the_measured_ones():
+    found = json.loads((tables.RESULTS / "aesam-digits.json").read_text())
+    first, second, last = found["by_third"]
+    text = " ".join(MEASUREMENTS.split())
+    assert (
+        f"p was {found['sam_steps']:.2f}: {first:.2f} in the first third, "
+        f"{second:.2f} in the second and {last:.2f} in the last" in text
+    )
+
+
 def test_the_figures_of_the_throughput_are_the_measured_ones():
     targets = tables.load(tables.THROUGHPUT)["targets"]
     for name in targets:

@@ -146,7 +146,7 @@ METHODS: dict[str, GradientMethod] = {
         "LookSAM, k=5",
         "SAM with reused gradients",
         "arXiv:2203.02714",
-        "SAM at little more than SGD's cost; alpha needs tuning.",
+        "A second backward pass in every k-th step; alpha needs tuning.",
     ),
     "aesam": GradientMethod(
         aesam.aesam,
