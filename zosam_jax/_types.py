@@ -229,6 +229,13 @@ class Units(NamedTuple):
       outgoing_axis: Input axis of `outgoing`: -2 for the kernels of Flax and Haiku, 1
         for Equinox's.
       incoming_axis: Output axis of `incoming`: -1, or 0 for Equinox's.
+      others: Paths of further kernels that read the same units, as the channels of a
+        residual stream. `zs.sparsity.compact` cuts out what none of them reads; the
+        method `units` takes no such units.
+      activation: What a unit computes of its product and bias, if each reader sees
+        nothing else and has a bias: "relu", "gelu" or "gelu_tanh". A unit without
+        incoming weights is then a constant, which `compact` adds to the readers'
+        biases. "": unknown.
     """
 
     outgoing: str
@@ -237,3 +244,5 @@ class Units(NamedTuple):
     drop: str = "magnitude"
     outgoing_axis: int = -2
     incoming_axis: int = -1
+    others: tuple[str, ...] = ()
+    activation: str = ""

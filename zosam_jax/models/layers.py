@@ -1,16 +1,52 @@
 """Layers that the models share: convolution, normalization, dropout, head."""
 
+from collections.abc import Mapping, Sequence
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.core import FrozenDict
 from jax.typing import DTypeLike
 
-from zosam_jax._types import Key
+from zosam_jax._types import Key, Units
 from zosam_jax.models.convolution import conv_general_dilated
 
 CONV_INIT = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 HEAD_INIT = nn.initializers.normal(0.01)
+
+Widths = Mapping[str, int]
+"""Numbers of units by the names that the method `cuts` of a model gives to its layers
+of units. A layer without a name here has its usual width."""
+
+USUAL: Widths = FrozenDict()
+"""No layer has another width."""
+
+
+def placed(row: Units, module: str) -> Units:
+    """Returns a row of units with the path of a module in place of each star.
+
+    >>> placed(Units("*/mlp2/kernel", incoming=("*/mlp1/bias",)), "block0").incoming
+    ('block0/mlp1/bias',)
+
+    Args:
+      row: Units whose paths begin with a star.
+      module: The path.
+    """
+    outgoing, *incoming = (
+        path.replace("*", module) for path in (row.outgoing, *row.incoming)
+    )
+    return row._replace(outgoing=outgoing, incoming=tuple(incoming))
+
+
+def read_by(readers: Sequence[str], made: Sequence[str]) -> Units:
+    """Returns the channels of a residual stream.
+
+    Args:
+      readers: Paths of the kernels that read them.
+      made: Paths of the kernels, scales and biases whose outputs they are.
+    """
+    return Units(readers[0], others=tuple(readers[1:]), incoming=tuple(made))
 
 
 def conv(

@@ -22,7 +22,9 @@ def units(hidden: tuple[int, ...] = HIDDEN) -> dict[str, Units]:
     readers = [*(f"hidden{i}" for i in range(2, len(hidden) + 1)), "head"]
     return {
         f"hidden{i}": Units(
-            f"{reader}/kernel", incoming=(f"hidden{i}/kernel", f"hidden{i}/bias")
+            f"{reader}/kernel",
+            incoming=(f"hidden{i}/kernel", f"hidden{i}/bias"),
+            activation="relu",
         )
         for i, reader in enumerate(readers, start=1)
     }
@@ -41,6 +43,7 @@ class MLP(nn.Module):
       dtype: Type of the computation; the logits are float32.
       hidden: Hidden sizes, (300, 100) for LeNet-300-100.
       dropout: Dropout rate after every hidden layer, in [0, 1).
+      widths: Hidden sizes that are not the usual ones, as `{"hidden1": 40}`.
     """
 
     num_classes: int
@@ -48,6 +51,12 @@ class MLP(nn.Module):
     dtype: DTypeLike = jnp.float32
     hidden: tuple[int, ...] = HIDDEN
     dropout: float = 0.0
+    widths: layers.Widths = layers.USUAL
+
+    @nn.nowrap
+    def cuts(self) -> dict[str, Units]:
+        """Returns the layers of units whose width `widths` can set."""
+        return units(self.hidden)
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
@@ -59,7 +68,7 @@ class MLP(nn.Module):
         """
         x = jnp.asarray(images, self.dtype).reshape(len(images), -1)
         for i, size in enumerate(self.hidden, start=1):
-            size = max(1, round(size * self.width))
+            size = self.widths.get(f"hidden{i}", max(1, round(size * self.width)))
             layer = nn.Dense(
                 size, kernel_init=KERNEL_INIT, dtype=self.dtype, name=f"hidden{i}"
             )

@@ -33,18 +33,27 @@ def units(bottleneck: bool = False) -> dict[str, Units]:
     return {"channels": read_by(2, 1)}
 
 
+def _norm(path: str) -> list[str]:
+    """Returns the paths of the scale and the bias of a normalization."""
+    return [f"{path}/scale", f"{path}/bias"]
+
+
 class _Block(nn.Module):
     """Fields and parts that both kinds of block share.
 
     Attributes:
-      channels: Channels of the convolutions. The last convolution of a bottleneck has
-        four times as many.
+      inner: Channels of the convolutions before the last one.
+      channels: Channels of the last convolution.
+      shortcut: Whether the shortcut is a 1x1 convolution with batch normalization
+        (option B of the paper), and not the identity.
       stride: Stride of the block and of its shortcut, in pixels.
       dtype: Type of the computation.
       zero_init_residual: True: the scale of the last normalization is initialized to 0.
     """
 
+    inner: tuple[int, ...]
     channels: int
+    shortcut: bool
     stride: int = 1
     dtype: DTypeLike = jnp.float32
     zero_init_residual: bool = False
@@ -52,14 +61,10 @@ class _Block(nn.Module):
     def _joined(
         self, x: jax.Array, y: jax.Array, train: bool, factors: jax.Array | None
     ) -> jax.Array:
-        """Returns `relu(y + shortcut(x))`.
-
-        The shortcut is the identity if the shapes are equal, otherwise a 1x1
-        convolution with batch normalization (option B of the paper).
-        """
-        if self.stride != 1 or x.shape[-1] != y.shape[-1]:
-            channels = y.shape[-1]
-            x = layers.conv(channels, 1, self.stride, self.dtype, "shortcut")(x)
+        """Returns `relu(y + shortcut(x))`."""
+        if self.shortcut:
+            conv = layers.conv(self.channels, 1, self.stride, self.dtype, "shortcut")
+            x = conv(x)
             x = layers.batch_norm(train, self.dtype, "shortcut_norm")(x)
         return nn.relu(x + layers.scaled(y, factors, 0))
 
@@ -87,7 +92,7 @@ class BasicBlock(_Block):
           train: As in `ResNet`.
           factors: `[1, N]`, see `layers.depth_factors`. None: no stochastic depth.
         """
-        y = layers.conv(self.channels, 3, self.stride, self.dtype, "conv1")(x)
+        y = layers.conv(self.inner[0], 3, self.stride, self.dtype, "conv1")(x)
         y = self._normed(y, train, 1, last=False)
         y = layers.conv(self.channels, 3, 1, self.dtype, "conv2")(y)
         y = self._normed(y, train, 2, last=True)
@@ -95,7 +100,7 @@ class BasicBlock(_Block):
 
 
 class Bottleneck(_Block):
-    """Convolutions 1x1, 3x3 and 1x1; the last one has `4 * channels` channels.
+    """Convolutions 1x1, 3x3 and 1x1; the last one usually has four times the channels.
 
     The 3x3 convolution has the stride ("v1.5"), as in the published weights. In the
     paper, the first convolution has it.
@@ -105,18 +110,18 @@ class Bottleneck(_Block):
     def __call__(
         self, x: jax.Array, train: bool, factors: jax.Array | None = None
     ) -> jax.Array:
-        """Returns features `[N, H / stride, W / stride, 4 * channels]`.
+        """Returns features `[N, H / stride, W / stride, channels]`.
 
         Args:
           x: Features `[N, H, W, C]`.
           train: As in `ResNet`.
           factors: `[1, N]`, see `layers.depth_factors`. None: no stochastic depth.
         """
-        y = layers.conv(self.channels, 1, 1, self.dtype, "conv1")(x)
+        y = layers.conv(self.inner[0], 1, 1, self.dtype, "conv1")(x)
         y = self._normed(y, train, 1, last=False)
-        y = layers.conv(self.channels, 3, self.stride, self.dtype, "conv2")(y)
+        y = layers.conv(self.inner[1], 3, self.stride, self.dtype, "conv2")(y)
         y = self._normed(y, train, 2, last=False)
-        y = layers.conv(4 * self.channels, 1, 1, self.dtype, "conv3")(y)
+        y = layers.conv(self.channels, 1, 1, self.dtype, "conv3")(y)
         y = self._normed(y, train, 3, last=True)
         return self._joined(x, y, train, factors)
 
@@ -148,6 +153,10 @@ class ResNet(nn.Module):
       dropout: Dropout rate before the head, in [0, 1).
       stochastic_depth: Stochastic-depth rate of the last block, in [0, 1); see
         `layers.depth_factors`.
+      widths: Channels that are not the usual ones: `{"trunk2": 20}` those of the
+        residual stream of stage 2, `{"stage1_block0/channels": 5}` those between the
+        convolutions of a block (bottleneck: `channels1` and `channels2`), and
+        `{"stem": 9}` those of the stem, if they are not the ones of stage 1.
     """
 
     blocks: int | tuple[int, ...]
@@ -160,6 +169,45 @@ class ResNet(nn.Module):
     zero_init_residual: bool = False
     dropout: float = 0.0
     stochastic_depth: float = 0.0
+    widths: layers.Widths = layers.USUAL
+
+    @nn.nowrap
+    def _blocks(self) -> list[tuple[int, int]]:
+        """Returns the stage of each block, from 1, and its number in it, from 0."""
+        counts = self.blocks
+        if isinstance(counts, int):
+            counts = (counts,) * len(self.channels)
+        return [(s, i) for s, count in enumerate(counts, 1) for i in range(count)]
+
+    @nn.nowrap
+    def _projects(self, stage: int, number: int) -> bool:
+        """Returns whether the shortcut of a block is a convolution.
+
+        It depends on the usual widths: cut ones may be equal by chance.
+        """
+        return number == 0 and (stage > 1 or self.bottleneck)
+
+    @nn.nowrap
+    def cuts(self) -> dict[str, Units]:
+        """Returns the layers of units whose width `widths` can set."""
+        inner = units(self.bottleneck)
+        last = len(inner) + 1
+        found: dict[str, Units] = {}
+        made, read, trunk = ["stem/kernel", *_norm("stem_norm")], list[str](), "stem"
+        for stage, number in self._blocks():
+            block = f"stage{stage}_block{number}"
+            for name, row in inner.items():
+                found[f"{block}/{name}"] = layers.placed(row, block)
+            read.append(f"{block}/conv1/kernel")
+            if self._projects(stage, number):
+                read.append(f"{block}/shortcut/kernel")
+                found[trunk] = layers.read_by(read, made)
+                made = [f"{block}/shortcut/kernel", *_norm(f"{block}/shortcut_norm")]
+                read = []
+            trunk = f"trunk{stage}"
+            made += [f"{block}/conv{last}/kernel", *_norm(f"{block}/norm{last}")]
+        found[trunk] = layers.read_by([*read, "head/kernel"], made)
+        return found
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
@@ -173,14 +221,14 @@ class ResNet(nn.Module):
         """
         # Rounded by stage, so that a block and its shortcut agree.
         channels = [round(c * self.width) for c in self.channels]
-        if isinstance(self.blocks, int):
-            blocks = (self.blocks,) * len(channels)
-        else:
-            blocks = self.blocks
+        usual = [(4 if self.bottleneck else 1) * c for c in channels]
+        trunk = [self.widths.get(f"trunk{s}", c) for s, c in enumerate(usual, start=1)]
+        first = self.widths.get("stem", channels[0]) if self.bottleneck else trunk[0]
+        blocks = self._blocks()
         is_large = self.stem == "imagenet"
         x = jnp.asarray(images, self.dtype)
         size, stride = (7, 2) if is_large else (3, 1)
-        x = layers.conv(channels[0], size, stride, self.dtype, "stem")(x)
+        x = layers.conv(first, size, stride, self.dtype, "stem")(x)
         x = nn.relu(layers.batch_norm(train, self.dtype, "stem_norm")(x))
         if is_large:
             # After a ReLU, padding by zeros gives the maximum that -inf would give.
@@ -189,19 +237,23 @@ class ResNet(nn.Module):
         # One draw for all blocks; see `layers.depth_factors`.
         factors = iter(
             layers.block_factors(
-                self, self.stochastic_depth, train, sum(blocks), 1, images
+                self, self.stochastic_depth, train, len(blocks), 1, images
             )
         )
         kind = Bottleneck if self.bottleneck else BasicBlock
-        for stage, out in enumerate(channels, start=1):
-            for i in range(blocks[stage - 1]):
-                stride = 2 if stage > 1 and i == 0 else 1
-                block = kind(
-                    out,
-                    stride,
-                    self.dtype,
-                    self.zero_init_residual,
-                    name=f"stage{stage}_block{i}",
-                )
-                x = block(x, train, next(factors))
+        for stage, number in blocks:
+            name = f"stage{stage}_block{number}"
+            block = kind(
+                tuple(
+                    self.widths.get(f"{name}/{inner}", channels[stage - 1])
+                    for inner in units(self.bottleneck)
+                ),
+                trunk[stage - 1],
+                self._projects(stage, number),
+                2 if stage > 1 and number == 0 else 1,
+                self.dtype,
+                self.zero_init_residual,
+                name=name,
+            )
+            x = block(x, train, next(factors))
         return layers.pooled_logits(self, x, self.num_classes, self.dropout, train)

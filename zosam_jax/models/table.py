@@ -18,7 +18,7 @@ from zosam_jax import _check
 from zosam_jax._types import Units
 from zosam_jax.models import mlp, resnet, tinylm, vgg, vit, wide_resnet
 
-OptionValue = bool | int | float | str | tuple[int, ...]
+OptionValue = bool | int | float | str | tuple[int, ...] | Mapping[str, int]
 
 
 class Option(NamedTuple):
@@ -97,6 +97,15 @@ def _sizes(name: str, value: Any) -> None:
         _check.whole(name, size, most=2**16)
 
 
+def _widths(name: str, value: Any) -> None:
+    if not isinstance(value, Mapping):
+        raise ValueError(
+            f"{name}={value!r} must be numbers of units by name, as {{'hidden1': 40}}."
+        )
+    for layer, size in value.items():
+        _check.whole(f"{name}: {layer}", size, most=2**16)
+
+
 OPTIONS: dict[str, Option] = {
     "dropout": Option(_rate, "dropout rate in [0, 1)"),
     "stochastic_depth": Option(
@@ -115,6 +124,9 @@ OPTIONS: dict[str, Option] = {
     "positions": Option(_among("learned", "rotary"), "'learned' or 'rotary'"),
     "tied": Option(_flag, "True: the token embedding is also the head"),
     "hidden": Option(_sizes, "hidden sizes, as (300, 100)"),
+    "widths": Option(
+        _widths, "units of single layers, as {'hidden1': 40}; `compact` makes them"
+    ),
 }
 
 _RATES = ("dropout", "stochastic_depth")
@@ -128,7 +140,7 @@ def _cifar_resnet(depth: int, *counts: Count) -> NamedModel:
         f"ResNet-{depth} for CIFAR",
         "He et al. 2016, arXiv:1512.03385",
         counts,
-        (*_RATES, "zero_init_residual"),
+        (*_RATES, "zero_init_residual", "widths"),
         {"blocks": (depth - 2) // 6},
     )
 
@@ -142,7 +154,7 @@ def _imagenet_resnet(
         f"ResNet-{depth} for ImageNet",
         "He et al. 2016, arXiv:1512.03385",
         counts,
-        (*_RATES, "stem", "zero_init_residual"),
+        (*_RATES, "stem", "zero_init_residual", "widths"),
         {
             "blocks": blocks,
             "channels": (64, 128, 256, 512),
@@ -159,7 +171,7 @@ def _wide_resnet(depth: int, factor: int, *counts: Count) -> NamedModel:
         f"WRN-{depth}-{factor}",
         "Zagoruyko and Komodakis 2016, arXiv:1605.07146",
         counts,
-        _RATES,
+        (*_RATES, "widths"),
         {"blocks": (depth - 4) // 6, "factor": factor},
     )
 
@@ -174,7 +186,7 @@ def _deit(label: str, size: int, parameters: int, distilled: int) -> NamedModel:
             Count(parameters, 1000, _IMAGENET),
             Count(distilled, 1000, _IMAGENET, {"distillation": True}),
         ),
-        (*_RATES, "depth", "distillation", "patch"),
+        (*_RATES, "depth", "distillation", "patch", "widths"),
         {"size": size},
         vit.DENSE,
     )
@@ -199,7 +211,7 @@ MODELS: dict[str, NamedModel] = {
         "Simonyan and Zisserman 2015, arXiv:1409.1556",
         # Published with the 5,504 biases that batch normalization cancels.
         (Count(20_040_522 - 5_504, 10, _CIFAR),),
-        ("dropout",),
+        ("dropout", "widths"),
     ),
     "wrn22-2": _wide_resnet(22, 2, Count(1_079_642, 10, _CIFAR)),
     # 36.5 million in the paper.
@@ -222,7 +234,7 @@ MODELS: dict[str, NamedModel] = {
         "ViT of depth 6 for small images",
         "Dosovitskiy et al. 2021, arXiv:2010.11929",
         (Count(2_693_194, 10, _CIFAR),),
-        (*_RATES, "depth", "patch"),
+        (*_RATES, "depth", "patch", "widths"),
         dense=vit.DENSE,
     ),
     "deit-tiny": _deit("DeiT-Ti", 1, 5_717_416, 5_910_800),
@@ -235,7 +247,7 @@ MODELS: dict[str, NamedModel] = {
         "LeCun et al. 1998; Frankle and Carbin 2019, arXiv:1803.03635",
         # On MNIST: 266,200 weights and 410 biases.
         (Count(266_200 + 410, 10, (28, 28, 1)),),
-        ("dropout", "hidden"),
+        ("dropout", "hidden", "widths"),
     ),
     "tinylm": NamedModel(
         tinylm.create_tinylm,
@@ -243,7 +255,7 @@ MODELS: dict[str, NamedModel] = {
         "GPT-2 of depth 4 on token ids",
         "Radford et al. 2019",
         (Count(867_072, 256, (64,)),),
-        (*_RATES, "depth", "positions", "tied"),
+        (*_RATES, "depth", "positions", "tied", "widths"),
         dense=tinylm.DENSE,
         kind="text",
     ),
@@ -275,7 +287,7 @@ def options(name: str) -> tuple[str, ...]:
     """Returns the names of the options of `create` for a model.
 
     >>> options("vit")
-    ('dropout', 'stochastic_depth', 'depth', 'patch')
+    ('dropout', 'stochastic_depth', 'depth', 'patch', 'widths')
 
     Raises:
       ValueError: `name` is not one of `names()`.
@@ -362,7 +374,10 @@ def create(
         "image_size": image_size,
         "dtype": dtype,
     }
-    return row.make(**_named_by(row.make, shared), **arguments)
+    model: Any = row.make(**_named_by(row.make, shared), **arguments)
+    for layer in options.get("widths", ()):
+        _check.one_of(f"{name}: widths", layer, model.cuts())
+    return model
 
 
 def unit_groups(name: str, *, width: float = 1.0, **options: Any) -> dict[str, Units]:

@@ -47,6 +47,8 @@ class TinyLM(nn.Module):
         [0, 1).
       stochastic_depth: Stochastic-depth rate of the last block, in [0, 1); see
         `layers.depth_factors`.
+      widths: Heads and hidden units of single blocks, as `{"block0/heads": 2}` and
+        `{"block0/mlp": 100}`.
     """
 
     num_classes: int
@@ -58,6 +60,12 @@ class TinyLM(nn.Module):
     tied: bool = False
     dropout: float = 0.0
     stochastic_depth: float = 0.0
+    widths: layers.Widths = layers.USUAL
+
+    @nn.nowrap
+    def cuts(self) -> dict[str, Units]:
+        """Returns the layers of units whose width `widths` can set."""
+        return transformer.cuts(self.depth, self.heads, self.widths)
 
     @nn.compact
     def __call__(self, tokens: jax.Array, *, train: bool) -> jax.Array:
@@ -83,14 +91,17 @@ class TinyLM(nn.Module):
             self, self.stochastic_depth, train, self.depth, 2, tokens
         )
         for i in range(self.depth):
+            sizes = transformer.sizes(
+                f"block{i}", self.heads, self.features, self.widths
+            )
             block = Block(
-                self.heads,
-                self.dtype,
+                dtype=self.dtype,
                 # The variances of all 2 depth branches add up to one kernel's.
                 out_init=nn.initializers.normal(0.02 / (2 * self.depth) ** 0.5),
                 dropout=self.dropout,
                 is_causal=True,
                 rotary=self.positions == "rotary",
+                **sizes._asdict(),
                 name=f"block{i}",
             )
             x = block(x, train, factors[i])
@@ -129,6 +140,7 @@ def create_tinylm(
     depth: int = DEPTH,
     positions: str = "learned",
     tied: bool = False,
+    widths: layers.Widths = layers.USUAL,
 ) -> TinyLM:
     """Returns a `TinyLM`.
 
@@ -141,6 +153,7 @@ def create_tinylm(
       depth: Number of blocks.
       positions: "learned" or "rotary".
       tied: True: the token embedding is also the head.
+      widths: Heads and hidden units of single blocks.
     """
     heads = heads_of(width)
     return TinyLM(
@@ -153,6 +166,7 @@ def create_tinylm(
         tied,
         dropout,
         stochastic_depth,
+        widths,
     )
 
 

@@ -1,5 +1,7 @@
 """The pre-norm transformer block of the vision and language models."""
 
+from typing import NamedTuple
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -10,6 +12,20 @@ from zosam_jax._types import Units
 from zosam_jax.models import layers
 
 NORMAL_INIT = nn.initializers.normal(0.02)
+
+
+class Sizes(NamedTuple):
+    """Fields of `Block`.
+
+    Attributes:
+      heads: Number of attention heads.
+      head_features: Features of a head.
+      hidden: Hidden units of the MLP.
+    """
+
+    heads: int
+    head_features: int
+    hidden: int
 
 
 def units(heads: int) -> dict[str, Units]:
@@ -27,6 +43,43 @@ def units(heads: int) -> dict[str, Units]:
         "heads": Units("*/attention/out/kernel", heads, made, "taylor"),
         "mlp": Units("*/mlp2/kernel", incoming=("*/mlp1/kernel", "*/mlp1/bias")),
     }
+
+
+def cuts(
+    depth: int, heads: int, widths: layers.Widths, activation: str = "gelu_tanh"
+) -> dict[str, Units]:
+    """Returns the heads and hidden units of each block, by the names in `widths`.
+
+    Args:
+      depth: Number of blocks.
+      heads: Usual number of heads.
+      widths: The widths that are not the usual ones, as `{"block0/heads": 2}` and
+        `{"block0/mlp": 100}`.
+      activation: The activation of hidden units, as in `zs.sparsity.Units`.
+    """
+    found: dict[str, Units] = {}
+    for name in (f"block{i}" for i in range(depth)):
+        for kind, row in units(widths.get(f"{name}/heads", heads)).items():
+            found[f"{name}/{kind}"] = layers.placed(row, name)
+        mlp = found[f"{name}/mlp"]
+        found[f"{name}/mlp"] = mlp._replace(activation=activation)
+    return found
+
+
+def sizes(name: str, heads: int, features: int, widths: layers.Widths) -> Sizes:
+    """Returns the sizes of a block.
+
+    Args:
+      name: Name of the block, as "block0".
+      heads: Usual number of heads.
+      features: Features of a token, D.
+      widths: As in `cuts`.
+    """
+    return Sizes(
+        widths.get(f"{name}/heads", heads),
+        features // heads,
+        widths.get(f"{name}/mlp", 4 * features),
+    )
 
 
 def rotate(x: jax.Array, base: float = 10_000.0) -> jax.Array:
@@ -58,16 +111,17 @@ def rotate(x: jax.Array, base: float = 10_000.0) -> jax.Array:
 class Attention(nn.Module):
     """Multi-head self-attention over tokens `[N, T, D]`.
 
-    `query`, `key`, `value` and `out` are linear layers with D x D kernels, so that a
-    sparsity distribution sees their fan-in and fan-out.
+    `query`, `key`, `value` and `out` are linear layers with kernels of two axes, D x D
+    if F is D / heads, so that a sparsity distribution sees their fan-in and fan-out.
 
     Attributes:
-      heads: Number of heads, a divisor of D.
+      heads: Number of heads; a divisor of D, unless `head_features` is given.
       dtype: Type of the computation; the softmax is float32.
       kernel_init: Initializer of the kernels of `query`, `key` and `value`.
       out_init: Initializer of the kernel of `out`.
       is_causal: True: a token attends to itself and to earlier tokens only.
       rotary: True: queries and keys have rotary position embeddings; see `rotate`.
+      head_features: Features of a head, F. None: D / heads.
     """
 
     heads: int
@@ -76,24 +130,27 @@ class Attention(nn.Module):
     out_init: nn.initializers.Initializer = NORMAL_INIT
     is_causal: bool = False
     rotary: bool = False
+    head_features: int | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Returns tokens `[N, T, D]` for tokens `[N, T, D]`."""
-        features = x.shape[-1]
+        each = self.head_features or x.shape[-1] // self.heads
 
         def linear(name: str) -> nn.Dense:
-            init = self.out_init if name == "out" else self.kernel_init
-            return nn.Dense(features, kernel_init=init, dtype=self.dtype, name=name)
+            init, size = self.kernel_init, self.heads * each
+            if name == "out":
+                init, size = self.out_init, x.shape[-1]
+            return nn.Dense(size, kernel_init=init, dtype=self.dtype, name=name)
 
         # Heads are contiguous features: pruning a head cuts a block of each kernel.
-        split = (*x.shape[:-1], self.heads, features // self.heads)
+        split = (*x.shape[:-1], self.heads, each)
         q, k, v = (linear(n)(x).reshape(split) for n in ("query", "key", "value"))
         if self.rotary:
             q, k = rotate(q), rotate(k)
         # It divides the scores by sqrt(F), and takes the softmax in float32.
         y = jax.nn.dot_product_attention(q, k, v, is_causal=self.is_causal)
-        return linear("out")(y.reshape(x.shape))
+        return linear("out")(y.reshape(*x.shape[:-1], -1))
 
 
 class Block(nn.Module):
@@ -110,6 +167,8 @@ class Block(nn.Module):
         (arXiv:2010.11929, appendix D), in [0, 1).
       is_causal: True: a token attends to itself and to earlier tokens only.
       rotary: True: queries and keys have rotary position embeddings; see `rotate`.
+      head_features: Features of a head. None: D / heads.
+      hidden: Hidden units of the MLP. None: 4 D.
     """
 
     heads: int
@@ -120,6 +179,8 @@ class Block(nn.Module):
     dropout: float = 0.0
     is_causal: bool = False
     rotary: bool = False
+    head_features: int | None = None
+    hidden: int | None = None
 
     @nn.compact
     def __call__(
@@ -146,6 +207,7 @@ class Block(nn.Module):
             self.out_init,
             self.is_causal,
             self.rotary,
+            self.head_features,
             name="attention",
         )
         x = x + layers.scaled(drop(attention(y)), factors, 0)
@@ -153,7 +215,7 @@ class Block(nn.Module):
         mlp1, mlp2 = (
             nn.Dense(size, kernel_init=init, dtype=self.dtype, name=name)
             for name, size, init in (
-                ("mlp1", 4 * features, self.kernel_init),
+                ("mlp1", self.hidden or 4 * features, self.kernel_init),
                 ("mlp2", features, self.out_init),
             )
         )

@@ -57,6 +57,8 @@ class VGG(nn.Module):
       dtype: Type of the computation; logits and batch statistics are float32.
       dropout: Dropout rate before the head, in [0, 1).
       stages: Channels and number of convolutions of each stage.
+      widths: Channels of convolutions that are not the usual ones, as
+        `{"channels3": 50}` for `conv3`.
     """
 
     num_classes: int
@@ -64,6 +66,12 @@ class VGG(nn.Module):
     dtype: DTypeLike = jnp.float32
     dropout: float = 0.0
     stages: tuple[tuple[int, int], ...] = STAGES
+    widths: layers.Widths = layers.USUAL
+
+    @nn.nowrap
+    def cuts(self) -> dict[str, Units]:
+        """Returns the layers of units whose width `widths` can set."""
+        return units(self.stages)
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
@@ -85,7 +93,8 @@ class VGG(nn.Module):
                 x = nn.max_pool(x, (2, 2), strides=(2, 2))
             for _ in range(count):
                 number += 1
-                channels = round(base * self.width)
+                usual = round(base * self.width)
+                channels = self.widths.get(f"channels{number}", usual)
                 x = layers.conv(channels, 3, 1, self.dtype, f"conv{number}")(x)
                 x = layers.batch_norm(train, self.dtype, f"norm{number}")(x)
                 x = nn.relu(x)
@@ -99,6 +108,7 @@ def create_vgg19(
     image_size: int = 32,
     dtype: DTypeLike = jnp.float32,
     dropout: float = 0.0,
+    widths: layers.Widths = layers.USUAL,
 ) -> VGG:
     """Returns VGG-19 for images of a size; see `VGG` for the other arguments.
 
@@ -108,9 +118,10 @@ def create_vgg19(
       image_size: Side of the images in pixels, at least 16.
       dtype: Type of the computation.
       dropout: Dropout rate before the head, in [0, 1).
+      widths: Channels of single convolutions.
 
     Raises:
       ValueError: `image_size` is too small.
     """
     check_image_size(image_size)
-    return VGG(num_classes, width, dtype, dropout)
+    return VGG(num_classes, width, dtype, dropout, widths=widths)

@@ -116,6 +116,8 @@ class ViT(nn.Module):
         [0, 1).
       stochastic_depth: Stochastic-depth rate of the last block, in [0, 1); see
         `layers.depth_factors`.
+      widths: Heads and hidden units of single blocks, as `{"block0/heads": 2}` and
+        `{"block0/mlp": 100}`.
     """
 
     num_classes: int
@@ -126,6 +128,12 @@ class ViT(nn.Module):
     dtype: DTypeLike = jnp.float32
     dropout: float = 0.0
     stochastic_depth: float = 0.0
+    widths: layers.Widths = layers.USUAL
+
+    @nn.nowrap
+    def cuts(self) -> dict[str, Units]:
+        """Returns the layers of units whose width `widths` can set."""
+        return transformer.cuts(self.depth, self.heads, self.widths)
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
@@ -147,12 +155,15 @@ class ViT(nn.Module):
             self, self.stochastic_depth, train, self.depth, 2, images
         )
         for i in range(self.depth):
+            sizes = transformer.sizes(
+                f"block{i}", self.heads, self.features, self.widths
+            )
             block = Block(
-                self.heads,
-                self.dtype,
-                KERNEL_INIT,
-                KERNEL_INIT,
+                dtype=self.dtype,
+                kernel_init=KERNEL_INIT,
+                out_init=KERNEL_INIT,
                 dropout=self.dropout,
+                **sizes._asdict(),
                 name=f"block{i}",
             )
             x = block(x, train, factors[i])
@@ -185,6 +196,8 @@ class DeiT(nn.Module):
         [0, 1).
       stochastic_depth: Stochastic-depth rate of the last block, in [0, 1); see
         `layers.depth_factors`.
+      widths: Heads and hidden units of single blocks, as `{"block0/heads": 2}` and
+        `{"block0/mlp": 100}`.
     """
 
     num_classes: int
@@ -196,6 +209,12 @@ class DeiT(nn.Module):
     distillation: bool = False
     dropout: float = 0.0
     stochastic_depth: float = 0.0
+    widths: layers.Widths = layers.USUAL
+
+    @nn.nowrap
+    def cuts(self) -> dict[str, Units]:
+        """Returns the layers of units whose width `widths` can set."""
+        return transformer.cuts(self.depth, self.heads, self.widths, "gelu")
 
     @nn.compact
     def __call__(
@@ -224,11 +243,14 @@ class DeiT(nn.Module):
             self, self.stochastic_depth, train, self.depth, 2, images
         )
         for i in range(self.depth):
+            sizes = transformer.sizes(
+                f"block{i}", self.heads, self.features, self.widths
+            )
             block = Block(
-                self.heads,
-                self.dtype,
+                dtype=self.dtype,
                 exact_gelu=True,
                 dropout=self.dropout,
+                **sizes._asdict(),
                 name=f"block{i}",
             )
             x = block(x, train, factors[i])
@@ -255,6 +277,7 @@ def create_vit(
     stochastic_depth: float = 0.0,
     depth: int = DEPTH,
     patch: int | None = None,
+    widths: layers.Widths = layers.USUAL,
 ) -> ViT:
     """Returns a `ViT` for images of a size.
 
@@ -267,6 +290,7 @@ def create_vit(
       stochastic_depth: Stochastic-depth rate of the last block, in [0, 1).
       depth: Number of blocks.
       patch: Side of a patch in pixels. Default: `patch_size(image_size)`.
+      widths: Heads and hidden units of single blocks.
 
     Raises:
       ValueError: The images are not whole patches.
@@ -275,7 +299,15 @@ def create_vit(
     check_patch(image_size, patch)
     heads, features = heads_and_width(width)
     return ViT(
-        num_classes, patch, heads, features, depth, dtype, dropout, stochastic_depth
+        num_classes,
+        patch,
+        heads,
+        features,
+        depth,
+        dtype,
+        dropout,
+        stochastic_depth,
+        widths,
     )
 
 
@@ -291,6 +323,7 @@ def create_deit(
     depth: int = 12,
     distillation: bool = False,
     patch: int = 16,
+    widths: layers.Widths = layers.USUAL,
 ) -> DeiT:
     """Returns a `DeiT` for images of a size.
 
@@ -306,6 +339,7 @@ def create_deit(
       depth: Number of blocks.
       distillation: True: add the distillation token and its head.
       patch: Side of a patch in pixels.
+      widths: Heads and hidden units of single blocks.
 
     Raises:
       ValueError: The images are not whole patches.
@@ -322,6 +356,7 @@ def create_deit(
         distillation,
         dropout,
         stochastic_depth,
+        widths,
     )
 
 

@@ -1,5 +1,7 @@
 """Wide ResNets for CIFAR (Zagoruyko and Komodakis 2016, arXiv:1605.07146)."""
 
+import itertools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -21,13 +23,17 @@ class WideBlock(nn.Module):
     The shortcut is x if the shapes are equal, otherwise a 1x1 convolution of a.
 
     Attributes:
+      inner: Number of channels between the convolutions.
       channels: Number of output channels.
+      shortcut: Whether the shortcut is a convolution, and not x itself.
       stride: Stride of the first convolution and of the shortcut, in pixels.
       dtype: Type of the computation.
       dropout: Dropout rate between the convolutions, in [0, 1).
     """
 
+    inner: int
     channels: int
+    shortcut: bool
     stride: int = 1
     dtype: DTypeLike = jnp.float32
     dropout: float = 0.0
@@ -45,11 +51,11 @@ class WideBlock(nn.Module):
         """
         # Before the convolution: the sums of the blocks are never rectified.
         a = nn.relu(layers.batch_norm(train, self.dtype, "norm1")(x))
-        y = layers.conv(self.channels, 3, self.stride, self.dtype, "conv1")(a)
+        y = layers.conv(self.inner, 3, self.stride, self.dtype, "conv1")(a)
         y = nn.relu(layers.batch_norm(train, self.dtype, "norm2")(y))
         y = layers.dropped(self, y, self.dropout, train)
         y = layers.conv(self.channels, 3, 1, self.dtype, "conv2")(y)
-        if self.stride != 1 or x.shape[-1] != self.channels:
+        if self.shortcut:
             # From the normalized input: x itself grows from block to block.
             x = layers.conv(self.channels, 1, self.stride, self.dtype, "shortcut")(a)
         return x + layers.scaled(y, factors, 0)
@@ -76,6 +82,9 @@ class WideResNet(nn.Module):
         [0, 1).
       stochastic_depth: Stochastic-depth rate of the last block, in [0, 1); see
         `layers.depth_factors`.
+      widths: Channels that are not the usual ones: `{"trunk2": 20}` those of the
+        residual stream of stage 2, `{"stage1_block0/channels": 5}` those between the
+        convolutions of a block, and `{"stem": 9}` those of the stem.
     """
 
     blocks: int
@@ -85,6 +94,43 @@ class WideResNet(nn.Module):
     dtype: DTypeLike = jnp.float32
     dropout: float = 0.0
     stochastic_depth: float = 0.0
+    widths: layers.Widths = layers.USUAL
+
+    @nn.nowrap
+    def _channels(self) -> list[int]:
+        """Returns the usual channels of the stem and of the stages."""
+        usual = [16, *(base * self.factor for base in (16, 32, 64))]
+        return [round(channels * self.width) for channels in usual]
+
+    @nn.nowrap
+    def _projects(self, stage: int, number: int) -> bool:
+        """Returns whether the shortcut of a block is a convolution.
+
+        It depends on the usual widths: cut ones may be equal by chance.
+        """
+        stem, first, *_ = self._channels()
+        return number == 0 and (stage > 1 or stem != first)
+
+    @nn.nowrap
+    def cuts(self) -> dict[str, Units]:
+        """Returns the layers of units whose width `widths` can set."""
+        found: dict[str, Units] = {}
+        made, read, trunk = ["stem/kernel"], list[str](), "stem"
+        for stage, number in itertools.product((1, 2, 3), range(self.blocks)):
+            block = f"stage{stage}_block{number}"
+            found[f"{block}/channels"] = layers.placed(units()["channels"], block)
+            # The normalization of the sum is the reader's own.
+            made += [f"{block}/norm1/scale", f"{block}/norm1/bias"]
+            read.append(f"{block}/conv1/kernel")
+            if self._projects(stage, number):
+                read.append(f"{block}/shortcut/kernel")
+                found[trunk] = layers.read_by(read, made)
+                made, read = [f"{block}/shortcut/kernel"], []
+            trunk = f"trunk{stage}"
+            made.append(f"{block}/conv2/kernel")
+        made += ["norm/scale", "norm/bias"]
+        found[trunk] = layers.read_by([*read, "head/kernel"], made)
+        return found
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
@@ -97,18 +143,28 @@ class WideResNet(nn.Module):
             normalize by the running statistics.
         """
         x = jnp.asarray(images, self.dtype)
-        x = layers.conv(round(16 * self.width), 3, 1, self.dtype, "stem")(x)
+        usual = self._channels()
+        trunk = [self.widths.get(f"trunk{s}", usual[s]) for s in (1, 2, 3)]
+        stem = self.widths.get("stem", usual[0])
+        if not self._projects(1, 0):
+            stem = trunk[0]
+        x = layers.conv(stem, 3, 1, self.dtype, "stem")(x)
         factors = iter(
             layers.block_factors(
                 self, self.stochastic_depth, train, 3 * self.blocks, 1, images
             )
         )
-        for stage, base in enumerate((16, 32, 64), start=1):
-            channels = round(base * self.factor * self.width)
-            for i in range(self.blocks):
-                stride = 2 if stage > 1 and i == 0 else 1
-                name = f"stage{stage}_block{i}"
-                block = WideBlock(channels, stride, self.dtype, self.dropout, name=name)
-                x = block(x, train, next(factors))
+        for stage, number in itertools.product((1, 2, 3), range(self.blocks)):
+            name = f"stage{stage}_block{number}"
+            block = WideBlock(
+                self.widths.get(f"{name}/channels", usual[stage]),
+                trunk[stage - 1],
+                self._projects(stage, number),
+                2 if stage > 1 and number == 0 else 1,
+                self.dtype,
+                self.dropout,
+                name=name,
+            )
+            x = block(x, train, next(factors))
         x = nn.relu(layers.batch_norm(train, self.dtype, "norm")(x))
         return layers.pooled_logits(self, x, self.num_classes, 0.0, train)

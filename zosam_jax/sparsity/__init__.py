@@ -3,13 +3,16 @@
 `sparsify` wraps an optimizer. The methods it takes are `rigl`, `set_`, `mest`, `gmp`,
 `safe`, `static` and others; `nm`, `srigl` and `units` prune in a structure; `dynamic`
 makes a new method of two `scores`. `masks` reads the masks of a state, `apply_masks`
-applies them, and `report` counts weights and FLOPs. `ticket_sparsities`, `prune_ticket`
-and `early_bird` are for lottery tickets.
+applies them, and `report` counts weights and FLOPs. `compact` cuts out units that
+nothing reads, and `cost` measures a network before and after. `ticket_sparsities`,
+`prune_ticket` and `early_bird` are for lottery tickets.
 """
 
 from zosam_jax._types import Units as Units
 from zosam_jax.sparsity import budgets as budgets
 from zosam_jax.sparsity import scores as scores
+from zosam_jax.sparsity.compaction import Compact as Compact
+from zosam_jax.sparsity.compaction import compact as compact
 from zosam_jax.sparsity.mask_trees import apply_masks as apply_masks
 from zosam_jax.sparsity.mask_trees import sparsity_of as sparsity_of
 from zosam_jax.sparsity.method import SparseMethod as SparseMethod
@@ -28,7 +31,6 @@ from zosam_jax.sparsity.methods.srigl import srigl as srigl
 from zosam_jax.sparsity.methods.static import static as static
 from zosam_jax.sparsity.methods.ste import ste as ste
 from zosam_jax.sparsity.methods.svite import svite as svite
-from zosam_jax.sparsity.methods.units import removable as removable
 from zosam_jax.sparsity.methods.units import units as units
 from zosam_jax.sparsity.moments import mean_second_moments as mean_second_moments
 from zosam_jax.sparsity.moments import reset_moments as reset_moments
@@ -46,3 +48,4 @@ from zosam_jax.sparsity.transformation import exploration as exploration
 from zosam_jax.sparsity.transformation import explored as explored
 from zosam_jax.sparsity.transformation import masks as masks
 from zosam_jax.sparsity.transformation import sparsify as sparsify
+from zosam_jax.sparsity.unread_units import removable as removable

@@ -12,47 +12,27 @@ the gradient says what a pruned unit would be worth, and a unit that comes back 
 from the next step on.
 """
 
-import re
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from zosam_jax import _check, tree
+from zosam_jax import _check
 from zosam_jax._options import checks_arguments
-from zosam_jax._types import Grads, Masks, Params, StackRule, Units
+from zosam_jax._types import Grads, Params, StackRule, Units
 from zosam_jax.selection import select
 from zosam_jax.sparsity import schedules
-from zosam_jax.sparsity.leaves import Leaf, SparseLeaves, check_sizes, live_counts
+from zosam_jax.sparsity.leaves import SparseLeaves, check_sizes, live_counts
 from zosam_jax.sparsity.method import SparseMethod, Topology
-from zosam_jax.sparsity.patterns import axis_of
 from zosam_jax.sparsity.prune_and_grow import Memory
-
-
-class _Side(NamedTuple):
-    """The leaf that reads the units of a layer, or one that writes them.
-
-    Attributes:
-      path: Key path of the leaf.
-      place: Index among the layers of all leaves, in flattening order.
-      axis: The axis of the units, of a layer.
-    """
-
-    path: str
-    place: int
-    axis: int
-
-
-class _Layer(NamedTuple):
-    """The units that one outgoing kernel reads, a layer of units."""
-
-    group: str
-    drop: str
-    units: int
-    outgoing: _Side
-    incoming: tuple[_Side, ...]
+from zosam_jax.sparsity.unit_layers import (
+    Side,
+    UnitLayer,
+    by_unit,
+    check_groups,
+    layers_of_units,
+)
 
 
 @checks_arguments
@@ -123,7 +103,13 @@ def units(
     """
     _check.whole("total_steps", total_steps)
     _check.whole("seed", seed, least=0)
-    _check_groups(groups)
+    check_groups(groups)
+    for name, row in groups.items():
+        if row.others:
+            raise ValueError(
+                f"{name}: {row.others[0]} reads the units too. This method prunes "
+                "units that one kernel reads; leave the group out."
+            )
     fractions = _fractions(sparsity, groups)
     if interval is None:
         interval = max(1, total_steps // 75)
@@ -134,7 +120,7 @@ def units(
     )
 
     def init(params: Params) -> Topology:
-        layers = _layers(params, groups, stacked)
+        layers = layers_of_units(params, groups, stacked)
         kernels = _kernels(layers, params, stacked)
         check_sizes(kernels)
         counts = [
@@ -156,14 +142,14 @@ def units(
     def change(
         topology: Topology, params: Params, grads: Grads, step: jax.Array
     ) -> Topology:
-        layers = _layers(params, groups, stacked)
+        layers = layers_of_units(params, groups, stacked)
         whole = SparseLeaves.every(params, stacked)
         leaves, slopes = whole.of(params), whole.of(grads)
         kernels = _kernels(layers, params, stacked)
         masks = kernels.of(topology.masks)
         live = [
             # A unit is live if one of its outgoing weights is: all or none of them are.
-            _by_unit(mask, layer.outgoing, layer.units) > 0
+            by_unit(mask, layer.outgoing, layer.units) > 0
             for mask, layer in zip(masks, layers, strict=True)
         ]
         number = jnp.stack([jnp.sum(x, dtype=jnp.int32) for x in live])
@@ -193,72 +179,14 @@ def units(
     )
 
 
-def removable(
-    params: Params,
-    masks: Masks,
-    groups: Mapping[str, Units],
-    stacked: StackRule = (),
-) -> dict[str, int]:
-    """Returns how many parameters a network without the pruned units leaves out.
-
-    A pruned unit is removed with its outgoing weights, which are zero, and its incoming
-    weights and biases, which then have no effect. The output of the network stays the
-    same.
-
-    Args:
-      params: Pytree of arrays; only its structure and shapes are read.
-      masks: Mask tree of `units`, concrete: it is read on the host.
-      groups: As in `units`.
-      stacked: As in `units`.
-
-    Returns:
-      `{path: parameters}` for the leaves that become smaller, in flattening order. The
-      layers of a stack are `path/0`, `path/1`, and so on.
-
-    Raises:
-      ValueError: The masks or groups do not fit the parameters.
-
-    Example:
-      >>> import jax.numpy as jnp, zosam_jax as zs
-      >>> params = {"in": jnp.ones((3, 2)), "out": jnp.ones((2, 4))}
-      >>> masks = {"in": True, "out": jnp.array([[True] * 4, [False] * 4])}
-      >>> hidden = zs.sparsity.Units(outgoing="out", incoming=("in",))
-      >>> zs.sparsity.removable(params, masks, {"hidden": hidden})
-      {'in': 3, 'out': 4}
-    """
-    tree.check_masks(masks, params)
-    _check_groups(groups)
-    whole = SparseLeaves.every(params, stacked)
-    held, shapes = whole.of(masks), whole.shapes
-    kept: dict[_Side, np.ndarray] = {}
-    for layer in _layers(params, groups, stacked):
-        mask = held[layer.outgoing.place]
-        if tree.is_dense(mask):
-            continue
-        live = np.asarray(_by_unit(mask, layer.outgoing, layer.units)) > 0
-        for leaf in (layer.outgoing, *layer.incoming):
-            size = shapes[leaf.place][leaf.axis]
-            rows = np.repeat(live, size // layer.units)
-            # A leaf may lie behind one layer of units and before another.
-            kept[leaf] = kept.get(leaf, True) & rows
-    smaller = {leaf.place: list(shapes[leaf.place]) for leaf in kept}
-    for leaf, rows in kept.items():
-        smaller[leaf.place][leaf.axis] = int(rows.sum())
-    removed = {
-        whole.names[i]: int(np.prod(shapes[i])) - int(np.prod(smaller[i]))
-        for i in sorted(smaller)
-    }
-    return {path: number for path, number in removed.items() if number}
-
-
 def _importance(
-    layer: _Layer, leaves: Sequence[jax.Array], slopes: Sequence[jax.Array]
+    layer: UnitLayer, leaves: Sequence[jax.Array], slopes: Sequence[jax.Array]
 ) -> jax.Array:
     """Returns the drop score of every unit, float32 `[units]`."""
     w, g = (x[layer.outgoing.place].astype(jnp.float32) for x in (leaves, slopes))
     if layer.drop == "taylor":
         # The sum comes before the absolute value: effects of opposite sign cancel.
-        return jnp.abs(_by_unit(w * g, layer.outgoing, layer.units))
+        return jnp.abs(by_unit(w * g, layer.outgoing, layer.units))
     total = _norms(w, layer.outgoing, layer.units)
     for leaf in layer.incoming:
         if leaves[leaf.place].ndim >= 2:
@@ -266,28 +194,21 @@ def _importance(
     return total
 
 
-def _norms(x: jax.Array, leaf: _Side, number: int) -> jax.Array:
-    return _by_unit(jnp.abs(x.astype(jnp.float32)), leaf, number)
-
-
-def _by_unit(x: jax.Array, leaf: _Side, number: int) -> jax.Array:
-    """Returns the sum over the entries of each unit, float32 `[number]`."""
-    x = x.reshape(*x.shape[: leaf.axis], number, -1, *x.shape[leaf.axis + 1 :])
-    others = tuple(i for i in range(x.ndim) if i != leaf.axis)
-    return jnp.sum(x, others, dtype=jnp.float32)
+def _norms(x: jax.Array, leaf: Side, number: int) -> jax.Array:
+    return by_unit(jnp.abs(x.astype(jnp.float32)), leaf, number)
 
 
 def _kernels(
-    layers: Sequence[_Layer], params: Params, stacked: StackRule
+    layers: Sequence[UnitLayer], params: Params, stacked: StackRule
 ) -> SparseLeaves:
     """Returns the outgoing kernels, in the order of their layers."""
-    paths = tree.paths(params)
+    paths = _check.paths(params)
     outgoing = dict.fromkeys(paths.index(layer.outgoing.path) for layer in layers)
     return SparseLeaves.at(params, list(outgoing), stacked)
 
 
 def _spread(
-    layers: Sequence[_Layer], chosen: Sequence[jax.Array], kernels: SparseLeaves
+    layers: Sequence[UnitLayer], chosen: Sequence[jax.Array], kernels: SparseLeaves
 ) -> list[jax.Array]:
     """Returns the masks of the outgoing kernels from the masks of their units."""
     masks = []
@@ -297,80 +218,6 @@ def _spread(
         rows = rows.reshape(-1, *(1 for _ in shape[axis + 1 :]))
         masks.append(jnp.broadcast_to(rows, shape))
     return masks
-
-
-def _layers(
-    params: Params, groups: Mapping[str, Units], stacked: StackRule
-) -> list[_Layer]:
-    """Returns the layers of units of a network, in the flattening order of the kernels.
-
-    Raises:
-      ValueError: A pattern matches no leaf, or leaves do not fit their units.
-    """
-    leaves = {leaf.path: leaf for leaf in SparseLeaves.every(params, stacked).leaves}
-    layers: dict[int, _Layer] = {}
-    for name, row in groups.items():
-        pattern = "(.*)".join(map(re.escape, row.outgoing.split("*")))
-        matches = [m for p in leaves if (m := re.fullmatch(pattern, p))]
-        if not matches:
-            _check.one_of(f"{name}: outgoing", row.outgoing, leaves)
-        for match in matches:
-            for layer in _of_stack(name, row, match, leaves):
-                path, place = layer.outgoing.path, layer.outgoing.place
-                if place in layers:
-                    raise ValueError(
-                        f"{name} and {layers[place].group} both prune the units that "
-                        f"{path} reads."
-                    )
-                layers[place] = layer
-    return [layers[index] for index in sorted(layers)]
-
-
-def _of_stack(
-    name: str, row: Units, match: re.Match[str], leaves: Mapping[str, Leaf]
-) -> list[_Layer]:
-    """Returns the layers of units of one outgoing kernel: one for each layer of it."""
-    kernel = leaves[match.group()]
-    path, shape = kernel.path, kernel.shape[kernel.axes :]
-    if len(shape) < 2:
-        raise ValueError(f"{name}: {path} of shape {shape} is no kernel.")
-    number = row.units or shape[axis_of(row.outgoing_axis, path, shape)]
-    sizes = [len(leaf.indices) for leaf in leaves.values()]
-    starts = dict(zip(leaves, np.cumsum([0, *sizes[:-1]]).tolist(), strict=True))
-
-    def stack(path: str, axis: int) -> list[_Side]:
-        if path not in leaves:
-            _check.one_of(f"{name}: incoming", path, leaves)
-        leaf = leaves[path]
-        shape = leaf.shape[leaf.axes :]
-        if leaf.shape[: leaf.axes] != kernel.shape[: kernel.axes]:
-            raise ValueError(
-                f"{name}: {path} of shape {leaf.shape} and {kernel.path} of shape "
-                f"{kernel.shape} must be stacks of as many layers; see stacked=."
-            )
-        along = axis_of(axis, path, shape)
-        if not shape[along] or shape[along] % number:
-            raise ValueError(
-                f"{name}: {number} units do not divide axis {along} of {path}, of "
-                f"shape {shape}."
-            )
-        return [_Side(path, starts[path] + i, along) for i in range(len(leaf.indices))]
-
-    outgoing = stack(path, row.outgoing_axis)
-    incoming = [
-        stack(_filled(p, match.groups()), row.incoming_axis) for p in row.incoming
-    ]
-    return [
-        _Layer(name, row.drop, number, out, tuple(into))
-        for out, *into in zip(outgoing, *incoming, strict=True)
-    ]
-
-
-def _filled(pattern: str, texts: Sequence[str]) -> str:
-    """Returns the pattern with its stars replaced by the texts, in order."""
-    for text in texts:
-        pattern = pattern.replace("*", text, 1)
-    return pattern
 
 
 def _fractions(
@@ -388,20 +235,3 @@ def _fractions(
     for name, fraction in sparsity.items():
         _check.number(f"sparsity[{name!r}]", fraction, least=0, below=1)
     return dict(sparsity)
-
-
-def _check_groups(groups: object) -> None:
-    if not isinstance(groups, Mapping) or not groups:
-        raise ValueError(
-            'groups must map names to zs.sparsity.Units, as {"mlp": '
-            'Units("*/mlp2/kernel", incoming=("*/mlp1/kernel",))}; got '
-            f"{type(groups).__name__}."
-        )
-    for name, row in groups.items():
-        if not isinstance(row, Units):
-            raise ValueError(
-                f"groups: {name!r} must be a zs.sparsity.Units; got {row!r}."
-            )
-        _check.one_of(f"{name}: drop", row.drop, ("magnitude", "taylor"))
-        if row.units is not None:
-            _check.whole(f"{name}: units", row.units)

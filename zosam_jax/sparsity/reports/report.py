@@ -12,9 +12,9 @@ from zosam_jax._types import Masks, Params, Shape, StackRule, Units
 from zosam_jax.sparsity.leaves import Leaf, SparseLeaves
 from zosam_jax.sparsity.mask_trees import filled
 from zosam_jax.sparsity.method import SparseMethod
-from zosam_jax.sparsity.methods.units import removable
 from zosam_jax.sparsity.reports.findings import LeafReport, SparsityReport
 from zosam_jax.sparsity.reports.flops import KernelAxes, Products, products
+from zosam_jax.sparsity.unread_units import removable
 
 
 def report(
