@@ -291,3 +291,22 @@ def test_unknown_widths_are_refused():
         models.create("mlp", num_classes=3, widths={"hiden1": 4})
     with pytest.raises(ValueError, match="widths: hidden1=0 must"):
         models.create("mlp", num_classes=3, widths={"hidden1": 0})
+
+
+def test_the_cost_before_and_after_is_two_lines():
+    params, masks = by_hand()
+    x = np.ones((4, 2), np.float32)
+    small = zs.sparsity.compact(
+        None, params, masks, groups=RELU_GROUPS, outputs=lambda p: relu_mlp(p, x)
+    )
+    before, after = (
+        zs.sparsity.cost(lambda p: relu_mlp(p, x), p, repeats=1)
+        for p in (params, small.params)
+    )
+    assert before.parameters == 2 * 4 + 4 + 4 * 3 + 3 + 3 * 2 + 2
+    assert after.parameters == before.parameters - sum(small.removed.values())
+    assert before.macs == 4 * (2 * 4 + 4 * 3 + 3 * 2)
+    assert after.macs == 4 * (2 * 2 + 2 * 2 + 2 * 2)
+    assert (before.bytes, after.bytes) == (4 * before.parameters, 4 * after.parameters)
+    assert before.milliseconds > 0
+    assert str(after).startswith("18 parameters, 48 MACs, 72 B, ")

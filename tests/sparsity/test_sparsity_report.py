@@ -562,7 +562,11 @@ def test_what_leads_to_a_pruned_unit_counts_with_it():
     assert found.sparsity_all == 1 - 14 / 50
     lines = [line.split() for line in str(found).splitlines()]
     assert ["2", "other", "leaves", "10", "4", "40.00%"] in lines
+    # 6 of 8 hidden units, with 3 weights and a bias each before, and 2 weights behind.
+    assert found.as_dict()["totals"]["removable"] == 6 * (3 + 1 + 2)
+    assert ["compact", "would", "cut", "out", "36"] in [line[:5] for line in lines]
     plain = zs.sparsity.report(params, masks, **options)
+    assert plain.removable is None
     assert {row.path: row.live for row in plain.rows} == live | {
         "in/bias": 8,
         "in/kernel": 24,

@@ -80,6 +80,10 @@ def _live(run: RunRecord) -> str:
     return _number(_summary(run, "parameters_live"), ",d")
 
 
+def _removable(run: RunRecord) -> str:
+    return _number(_summary(run, "parameters_removable"), ",d")
+
+
 def _speed(run: RunRecord) -> str:
     speed = run.last("train").get("images_per_second")
     return _number(_summary(run, "images_per_second", speed), ",.0f")
@@ -103,6 +107,7 @@ COLUMNS = (
     Column("train loss", _last("train", "loss", ".4f"), least_width=_WIDE),
     Column("sparsity", _sparsity),
     Column("live parameters", _live, least_width=80),
+    Column("could be cut", _removable, least_width=_WIDE),
     Column("images/s", _speed, least_width=_WIDE),
     Column("time", _time, least_width=90),
 )

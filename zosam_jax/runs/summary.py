@@ -28,6 +28,7 @@ _NEEDED = {
     "compile_seconds_by_program": schema.NUMBERS,
 }
 _OPTIONAL = {
+    "parameters_removable": schema.WHOLE,
     "train_accuracy_given_labels": schema.SHARE,
     "train_accuracy_clean_labels": schema.SHARE,
     "validation_accuracy": schema.SHARE,

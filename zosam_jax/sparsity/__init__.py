@@ -6,6 +6,7 @@ makes a new method of two `scores`. `masks` reads the masks of a state, `apply_m
 applies them, and `report` counts weights and FLOPs. `compact` cuts out units that
 nothing reads, and `cost` measures a network before and after. `ticket_sparsities`,
 `prune_ticket` and `early_bird` are for lottery tickets.
+`prune_ticket` and `early_bird` are for lottery tickets.
 """
 
 from zosam_jax._types import Units as Units
@@ -36,6 +37,8 @@ from zosam_jax.sparsity.moments import mean_second_moments as mean_second_moment
 from zosam_jax.sparsity.moments import reset_moments as reset_moments
 from zosam_jax.sparsity.packing import pack as pack
 from zosam_jax.sparsity.packing import unpack as unpack
+from zosam_jax.sparsity.reports.cost import Cost as Cost
+from zosam_jax.sparsity.reports.cost import cost as cost
 from zosam_jax.sparsity.reports.findings import SparsityReport as SparsityReport
 from zosam_jax.sparsity.reports.report import report as report
 from zosam_jax.sparsity.tickets import EarlyBird as EarlyBird

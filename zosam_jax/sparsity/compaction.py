@@ -177,8 +177,8 @@ def compact(
       >>> params, _ = zs.models.initialize(model, jax.random.key(0), (4, 4, 1))
       >>> method = zs.sparsity.units(0.5, 100, model.cuts())
       >>> small = zs.sparsity.compact(model, params, method.init(params).masks)
-      >>> small.widths, small.params["hidden2"]["kernel"].shape
-      ({'hidden1': 4, 'hidden2': 3}, (4, 3))
+      >>> small.widths["hidden1"], small.params["hidden2"]["kernel"].shape
+      (4, (4, 3))
     """
     _check.whole("multiple", multiple)
     named, narrows = _groups(model, groups, outputs)

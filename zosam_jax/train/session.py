@@ -19,7 +19,12 @@ from zosam_jax.train import checkpoint
 from zosam_jax.train.compiled_run import CompiledRun
 from zosam_jax.train.experiment import Experiment
 from zosam_jax.train.interruption import Stop
-from zosam_jax.train.step import Totals, TrainState, count_weights
+from zosam_jax.train.step import (
+    Totals,
+    TrainState,
+    count_removable,
+    count_weights,
+)
 
 OnEpoch = Callable[[int, TrainState], bool]
 
@@ -334,7 +339,10 @@ class Session:
             step=self.position.step,
             steps_per_epoch=setup.experiment.steps_per_epoch,
             status="stopped" if self.position.is_stopped else "finished",
-            counts=count_weights(setup.experiment, state),
+            counts={
+                **count_weights(setup.experiment, state),
+                **count_removable(setup.experiment, state),
+            },
             memorized=self._memorized(state),
             compile_seconds=setup.compiled.compile_seconds,
         )

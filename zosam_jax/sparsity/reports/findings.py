@@ -91,6 +91,8 @@ class SparsityReport:
       dense_gradient_every: Steps between gradients of all weights; None: never.
       mean_pruned: Pruned / finally pruned weights, averaged over the training.
       warnings: Sentences; collapsed layers and bottlenecks first.
+      removable: Number of parameters that `compact` would cut out; None if the report
+        does not know the units.
     """
 
     rows: tuple[LeafReport, ...]
@@ -99,6 +101,7 @@ class SparsityReport:
     dense_gradient_every: int | None
     mean_pruned: float
     warnings: tuple[str, ...]
+    removable: int | None = None
 
     @property
     def weights(self) -> int:
@@ -200,6 +203,7 @@ class SparsityReport:
             for name in (
                 *("weights", "live", "sparse_weights", "sparse_live"),
                 *("sparsity", "sparsity_all", "explored", "flops_other"),
+                *("removable",),
                 *("inference_dense", "inference_sparse"),
                 *("training_dense", "training_sparse"),
             )

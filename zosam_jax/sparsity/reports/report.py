@@ -73,9 +73,10 @@ def report(
         SAM (0, 2), ZO-SAM (2, 1); the `info` of an estimate counts them. The dense
         gradient is added once.
       explored: Boolean tree like `masks`, the union of all masks so far.
-      groups: As in `units`. Weights and biases that only feed pruned units have no
-        effect, and count as pruned, masked or not; see `removable`. None: only masked
-        weights count as pruned.
+      groups: As in `units`, or what the method `cuts` of a model returns. Weights and
+        biases that only feed units that nothing reads have no effect, and count as
+        pruned, masked or not; see `removable`. None: only masked weights count as
+        pruned.
       stacked: Leaves that are stacks of layers, as in `dynamic`. Each layer has a row
         of its own, with an equal share of the products of its leaf.
 
@@ -154,6 +155,7 @@ def report(
         dense_gradient_every=dense_gradient_every,
         mean_pruned=float(pruned),
         warnings=tuple(warnings),
+        removable=None if groups is None else sum(idle.values()),
     )
 
 

@@ -39,8 +39,8 @@ def _table(found: Any) -> str:
         columns.append(("explored", lambda r: _percent(r.explored)))
     if inference is not None:
         columns += [
-            ("FLOPs", lambda r: _short(r.flops_dense)),
-            ("live FLOPs", lambda r: _short(r.flops_sparse)),
+            ("FLOPs", lambda r: short(r.flops_dense)),
+            ("live FLOPs", lambda r: short(r.flops_sparse)),
             ("share", lambda r: _percent(ratio(r.flops_sparse, inference))),
         ]
     shown = layers(found)
@@ -59,7 +59,7 @@ def _table(found: Any) -> str:
             line(layer=name, weights=f"{rest:,}", live=f"{live:,}", density=density)
         )
     if found.flops_other:
-        flops, share = _short(found.flops_other), ratio(found.flops_other, inference)
+        flops, share = short(found.flops_other), ratio(found.flops_other, inference)
         cells.append(
             line(
                 layer=OTHER,
@@ -77,7 +77,7 @@ def _totals(found: Any) -> str:
 
     def flops(sparse: float, dense: float | None, *remarks: str) -> list[str]:
         part = ratio(sparse, dense)
-        remarks = (f"{_short(sparse)} of {_short(dense)} dense", *remarks)
+        remarks = (f"{short(sparse)} of {short(dense)} dense", *remarks)
         return ["-" if part is None else f"{part:.4f}", f"({'; '.join(remarks)})"]
 
     lines = [
@@ -86,6 +86,9 @@ def _totals(found: Any) -> str:
     ]
     lines[0].append(weights(found.sparse_live, found.sparse_weights))
     lines[1].append(weights(found.live, found.weights))
+    if found.removable is not None:
+        what = "(parameters of units that nothing reads)"
+        lines.append(["compact would cut out", f"{found.removable:,}", what])
     if found.explored is not None:
         lines.append(["explored of the sparse leaves", f"{found.explored:.2%}", ""])
     inference, training = found.inference_sparse, found.training_sparse
@@ -149,8 +152,12 @@ def _percent(share: float | None) -> str:
     return "-" if share is None else f"{share:.2%}"
 
 
-def _short(count: float | None) -> str:
-    """Returns a number with four digits and a prefix, as 551.2 M."""
+def short(count: float | None) -> str:
+    """Returns a number with four digits and a prefix; "-" for None.
+
+    >>> short(551_234_567), short(60)
+    ('551.2 M', '60')
+    """
     if count is None:
         return "-"
     for power, prefix in ((12, "T"), (9, "G"), (6, "M"), (3, "k")):
