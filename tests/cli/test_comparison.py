@@ -94,13 +94,14 @@ def test_label_noise_and_probes_are_shown_where_a_run_has_them(tmp_path, monkeyp
     path = other / "summary.json"
     shares = {"given": 0.8, "clean": 0.6}
     added = {f"train_accuracy_{kind}_labels": x for kind, x in shares.items()}
+    added["parameters_removable"] = 1234
     path.write_text(json.dumps(json.loads(path.read_text()) | added))
     assert comparison.columns(record.read_all([plain])) == [*comparison.COLUMNS]
     runs = record.read_all([plain, other])
     rare = comparison.columns(runs)[len(comparison.COLUMNS) :]
     assert [[c.cell(run) for c in rare] for run in runs] == [
-        ["-"] * 4,
-        ["40%", "80.00%", "60.00%", "0.25 of the batch"],
+        ["-"] * 5,
+        ["40%", "80.00%", "60.00%", "0.25 of the batch", "1,234"],
     ]
     assert "train accuracy, clean labels" in comparison._page(runs, b"")
     figures = []

@@ -81,7 +81,7 @@ def _live(run: RunRecord) -> str:
 
 
 def _removable(run: RunRecord) -> str:
-    return _number(_summary(run, "parameters_removable"), ",d")
+    return _number(_summary(run, "parameters_removable") or None, ",d")
 
 
 def _speed(run: RunRecord) -> str:
@@ -107,7 +107,6 @@ COLUMNS = (
     Column("train loss", _last("train", "loss", ".4f"), least_width=_WIDE),
     Column("sparsity", _sparsity),
     Column("live parameters", _live, least_width=80),
-    Column("could be cut", _removable, least_width=_WIDE),
     Column("images/s", _speed, least_width=_WIDE),
     Column("time", _time, least_width=90),
 )
@@ -139,6 +138,7 @@ RARE_COLUMNS = (
     Column("train accuracy, given labels", _of_labels("given"), least_width=_WIDE),
     Column("train accuracy, clean labels", _of_labels("clean"), least_width=100),
     Column("probes", _probes, is_text=True, least_width=80),
+    Column("could be cut", _removable, least_width=_WIDE),
 )
 
 
