@@ -6,7 +6,6 @@ makes a new method of two `scores`. `masks` reads the masks of a state, `apply_m
 applies them, and `report` counts weights and FLOPs. `compact` cuts out units that
 nothing reads, and `cost` measures a network before and after. `ticket_sparsities`,
 `prune_ticket` and `early_bird` are for lottery tickets.
-`prune_ticket` and `early_bird` are for lottery tickets.
 """
 
 from zosam_jax._types import Units as Units

@@ -10,6 +10,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
+from zosam_jax import sparsity
 from zosam_jax.runs import files, metrics, summary
 from zosam_jax.runs.config import TrainConfig
 from zosam_jax.runs.errors import RunError
@@ -19,12 +20,7 @@ from zosam_jax.train import checkpoint
 from zosam_jax.train.compiled_run import CompiledRun
 from zosam_jax.train.experiment import Experiment
 from zosam_jax.train.interruption import Stop
-from zosam_jax.train.step import (
-    Totals,
-    TrainState,
-    count_removable,
-    count_weights,
-)
+from zosam_jax.train.step import Totals, TrainState, count_weights
 
 OnEpoch = Callable[[int, TrainState], bool]
 
@@ -341,7 +337,7 @@ class Session:
             status="stopped" if self.position.is_stopped else "finished",
             counts={
                 **count_weights(setup.experiment, state),
-                **count_removable(setup.experiment, state),
+                **_removable(setup.experiment, state),
             },
             memorized=self._memorized(state),
             compile_seconds=setup.compiled.compile_seconds,
@@ -378,3 +374,17 @@ class Session:
 
 def _sparsity(setup: Setup, state: TrainState) -> float:
     return float(count_weights(setup.experiment, state)["sparsity"])
+
+
+def _removable(experiment: Experiment, state: TrainState) -> dict[str, int]:
+    """Returns the number of parameters of units that nothing reads.
+
+    `zs.sparsity.compact` would cut them out. Empty for a dense run, and for a model
+    that does not say where its units are.
+    """
+    model = experiment.model
+    if experiment.method is None or not hasattr(model, "cuts"):
+        return {}
+    masks = sparsity.masks(state.opt_state)
+    found = sparsity.removable(state.params, masks, model.cuts())
+    return {"parameters_removable": sum(found.values())}

@@ -203,20 +203,6 @@ def _add(
     )
 
 
-def count_removable(experiment: Experiment, state: TrainState) -> dict[str, int]:
-    """Returns the number of parameters of units that nothing reads.
-
-    `zs.sparsity.compact` would cut them out. Empty for a dense run, and for a model
-    that does not say where its units are.
-    """
-    model = experiment.model
-    if experiment.method is None or not hasattr(model, "cuts"):
-        return {}
-    masks = sparsity.masks(state.opt_state)
-    found = sparsity.removable(state.params, masks, model.cuts())
-    return {"parameters_removable": sum(found.values())}
-
-
 def count_weights(experiment: Experiment, state: TrainState) -> dict[str, int | float]:
     """Returns the numbers of parameters and of live ones, and two sparsities.
 

@@ -31,9 +31,10 @@ class Cost(NamedTuple):
 
     def __str__(self) -> str:
         """Returns the line."""
+        size = f"{short(self.bytes)}B" if self.bytes >= 1000 else f"{self.bytes} B"
         return (
-            f"{self.parameters:,} parameters, {short(self.macs)} MACs, "
-            f"{short(self.bytes)}B, {self.milliseconds:.3g} ms"
+            f"{self.parameters:,} parameters, {short(self.macs)} MACs, {size}, "
+            f"{self.milliseconds:.3g} ms"
         )
 
 
