@@ -10,7 +10,7 @@ quote their medians. AE-SAM's plain steps and SAM steps are timed apart. Its tim
 their mean by the fraction of SAM steps in a training, which `benchmarks.aesam`
 measures: on one fixed batch it chooses otherwise. Images are random, so no data set is
 needed. Every gradient of `zosam_jax.gradients.registry` is measured; `SETTINGS` adds
-forms of ZO-SAM.
+forms of SAM and ZO-SAM.
 """
 
 import resource
@@ -76,18 +76,25 @@ KINDS = {
 
 GUIDED = {"directions": "guided"}
 
-# Settings of ZO-SAM that are measured too.
-SETTINGS: dict[str, dict[str, Any]] = {
-    "ZO-SAM, m=2": {"num_directions": 2},
-    "ZO-SAM, vmapped": {"chunk_size": 1},
-    "ZO-SAM, exact (jvp)": {"delta": None},
-    "ZO-SAM, quarter batch": {},
-    "ZO-SAM, bfloat16": {},
-    "ZO-SAM, every 5": {"every": 5},
-    "guided ZO-SAM, m=2": {**GUIDED, "num_directions": 2},
-    "guided ZO-SAM, quarter batch": GUIDED,
-    "guided ZO-SAM, every 5": {**GUIDED, "every": 5},
-    "ZO-SAM, zeroth-order descent": {"descent": "zeroth_order"},
+# Settings that are measured too, by the name of the gradient.
+SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
+    "sam": {
+        "SAM, 1/4 of the batch": {"ascent_fraction": 1 / 4},
+        "SAM, 1/8 of the batch": {"ascent_fraction": 1 / 8},
+        "SAM, 1/16 of the batch": {"ascent_fraction": 1 / 16},
+    },
+    "zosam": {
+        "ZO-SAM, m=2": {"num_directions": 2},
+        "ZO-SAM, vmapped": {"chunk_size": 1},
+        "ZO-SAM, exact (jvp)": {"delta": None},
+        "ZO-SAM, quarter batch": {},
+        "ZO-SAM, bfloat16": {},
+        "ZO-SAM, every 5": {"every": 5},
+        "guided ZO-SAM, m=2": {**GUIDED, "num_directions": 2},
+        "guided ZO-SAM, quarter batch": GUIDED,
+        "guided ZO-SAM, every 5": {**GUIDED, "every": 5},
+        "ZO-SAM, zeroth-order descent": {"descent": "zeroth_order"},
+    },
 }
 
 
@@ -99,10 +106,11 @@ def methods() -> dict[str, tuple[Callable[..., zs.GradientEstimator], dict[str, 
         for variant in row.variants:
             options = {**variant.options, **OPTIONS.get(variant.label, {})}
             found[variant.label] = row.make, options
-    zosam = METHODS["zosam"].make
     make, usual = found[AESAM]
     found |= {label: (make, usual | limits) for label, limits in KINDS.items()}
-    return found | {label: (zosam, options) for label, options in SETTINGS.items()}
+    for name, settings in SETTINGS.items():
+        found |= {k: (METHODS[name].make, options) for k, options in settings.items()}
+    return found
 
 
 # Steps of these methods differ; one measurement is the mean over so many steps.
