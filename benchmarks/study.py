@@ -27,7 +27,7 @@ import math
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -229,14 +229,9 @@ class Study:
         if not path.exists():
             return None
         timed = json.loads(path.read_text())
-        known = {label: statistics.median(ratios) for label, ratios in timed.items()}
-        # A shorter training takes the steps of SGD.
-        known |= {m: 1.0 for m, row in CONTENDERS.items() if row.epochs != 1}
-        return {
-            label: 1 + row.share * (known[label] - 1)
-            for label, row in CONTENDERS.items()
-            if label in known
-        }
+        return _whole(
+            {label: statistics.median(ratios) for label, ratios in timed.items()}
+        )
 
     def passes(self) -> dict[str, float]:
         """Returns the gradients of a step of each method, as far as they are counted.
@@ -244,11 +239,7 @@ class Study:
         A loss without its gradient counts as a third of a gradient.
         """
         path = self._file("passes")
-        counted = json.loads(path.read_text()) if path.exists() else {}
-        return {
-            label: 1 + CONTENDERS[label].share * (count - 1)
-            for label, count in counted.items()
-        }
+        return _whole(json.loads(path.read_text()) if path.exists() else {})
 
     def measure(self) -> None:
         """Times and counts the steps of all methods, unless that is done.
@@ -257,7 +248,7 @@ class Study:
         """
         methods = [m for m in self.methods if CONTENDERS[m].epochs == 1]
         if not (path := self._file("passes")).exists():
-            self._write(path, count_passes(self, self.methods))
+            self._write(path, count_passes(self, methods))
         if not (path := self._file("prices")).exists():
             found = time_steps(self, methods, self.args.rounds)
             again = statistics.median(found[AGAIN])
@@ -276,6 +267,22 @@ class Study:
 
     def _file(self, name: str) -> Path:
         return self.args.runs / self.name / f"{name}.json"
+
+
+def _whole(perturbed: Mapping[str, float]) -> dict[str, float]:
+    """Returns the mean price of a step of a whole training, in steps of SGD.
+
+    Args:
+      perturbed: The price of a perturbed step by method.
+    """
+    # A shorter training takes the steps of SGD.
+    shorter = {m: 1.0 for m, row in CONTENDERS.items() if row.epochs != 1}
+    known = {**perturbed, **shorter} if perturbed else {}
+    return {
+        label: 1 + row.share * (known[label] - 1)
+        for label, row in CONTENDERS.items()
+        if label in known
+    }
 
 
 def time_steps(

@@ -127,6 +127,8 @@ _FEW = (
     "F-SAM",
     "ZO-SAM",
     "guided ZO-SAM",
+    "SGD, 1/2 of the epochs",
+    "SGD, 1/4 of the epochs",
     "random, random sign",
 )
 PROBLEMS: dict[str, Problem] = {

@@ -15,9 +15,11 @@ from benchmarks.study_plan import CONTENDERS, SAM, SGD, Training
 matplotlib.use("agg")
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.ticker import FixedLocator, NullLocator
 
 COSTS = {"time": "time of a step", "passes": "gradients of a step"}
 """The two prices of a step, in steps of SGD."""
+TICKS = (1, 1.2, 1.5, 2, 3, 4, 6, 8)
 
 
 def summarize(
@@ -94,15 +96,16 @@ def table(rows: Sequence[dict[str, Any]]) -> list[list[str]]:
             "gradients",
             "top-1, %",
             "gain over SGD",
+            "of SAM's",
             "at equal time: epochs",
             "gain",
             "diverged",
         ]
     ]
     at_time = {row["method"]: row for row in rows if row["stage"] == "time"}
-    for row in rows:
-        if row["stage"] != "epochs":
-            continue
+    at_epochs = {row["method"]: row for row in rows if row["stage"] == "epochs"}
+    full = at_epochs.get(SAM, {}).get("gain")
+    for row in at_epochs.values():
         longer = at_time.get(row["method"], {})
         diverged = row["diverged"] + longer.get("diverged", 0)
         lines.append(
@@ -112,6 +115,7 @@ def table(rows: Sequence[dict[str, Any]]) -> list[list[str]]:
                 *(f"{row[kind]:.2f}" if row[kind] else "" for kind in COSTS),
                 f"{100 * row['mean']:.2f}",
                 _points(row.get("gain")),
+                _share(row.get("gain"), full),
                 str(longer.get("epochs", "")),
                 _points(longer.get("gain")),
                 str(diverged or ""),
@@ -125,6 +129,13 @@ def _points(found: Mapping[str, float] | None) -> str:
     if found is None or math.isnan(found["mean"]):
         return ""
     return f"{100 * found['mean']:+.2f} ± {100 * found['half_width']:.2f}"
+
+
+def _share(found: Mapping[str, float] | None, full: Mapping[str, float] | None) -> str:
+    """A gain as a percentage of another, if that is above 0."""
+    if found is None or full is None or not full["mean"] > 0:
+        return ""
+    return f"{found['mean'] / full['mean']:.0%}".replace("%", " %")
 
 
 def front(points: Mapping[str, tuple[float, float]]) -> list[str]:
@@ -207,6 +218,8 @@ def _panel(axis: Axes, rows: Sequence[dict[str, Any]], kind: str) -> None:
     axis.step(prices, gains, where="post", color="black", linewidth=0.8)
     axis.axhline(0, color="grey", linewidth=0.6)
     axis.set_xscale("log")
+    axis.set_xlim(left=0.95)
+    axis.xaxis.set_major_locator(FixedLocator(TICKS))
     axis.xaxis.set_major_formatter("{x:g}")
-    axis.xaxis.set_minor_formatter("{x:g}")
-    axis.grid(alpha=0.25, which="both")
+    axis.xaxis.set_minor_locator(NullLocator())
+    axis.grid(alpha=0.25)

@@ -8,7 +8,7 @@ on the page that `PAGES` names. A method without a measurement shows "not run".
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -421,6 +421,21 @@ def markdown(lines: list[list[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in (header, rule, *rest))
 
 
+def study_tables(rows: Sequence[dict[str, Any]]) -> dict[str, list[list[str]]]:
+    """Returns the table of each problem of the study by its name.
+
+    Args:
+      rows: Of all problems.
+    """
+    problems = dict.fromkeys(row["problem"] for row in rows)
+    return {
+        f"study-{problem}": study_report.table(
+            [row for row in rows if row["problem"] == problem]
+        )
+        for problem in problems
+    }
+
+
 def tables() -> dict[str, list[list[str]]]:
     """Returns every generated table by its name."""
     throughput, alignment = load(THROUGHPUT), load(ALIGNMENT)
@@ -432,7 +447,7 @@ def tables() -> dict[str, list[list[str]]]:
         "probes": probes(alignment, throughput),
         "guided": guided_rows(load(GUIDED)["rules"]),
         "steps": steps(throughput),
-        "study-digits-noise40": study_report.table(load(STUDY)["rows"]),
+        **study_tables(load(STUDY)["rows"]),
         "sparse-grid": grid_rows(load(GRID)["cells"], SPARSE_METHODS),
         **sparsity_rows(load(SPARSITY)["rows"]),
         "presets": preset_rows(),
@@ -448,6 +463,8 @@ def tables() -> dict[str, list[list[str]]]:
 PAGES = {
     "benchmarks/README.md": (
         "study-digits-noise40",
+        "study-digits-noise20",
+        "study-digits-resnet-noise40",
         "gradients",
         "probes",
         "guided",

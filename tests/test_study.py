@@ -170,7 +170,8 @@ def test_gains_are_paired_by_seed(planned):
     assert 2 * row["gain"]["half_width"] == pytest.approx(high - low)
     assert rows["epochs", SGD]["to_sam"]["mean"] == pytest.approx(-0.05)
     (line,) = (x for x in study_report.table(list(rows.values())) if x[0] == SAM)
-    assert line == [SAM, "0.05", "2.00", "", "85.00", "+5.00 ± 2.48", "", "", ""]
+    own = ["+5.00 ± 2.48", "100 %", "", "", ""]
+    assert line == [SAM, "0.05", "2.00", "", "85.00", *own]
 
 
 def test_the_front_holds_what_no_other_beats():
