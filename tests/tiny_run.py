@@ -98,15 +98,28 @@ def prepare(chosen, data=None, model=None, **objects) -> CompiledRun:
 
 
 @functools.cache
-def abstract(**fields):
-    """Shapes of the state of a configuration, traced once for all its runs."""
-    return prepare(config("a folder that is not there", **fields)).abstract
+def programs(**fields):
+    """The programs of a configuration, the same for all its runs."""
+    return prepare(config("a folder that is not there", **fields))
+
+
+def again(out, display=None, compiled=None, start=None, **fields):
+    """Runs the configuration with programs that all such calls share.
+
+    A run that resumes in a process of its own, with programs of its own, is a test of
+    `test_kill.py`.
+    """
+    compiled = compiled or programs(**fields)
+    shared = compiled.again() if compiled.is_compiled else compiled
+    objects = {"dataset": dataset(), "model": Net()}
+    chosen = config(out, **fields)
+    return run(chosen, display=display, compiled=shared, start=start, **objects)
 
 
 def final(out, **fields):
     """The state in the newest checkpoint of a run, as NumPy arrays."""
     checkpoints = Checkpoints(out / "checkpoints", 2)
-    state = checkpoints.restore(abstract(**fields), print)
+    state = checkpoints.restore(programs(**fields).abstract, print)
     checkpoints.close()
     return state
 

@@ -173,6 +173,11 @@ ON_EIGHT = [
 ]
 
 
+# They choose their masks anew in every step, which on eight devices costs ten times as
+# much as the rest, and no schedule tells the later steps from the earlier ones.
+FEWER = {"ste": 200, "sr-ste": 200}
+
+
 def place(layout, values):
     """The start and the examples, laid out on the devices that there are."""
     if layout is None:
@@ -190,8 +195,8 @@ def place(layout, values):
     )
 
 
-def run(name, layout=None, options=None):
-    """Masks and weights of every step, first axis STEPS, of the sparse leaves."""
+def run(name, layout=None, options=None, steps=STEPS):
+    """Masks and weights of every step, on the first axis, of the sparse leaves."""
     tx = zs.sparsify(optax.sgd(0.05, momentum=0.9), CASES[name].method)
     params, targets = place(
         layout, jax.tree.map(jnp.asarray, (replicas.start(), replicas.targets()))
@@ -218,7 +223,7 @@ def run(name, layout=None, options=None):
             masks = zs.sparsity.masks(state)
             return (params, state), ({k: masks[k] for k in SPARSE}, params)
 
-        return jax.lax.scan(step, (params, state), None, length=STEPS)[1]
+        return jax.lax.scan(step, (params, state), None, length=steps)[1]
 
     return jax.tree.map(np.asarray, train(params, targets))
 
@@ -244,18 +249,21 @@ def check(name, masks, weights):
     wanted_masks, wanted, _ = expected(name)
     for k in SPARSE:
         differ = np.any(
-            masks[k] != wanted_masks[k], axis=tuple(range(1, masks[k].ndim))
+            masks[k] != wanted_masks[k][: len(masks[k])],
+            axis=tuple(range(1, masks[k].ndim)),
         )
         assert not differ.any(), f"{k}: masks differ from step {np.argmax(differ)} on"
     for k in SHAPES:
         # Some ulps of weights of the order of one, which the quadratic contracts.
-        np.testing.assert_allclose(weights[k], wanted[k], rtol=1e-5, atol=1e-5)
+        first = wanted[k][: len(weights[k])]
+        np.testing.assert_allclose(weights[k], first, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", quick(CASES, "rigl"))
 def test_a_thousand_steps_equal_the_numpy_replica(name):
     # The rest as eight devices run them: it compiles in half the time.
     masks, weights = run(name, options=None if name in SHARDED else FAST)
+    assert len(masks["a"]) == STEPS
     check(name, masks, weights)
     changes = {
         k: np.any(np.diff(m, axis=0).reshape(STEPS - 1, -1), 1)
@@ -276,7 +284,7 @@ def test_a_thousand_steps_equal_the_numpy_replica(name):
 def report(folder):
     """Runs `ON_EIGHT`, for a process with eight devices."""
     for name, layout in ON_EIGHT:
-        masks, weights = run(name, layout, FAST)
+        masks, weights = run(name, layout, FAST, FEWER.get(name, STEPS))
         arrays = {f"mask {k}": np.packbits(m, axis=0) for k, m in masks.items()}
         np.savez(Path(folder) / f"{name} {layout}.npz", **arrays, **weights)
     print(jax.device_count())  # noqa: T201

@@ -12,7 +12,7 @@ from tiny_run import Recorder, assert_same
 
 from zosam_jax.runs import folder, metrics, progress
 from zosam_jax.runs.progress import Silent
-from zosam_jax.train import RunError, numerics, quiet, run
+from zosam_jax.train import RunError, numerics, quiet
 from zosam_jax.train.interruption import Stop, interruptions
 
 
@@ -26,10 +26,7 @@ def whole(tmp_path_factory):
 
 
 def again(out, compiled, display=None, start=None, **fields):
-    config = tiny_run.config(out, keep=3, **fields)
-    programs = compiled.again() if compiled.is_compiled else compiled
-    objects = {"dataset": tiny_run.dataset(), "model": tiny_run.Net()}
-    return run(config, display=display, compiled=programs, start=start, **objects)
+    return tiny_run.again(out, display, compiled, start, keep=3, **fields)
 
 
 def weights(out, compiled):

@@ -386,14 +386,14 @@ def test_a_look_in_bfloat16_has_a_loss_in_float32():
 )
 def test_a_method_with_memory_goes_on_with_the_same_bits(tmp_path, gradient, options):
     fields = {"gradient": gradient, "gradient_options": options, "epochs": 2}
-    tiny_run.train(tmp_path / "whole", **fields)
-    cut = tiny_run.train(tmp_path / "cut", display=tiny_run.Recorder(2), **fields)
+    tiny_run.again(tmp_path / "whole", **fields)
+    cut = tiny_run.again(tmp_path / "cut", display=tiny_run.Recorder(2), **fields)
     assert cut.status == "interrupted"
     stopped = tiny_run.final(tmp_path / "cut", **fields)
     assert 2 <= int(stopped.step) < 8
     memory = jax.tree.leaves(stopped.opt_state.gradient.memory)
     assert any(np.any(x) for x in memory if np.ndim(x) > 1)
-    assert tiny_run.train(tmp_path / "cut", **fields).status == "finished"
+    assert tiny_run.again(tmp_path / "cut", **fields).status == "finished"
     tiny_run.assert_same(
         *(tiny_run.final(tmp_path / name, **fields) for name in ("cut", "whole"))
     )

@@ -28,8 +28,11 @@ KINDS = {
 
 def given(kind):
     """A run's arguments with one object of its own, beside model and data set."""
-    objects = {"dataset": tiny_run.dataset(), "model": tiny_run.Net()}
-    return objects | ({kind: OBJECTS[kind]()} if kind else {})
+    return {"dataset": tiny_run.dataset(), "model": tiny_run.Net()} | own(kind)
+
+
+def own(kind):
+    return {kind: OBJECTS[kind]()} if kind else {}
 
 
 def config(out, kind, **fields):
@@ -39,7 +42,8 @@ def config(out, kind, **fields):
 
 @pytest.mark.parametrize("kind", OBJECTS)
 def test_a_given_object_trains_resumes_and_is_reported(tmp_path, kind):
-    whole = run(config(tmp_path / "a", kind), **given(kind))
+    programs = tiny_run.prepare(config(tmp_path / "a", kind), **own(kind))
+    whole = run(config(tmp_path / "a", kind), compiled=programs, **given(kind))
     assert whole.status == "finished"
     plain = run(config(tmp_path / "plain", kind), **given(""))
     assert whole.summary["test_loss"] != plain.summary["test_loss"]
@@ -47,9 +51,10 @@ def test_a_given_object_trains_resumes_and_is_reported(tmp_path, kind):
         assert whole.summary["sparsity"] == 0.5
 
     show = tiny_run.Recorder(6)
-    cut = run(config(tmp_path / "b", kind), display=show, **given(kind))
+    path, given_too = tmp_path / "b", given(kind)
+    cut = run(config(path, kind), display=show, compiled=programs.again(), **given_too)
     assert cut.status == "interrupted"
-    again = run(config(tmp_path / "b", kind), **given(kind))
+    again = run(config(path, kind), compiled=programs.again(), **given_too)
     a, b = (
         load_run.load(tmp_path / name, **given(kind)).variables for name in ("a", "b")
     )

@@ -24,7 +24,7 @@ def whole(tmp_path_factory):
     """An uninterrupted run of three epochs."""
     path = tmp_path_factory.mktemp("whole") / "run"
     show = Recorder()
-    result = tiny_run.train(path, display=show)
+    result = tiny_run.again(path, display=show)
     return result, tiny_run.final(path), show
 
 
@@ -106,13 +106,13 @@ def test_a_signal_leaves_a_checkpoint_and_the_run_goes_on(whole, tmp_path, step)
     """Step 2 is within an epoch, step 4 at the end of one."""
     show = Recorder(step)
     path = tmp_path / "run"
-    cut = tiny_run.train(path, display=show)
+    cut = tiny_run.again(path, display=show)
     assert (cut.status, cut.signal) == ("interrupted", signal.SIGTERM)
     assert "goes on" in show.said[-1]
     assert not (path / "summary.json").exists()
     stopped = int(tiny_run.final(path).step)
     assert step <= stopped < 12
-    result = tiny_run.train(path)
+    result = tiny_run.again(path)
     assert result.status == "finished"
     tiny_run.assert_same(tiny_run.final(path), whole[1])
     old = metrics.read(whole[0].folder / "metrics.jsonl")
@@ -132,7 +132,7 @@ def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(whole, tmp_path)
         if file.is_file():
             file.write_bytes(b"noise")
     show = Recorder()
-    result = tiny_run.train(path, display=show)
+    result = tiny_run.again(path, display=show)
     assert result.status == "finished"
     said = " ".join(show.said)
     assert "step 12 is damaged" in said
@@ -142,7 +142,7 @@ def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(whole, tmp_path)
 
 def test_one_compiled_loop_equals_a_loop_of_steps(whole, tmp_path):
     path = tmp_path / "run"
-    result = tiny_run.train(path, loop="scan")
+    result = tiny_run.again(path, loop="scan")
     state = tiny_run.final(path, loop="scan")
     for x, y in zip(jax.tree.leaves(state), jax.tree.leaves(whole[1]), strict=True):
         np.testing.assert_allclose(np.float32(x), np.float32(y), rtol=2e-3, atol=2e-4)
