@@ -228,7 +228,6 @@ def _overwrite_cases() -> Iterator[Case]:
             _before("checkpoints not deleted", "shutil.rmtree", "run/checkpoints"),
         ),
         ("KILL", _before("old metrics not deleted", "os.remove", "run/metrics.jsonl")),
-        ("KILL", _before("record not deleted", "os.remove", "run/config.json")),
         ("KILL", _before("configuration not named", "os.rename", "config.json.tmp")),
         ("TERM", _step(STEPS + 7)),
     )

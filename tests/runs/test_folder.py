@@ -1,5 +1,6 @@
 import dataclasses
 import errno
+import itertools
 import json
 import os
 from pathlib import Path
@@ -75,33 +76,73 @@ def test_overwriting_deletes_the_run_and_nothing_else(tmp_path):
     (tmp_path / "metrics.jsonl").write_text("{}\n")
     (tmp_path / "checkpoints" / "4").mkdir(parents=True)
     (tmp_path / "notes.txt").write_text("mine")
-    with folder.claim(dataclasses.replace(c, overwrite=True)):
-        pass
-    assert {p.name for p in tmp_path.iterdir()} == {"notes.txt", ".lock"}
-
-
-def test_overwriting_that_was_killed_goes_on(tmp_path, monkeypatch):
-    c = TrainConfig(out=str(tmp_path))
-    folder.write_config(tmp_path, c, None, 0, DEVICES)
-    (tmp_path / "checkpoints").mkdir()
-    for name in ("metrics.jsonl", "summary.json"):
-        (tmp_path / name).write_text("")
-
-    def killed(path):
-        raise KeyboardInterrupt
-
     again = dataclasses.replace(c, overwrite=True)
-    with monkeypatch.context() as patch:
-        patch.setattr(folder.shutil, "rmtree", killed)
-        with pytest.raises(KeyboardInterrupt), folder.claim(again):
-            pass
-    # It is known as a run, and not as a finished one.
-    assert not (tmp_path / "summary.json").exists()
-    folder.check(c)
-    folder.check(again)
     with folder.claim(again):
-        pass
-    assert {p.name for p in tmp_path.iterdir()} == {".lock"}
+        left = {"notes.txt", ".lock", "config.json"}
+        assert {p.name for p in tmp_path.iterdir()} == left
+        # The new run replaces the record, and begins its list of sessions.
+        assert not folder.write_config(tmp_path, again, None, 0, {})
+    (session,) = folder.read_config(tmp_path)["sessions"]
+    assert "backend" not in session
+
+
+def test_overwriting_that_was_killed_at_any_moment_goes_on(tmp_path, monkeypatch):
+    """What else lies in the folder stays, and the folder stays that of a run."""
+    c = TrainConfig(out=str(tmp_path))
+    again = dataclasses.replace(c, overwrite=True)
+    files = ("summary.json", "metrics.jsonl", "curves.png", "evaluation.json")
+    mine = {tmp_path / "notes.txt", tmp_path / "plots" / "metrics.jsonl"}
+    (tmp_path / "plots").mkdir()
+    for path in mine:
+        path.write_text("mine")
+    left = -1
+    remove, remove_tree = Path.unlink, folder.shutil.rmtree
+
+    def counted(delete):
+        def call(path, **options):
+            nonlocal left
+            left -= 1
+            if left < 0:
+                raise KeyboardInterrupt
+            return delete(path, **options)
+
+        return call
+
+    for moment in itertools.count():
+        folder.write_config(tmp_path, c, None, 0, DEVICES)
+        for name in files:
+            (tmp_path / name).write_text("")
+        (tmp_path / "checkpoints" / "4").mkdir(parents=True, exist_ok=True)
+        left = moment
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "unlink", counted(remove))
+            patch.setattr(folder.shutil, "rmtree", counted(remove_tree))
+            try:
+                with folder.claim(again):
+                    break
+            except KeyboardInterrupt:
+                pass
+        assert (tmp_path / "summary.json").exists() == (moment == 0)
+        assert folder.check(c) == c.epochs
+        assert folder.check(again) is None
+        assert {p.read_text() for p in mine} == {"mine"}
+    assert moment > len(files)
+    assert {p.read_text() for p in mine} == {"mine"}
+    names = {"notes.txt", "plots", ".lock", "config.json"}
+    assert {p.name for p in tmp_path.iterdir()} == names
+
+
+def test_a_search_deletes_no_run_that_is_not_its_own(tmp_path):
+    """Beside the record of a search, `config.json` and its kin are the user's."""
+    (tmp_path / "lottery.json").write_text("{}")
+    for name in ("config.json", "metrics.jsonl"):
+        (tmp_path / name).write_text("mine")
+    deleted = []
+    c = TrainConfig(out=str(tmp_path), overwrite=True)
+    with folder.claim(c, "lottery.json", deleted.append):
+        assert deleted == [tmp_path]
+    assert (tmp_path / "config.json").read_text() == "mine"
+    assert (tmp_path / "metrics.jsonl").read_text() == "mine"
 
 
 @pytest.mark.parametrize(
@@ -202,7 +243,7 @@ def test_overwriting_deletes_what_lies_in_the_place_of_a_file(tmp_path):
     (tmp_path / "metrics.jsonl").symlink_to("nowhere")
     with folder.claim(dataclasses.replace(c, overwrite=True)):
         pass
-    assert {p.name for p in tmp_path.iterdir()} == {".lock"}
+    assert {p.name for p in tmp_path.iterdir()} == {".lock", "config.json"}
 
 
 @pytest.mark.parametrize("name", ["config.json", "summary.json", "metrics.jsonl"])

@@ -286,6 +286,17 @@ def test_sharing_out_ends_and_is_exact_in_extreme_cases():
         check_shares(given, total, room)
 
 
+def test_rounding_never_shares_out_more_than_there_is():
+    """Shares that float32 rounds up: each a fraction of one, or by some weights."""
+    ones, room = np.ones(5, np.int32), np.full(5, 4 * 10**8, np.int32)
+    check_shares(np.asarray(shares(jnp.int32(5003), ones, room)), 5003, room)
+    rng = np.random.default_rng(0)
+    for total in rng.integers(5 * 10**8, 19 * 10**8, 40):
+        weights = rng.integers(1, 10**5, 5).astype(np.int32)
+        given = np.asarray(shares(jnp.int32(total), weights, room))
+        check_shares(given, total, room)
+
+
 def test_a_schedule_beyond_its_bounds_costs_no_weight():
     params = {"w": jnp.arange(1.0, 65).reshape(8, 8)}
     for fraction in (-0.5, 1.5):

@@ -129,11 +129,9 @@ def run_lottery(
     given = Objects(dataset, model, method, gradient, optimizer)
     compiled = _prepare(config, rounds, given)
     search = _Search(config, rounds, given, compiled, show, command, stop)
-    with folder.claim(config) as path, explained(path):
+    with folder.claim(config, RECORD, _clear) as path, explained(path):
         # Another process may have searched here while this one prepared.
         folder.check(config, RECORD)
-        if config.overwrite:
-            _clear(path)
         return _run_rounds(search, path)
 
 
@@ -351,14 +349,13 @@ def _table(records: Sequence[JSON]) -> list[str]:
 
 
 def _clear(path: Path) -> None:
-    """Deletes the rounds and their files; other files in the folder stay."""
+    """Deletes the rounds and their files but for `lottery.json`; other files stay."""
     for entry in path.glob("round-[0-9]*"):
         folder.clear(entry)
+        (entry / "config.json").unlink(missing_ok=True)
         (entry / ".lock").unlink(missing_ok=True)
         with contextlib.suppress(OSError):
             entry.rmdir()
     for name in ("rewind", "early-bird"):
         shutil.rmtree(path / name, ignore_errors=True)
-    # The record last: without it, the folder is not recognised as one of rounds.
-    for name in ("curves.png", RECORD):
-        (path / name).unlink(missing_ok=True)
+    (path / "curves.png").unlink(missing_ok=True)

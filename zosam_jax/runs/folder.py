@@ -4,7 +4,7 @@ import contextlib
 import datetime
 import fcntl
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,10 +18,11 @@ LOTTERY_RECORD = "lottery.json"
 """The file that marks a folder of lottery rounds; each round is a run folder in it."""
 
 # In the order in which they are deleted, since a process may be killed on the way.
-# Without the first, the run is unfinished; without the last, there is none.
+# Without the first, the run is unfinished. `config.json` is not among them: the new run
+# replaces it in one step, so that the folder is that of a run at every moment.
 _ENTRIES = ("summary.json", "checkpoints", "damaged", "tensorboard", "curves.png")
 _ENTRIES += ("evaluation.json", "evaluation.jsonl", "evaluation.png")
-_ENTRIES += ("metrics.jsonl", "config.json")
+_ENTRIES += ("metrics.jsonl",)
 # What may change between two sessions of a run without changing its configuration.
 _ENVIRONMENT = ("commit", "cpus", "backend", "device", "devices")
 
@@ -240,11 +241,31 @@ def read_summary(config: RecordedConfig) -> JSON | None:
     return None if config.overwrite else summary.read(config.folder)
 
 
+def clear(folder: Path) -> None:
+    """Deletes the files of a run but for `config.json`; other files stay."""
+    for name in _ENTRIES:
+        path = folder / name
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
 @contextlib.contextmanager
-def claim(config: RecordedConfig) -> Iterator[Path]:
+def claim(
+    config: RecordedConfig,
+    record: str = "config.json",
+    delete: Callable[[Path], None] = clear,
+) -> Iterator[Path]:
     """Creates the run's folder, locks it against other processes, and yields it.
 
-    With `config.overwrite`, an existing run is deleted first: only its own files.
+    With `config.overwrite`, an existing run is deleted first: its own files, except for
+    its record, which the new run replaces.
+
+    Args:
+      config: The configuration.
+      record: Name of the file that holds the configuration of this kind of run.
+      delete: Deletes the files of such a run, but for the record.
 
     Raises:
       RunError: Another process is training in the folder.
@@ -265,20 +286,10 @@ def claim(config: RecordedConfig) -> Iterator[Path]:
         except OSError as error:
             # Some network file systems have no locks.
             raise RunError(sentence(error, folder / ".lock", "locked")) from error
-        if config.overwrite and (folder / "config.json").exists():
+        if config.overwrite and (folder / record).exists():
             with explained(folder, "deleted"):
-                clear(folder)
+                delete(folder)
         yield folder
-
-
-def clear(folder: Path) -> None:
-    """Deletes the files of a run; other files in its folder stay."""
-    for name in _ENTRIES:
-        path = folder / name
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
 
 
 def write_config(
@@ -305,7 +316,8 @@ def write_config(
       The figures of such a run may differ from those of a run in one session.
     """
     path = folder / "config.json"
-    sessions = read_config(folder).get("sessions", []) if path.exists() else []
+    goes_on = path.exists() and not config.overwrite
+    sessions = read_config(folder).get("sessions", []) if goes_on else []
     sessions.append(
         {
             "started": datetime.datetime.now(datetime.UTC).isoformat("T", "seconds"),
