@@ -539,6 +539,7 @@ def support(
         raise ValueError(f"include={include!r}, exclude={exclude!r} leave no leaf.")
     leaves, treedef = jax.tree.flatten(params)
     live = [True] * len(leaves) if masks is None else jax.tree.leaves(masks)
+    # Zeros of the full shape: a scalar would mark a dense leaf.
     return jax.tree.unflatten(
         treedef,
         [
@@ -557,6 +558,7 @@ def _average(seen: list[Estimate]) -> Estimate:
         first = jnp.asarray(parts[0])
         if not jnp.issubdtype(first.dtype, jnp.floating):
             return first
+        # A sum of many parts in bfloat16 would lose the later ones.
         wide = jnp.promote_types(first.dtype, jnp.float32)
         total = jnp.sum(jnp.stack([jnp.asarray(x, wide) for x in parts]), axis=0)
         return (total / len(parts)).astype(first.dtype)

@@ -191,6 +191,7 @@ def guided(
         def result(m: int) -> tuple[Grads, jax.Array, jax.Array, jax.Array]:
             seen, slopes = project(point, memory, m)
             value = seen.value.astype(jnp.float32)
+            # Without directions nothing varies over the devices; with them it does.
             return point.devices.vary(
                 (seen.grad, slopes, value, seen.info.forward_evaluations)
             )

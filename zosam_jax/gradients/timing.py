@@ -147,6 +147,7 @@ def randomly(
 
     def drawn(step: jax.Array) -> jax.Array:
         share = probability(step) if callable(probability) else probability
+        # A stream of its own: the gradient may have the same seed.
         key = jax.random.fold_in(jax.random.key(seed), step)
         return jax.random.bernoulli(jax.random.fold_in(key, _streams.TIMING), share)
 
