@@ -154,9 +154,10 @@ def ticket_method(config: TrainConfig) -> SparseMethod:
 
 def _direction_only() -> list[str]:
     """Returns the gradients whose ascent step gives a direction alone."""
-    chosen = {name: _gradient(TrainConfig(gradient=name)) for name in gradients.METHODS}
-    return [
-        name
-        for name, gradient in chosen.items()
-        if gradient.build(TrainConfig(gradient=name), 1, None).direction_only
-    ]
+    found = []
+    for name in gradients.METHODS:
+        config = TrainConfig(gradient=name)
+        rate = learning_rates.schedule(config, _LONG)
+        if _gradient(config).build(config, _LONG, rate).direction_only:
+            found.append(name)
+    return found
