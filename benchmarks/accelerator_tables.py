@@ -4,7 +4,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from benchmarks import intervals
+from zosam_jax.runs import intervals
 
 NOT_RUN = "not run"
 CORE = ("SAM", "ZO-SAM, vmapped", "guided ZO-SAM")

@@ -25,9 +25,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from benchmarks import command_line, intervals, record, tables
+from benchmarks import command_line, record, tables
 from zosam_jax import data, models, sparsity
 from zosam_jax._types import PyTree, Seed
+from zosam_jax.runs import intervals
 from zosam_jax.runs.config import TrainConfig
 from zosam_jax.runs.presets import preset
 from zosam_jax.train import accuracy, batch, build, choices, optimizers

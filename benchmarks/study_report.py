@@ -8,9 +8,9 @@ from typing import Any
 
 import matplotlib
 
-from benchmarks import intervals
 from benchmarks.side_by_side import Result
 from benchmarks.study_plan import CONTENDERS, SAM, SGD, Training
+from zosam_jax.runs import intervals
 
 matplotlib.use("agg")
 from matplotlib import pyplot as plt

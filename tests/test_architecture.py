@@ -35,7 +35,7 @@ LAYER = {name: floor for floor, row in enumerate(LAYERS) for name in row}
 HEAVY = {
     "flax": ("models",),
     "PIL": ("data",),
-    "scipy": ("data",),
+    "scipy": ("data", "runs"),
     "tensorflow_datasets": ("data",),
     "sklearn": ("data",),
     "grain": ("data",),
@@ -46,6 +46,7 @@ HEAVY = {
     "matplotlib": ("cli", "evaluate", "sparsity.reports.picture"),
     "rich": ("cli", "runs"),
     "tyro": ("cli",),
+    "jinja2": ("cli",),
 }
 LIGHT = {"jax", "numpy", "optax", "zosam_jax", *sys.stdlib_module_names}
 

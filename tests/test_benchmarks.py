@@ -21,7 +21,6 @@ from benchmarks import (
     alignment,
     command_line,
     grown_moments,
-    intervals,
     record,
     sparsity,
     tables,
@@ -31,6 +30,7 @@ from benchmarks import sparse_training as training
 from zosam_jax import train
 from zosam_jax.gradients.registry import METHODS as GRADIENTS
 from zosam_jax.lottery import LotteryConfig
+from zosam_jax.runs import intervals
 from zosam_jax.sparsity.registry import METHODS
 from zosam_jax.train import choices
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from benchmarks import intervals, record, study, study_plan, study_report
+from benchmarks import record, study, study_plan, study_report
 from benchmarks.side_by_side import Result
 from benchmarks.study import Study
 from benchmarks.study_plan import CONTENDERS, PROBLEMS, SAM, SGD, Training
@@ -53,15 +53,6 @@ def flat(groups):
 
 def ended(accuracy):
     return Result(accuracy, diverged=False)
-
-
-def test_intervals_are_those_of_scipy():
-    rng = np.random.default_rng(0)
-    a, b = rng.normal(size=(2, 7))
-    low, high = scipy.stats.ttest_rel(a, b).confidence_interval(0.95)
-    found = intervals.paired(a.tolist(), b.tolist())
-    np.testing.assert_allclose(found.mean - found.half_width, low)
-    np.testing.assert_allclose(found.mean + found.half_width, high)
 
 
 def test_every_method_with_a_radius_tries_as_many(args):
