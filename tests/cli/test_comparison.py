@@ -2,12 +2,13 @@ import dataclasses
 import io
 import json
 import re
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 
-from zosam_jax.cli import comparison, pictures, terminal
-from zosam_jax.runs import record
+from zosam_jax.cli import comparison, group_tables, pictures, report_files, terminal
+from zosam_jax.runs import groups, record
 from zosam_jax.runs.config import TrainConfig
 from zosam_jax.runs.errors import RunError
 
@@ -40,6 +41,13 @@ def make_run(path, epochs=3, finished=True, **fields):
         summary |= {"compile_seconds": 1.0, "compile_seconds_by_program": {}}
         (path / "summary.json").write_text(json.dumps(summary))
     return path
+
+
+def write(runs, folder):
+    """The paths of the picture and of the page."""
+    found = group_tables.compare(groups.group(runs))
+    lines = report_files.write(runs, found, folder)
+    return Path(lines[0]), Path(lines[-1])
 
 
 def test_a_finished_and_an_unfinished_run_side_by_side(tmp_path):
@@ -78,14 +86,15 @@ def test_the_page_holds_all_it_needs(tmp_path):
     b = make_run(tmp_path / "b" / "<run>", rho=0.1)
     runs = record.read_all([a, b])
     assert [run.name for run in runs] == [str(a), str(b)]
-    picture, page = comparison.write(runs, tmp_path / "out" / "here")
+    picture, page = write(runs, tmp_path / "out" / "here")
     assert picture.read_bytes().startswith(b"\x89PNG")
     text = page.read_text()
     assert "data:image/png;base64," in text
     assert "&lt;run&gt;" in text
     assert "<run>" not in text
-    assert "<td>rho</td><td>0.05</td><td>0.1</td>" in text
-    assert "http" not in text
+    assert f"<td>{a}</td><td>0.05</td>".replace("<run>", "&lt;run&gt;") in text
+    assert "https:" not in text
+    assert "http:" not in text
 
 
 def test_label_noise_and_probes_are_shown_where_a_run_has_them(tmp_path, monkeypatch):
@@ -103,7 +112,8 @@ def test_label_noise_and_probes_are_shown_where_a_run_has_them(tmp_path, monkeyp
         ["-"] * 5,
         ["40%", "80.00%", "60.00%", "0.25 of the batch", "1,234"],
     ]
-    assert "train accuracy, clean labels" in comparison._page(runs, b"")
+    _, page = write(runs, tmp_path / "out")
+    assert "train accuracy, clean labels" in page.read_text()
     figures = []
     monkeypatch.setattr(pictures, "_save", lambda figure, path: figures.append(figure))
     pictures.curves(runs[:1], tmp_path / "curves.png")
@@ -180,7 +190,7 @@ def test_names_are_shown_whole_and_never_taken_for_markup(tmp_path):
             assert name in text
         assert "rigl" in text
         assert "\x1b" not in text
-    picture, page = comparison.write(runs, tmp_path / "out")
+    picture, page = write(runs, tmp_path / "out")
     assert picture.read_bytes().startswith(b"\x89PNG")
     for name in shown:
         assert f"<td>{name}</td>" in page.read_text()

@@ -1,19 +1,13 @@
-"""The comparison of runs: a table, curves, and an HTML page that contains both."""
+"""The table of runs, and the fields in which they differ."""
 
-import base64
-import html
-import json
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from zosam_jax.cli import pictures
 from zosam_jax.cli.terminal import printable
-from zosam_jax.runs import paths
 from zosam_jax.runs.config import HOUSEKEEPING
 from zosam_jax.runs.progress import duration
 from zosam_jax.runs.record import RunRecord
@@ -188,76 +182,3 @@ def config_differences(runs: Sequence[RunRecord]) -> dict[str, list[Any]]:
         for name, row in values.items()
         if name not in HOUSEKEEPING and any(value != row[0] for value in row)
     }
-
-
-def write(runs: Sequence[RunRecord], folder: Path) -> list[Path]:
-    """Writes `curves.png` and `report.html`, and returns their paths.
-
-    Args:
-      runs: The runs.
-      folder: The folder to write to. It is created if it does not exist.
-    """
-    folder = paths.absolute(folder, "out")
-    folder.mkdir(parents=True, exist_ok=True)
-    picture, page = folder / "curves.png", folder / "report.html"
-    pictures.curves(runs, picture)
-    page.write_text(_page(runs, picture.read_bytes()), encoding="utf-8")
-    return [picture, page]
-
-
-_STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 70rem;
-       padding: 0 1rem; color: #1b1f24; }
-table { border-collapse: collapse; margin: 1rem 0; }
-th, td { border-bottom: 1px solid #d0d7de; padding: .3rem .7rem; text-align: left; }
-th { background: #f6f8fa; }
-.number { text-align: right; font-variant-numeric: tabular-nums; }
-img { max-width: 100%; }
-pre { background: #f6f8fa; padding: .8rem; overflow-x: auto; }
-"""
-
-
-def _page(runs: Sequence[RunRecord], picture: bytes) -> str:
-    """Returns the HTML page, which needs no other file."""
-    data = base64.b64encode(picture).decode()
-    changed, shown = config_differences(runs), columns(runs)
-    parts = [
-        "<!doctype html><html lang='en'><head><meta charset='utf-8'>",
-        f"<title>Runs compared</title><style>{_STYLE}</style></head><body>",
-        "<h1>Runs compared</h1>",
-        _html_table(
-            [column.header for column in shown],
-            [[column.text(run) for column in shown] for run in runs],
-            numbers=[not column.is_text for column in shown],
-        ),
-        f"<img alt='curves of accuracy and loss' src='data:image/png;base64,{data}'>",
-    ]
-    if changed:
-        names = [printable(run.name) for run in runs]
-        body = [(field, *map(str, values)) for field, values in changed.items()]
-        parts += ["<h2>Differences</h2>", _html_table(("field", *names), body)]
-    for run in runs:
-        name = html.escape(printable(run.name))
-        config = html.escape(json.dumps(run.config, indent=2))
-        parts.append(
-            f"<details><summary>configuration of {name}</summary>"
-            f"<pre>{config}</pre></details>"
-        )
-    return "\n".join([*parts, "</body></html>\n"])
-
-
-def _html_table(
-    header: Sequence[str],
-    rows: Sequence[Sequence[str]],
-    numbers: Sequence[bool] | None = None,
-) -> str:
-    """Returns a table; `numbers` says which columns are numbers, aligned right."""
-    numbers = numbers or [False] * len(header)
-
-    def row(cells: Sequence[str], tag: str) -> str:
-        starts = [f"<{tag} class='number'>" if n else f"<{tag}>" for n in numbers]
-        pairs = zip(starts, cells, strict=True)
-        return "".join(f"{start}{html.escape(text)}</{tag}>" for start, text in pairs)
-
-    lines = [row(header, "th"), *(row(cells, "td") for cells in rows)]
-    return f"<table>{''.join(f'<tr>{line}</tr>' for line in lines)}</table>"

@@ -3,8 +3,9 @@
 import itertools
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -18,13 +19,31 @@ from zosam_jax.cli.evaluation_report import group, title
 from zosam_jax.cli.terminal import printable
 from zosam_jax.data.corruptions import GROUPS
 from zosam_jax.runs.files import JSON
+from zosam_jax.runs.groups import Band
+from zosam_jax.runs.groups import group as group_runs
 from zosam_jax.runs.record import RunRecord
 
+
+class _Panel(NamedTuple):
+    """A panel of curves: its title, and the split and figure that it shows."""
+
+    title: str
+    split: str
+    figure: str
+
+
 _PANELS = (
-    ("test accuracy", "test", "accuracy"),
-    ("test loss", "test", "loss"),
-    ("training accuracy", "train", "accuracy"),
-    ("training loss", "train", "loss"),
+    _Panel("test accuracy", "test", "accuracy"),
+    _Panel("test loss", "test", "loss"),
+    _Panel("training accuracy", "train", "accuracy"),
+    _Panel("training loss", "train", "loss"),
+)
+# Each is drawn if it changes during the training, or from run to run.
+_FURTHER = (
+    _Panel("sparsity", "test", "sparsity"),
+    _Panel("learning rate", "train", "learning_rate"),
+    _Panel("length of the perturbation", "train", "perturbation_norm"),
+    _Panel("cosine of perturbation and gradient", "train", "perturbation_cosine"),
 )
 # Smaller differences are mostly chance, and fill no panel: of accuracy, in itself, and
 # of the loss, relative to the largest.
@@ -32,49 +51,104 @@ _LEAST_ACCURACY, _LEAST_LOSS = 0.05, 0.1
 _STYLES = ("-", "--", ":", "-.")
 
 
+class _Line(NamedTuple):
+    """A line of the picture: its name, and the curve of a split and a figure."""
+
+    name: str
+    curve: Callable[[str, str], Band]
+
+
+def _lines(runs: Sequence[RunRecord]) -> list[_Line]:
+    """Returns a line for each group of seeds; for each run if none has two."""
+    groups = group_runs(runs)
+    counts = [each.seeds for each in groups]
+    if max(counts, default=1) == 1:
+        return [_Line(run.name, _of_run(run)) for run in runs]
+    return [
+        _Line(each.label + (f" ({n} seeds)" if n > 1 else ""), each.curve)
+        for each, n in zip(groups, counts, strict=True)
+    ]
+
+
+def _of_run(run: RunRecord) -> Callable[[str, str], Band]:
+    def curve(split: str, figure: str) -> Band:
+        epochs, values = run.curve(split, figure)
+        return Band(epochs, values, [0.0] * len(values))
+
+    return curve
+
+
 def curves(runs: Sequence[RunRecord], path: Path) -> None:
-    """Writes a picture of accuracy and loss over epochs.
+    """Writes a picture of accuracy, loss and other figures over epochs.
+
+    Runs that differ in the seed alone are one line, the mean, in a band of one standard
+    deviation to each side.
 
     Args:
       runs: The runs. One without metrics appears in the legend only.
       path: File to write, with a suffix that Matplotlib knows. Its folder must exist.
     """
-    figure = Figure(figsize=(9, 6), layout="constrained")
-    axes = figure.subplots(2, 2, sharex=True)
-    for axis, (heading, split, name) in zip(axes.flat, _PANELS, strict=True):
-        for number, run in enumerate(runs):
-            epochs, values = run.curve(split, name)
-            # A line of one or two points is hard to see.
-            marker = "o" if len(epochs) < 3 else None
-            # Matplotlib has ten colors, so the next ten runs get another line style.
-            style = _STYLES[number // 10 % len(_STYLES)]
-            axis.plot(epochs, values, style, marker=marker, ms=4, lw=1.4)
-        values = [value for line in axis.lines for value in line.get_ydata()]
-        if name == "accuracy":
-            axis.yaxis.set_major_formatter(PercentFormatter(1.0))
-            _widen(axis, _LEAST_ACCURACY)
-        elif _spans_decades(values):
-            axis.set_yscale("log")
-        elif values:
-            _widen(axis, _LEAST_LOSS * max(values))
-        axis.set_title(heading + _beside(runs, split, name), fontsize=10)
-        axis.grid(alpha=0.3)
-    for axis in axes[1]:
+    lines = _lines(runs)
+    panels = [*_PANELS, *(panel for panel in _FURTHER if _changes(runs, panel))]
+    rows = math.ceil(len(panels) / 2)
+    figure = Figure(figsize=(9, 3 * rows), layout="constrained")
+    axes = figure.subplots(rows, 2, sharex=True)
+    for axis, panel in zip(axes.flat, panels, strict=False):
+        _draw_panel(axis, lines, panel)
+        beside = _beside(runs, panel.split, panel.figure)
+        axis.set_title(panel.title + beside, fontsize=10)
+    for axis in axes.flat[len(panels) :]:
+        axis.remove()
+    for number in range(max(0, len(panels) - 2), len(panels)):
+        axis = axes.flat[number]
         axis.set_xlabel("epoch")
+        axis.tick_params(labelbottom=True)
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-    columns = min(3, math.ceil(len(runs) / 4))
+    columns = min(3, math.ceil(len(lines) / 4))
     legend = figure.legend(
         axes.flat[0].lines,
-        [str(number) for number in range(len(runs))],
+        [str(number) for number in range(len(lines))],
         loc="outside lower center",
         fontsize=8,
         ncols=columns,
     )
     # Given as labels, names with a leading "_" would be left out.
-    for text, run in zip(legend.get_texts(), runs, strict=True):
+    for text, line in zip(legend.get_texts(), lines, strict=True):
         text.set_parse_math(False)
-        text.set_text(printable(run.name))
+        text.set_text(printable(line.name))
     _save(figure, path)
+
+
+def _changes(runs: Sequence[RunRecord], panel: _Panel) -> bool:
+    """Whether a figure is not the same number in all runs and epochs."""
+    return len({v for run in runs for v in run.curve(panel.split, panel.figure)[1]}) > 1
+
+
+def _draw_panel(axis: Axes, lines: Sequence[_Line], panel: _Panel) -> None:
+    """Draws a figure of all lines."""
+    values: list[float] = []
+    for number, line in enumerate(lines):
+        epochs, means, deviations = line.curve(panel.split, panel.figure)
+        values += means
+        # A line of one or two points is hard to see.
+        marker = "o" if len(epochs) < 3 else None
+        # Matplotlib has ten colors, so the next ten lines get another style.
+        style = _STYLES[number // 10 % len(_STYLES)]
+        (drawn,) = axis.plot(epochs, means, style, marker=marker, ms=4, lw=1.4)
+        if any(deviations):
+            low = [m - d for m, d in zip(means, deviations, strict=True)]
+            high = [m + d for m, d in zip(means, deviations, strict=True)]
+            axis.fill_between(
+                epochs, low, high, color=drawn.get_color(), alpha=0.2, lw=0
+            )
+    if panel.figure in ("accuracy", "sparsity"):
+        axis.yaxis.set_major_formatter(PercentFormatter(1.0))
+        _widen(axis, _LEAST_ACCURACY)
+    elif _spans_decades(values):
+        axis.set_yscale("log")
+    elif values:
+        _widen(axis, _LEAST_LOSS * max(map(abs, values)))
+    axis.grid(alpha=0.3)
 
 
 def _widen(axis: Axes, least: float) -> None:

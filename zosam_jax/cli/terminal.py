@@ -53,6 +53,11 @@ def width() -> int | None:
     return console.width if console.is_terminal else None
 
 
+def clear() -> None:
+    """Clears the terminal; another output gets an empty line instead."""
+    write("\n" if width() is None else "\x1b[H\x1b[2J")
+
+
 @contextlib.contextmanager
 def guarded() -> Iterator[None]:
     """Turns errors of standard output into those of `write`."""

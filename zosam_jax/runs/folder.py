@@ -17,6 +17,9 @@ from zosam_jax.runs.files import JSON
 LOTTERY_RECORD = "lottery.json"
 """The file that marks a folder of lottery rounds; each round is a run folder in it."""
 
+SWEEP_RECORD = "sweep.json"
+"""The file that marks a folder of a sweep; it names the run folders in it."""
+
 # In the order in which they are deleted, since a process may be killed on the way.
 # Without the first, the run is unfinished. `config.json` is not among them: the new run
 # replaces it in one step, so that the folder is that of a run at every moment.

@@ -5,10 +5,10 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from zosam_jax.runs import metrics, paths, summary
+from zosam_jax.runs import files, metrics, paths, schema, summary, sweep
 from zosam_jax.runs.errors import RunError, explained
 from zosam_jax.runs.files import JSON
-from zosam_jax.runs.folder import LOTTERY_RECORD, read_config
+from zosam_jax.runs.folder import LOTTERY_RECORD, SWEEP_RECORD, read_config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,12 +20,18 @@ class RunRecord:
       config: The configuration.
       metrics: The lines of `metrics.jsonl`; [] before the end of the first epoch.
       summary: The contents of `summary.json`; None if the run is unfinished.
+      origin: What else the run is made of, by kind: the objects that a user gave, and
+        the round of a lottery.
+      evaluation: The contents of `evaluation.json`; None if it is not there, or of
+        other weights than those at the end of the run.
     """
 
     name: str
     config: JSON
     metrics: list[JSON]
     summary: JSON | None
+    origin: JSON = dataclasses.field(default_factory=dict)
+    evaluation: JSON | None = None
 
     def curve(self, split: str, figure: str) -> tuple[list[float], list[float]]:
         """Returns the epochs and the values of one figure over the training.
@@ -55,15 +61,40 @@ def read(folder: Path) -> RunRecord:
     """
     folder = find(folder)
     content = read_config(folder)
+    found = summary.read(folder)
     run = RunRecord(
         name=folder.name,
         config=content["config"],
-        summary=summary.read(folder),
+        summary=found,
         metrics=metrics.read(folder / "metrics.jsonl"),
+        origin={name: content[name] for name in _ORIGIN if content.get(name)},
+        evaluation=_evaluation(folder, found),
     )
     sessions = content.get("sessions")
     _check_agreement(folder, run, bool(sessions) and sessions[0]["step"] == 0)
     return run
+
+
+_ORIGIN = ("objects", "lottery")
+_EVALUATION = {
+    "step": schema.WHOLE,
+    "clean": schema.OBJECT,
+    "mean_corrupted_accuracy": schema.SHARE,
+    "mean_corrupted_ece": schema.SHARE,
+}
+_CLEAN = {"accuracy": schema.SHARE, "loss": schema.POSITIVE, "ece": schema.SHARE}
+
+
+def _evaluation(folder: Path, summary: JSON | None) -> JSON | None:
+    """Returns the contents of `evaluation.json` if it is of the end of the run."""
+    path, advice = folder / "evaluation.json", "`zosam evaluate` writes it again."
+    found = files.read_object(path, _EVALUATION, advice=advice)
+    if found is None or summary is None or found["step"] != summary["steps"]:
+        return None
+    wrong = schema.fault(found["clean"], _CLEAN)
+    if wrong is not None:
+        raise RunError(f"{path} is damaged: in 'clean', {wrong}. {advice}")
+    return found
 
 
 def _check_agreement(folder: Path, run: RunRecord, is_whole: bool) -> None:
@@ -126,14 +157,15 @@ def find(folder: str | os.PathLike[str]) -> Path:
 def read_all(folders: Sequence[Path]) -> list[RunRecord]:
     """Returns the records of several runs, under different names.
 
-    A folder of `zosam lottery` stands for its rounds.
+    A folder of `zosam lottery` stands for its rounds, and one of `zosam sweep` for the
+    runs that have begun.
 
     Raises:
       RunError: `folders` is empty, a folder holds no run, or a file is damaged.
     """
     if not folders:
         raise RunError("report needs at least one run folder.")
-    folders = [path for folder in folders for path in _rounds(Path(folder))]
+    folders = [path for folder in folders for path in _parts(Path(folder))]
     runs = [read(folder) for folder in folders]
     if len({folder.absolute().parent for folder in folders}) > 1:
         runs = [
@@ -155,13 +187,38 @@ def _is_lottery(folder: Path) -> bool:
     return (folder / LOTTERY_RECORD).exists()
 
 
-def _rounds(folder: Path) -> list[Path]:
-    """Returns the rounds of a lottery folder; another folder stands for itself."""
+def _parts(folder: Path) -> list[Path]:
+    """Returns the runs of a lottery or a sweep; another folder stands for itself."""
     paths.absolute(folder, "RUN")
     with explained(folder, "read"):
+        if (folder / SWEEP_RECORD).exists():
+            return _of_sweep(folder)
         if not _is_lottery(folder):
             return [folder]
         rounds = sorted(folder.glob("round-[0-9]*"))
     if not rounds:
         raise RunError(f"{folder} holds no round of a lottery yet.")
     return rounds
+
+
+def _of_sweep(folder: Path) -> list[Path]:
+    runs = [folder / name for name in sweep.read(folder)]
+    begun = [path for path in runs if (path / "config.json").exists()]
+    if not begun:
+        raise RunError(f"{folder} holds no run of the sweep yet.")
+    return begun
+
+
+def are_over(folders: Sequence[Path]) -> bool:
+    """Whether no run is still to train: all are finished, or failed in their sweep.
+
+    Args:
+      folders: As for `read_all`.
+    """
+    for folder in map(Path, folders):
+        if (folder / SWEEP_RECORD).exists():
+            if not sweep.is_over(folder):
+                return False
+        elif any(summary.read(path) is None for path in _parts(folder)):
+            return False
+    return True
