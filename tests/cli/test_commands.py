@@ -151,7 +151,7 @@ def test_presets_and_flags_give_the_printed_configuration(capsys):
         (["train", "--dataset", "digit"], "Did you mean 'digits'"),
         (["report", "nowhere"], "not the folder of a run"),
         (["data", "prepare", "cifar11"], "Did you mean 'cifar10'"),
-        (["trian"], "no command 'trian'. Did you mean 'train'? Commands: train, pre"),
+        (["trian"], "no command 'trian'. Did you mean 'train'? Commands: train, swe"),
         (["recipes"], "no command 'recipes'. Did you mean 'presets'?"),
     ],
 )

@@ -18,11 +18,13 @@ from zosam_jax.cli.parsing import Command
 from zosam_jax.cli.predict import Predict
 from zosam_jax.cli.presets import Presets
 from zosam_jax.cli.report import Report
+from zosam_jax.cli.sweep import Sweep
 from zosam_jax.cli.train import Train
 from zosam_jax.runs.errors import RunError, sentence
 
 COMMANDS: dict[str, type[Command]] = {
     "train": Train,
+    "sweep": Sweep,
     "predict": Predict,
     "evaluate": Evaluate,
     "report": Report,

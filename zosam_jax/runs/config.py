@@ -59,30 +59,42 @@ HOUSEKEEPING = frozenset(
 """The fields that do not change the numbers: a run may resume with other values."""
 
 
-def with_field_texts(kind: type[T]) -> type[T]:
-    """Returns the dataclass with the texts of its fields in its docstring.
+def field_texts(kind: type) -> dict[str, str]:
+    """Returns the text below each field of a dataclass, which Python drops.
 
-    Python drops the string below a field. The class must be in a file of its own
-    source; without one, or under `python -OO`, its docstring stays as it is.
+    {} for a class without source, and under `python -OO`.
     """
     if kind.__doc__ is None:
-        return kind
+        return {}
     try:
         (parsed,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
     except OSError:
-        return kind
+        return {}
     assert isinstance(parsed, ast.ClassDef)
-    texts = [
-        f"{field.target.id}: {text.value.value}"
+    return {
+        field.target.id: text.value.value
         for field, text in itertools.pairwise(parsed.body)
         if isinstance(field, ast.AnnAssign)
         and isinstance(field.target, ast.Name)
         and isinstance(text, ast.Expr)
         and isinstance(text.value, ast.Constant)
-    ]
+        and isinstance(text.value.value, str)
+    }
+
+
+def with_field_texts(kind: type[T]) -> type[T]:
+    """Returns the dataclass with the texts of its fields in its docstring.
+
+    Without `field_texts`, its docstring stays as it is.
+    """
+    texts = field_texts(kind)
+    if kind.__doc__ is None or not texts:
+        return kind
     wrapped = (
-        textwrap.fill(text, 88, initial_indent="  ", subsequent_indent="    ")
-        for text in texts
+        textwrap.fill(
+            f"{name}: {text}", 88, initial_indent="  ", subsequent_indent="    "
+        )
+        for name, text in texts.items()
     )
     doc = inspect.cleandoc(kind.__doc__)
     kind.__doc__ = "\n".join([doc, "", "Attributes:", *wrapped])

@@ -122,6 +122,19 @@ def without_effect(config: TrainConfig, typed: Collection[str] = ()) -> list[str
     ]
 
 
+def is_used(config: TrainConfig, name: str) -> bool:
+    """Whether a training of a configuration uses a field.
+
+    >>> is_used(TrainConfig(method="dense"), "sparsity")
+    False
+
+    Args:
+      config: The configuration.
+      name: The field.
+    """
+    return name not in NEEDS or NEEDS[name].is_met(config)
+
+
 def explain(config: TrainConfig, name: str) -> str:
     """Returns why a field of `without_effect` has none.
 

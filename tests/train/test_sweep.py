@@ -1,0 +1,267 @@
+import dataclasses
+import itertools
+import json
+import os
+import signal
+
+import pytest
+import tiny_run
+
+from zosam_jax.cli import main
+from zosam_jax.cli import sweep as command
+from zosam_jax.runs import record
+from zosam_jax.runs import sweep as plans
+from zosam_jax.runs.config import TrainConfig
+from zosam_jax.runs.errors import RunError
+from zosam_jax.train import effects, run, sweep
+from zosam_jax.train.sweep import Outcome
+
+
+def settle(config):
+    idle = effects.without_effect(config)
+    fields = {f.name: f.default for f in dataclasses.fields(TrainConfig)}
+    config = dataclasses.replace(config, **{name: fields[name] for name in idle})
+    return config, [n for n in effects.NEEDS if not effects.is_used(config, n)]
+
+
+def names(path, grid, **fields):
+    return [x.name for x in plans.plan(TrainConfig(**fields), grid, path, settle)]
+
+
+def test_a_grid_has_each_configuration_once(tmp_path):
+    grid = {"method": ["dense", "rigl"], "sparsity": [0.9, 0.98], "seed": [0, 1]}
+    assert names(tmp_path, grid) == [
+        "method-dense_seed-0",
+        "method-dense_seed-1",
+        "method-rigl_sparsity-0.9_seed-0",
+        "method-rigl_sparsity-0.9_seed-1",
+        "method-rigl_sparsity-0.98_seed-0",
+        "method-rigl_sparsity-0.98_seed-1",
+    ]
+    assert names(tmp_path, {}) == ["run"]
+    lists = {"augment": [None, (), ("crop=4", "flip")]}
+    assert names(tmp_path, lists) == [
+        "augment-default",
+        "augment-none",
+        "augment-crop-4-flip",
+    ]
+    # Names that are the same as files, of configurations that are not.
+    odd = {"dense": [("a/*",), ("a?",)]}
+    assert names(tmp_path, odd) == ["dense-a", "dense-a+"]
+    planned = plans.plan(TrainConfig(), {"seed": [3]}, tmp_path, settle)
+    assert planned[0].config.folder == tmp_path / "seed-3"
+
+
+class Ended:
+    """A process that has ended; `running` polls earlier, it still ran."""
+
+    def __init__(self, status=0, running=0, on_poll=lambda: None):
+        self.status, self.running, self.on_poll = status, running, on_poll
+        self.signals = []
+
+    def poll(self):
+        self.on_poll()
+        self.running -= 1
+        return None if self.running >= 0 else self.status
+
+    def wait(self):
+        return self.status
+
+    def send_signal(self, sig):
+        self.signals.append(sig)
+        self.status, self.running = 128 + sig, 0
+
+
+def tiny_plan(path, **grid):
+    return plans.plan(tiny_run.config(path), grid, path, settle)
+
+
+def train_here(planned, display=None):
+    result = run(
+        planned.config,
+        dataset=tiny_run.dataset(),
+        model=tiny_run.Net(),
+        display=display,
+    )
+    return Ended(128 + result.signal if result.signal else 0)
+
+
+def train_all(plan, path, start, said=None, jobs=1):
+    say = (lambda text: None) if said is None else said.append
+    return sweep.train_all(plan, path, jobs=jobs, start=start, say=say, beside={})
+
+
+def test_a_sweep_that_was_killed_ends_as_one_that_was_not(tmp_path):
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    seeds = {"seed": [0, 1]}
+    result = train_all(tiny_plan(whole, **seeds), whole, train_here)
+    assert result.named("finished") == ["seed-0", "seed-1"]
+
+    def die(planned):
+        if planned.config.seed == 0:
+            return train_here(planned)
+        train_here(planned, tiny_run.Recorder(6))
+        raise RuntimeError("power cut")
+
+    plan = tiny_plan(cut, **seeds)
+    with pytest.raises(RuntimeError, match="power cut"):
+        train_all(plan, cut, die)
+    assert plans.read(cut) == {"seed-0": "finished", "seed-1": "waiting"}
+    assert not plans.is_over(cut)
+    assert [found.name for found in record.read_all([cut])] == ["seed-0", "seed-1"]
+    began, said = [], []
+
+    def count(planned):
+        began.append(planned.name)
+        return train_here(planned)
+
+    result = train_all(plan, cut, count, said)
+    assert began == ["seed-1"]
+    assert said[0] == "1 of 2 runs are finished already"
+    assert said[-1].startswith("2/2 seed-1: finished, test accuracy ")
+    assert result.named("finished") == ["seed-0", "seed-1"]
+    assert plans.is_over(cut)
+    for name in result.outcomes:
+        one, other = (tiny_run.final(path / name) for path in (whole, cut))
+        tiny_run.assert_same(one, other)
+        one, other = (record.read(path / name) for path in (whole, cut))
+        assert one.curve("test", "loss") == other.curve("test", "loss")
+    # More seeds join the sweep; those that a call leaves out stay in its record.
+    (more,) = tiny_plan(cut, seed=[3])
+    train_all([more], cut, lambda planned: Ended(2))
+    assert list(plans.read(cut)) == ["seed-0", "seed-1", "seed-3"]
+    # Another configuration in the same folder is no continuation.
+    other = [
+        plans.Planned(x.name, dataclasses.replace(x.config, rho=0.3)) for x in plan
+    ]
+    with pytest.raises(RunError, match=r"another configuration \(rho: None -> 0.3\)"):
+        train_all(other, cut, train_here)
+
+
+def test_a_run_that_fails_does_not_end_the_others(tmp_path):
+    plan = tiny_plan(tmp_path, seed=[0, 1, 2, 3])
+    log = sweep.log_of(tmp_path, plan[0])
+    log.parent.mkdir(parents=True)
+    log.write_text("preparing...\nerror: the loss is not finite.\n")
+    statuses = iter([2, -9, 75, 143])
+    result = train_all(plan, tmp_path, lambda planned: Ended(next(statuses)))
+    assert list(result.outcomes.values()) == [
+        Outcome("failed", "the loss is not finite."),
+        Outcome("failed", f"signal 9 ended it; see {tmp_path}/logs/seed-1.log."),
+        Outcome("out of time"),
+        Outcome("interrupted"),
+    ]
+    kept = json.loads((tmp_path / "sweep.json").read_text())["runs"]
+    assert kept[0]["reason"] == "the loss is not finite."
+    assert plans.read(tmp_path)["seed-2"] == "out of time"
+
+
+def test_as_many_processes_run_as_are_asked_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(sweep, "_POLL_SECONDS", 0)
+    plan, alive, most = tiny_plan(tmp_path, seed=list(range(5))), [], []
+
+    def start(planned):
+        process = Ended(running=2 + planned.config.seed % 2)
+        alive.append(process)
+        most.append(sum(x.running >= 0 for x in alive))
+        return process
+
+    result = train_all(plan, tmp_path, start, jobs=2)
+    assert len(result.named("finished")) == 5
+    assert max(most) == 2
+
+
+def test_a_signal_is_passed_on_and_nothing_starts_after_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(sweep, "_POLL_SECONDS", 0)
+    calls, began = itertools.count(), []
+
+    def send():
+        if next(calls) == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def start(planned):
+        began.append(Ended(running=10**6, on_poll=send))
+        return began[-1]
+
+    plan = tiny_plan(tmp_path, seed=[0, 1, 2])
+    result = train_all(plan, tmp_path, start, jobs=2)
+    assert result.signal == signal.SIGTERM
+    assert [process.signals for process in began] == [[signal.SIGTERM]] * 2
+    assert plans.read(tmp_path) == {
+        "seed-0": "interrupted",
+        "seed-1": "interrupted",
+        "seed-2": "waiting",
+    }
+
+
+WORDS = ["sweep", "--model", "mlp", "--epochs", "1", "--batch-size", "512"]
+
+
+def test_the_command_lists_the_runs_and_their_settings(tmp_path, capsys):
+    words = [*WORDS, "--out", str(tmp_path / "s"), "--dry-run"]
+    grid = ["--gradient", "backprop", "sam", "--rho", "0.1", "--seed", "0", "1"]
+    assert main.main([*words, *grid]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "to train  gradient-backprop_seed-0"
+    assert lines[-1] == "4 runs. Nothing was written."
+    assert not (tmp_path / "s").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--rho", "0.1", "--gradient", "backprop"], "--rho 0.1 has no effect here"),
+        (["--seed"], "--seed: it needs a value"),
+        (["--seed", "one"], "--seed: cannot read ['one']"),
+        (["--seed", "0", "-1"], "--seed -1 must be an integer"),
+        (["--gradient", "backprop", "sma"], "'sma'"),
+        (["--jobs", "0"], "--jobs 0 must be"),
+        (["--overwrite"], "zosam sweep has no flag --overwrite"),
+        (["--milestones", "0.5,half"], "must be numbers joined by commas"),
+    ],
+)
+def test_what_a_sweep_refuses(words, message, tmp_path, capsys):
+    line = [*WORDS, "--dry-run", "--out", str(tmp_path), *words]
+    assert main.main(line) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_lists_are_words_with_commas():
+    words = ["--milestones", "0.5,0.75", "0.3", "--augment", "None", "", "crop=4,flip"]
+    words += ["--model-options", "--gradient-options", "directions=guided,seed=(1,2)"]
+    kind = {"sweep": command.Sweep}
+    words = [word for word in words if word != "--model-options"]
+    found = main.parsing.parse(["sweep", "--schedule", "step", *words], kind)
+    hints = command.typing.get_type_hints(TrainConfig)
+
+    def values(name):
+        return [command._value(w, hints[name], name) for w in getattr(found, name)]
+
+    assert values("milestones") == [(0.5, 0.75), (0.3,)]
+    assert values("augment") == [None, (), ("crop=4", "flip")]
+    assert values("gradient_options") == [("directions=guided", "seed=(1,2)")]
+    assert values("model_options") == [()]
+    assert values("seed") == [0]
+
+
+def test_every_default_of_a_sweep_is_that_of_a_training():
+    found = command.Sweep.of({"preset": None, "config": None, "resume": None})
+    hints, train = command.typing.get_type_hints(TrainConfig), TrainConfig()
+    for name in set(hints) - command.HOUSEKEEPING:
+        (word,) = getattr(found, name)
+        assert command._value(word, hints[name], name) == getattr(train, name)
+
+
+def test_the_processes_train_and_report_what_failed(tmp_path, capsys):
+    words = [*WORDS, "--out", str(tmp_path), "--jobs", "2"]
+    assert main.main([*words, "--dataset", "digits", f"npz:{tmp_path}/none.npz"]) == 1
+    *_, failed, last = capsys.readouterr().out.splitlines()
+    assert "none.npz failed: " in failed
+    assert "cannot be read: No such file" in failed
+    assert last.startswith(f"1 of 2 runs are finished in {tmp_path}. The same command")
+    (run,) = record.read_all([tmp_path])
+    assert run.summary is not None
+    assert run.name == "dataset-digits"
+    assert (
+        "finished: test accuracy" in (tmp_path / "logs/dataset-digits.log").read_text()
+    )
