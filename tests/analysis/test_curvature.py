@@ -210,3 +210,11 @@ def test_wrong_arguments_are_named(arguments, message):
         analysis.hessian_eigenvalues(
             loss, PARAMS, KEY, **{"batches": BATCHES, **arguments}
         )
+
+
+@pytest.mark.quick
+def test_losses_of_other_arguments_are_named():
+    with pytest.raises(TypeError, match=r"\(params, batch\) -> loss; it takes \(w\)"):
+        analysis.hessian_trace(quadratic, jnp.ones(40), KEY, batches=BATCHES)
+    with pytest.raises(TypeError, match=r"lambda p: loss\(p, batch\); it takes"):
+        analysis.hessian_trace(loss, PARAMS, KEY)

@@ -64,7 +64,10 @@ class Objective:
           ValueError: The masks do not fit, no weight is live, or there is no batch.
           TypeError: A leaf is no array of real floats, or `value_fn` is no function.
         """
-        check_function(value_fn)
+        batches = [()] if batches is None else [(batch,) for batch in batches]
+        if not batches:
+            raise ValueError("batches is empty: the mean over no batch is undefined.")
+        _check_loss(value_fn, batches[0])
         _check.trainable(params)
         params = jax.tree.map(
             lambda x: jnp.asarray(x, tree.wide_dtype(jnp.result_type(x))), params
@@ -84,13 +87,11 @@ class Objective:
             )
             self.live = jnp.asarray(np.flatnonzero(live))
         self.value_fn, self.params, self.masks = value_fn, params, masks
-        self.batches = [()] if batches is None else [(batch,) for batch in batches]
+        self.batches = batches
         self.size = tree.size(params) if self.live is None else len(self.live)
         self.dtype = np.dtype(
             jnp.result_type(jnp.float32, *(x.dtype for x in jax.tree.leaves(params)))
         )
-        if not self.batches:
-            raise ValueError("batches is empty: the mean over no batch is undefined.")
         if not self.size:
             raise ValueError("no weight is live, so there is nothing to analyse.")
 
@@ -140,6 +141,24 @@ class Objective:
     def _mean(self, function: Callable[[PyTree], jax.Array]) -> np.ndarray:
         total = functools.reduce(jnp.add, map(function, self.batches))
         return np.asarray(total) / self.dtype.type(len(self.batches))
+
+
+def _check_loss(value_fn: BatchLoss, batch: PyTree) -> None:
+    """Raises `TypeError` unless the loss is a function of parameters and batch."""
+    if not batch:
+        check_function(value_fn)
+        return
+    wanted = "value_fn must be a function (params, batch) -> loss"
+    if not callable(value_fn):
+        raise TypeError(f"{wanted}; got {type(value_fn).__name__}.")
+    taken = _check.signature_of(value_fn)
+    try:
+        if taken is not None:
+            taken.bind(None, None)
+    except TypeError:
+        raise TypeError(
+            f"{wanted}; it takes {taken}. Without batches it takes params alone."
+        ) from None
 
 
 def batch_loss(value_fn: BatchLoss, batch: PyTree) -> Callable[[Params], jax.Array]:
