@@ -104,8 +104,11 @@ def guided(at, memory, *, rho, delta, number, guides, exploration=0.0):
     step = taken(at, eps, norm, 2 * number, 1, np.mean(values))
     # What was measured along a random stand-in for a guide is not kept.
     slopes = slopes * known
-    past = [a * m + (1 - a) * step.there for a, m in zip(guides, past, strict=True)]
-    return step, [*past, slopes, at.t + 1]
+    new = [a * m + (1 - a) * step.there for a, m in zip(guides, past, strict=True)]
+    for j, (old, turned) in enumerate(zip(past, new, strict=True)):
+        norms = at.norm(old) * at.norm(turned)
+        slopes[j] *= at.dot(old, turned) / norms if norms else 0.0
+    return step, [*new, slopes, at.t + 1]
 
 
 def explored(at, past, exploration):

@@ -44,7 +44,7 @@ def guided(
     strategies (arXiv:1806.10230) search with that mixture; here the subspace is so
     small that it is measured axis by axis. A call measures `num_directions` of the c,
     in turn, and keeps the last measurement of the others. They change slowly, so k axes
-    cost no more passes than one.
+    cost no more passes than one; `aged` fits them to guides that turn.
 
     Args:
       value_fn: `params -> loss`, or `params -> (loss, aux)` with `has_aux`.
@@ -118,10 +118,7 @@ def orthonormal(
     k = len(guides)
     random = [tree.normal_like(jax.random.fold_in(key, j), params) for j in range(k)]
     vectors = [*guides, *(ravel_pytree(u)[0] for u in random)]
-    support = jnp.ones_like(guides[0])
-    if masks is not None:
-        ones = jax.tree.map(lambda x: jnp.ones(x.shape, jnp.float32), params)
-        support = ravel_pytree(tree.mask(ones, masks))[0]
+    support = _live(params, masks)
     axes: list[jax.Array] = []
     new: list[jax.Array] = []
     for vector in vectors:
@@ -143,6 +140,36 @@ def orthonormal(
         # mixtures are orthonormal too.
         basis.append(jnp.sqrt(1 - share) * axes[j] + jnp.sqrt(share) * axes[k + j])
     return jnp.stack(basis), jnp.stack(new[:k])
+
+
+def aged(
+    slopes: jax.Array,
+    old: jax.Array,
+    new: jax.Array,
+    params: Params,
+    masks: Masks | None,
+) -> jax.Array:
+    """Returns slopes times the cosine of each guide with what it has become.
+
+    A slope along the old guide is that times as large along the new one, as far as the
+    gradient is along the old one.
+
+    Args:
+      slopes: float32 `[k]`.
+      old: The guides along which they were measured, float32 `[k, size]`.
+      new: The guides of the next call.
+      params: Pytree of arrays, for the shapes.
+      masks: Mask tree; None for all weights.
+    """
+    live = _live(params, masks)
+    turned = [tree.cosine(live * a, live * b) for a, b in zip(old, new, strict=True)]
+    return slopes * jnp.stack(turned)
+
+
+def _live(params: Params, masks: Masks | None) -> jax.Array:
+    """1 for a live weight and 0 for a pruned one, as one vector."""
+    ones = jax.tree.map(lambda x: jnp.ones(x.shape, jnp.float32), params)
+    return ravel_pytree(tree.mask(ones, masks))[0]
 
 
 def _unit(x: jax.Array, least: float) -> tuple[jax.Array, jax.Array]:

@@ -204,11 +204,12 @@ def guided(
         return OccasionalLook(grad, _passes(value, forward), due, memory=memory)
 
     def learn(point: Point, memory: Memory, grad: Grads) -> Memory:
-        del point
         means, slopes, count = memory
         flat, _ = ravel_pytree(wide(grad))
         decay = jnp.asarray(decays, jnp.float32)[:, None]
-        return decay * means + (1 - decay) * flat, slopes, count
+        new = decay * means + (1 - decay) * flat
+        slopes = estimators.aged(slopes, means, new, point.params, point.support)
+        return new, slopes, count
 
     if every > 1:
         return Ascent(look_if_due, OccasionalLook, init, learn)

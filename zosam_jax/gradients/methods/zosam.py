@@ -88,7 +88,8 @@ def zosam(
         directions in one `jax.vmap`; on a CPU that is slower for convolutions.
       every: k: probe in every k-th estimate and reuse the coefficients in between.
       guides: Decays of the running means of past gradients that span the subspace. Each
-        step measures `num_directions` slopes in turn and reuses the others.
+        step measures `num_directions` slopes in turn and reuses the others, times the
+        cosine by which their guides have turned.
       exploration: Fraction of a random direction in each guide, in [0, 1]. It costs
         alignment: 2.5 % of the cosine at 0.05.
       layerwise: Perturb every leaf l by `rho (|w_l| / |w|) g_l / |g_l|`.
