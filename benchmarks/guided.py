@@ -6,11 +6,12 @@ A sparse MLP trains with each rule, on its own trajectory, at two learning rates
 several seeds. In every step after the first `WARMUP` the perturbation is compared with
 the gradient of the same batch at the same weights: their cosine, and whether the
 perturbation points downhill. All seeds and rates of a rule are one program. The result
-file has rules with running means of the slopes too, which the library no longer has.
+file `alignment-digits.json` is of an earlier version, whose slopes did not age, and has
+running means of the slopes too. `guided-slopes-digits.json` has what came after it.
 """
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.flatten_util import ravel_pytree
 
 import zosam_jax as zs
 from benchmarks import command_line, record
 from benchmarks.alignment import running_mean
 from zosam_jax import data, models
 from zosam_jax._types import PyTree
+from zosam_jax.estimators.guided_directions import orthonormal
+from zosam_jax.gradients import Ascent, Row, sharpness_aware
+from zosam_jax.gradients.pieces import LossLook
 
 RHO, SPARSITY, MOMENTUM, BATCH, WARMUP = 0.1, 0.9, 0.9, 64, 20
 
@@ -32,14 +37,57 @@ def _guided(**options: Any) -> Callable[..., zs.GradientEstimator]:
     return functools.partial(zs.zosam, directions="guided", **options)
 
 
-_EXPLORING = {"exploration": 0.05}
+def disjoint(
+    rho: float, guides: Sequence[float] = (0.5, 0.9), **options: Any
+) -> zs.GradientEstimator:
+    """Returns guided ZO-SAM whose slopes are of disjoint parts of the batch.
+
+    Each of the k guides has its own part of the batch, so that two forward passes
+    measure all slopes, and none is remembered. The library does not have it.
+
+    Args:
+      rho: Radius.
+      guides: Decays of the running means of the gradients.
+      options: Options that all gradients share.
+    """
+    decays = jnp.asarray(guides, jnp.float32)[:, None]
+
+    def look(point: Any, means: jax.Array) -> LossLook:
+        live, loss = point.support, point.losses.each
+        axes, _ = orthonormal(means, point.random(), 0.0, point.params, live)
+        unravel = ravel_pytree(point.params)[1]
+        step = 1e-3 * jnp.sqrt(zs.tree.live_count(point.params, live))
+        parts = np.arange(BATCH, dtype=np.int32).reshape(len(guides), -1)
+        slopes, aux = [], None
+        for axis, part in zip(axes, parts, strict=True):
+            there = [
+                zs.tree.add_scaled(point.params, side, unravel(axis))
+                for side in (step, -step)
+            ]
+            (up, aux), (down, _) = (loss(w, "ascent", part) for w in there)
+            slopes.append((up.mean() - down.mean()) / (2 * step))
+        direction = unravel(jnp.stack(slopes) @ axes)
+        seen = zs.Estimate(jnp.zeros(()), direction, aux, zs.Info.zeros())
+        return LossLook(direction, seen, memory=means)
+
+    def learn(point: Any, means: jax.Array, grad: PyTree) -> jax.Array:
+        del point
+        return decays * means + (1 - decays) * ravel_pytree(grad)[0]
+
+    def init(params: PyTree) -> jax.Array:
+        return jnp.zeros((len(guides), zs.tree.size(params)))
+
+    ascent = Ascent(look, LossLook, init, learn, by_example=True)
+    return sharpness_aware("disjoint", Row(ascent), rho, **options)
+
+
 RULES: Mapping[str, Callable[..., zs.GradientEstimator]] = {
     "SAM": zs.sam,
     "ZO-SAM, m=1": zs.zosam,
-    "guided, m=1, last slopes": _guided(**_EXPLORING),
-    "guided, m=1, last slopes, no exploration": _guided(),
-    "guided, m=2, last slopes": _guided(num_directions=2, **_EXPLORING),
-    "guided, m=2, last slopes, no exploration": _guided(num_directions=2),
+    "guided, m=1, aged slopes": _guided(),
+    "guided, m=1, aged slopes, exploration": _guided(exploration=0.05),
+    "guided, m=2, no exploration": _guided(num_directions=2),
+    "guided, slopes of two halves": disjoint,
     "no probe: mean of gradients, 0.9": functools.partial(running_mean, 0.9),
     "no probe: mean of gradients, 0.5": functools.partial(running_mean, 0.5),
     "no probe: last gradient (S2-SAM)": zs.s2sam,
@@ -77,16 +125,22 @@ def measure(
             key = jax.random.fold_in(jax.random.key(seed), i)
             rows = jax.random.choice(key, len(labels), (BATCH,), replace=False)
 
-            def loss(p: Any) -> jax.Array:
-                logits: Any = model.apply({"params": p}, images[rows], train=True)
+            def each(p: Any, part: Any = slice(None)) -> jax.Array:
+                own = rows[part]
+                logits: Any = model.apply({"params": p}, images[own], train=True)
                 return optax.softmax_cross_entropy_with_integer_labels(
-                    logits, labels[rows]
-                ).mean()
+                    logits, labels[own]
+                )
 
-            value, grad = jax.value_and_grad(loss)(params)
-            updates, state = tx.update(
-                grad, state, params, value_fn=lambda p: (loss(p), p)
-            )
+            def losses(p: Any, examples: Any = None) -> Any:
+                return each(p, slice(None) if examples is None else examples), p
+
+            def loss(p: Any) -> Any:
+                return each(p).mean(), p
+
+            value_fn = losses if estimator.by_example else loss
+            (value, _), grad = jax.value_and_grad(loss, has_aux=True)(params)
+            updates, state = tx.update(grad, state, params, value_fn=value_fn)
             eps = zs.tree.subtract(zs.estimate(state).aux, params)
             cosine = zs.tree.cosine(eps, zs.tree.mask(grad, masks))
             return (optax.apply_updates(params, updates), state), (cosine, value)
@@ -140,8 +194,16 @@ def main() -> None:
         "--out",
         metavar="FILE",
         type=Path,
-        default=Path("benchmarks/results/alignment-digits.json"),
+        default=Path("benchmarks/results/guided-slopes-digits.json"),
         help="result file",
+    )
+    parser.add_argument(
+        "--rules",
+        metavar="LABEL",
+        nargs="+",
+        default=list(RULES),
+        choices=list(RULES),
+        help=command_line.listed("rules", list(RULES)),
     )
     args = parser.parse_args()
     found = data.load("digits", None)
@@ -158,8 +220,8 @@ def main() -> None:
     ]
     stacked = jax.tree.map(lambda *x: jnp.stack(x), *lanes)
     rows = []
-    for name, make in RULES.items():
-        cosines, losses = measure(make, stacked, args.steps)
+    for name in args.rules:
+        cosines, losses = measure(RULES[name], stacked, args.steps)
         for i, rate in enumerate(args.rates):
             own = slice(i * args.seeds, (i + 1) * args.seeds)
             row = summarize(name, rate, cosines[own])

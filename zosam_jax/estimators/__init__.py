@@ -5,8 +5,8 @@ ascent step, and zeroth-order optimizers step along them.
 """
 
 from zosam_jax.estimators.cge_coordinates import cge as cge
-from zosam_jax.estimators.guided_directions import guided as guided
 from zosam_jax.estimators.guided_directions import aged as aged
+from zosam_jax.estimators.guided_directions import guided as guided
 from zosam_jax.estimators.losses import Loss as Loss
 from zosam_jax.estimators.losses import backprop as backprop
 from zosam_jax.estimators.losses import check_function as check_function
