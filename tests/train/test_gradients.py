@@ -297,6 +297,33 @@ def test_a_look_at_a_quarter_of_the_batch(norm):
     assert float(after.totals.perturbation_cosine) == pytest.approx(cosine, abs=1e-5)
 
 
+def test_zo_sam_on_the_normalisation_layers_alone_is_one_option():
+    options = ("include=*norm*", "directions=rademacher", "num_directions=4")
+    fields = {"gradient": "zosam", "rho": 0.25, "gradient_options": options}
+    experiment = experiment_of(**fields)
+    state = tiny_run.begin(experiment)
+    batch = tiny_run.batch(experiment, 0)
+    seen = []
+
+    def value_fn(params, **options):
+        seen.append(params)
+        loss = loss_.value_fn(experiment, state.model_state, state.step, batch)
+        return loss(params, **options)
+
+    with jax.disable_jit():
+        experiment.gradient.gradient(value_fn, state.params, jax.random.key(0))
+    # The ninth pass, at w + eps, is differentiated and so traced.
+    probes = [p for p in seen if not isinstance(p["norm"]["bias"], jax.core.Tracer)]
+    assert len(probes) == 8
+    for at in probes:
+        moved = jax.tree.map(jnp.subtract, at, state.params)
+        assert np.all(np.abs(moved.pop("norm")["bias"]) > 0)
+        assert not any(np.any(x) for x in jax.tree.leaves(moved))
+    _, after, _ = first_step(experiment)
+    norm = float(after.totals.perturbation_norm)
+    assert norm == pytest.approx(0.25, rel=1e-5)
+
+
 def test_each_part_of_a_batch_has_a_perturbation_and_all_answers_count():
     """microbatches=4: four SAM gradients of four images each, averaged."""
     experiment = experiment_of(
