@@ -24,7 +24,8 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 THROUGHPUT = "throughput-resnet32-cpu.json"
 ALIGNMENT = "alignment-cifar10.json"
-GUIDED = "alignment-digits.json"
+GUIDED, GUIDED_SLOPES = "alignment-digits.json", "guided-slopes-digits.json"
+NORMS = "norms-digits.json"
 # Measured by an earlier program, whose commit the file names.
 GRID = "sparse-grid-cifar10.json"
 SPARSITY = "sparsity-cpu.json"
@@ -191,6 +192,23 @@ def guided_rows(rules: list[dict[str, Any]]) -> list[list[str]]:
             f"{100 * r['downhill']:.1f} % ± {100 * r['downhill_std']:.1f}" for r in rows
         ]
         lines.append([rule, *cosines, *shares])
+    return lines
+
+
+def norms_rows(rules: list[dict[str, Any]]) -> list[list[str]]:
+    """Returns what perturbations of normalisation layers gain, header first.
+
+    Args:
+      rules: Rows of the result file.
+    """
+    lines = [["method", "rho", "top-1, %", "gain over SGD", "over SAM"]]
+    for row in rules:
+        gains = [
+            f"{100 * row[over]['mean']:+.1f} ± {100 * row[over]['half_width']:.1f}"
+            for over in ("gain", "to_sam")
+        ]
+        rho = f"{row['rho']:g}" if row["rho"] else ""
+        lines.append([row["rule"], rho, f"{100 * row['mean']:.1f}", *gains])
     return lines
 
 
@@ -445,7 +463,8 @@ def tables() -> dict[str, list[list[str]]]:
         "gradient-choice": gradient_choice(),
         "sparse-choice": sparse_choice(),
         "probes": probes(alignment, throughput),
-        "guided": guided_rows(load(GUIDED)["rules"]),
+        "guided": guided_rows(load(GUIDED)["rules"] + load(GUIDED_SLOPES)["rules"]),
+        "norms": norms_rows(load(NORMS)["rules"]),
         "steps": steps(throughput),
         **study_tables(load(STUDY)["rows"]),
         "sparse-grid": grid_rows(load(GRID)["cells"], SPARSE_METHODS),
@@ -468,6 +487,7 @@ PAGES = {
         "gradients",
         "probes",
         "guided",
+        "norms",
         "steps",
         "sparse-grid",
         "sparsity-changes",
