@@ -23,11 +23,11 @@ import numpy as np
 
 import zosam_jax as zs
 from benchmarks import command_line, record
-from benchmarks.intervals import paired
 from benchmarks.side_by_side import Lane, Result, train
 from zosam_jax import data
 from zosam_jax.gradients.transformation import GradientEstimator
 from zosam_jax.runs.config import TrainConfig
+from zosam_jax.runs.intervals import paired
 
 RADII = (0.1, 0.3, 1.0, 3.0)
 TUNE_SEEDS, HELD_OUT = (1_000, 1_001), 0.2

@@ -172,6 +172,30 @@ def test_every_sparse_method_is_on_the_page_of_choice():
         assert f"`{name}`" in text, name
 
 
+def test_the_figures_of_slopes_and_norms_are_the_measured_ones():
+    text = " ".join(MEASUREMENTS.split())
+    rows = tables.load(tables.GUIDED)["rules"]
+    rows += tables.load(tables.GUIDED_SLOPES)["rules"]
+    slopes = {(row["rule"], row["learning_rate"]): row for row in rows}
+    old, new, half = (
+        [slopes[rule, rate] for rate in (0.1, 0.3)]
+        for rule in (
+            "guided, m=1, last slopes, no exploration",
+            "guided, m=1, aged slopes",
+            "guided, slopes of two halves",
+        )
+    )
+    for before, after in zip(old, new, strict=True):
+        assert f"from {before['cosine']:.3f} to {after['cosine']:.3f}" in text
+        assert before["cosine"] < after["cosine"]
+        shares = (100 * row["downhill"] for row in (before, after))
+        assert "from {:.1f} to {:.1f} %".format(*shares) in text
+    assert "cosine is {:.3f} and {:.3f}".format(*(r["cosine"] for r in half)) in text
+    norms = {row["rule"]: row["gain"] for row in tables.load(tables.NORMS)["rules"]}
+    for gain in (norms[rule] for rule in norms if rule != "SGD"):
+        assert f"{100 * gain['mean']:.1f} ± {100 * gain['half_width']:.1f}" in text
+
+
 def test_the_figures_of_aesam_are_the_measured_ones():
     found = json.loads((tables.RESULTS / "aesam-digits.json").read_text())
     first, second, last = found["by_third"]
