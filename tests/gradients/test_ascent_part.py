@@ -113,6 +113,26 @@ def test_random_examples_are_drawn_anew_and_without_repetition(eager):
     assert np.all(np.abs(counts - 30) < 5 * 3.9)
 
 
+@pytest.mark.parametrize("examples", ["front", "random"])
+@pytest.mark.parametrize(
+    ("fraction", "count"), [(0.05, 1), (0.19, 2), (0.3, 2), (0.99, 8)]
+)
+def test_the_part_is_rounded_and_never_empty(fraction, count, examples, eager):
+    """Of eight examples; the pass counts as the share that it is, not as asked for."""
+    assert EXAMPLES == 8
+    params, losses = network()
+    seen = set()
+
+    def value_fn(p, examples=None):
+        seen.add(EXAMPLES if examples is None else examples.size)
+        return losses(p, examples)
+
+    tx = zs.sam(ascent_fraction=fraction, ascent_examples=examples)
+    found = tx.gradient(value_fn, params, key=jax.random.key(0))
+    assert seen == {EXAMPLES, count}
+    assert found.info.backward_evaluations == 1 + count / EXAMPLES
+
+
 def test_each_microbatch_looks_at_its_own_part(eager):
     params, losses = network()
     found = zs.sam_gradient(
