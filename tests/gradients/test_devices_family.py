@@ -23,6 +23,7 @@ SHARDED = ["esam", "looksam", "ssam-fisher", "zosam-guided"]
 OWN = ["gsam", "fsam", "esam", "looksam", "msam", "zosam-every", "zosam-guided"]
 SYNCED = ["sam-2-steps", "gsam", "looksam", "aesam", "ssam-dynamic", "zosam"]
 SYNCED += ["zosam-guided"]
+CLIPPED = ["wsam"]
 # One with a memory that learns from the gradient, and one without.
 PLAIN = ["sam", "msam"]
 # One with a backward pass in the ascent, and one without.
@@ -37,6 +38,7 @@ def report() -> None:
         (devices.sharded, SHARDED),
         (devices.own, OWN),
         (devices.synced, SYNCED),
+        (devices.clipped, CLIPPED),
         (devices.runs, SHARED),
         (devices.runs_in_some_steps, SHARED),
         (devices.plain, PLAIN),
@@ -131,10 +133,14 @@ class Devices:
 
         return self.compare(self.jit(spread), apart, (memory, memory), self.data, parts)
 
-    def synced(self, name):
+    def clipped(self, name):
+        """As `synced`, and the norm that is clipped is that of the whole batch."""
+        return self.synced(name, max_norm=0.1)
+
+    def synced(self, name, **options):
         """With one perturbation for all: the method on the whole batch."""
-        spread, memory = self.mapped(name, sync_ascent=True)
-        whole, _ = self.step(name)
+        spread, memory = self.mapped(name, sync_ascent=True, **options)
+        whole, _ = self.step(name, **options)
         return self.compare(
             self.jit(spread), self.jit(whole), (memory, memory), self.data, self.data
         )
@@ -222,6 +228,11 @@ def test_the_ascent_of_each_device_sees_its_own_examples(name):
 @pytest.mark.parametrize("name", SYNCED)
 def test_one_ascent_for_all_is_the_method_on_the_whole_batch(name):
     check("synced", name)
+
+
+@pytest.mark.parametrize("name", CLIPPED)
+def test_gradients_are_clipped_to_a_norm_of_the_whole_batch(name):
+    check("clipped", name)
 
 
 @pytest.mark.parametrize("name", SHARED)

@@ -258,6 +258,7 @@ ADVICE = 'must be known before tracing.*static_args=\\("{}"'
         (zs.fsam, "decay", 1.0, "decay=1.0 must be a finite number >= 0 and < 1"),
         (zs.vasso, "theta", 0.0, "theta=0.0 must be a finite number > 0 and <= 1"),
         (zs.wsam, "gamma", 1.0, "gamma=1.0"),
+        (zs.wsam, "max_norm", 0.0, "max_norm=0.0 must be a finite number > 0"),
         (zs.esam, "beta", 0.0, "beta=0.0"),
         (zs.esam, "gamma", 2.0, "gamma=2.0"),
         (zs.looksam, "every", 0, "every=0"),
