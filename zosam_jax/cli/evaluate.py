@@ -73,6 +73,7 @@ None: that of the run."""
             show.close()
         terminal.show(evaluation_report.terminal_table(figures))
         folder = paths.absolute(self.out or self.run, "out")
+        folder = folder.parent if folder.is_file() else folder
 
         def draw(path: Path) -> None:
             from zosam_jax.cli import pictures

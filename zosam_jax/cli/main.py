@@ -13,6 +13,7 @@ from zosam_jax._version import __version__
 from zosam_jax.cli import parsing, terminal
 from zosam_jax.cli.data import Data
 from zosam_jax.cli.evaluate import Evaluate
+from zosam_jax.cli.export import Export
 from zosam_jax.cli.lottery import Lottery
 from zosam_jax.cli.parsing import Command
 from zosam_jax.cli.predict import Predict
@@ -27,6 +28,7 @@ COMMANDS: dict[str, type[Command]] = {
     "sweep": Sweep,
     "predict": Predict,
     "evaluate": Evaluate,
+    "export": Export,
     "report": Report,
     "presets": Presets,
     "data": Data,

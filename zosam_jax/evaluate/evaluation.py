@@ -57,7 +57,7 @@ def evaluate(
     the same weights, images and versions are reused.
 
     Args:
-      run: The run's folder.
+      run: The run's folder, or a file that `zosam export` wrote.
       checkpoint: The step of one of its checkpoints. Default: the last.
       corruptions: Names of corruptions. "common" stands for the 15 of the published
         benchmark, "all" for those and 4 more. Both leave out `saturate` if the images
@@ -71,7 +71,8 @@ def evaluate(
       data_dir: TFDS directory. Default: the run's.
       published_dir: Folder of released .npy files, to read instead of the TFDS sets.
       frost_dir: Folder of photographs for generated `frost`.
-      out: Folder for `evaluation.json` and `evaluation.jsonl`. Default: the run's.
+      out: Folder for `evaluation.json` and `evaluation.jsonl`. Default: the run's, or
+        that of the file.
       overwrite: Evaluate all sets again.
       dataset: A data set to use instead of the one that the run's configuration names,
         or its name: `folder:PATH` if the images have moved. It must have the classes
@@ -132,7 +133,9 @@ def evaluate(
     }
     chosen = [(CLEAN, 0)] + [(n, s) for n in names for s in sorted(set(severities))]
     keys = [sets.key(name, severity) | same for name, severity in chosen]
-    folder = paths.absolute(out, "out") if out else found.folder
+    # Beside a file that was exported.
+    own = found.folder if found.folder.is_dir() else found.folder.parent
+    folder = paths.absolute(out, "out") if out else own
     path = folder / "evaluation.jsonl"
     with (
         contextlib.closing(open_results(path, same, overwrite)) as results,

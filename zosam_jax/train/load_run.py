@@ -10,16 +10,23 @@ import jax
 import numpy as np
 import optax
 
-from zosam_jax import _check, data
+from zosam_jax import _check, data, models, sparsity
 from zosam_jax._types import Masks, Params, PyTree
 from zosam_jax.gradients.transformation import GradientEstimator
-from zosam_jax.runs import dataset_facts
+from zosam_jax.runs import dataset_facts, paths
 from zosam_jax.runs.config import TrainConfig
 from zosam_jax.runs.dataset_facts import DatasetFacts
-from zosam_jax.runs.errors import RunError
+from zosam_jax.runs.errors import RunError, explained
 from zosam_jax.runs.files import JSON
 from zosam_jax.sparsity import SparseMethod
-from zosam_jax.train import build, choices, objects, prediction, stored_run
+from zosam_jax.train import (
+    build,
+    choices,
+    exported,
+    objects,
+    prediction,
+    stored_run,
+)
 from zosam_jax.train.experiment import Experiment, Model, ModelState
 from zosam_jax.train.objects import Objects
 from zosam_jax.train.prediction import BATCH_SIZE, Inputs, Prediction
@@ -30,7 +37,7 @@ class LoadedRun:
     """A run, finished or not, with the weights of one of its checkpoints.
 
     Attributes:
-      folder: Its folder, absolute.
+      folder: Its folder, absolute; or the file that it was exported to.
       config: Its configuration.
       experiment: Its model, optimizer and devices, the facts of its data set, and, if
         asked for, the data set.
@@ -73,6 +80,11 @@ class LoadedRun:
     def variables(self) -> PyTree:
         """The first argument of `model.apply`."""
         return {"params": self.params, **self.model_state}
+
+    @property
+    def num_parameters(self) -> int:
+        """Number of parameters, pruned ones too."""
+        return sum(np.size(x) for x in jax.tree.leaves(self.params))
 
     @property
     def facts(self) -> DatasetFacts:
@@ -149,6 +161,69 @@ class LoadedRun:
         found = self._probabilities(given, batch_size)
         return prediction.best(self.facts, given, found, top)
 
+    def compact(self, *, multiple: int = 1) -> "LoadedRun":
+        """Returns the network without the units that nothing reads.
+
+        It computes the same; see `zs.sparsity.compact`. Its configuration has the new
+        widths.
+
+        Args:
+          multiple: Widths are rounded up to multiples of it.
+
+        Raises:
+          ValueError: The model does not say where its units are.
+        """
+        small = sparsity.compact(
+            self.model,
+            self.params,
+            self.masks,
+            model_state=self.model_state,
+            multiple=multiple,
+        )
+        options = [x for x in self.config.model_options if x.split("=")[0] != "widths"]
+        options += [f"widths={small.widths!r}"] if small.widths else []
+        # The options are those of the named model; a given one has its widths itself.
+        is_named = self.config.model in models.names()
+        config = dataclasses.replace(
+            self.config,
+            model_options=tuple(options) if is_named else self.config.model_options,
+        )
+        return dataclasses.replace(
+            self,
+            config=config,
+            experiment=dataclasses.replace(
+                self.experiment,
+                model=small.model,
+                initialize=functools.partial(
+                    models.initialize, small.model, image_shape=self.facts.image_shape
+                ),
+            ),
+            params=small.params,
+            masks=small.masks,
+            model_state=small.model_state,
+        )
+
+    def save(self, file: str | os.PathLike[str]) -> Path:
+        """Writes the network to one file, which `load` reads; returns its path.
+
+        The file is of the format `safetensors`: nothing in it is executed. Of a sparse
+        leaf it has the mask, one bit a weight, and the live weights in full precision,
+        so that nothing is lost. It carries classes, normalization and resizing.
+
+        Args:
+          file: The file, as `digits.safetensors`.
+
+        Raises:
+          RunError: It cannot be written.
+        """
+        path = paths.absolute(file, "file")
+        network = exported.Network(self.params, self.model_state, self.masks)
+        about = self.config, self.facts, self.step, self.summary
+        with explained(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            exported.write(path, *about, network)
+        return path
+
 
 def load(
     run: str | os.PathLike[str],
@@ -174,7 +249,8 @@ def load(
     set.
 
     Args:
-      run: Its folder; the run may be unfinished.
+      run: Its folder; the run may be unfinished. Or a file that `LoadedRun.save` or
+        `zosam export` wrote; it needs `model` if the run did.
       checkpoint: The step of one of its checkpoints. Default: the last; of a finished
         run, that is its end.
       examples: Whether to load the data set that its configuration names, to evaluate.
@@ -192,7 +268,17 @@ def load(
       zosam_jax.data.DatasetError: The data set is missing or damaged, or is not one of
         the run's classes and image shape.
     """
-    stored = stored_run.read(run, data_dir=data_dir)
+    path, file = paths.absolute(run, "RUN"), None
+    if path.is_file():
+        file = exported.read(path)
+        if checkpoint is not None:
+            raise RunError(
+                f"checkpoint={checkpoint!r} has no effect: {path} is of step "
+                f"{file.step}. Leave it out."
+            )
+        stored = _stored(file, path, data_dir)
+    else:
+        stored = stored_run.read(path, data_dir=data_dir)
     config, facts = stored.config, stored.facts
     recorded = dict(stored.objects or {})
     if isinstance(dataset, str):
@@ -208,7 +294,12 @@ def load(
     notes = []
     if experiment.dataset is not None:
         notes = experiment.facts.changes(dataset_facts.of(experiment.dataset))
-    found = stored_run.weights(stored, experiment, checkpoint)
+    if file is not None:
+        like = jax.eval_shape(experiment.initialize, jax.random.key(0))
+        network = exported.unpack(file, like, path)
+        found = stored_run.Weights(file.step, *network, notes=())
+    else:
+        found = stored_run.weights(stored, experiment, checkpoint)
     summary = stored.summary
     if summary is not None and found.step != summary["steps"]:
         summary = None
@@ -223,6 +314,16 @@ def load(
         step=found.step,
         notes=(*notes, *found.notes),
     )
+
+
+def _stored(
+    file: exported.Exported, path: Path, data_dir: str | None
+) -> stored_run.StoredRun:
+    """Returns the record of an exported file, as that of a run."""
+    config = file.config
+    if data_dir is not None:
+        config = dataclasses.replace(config, data_dir=data_dir)
+    return stored_run.StoredRun(path, config, None, file.facts, None)
 
 
 def _experiment(

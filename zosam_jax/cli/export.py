@@ -1,0 +1,59 @@
+"""`zosam export`."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+from tyro.conf import Positional, arg
+
+from zosam_jax.runs.errors import RunError
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Export:
+    """Write the network of a run to one file.
+
+    The file has weights, masks (one bit a weight), classes and preprocessing. `zosam
+    predict FILE PATH...` and `zs.load(FILE)` use it like the run.
+    """
+
+    run: Annotated[Positional[Path], arg(metavar="RUN")]
+    """Folder of a run, finished or not; or a file that was exported."""
+    to: Literal["safetensors"] = "safetensors"
+    """Format of the file. safetensors: arrays by name, which many languages read."""
+    out: Path | None = None
+    """The file. None: network.safetensors in the run folder."""
+    compact: bool = False
+    """Cut out the units that nothing reads: the network is smaller and computes the \
+same."""
+    multiple: int = 1
+    """With --compact, widths are rounded up to multiples of it."""
+    checkpoint: int | None = None
+    """Step of one of the run's checkpoints. None: the last."""
+
+    def execute(self, line: Sequence[str]) -> int:
+        """Writes the file, prints its path and size, and returns the exit status."""
+        del line
+        from zosam_jax.cli import compilation_cache, terminal
+        from zosam_jax.train import load_run
+
+        if self.multiple != 1 and not self.compact:
+            raise RunError(f"multiple={self.multiple} has no effect without --compact.")
+        compilation_cache.use()
+        net = load_run.load(self.run, checkpoint=self.checkpoint)
+        before = net.num_parameters
+        if self.compact:
+            try:
+                net = net.compact(multiple=self.multiple)
+            except ValueError as error:
+                raise RunError(str(error)) from error
+            terminal.write(f"parameters: {before:,} -> {net.num_parameters:,}\n")
+        place = self.out
+        if place is None:
+            folder = net.folder if net.folder.is_dir() else net.folder.parent
+            place = folder / f"network.{self.to}"
+        path = net.save(place)
+        size, dense = path.stat().st_size, 4 * before
+        terminal.write(f"{path}: {size:,} bytes, {dense / size:.1f}x below {dense:,}\n")
+        return 0
