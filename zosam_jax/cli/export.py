@@ -55,5 +55,6 @@ same."""
             place = folder / f"network.{self.to}"
         path = net.save(place)
         size, dense = path.stat().st_size, 4 * before
-        terminal.write(f"{path}: {size:,} bytes, {dense / size:.1f}x below {dense:,}\n")
+        ratio = f"{dense / size:.1f} times as many"
+        terminal.write(f"{path}: {size:,} bytes; dense weights: {dense:,}, {ratio}\n")
         return 0

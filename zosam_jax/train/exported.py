@@ -66,12 +66,9 @@ def pack(network: Network) -> tuple[dict[str, np.ndarray], dict[str, list[int]]]
     arrays: dict[str, np.ndarray] = {}
     shapes: dict[str, list[int]] = {}
     masks = jax.tree.leaves(network.masks)
-    for path, x, mask in zip(
-        _check.paths(network.params),
-        jax.tree.leaves(network.params),
-        masks,
-        strict=True,
-    ):
+    leaves = jax.tree.leaves(network.params)
+    paths = _check.paths(network.params)
+    for path, x, mask in zip(paths, leaves, masks, strict=True):
         name, x = f"params/{path}", np.asarray(x)
         if tree.is_dense(mask):
             arrays[name] = x
@@ -174,6 +171,43 @@ def write(
     }
     metadata = {"format": "zosam", "zosam": json.dumps(about, allow_nan=False)}
     tensor_file.write(path, TensorFile(arrays, metadata))
+    card = path.with_name(f"{path.stem}.md")
+    card.write_text(_card(path.name, config, facts, figures, network))
+
+
+def _card(
+    name: str, config: TrainConfig, facts: DatasetFacts, figures: JSON, network: Network
+) -> str:
+    """Returns the model card: what the network is, and how it is used."""
+    size = sum(np.size(x) for x in jax.tree.leaves(network.params))
+    shape = " x ".join(map(str, facts.image_shape))
+    options = "".join(f", {option}" for option in config.model_options)
+    lines = [
+        f"# {name}",
+        "",
+        f"- Model: {config.model}, width {config.width:g}{options}",
+        f"- Parameters: {size:,}",
+        f"- Data set: {facts.name}, {facts.num_classes} classes, examples of {shape}",
+        f"- Training: {config.method}, {config.gradient}, {config.optimizer}, "
+        f"{config.epochs} epochs, seed {config.seed}",
+        *(
+            f"- Run: {key.replace('_', ' ')} {value:.6g}"
+            for key, value in figures.items()
+        ),
+        "",
+        _USE.format(name=name),
+    ]
+    return "\n".join(lines)
+
+
+_USE = """With zosam_jax: `zosam predict {name} IMAGE...`, or `zs.load("{name}")`.
+Without it, a sparse leaf NAME is made dense by
+
+    mask = numpy.unpackbits(tensors[NAME + ".mask"], count=size).reshape(shape) == 1
+    dense = numpy.zeros(shape, "float32"); dense[mask] = tensors[NAME + ".values"]
+
+with its shape in "shapes" of the JSON text "zosam" in the file's metadata.
+"""
 
 
 _ABOUT = {
