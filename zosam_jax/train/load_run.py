@@ -268,17 +268,7 @@ def load(
       zosam_jax.data.DatasetError: The data set is missing or damaged, or is not one of
         the run's classes and image shape.
     """
-    path, file = paths.absolute(run, "RUN"), None
-    if path.is_file():
-        file = exported.read(path)
-        if checkpoint is not None:
-            raise RunError(
-                f"checkpoint={checkpoint!r} has no effect: {path} is of step "
-                f"{file.step}. Leave it out."
-            )
-        stored = _stored(file, path, data_dir)
-    else:
-        stored = stored_run.read(path, data_dir=data_dir)
+    stored, file = _read(paths.absolute(run, "RUN"), checkpoint, data_dir)
     config, facts = stored.config, stored.facts
     recorded = dict(stored.objects or {})
     if isinstance(dataset, str):
@@ -294,15 +284,11 @@ def load(
     notes = []
     if experiment.dataset is not None:
         notes = experiment.facts.changes(dataset_facts.of(experiment.dataset))
-    if file is not None:
-        like = jax.eval_shape(experiment.initialize, jax.random.key(0))
-        network = exported.unpack(file, like, path)
-        found = stored_run.Weights(file.step, *network, notes=())
-    else:
+    if file is None:
         found = stored_run.weights(stored, experiment, checkpoint)
-    summary = stored.summary
-    if summary is not None and found.step != summary["steps"]:
-        summary = None
+    else:
+        found = _weights(file, experiment, stored.folder)
+    is_end = stored.summary and found.step == stored.summary["steps"]
     return LoadedRun(
         folder=stored.folder,
         config=config,
@@ -310,20 +296,37 @@ def load(
         params=found.params,
         model_state=found.model_state,
         masks=found.masks,
-        summary=summary,
+        summary=stored.summary if is_end else None,
         step=found.step,
         notes=(*notes, *found.notes),
     )
 
 
-def _stored(
-    file: exported.Exported, path: Path, data_dir: str | None
-) -> stored_run.StoredRun:
-    """Returns the record of an exported file, as that of a run."""
+def _read(
+    path: Path, checkpoint: int | None, data_dir: str | None
+) -> tuple[stored_run.StoredRun, exported.Exported | None]:
+    """Returns the record of a run, or of an exported file, and the file's contents."""
+    if not path.is_file():
+        return stored_run.read(path, data_dir=data_dir), None
+    file = exported.read(path)
+    if checkpoint is not None:
+        raise RunError(
+            f"checkpoint={checkpoint!r} has no effect: {path} is of step {file.step}. "
+            "Leave it out."
+        )
     config = file.config
     if data_dir is not None:
         config = dataclasses.replace(config, data_dir=data_dir)
-    return stored_run.StoredRun(path, config, None, file.facts, None)
+    return stored_run.StoredRun(path, config, None, file.facts, None), file
+
+
+def _weights(
+    file: exported.Exported, experiment: Experiment, path: Path
+) -> stored_run.Weights:
+    """Returns the weights of an exported file."""
+    like = jax.eval_shape(experiment.initialize, jax.random.key(0))
+    network = exported.unpack(file, like, path)
+    return stored_run.Weights(file.step, *network, notes=())
 
 
 def _experiment(
