@@ -98,8 +98,12 @@ def test_wrong_arguments_are_named():
     with pytest.raises(ValueError, match="lie on a line"):
         analysis.plane_through(PARAMS, SPARSE, PARAMS)
     with pytest.raises(ValueError, match="directions has 0 trees"):
-        analysis.loss_landscape(loss, PARAMS, [])
+        analysis.loss_landscape(loss, PARAMS, [], batches=BATCHES)
     with pytest.raises(ValueError, match="does not have the shapes of params"):
         analysis.loss_landscape(loss, PARAMS, [PARAMS["out"]], batches=BATCHES)
     with pytest.raises(ValueError, match="axes has 2 arrays for 1 direction"):
-        analysis.loss_landscape(loss, PARAMS, [PARAMS], axes=AXES)
+        analysis.loss_landscape(loss, PARAMS, [PARAMS], batches=BATCHES, axes=AXES)
+    with pytest.raises(
+        TypeError, match=r"value_fn must be .* it takes \(params, batch"
+    ):
+        analysis.loss_landscape(loss, PARAMS, [PARAMS])
