@@ -44,6 +44,13 @@ def test_arrays_come_back_as_they_were(tmp_path):
     assert (entry["dtype"], entry["shape"], length % 8) == ("F32", [2, 3], 0)
 
 
+def test_a_file_that_cannot_be_written_leaves_nothing(tmp_path):
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(RunError, match="folder"):
+        tensor_file.write(tmp_path / "folder", TensorFile(ARRAYS, {}))
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+
 @pytest.mark.quick
 @pytest.mark.parametrize(
     ("damage", "part"),

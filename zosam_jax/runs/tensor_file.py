@@ -70,13 +70,18 @@ def write(path: Path, content: TensorFile) -> None:
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
     temporary = path.with_name(path.name + ".tmp")
-    with explained(path), temporary.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for name in order:
-            file.write(np.ascontiguousarray(content.tensors[name]).tobytes())
-        file.flush()
-        os.fsync(file.fileno())
-        os.replace(temporary, path)
+    with explained(path):
+        try:
+            with temporary.open("wb") as file:
+                file.write(len(text).to_bytes(8, "little") + text)
+                for name in order:
+                    file.write(np.ascontiguousarray(content.tensors[name]).tobytes())
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except OSError:
+            temporary.unlink(missing_ok=True)
+            raise
 
 
 def read(path: Path) -> TensorFile:
