@@ -12,6 +12,7 @@ from rich.console import Console
 from test_comparison import make_run
 
 from zosam_jax.cli import group_tables, main, page, pictures, report_files
+from zosam_jax.cli import report as report_command
 from zosam_jax.runs import groups, record
 
 ACCURACIES = {
@@ -278,3 +279,34 @@ def test_chromium_sorts_and_searches_the_page(report, tmp_path):
     falling = " ".join(rising.split()[::-1])
     assert said == f"{rising}|{falling}|91.00%|fits"
     assert "CONSOLE" not in done.stderr
+
+
+def test_watching_shows_what_is_new_and_ends_with_the_runs(
+    tmp_path, monkeypatch, capsys
+):
+    done = make_run(tmp_path / "done", seed=0)
+    young = make_run(tmp_path / "young", seed=1, epochs=2, finished=False)
+    whole = make_run(tmp_path / "later" / "young", seed=1)
+    naps = []
+
+    def nap(seconds):
+        naps.append(seconds)
+        # Nothing is new after the first nap; the run has ended after the second.
+        if len(naps) == 2:
+            for name in ("metrics.jsonl", "summary.json"):
+                shutil.copy(whole / name, young / name)
+
+    monkeypatch.setattr(report_command.time, "sleep", nap)
+    words = ["report", str(done), str(young), "--out", str(tmp_path / "out")]
+    assert main.main([*words, "--watch"]) == 0
+    assert len(naps) == 2
+    shown = capsys.readouterr().out
+    assert shown.count("test accuracy, %") == 2
+    assert "unfinished" in shown.split("test accuracy, %")[0]
+    assert "unfinished" not in shown.split("test accuracy, %")[1]
+    assert (tmp_path / "out" / "report.json").exists()
+
+
+def test_a_target_is_an_accuracy(grid, capsys):
+    assert main.main(["report", str(grid[0]), "--target", "90"]) == 2
+    assert "--target 90 must be above 0 and at most 1" in capsys.readouterr().err

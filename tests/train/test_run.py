@@ -64,6 +64,13 @@ def test_sparsity_is_exact_and_counted_twice(whole):
     assert result.summary["sparsity"] == 0.5
     assert result.summary["sparsity_all"] == 52 / 132
     assert result.summary["parameters_live"] == 80
+    layers = result.summary["layers"]
+    conv, head = (layers[f"{name}/kernel"] for name in ("conv", "head"))
+    assert len(layers) == 2
+    assert 72 * conv + 32 * head == pytest.approx(52)
+    # The convolution is applied at 36 places.
+    share = (36 * 72 * conv + 32 * head) / (36 * 72 + 32)
+    assert result.summary["flops_share"] == pytest.approx(share)
     masks = zs.sparsity.masks(state.opt_state)
     for mask, x in zip(
         jax.tree.leaves(masks), jax.tree.leaves(state.params), strict=True

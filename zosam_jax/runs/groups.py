@@ -74,7 +74,9 @@ FIGURES = {
         100,
     ),
     "sparsity": Figure("sparsity, %", _of_summary("sparsity"), ".2f", 100),
-    "flops": Figure("FLOPs of the dense network, %", _of_summary("flops"), ".2f", 100),
+    "flops_share": Figure(
+        "FLOPs of the dense network, %", _of_summary("flops_share"), ".2f", 100
+    ),
     "images_per_second": Figure("images/s", _of_summary("images_per_second"), ",.0f"),
     "seconds": Figure("time, s", _of_summary("seconds"), ",.1f"),
 }

@@ -28,6 +28,8 @@ _NEEDED = {
     "compile_seconds_by_program": schema.NUMBERS,
 }
 _OPTIONAL = {
+    "layers": schema.NUMBERS,
+    "flops_share": schema.SHARE,
     "parameters_removable": schema.WHOLE,
     "train_accuracy_given_labels": schema.SHARE,
     "train_accuracy_clean_labels": schema.SHARE,
@@ -68,7 +70,7 @@ def summarize(
       step: Number of training steps done.
       steps_per_epoch: Steps of one epoch.
       status: "finished" or "stopped".
-      counts: Numbers of parameters and the sparsity, to copy into the summary.
+      counts: Numbers of parameters, sparsities and costs, to copy into the summary.
       memorized: With label noise, the accuracy after the last step on the training
         images, without augmentation: by the given labels and by the clean ones.
       compile_seconds: Compilation time in seconds, by program.

@@ -11,16 +11,18 @@ import jax
 import jax.numpy as jnp
 
 from zosam_jax import sparsity
+from zosam_jax._types import Params, PyTree
 from zosam_jax.runs import files, metrics, summary
 from zosam_jax.runs.config import TrainConfig
 from zosam_jax.runs.errors import RunError
 from zosam_jax.runs.files import JSON
 from zosam_jax.runs.progress import Display, Status, duration
 from zosam_jax.train import checkpoint
+from zosam_jax.train.batch import normalized
 from zosam_jax.train.compiled_run import CompiledRun
 from zosam_jax.train.experiment import Experiment
 from zosam_jax.train.interruption import Stop
-from zosam_jax.train.step import Totals, TrainState, count_weights
+from zosam_jax.train.step import Totals, TrainState, count_weights, evaluated
 
 OnEpoch = Callable[[int, TrainState], bool]
 
@@ -338,6 +340,7 @@ class Session:
             counts={
                 **count_weights(setup.experiment, state),
                 **_removable(setup.experiment, state),
+                **_costs(setup.experiment, state),
             },
             memorized=self._memorized(state),
             compile_seconds=setup.compiled.compile_seconds,
@@ -374,6 +377,34 @@ class Session:
 
 def _sparsity(setup: Setup, state: TrainState) -> float:
     return float(count_weights(setup.experiment, state)["sparsity"])
+
+
+def _costs(experiment: Experiment, state: TrainState) -> JSON:
+    """Returns the densities of layers and the share of FLOPs, for `summary.json`.
+
+    "layers" has the density of each sparse layer by its path; a dense network has none.
+    "flops_share" is the FLOPs of a forward pass, as `zs.sparsity.report`
+    counts them, divided by those of the dense network.
+    """
+    if experiment.method is None:
+        return {"layers": {}, "flops_share": 1.0}
+    params, model_state = evaluated(state)
+    example, _ = experiment.example
+
+    def forward(params: Params) -> PyTree:
+        raw = jnp.zeros((1, *example.shape), example.dtype)
+        variables = {"params": params, **model_state}
+        inputs = normalized(experiment, raw)
+        return experiment.model.apply(variables, inputs, train=False)
+
+    masks = sparsity.masks(state.opt_state)
+    found = sparsity.report(params, masks, forward=forward, method=experiment.method)
+    dense, sparse = found.inference_dense, found.inference_sparse
+    return {
+        "layers": {row.path: row.density for row in found.rows if row.sparse},
+        # A network without products of weights has no FLOPs to save.
+        "flops_share": sparse / dense if sparse and dense else 1.0,
+    }
 
 
 def _removable(experiment: Experiment, state: TrainState) -> dict[str, int]:
