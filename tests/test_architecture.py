@@ -43,7 +43,7 @@ HEAVY = {
     "google": ("data",),
     "orbax": ("train",),
     "tensorboardX": ("runs",),
-    "matplotlib": ("cli", "evaluate", "sparsity.reports.picture"),
+    "matplotlib": ("analysis", "cli", "evaluate", "sparsity.reports.picture"),
     "rich": ("cli", "runs"),
     "tyro": ("cli",),
     "jinja2": ("cli",),

@@ -91,7 +91,8 @@ def test_heavy_modules_come_when_they_are_asked_for():
     program = (
         "import sys, zosam_jax as zs\n"
         "assert 'flax' not in sys.modules\n"
-        "assert {'models', 'data', 'train', 'lottery', 'evaluate'} <= set(dir(zs))\n"
+        "assert {'models', 'data', 'train', 'evaluate', 'analysis'} <= set(dir(zs))\n"
+        "assert zs.analysis.roughness([1.0, 3.0]) == 1 and 'flax' not in sys.modules\n"
         "assert zs.models.names()[0] == 'resnet20'\n"
         "assert zs.train.TrainConfig().model == 'resnet20'\n"
         "try: zs.nothing\n"

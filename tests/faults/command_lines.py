@@ -374,7 +374,7 @@ def without_effect() -> Iterator[Line]:
 
 
 def other_commands() -> Iterator[Line]:
-    """Hostile lines of predict, evaluate, report, data and presets."""
+    """Hostile lines of predict, evaluate, analyze, report, data and presets."""
     for text in (
         *("", "nowhere", "nowhere nowhere", "/dev/null x", "RUN", "RUN nowhere"),
         *("RUN x --format x", "RUN x --checkpoint last"),
@@ -392,6 +392,14 @@ def other_commands() -> Iterator[Line]:
     ):
         words = shlex.split(text.replace("RUN", str(RUN)))
         yield Line(("evaluate", *words), "evaluate", False)
+    for text in (
+        *("", "nowhere", ".", "/dev/null", "''", "~nobody/x", "'a\nb'", "RUN"),
+        *("RUN --parts", "RUN --parts all", "RUN --points 4", "RUN --points 0"),
+        *("RUN --images 0", "RUN --rho 0", "RUN --rho nan", "RUN --extent -1"),
+        *("RUN --seed -1", "RUN --batch-size 0", "RUN --split x", "RUN RUN"),
+    ):
+        words = shlex.split(text.replace("RUN", str(RUN)))
+        yield Line(("analyze", *words), "analyze", False)
     for text in (
         *("", "nowhere", ".", "/dev/null", "''", "~nobody/x", "'a\nb'", "RUN/.."),
         *("RUN --out /dev/null", "RUN --out /proc/x", "RUN --out ''", "RUN nowhere"),

@@ -19,6 +19,7 @@ def lines(kind, share):
         ("option", 60),
         ("predict", 3),
         ("evaluate", 2),
+        ("analyze", 4),
         ("report", 3),
         ("data prepare", 3),
         ("combination", 20),

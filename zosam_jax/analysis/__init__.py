@@ -11,7 +11,12 @@ Each takes a loss and parameters, and knows no model:
 `loss(params, batch)` is the mean over a batch. With masks, derivatives and steps are
 those of the live weights; without, of all weights. Passes over the batches are loops in
 Python: the batches may come from the host, and the functions are not for `jax.jit`.
+
+`analyze(runs)` uses them on trained runs, as `zosam analyze` does.
 """
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 from zosam_jax.analysis.hessian import Eigenpairs as Eigenpairs
 from zosam_jax.analysis.hessian import SpectralDensity as SpectralDensity
@@ -39,3 +44,15 @@ from zosam_jax.analysis.sharpness import AverageSharpness as AverageSharpness
 from zosam_jax.analysis.sharpness import WorstCaseSharpness as WorstCaseSharpness
 from zosam_jax.analysis.sharpness import average_sharpness as average_sharpness
 from zosam_jax.analysis.sharpness import worst_case_sharpness as worst_case_sharpness
+
+if TYPE_CHECKING:
+    from zosam_jax.analysis.of_runs import Progress as Progress
+    from zosam_jax.analysis.of_runs import Settings as Settings
+    from zosam_jax.analysis.of_runs import analyze as analyze
+
+
+def __getattr__(name: str) -> Any:
+    # They need Flax and Orbax, which the instruments do without.
+    if name not in ("Progress", "Settings", "analyze"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module("zosam_jax.analysis.of_runs"), name)

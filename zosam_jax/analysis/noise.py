@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from zosam_jax import _check, tree
@@ -103,6 +104,7 @@ def gradient_noise(
     batches: Iterable[PyTree],
     *,
     estimator: GradientEstimator | None = None,
+    step: int = 0,
     masks: Masks | None = None,
 ) -> GradientNoise:
     r"""Returns how the gradients of batches differ, for any gradient of the library.
@@ -122,6 +124,7 @@ def gradient_noise(
       params: Pytree of floating point arrays, w.
       batches: At least two batches of one shape, such as those of an epoch.
       estimator: A gradient, such as `zs.zosam(rho=0.05)`. Default: `zs.backprop()`.
+      step: Number of optimizer steps made so far, for schedules and `when`.
       masks: Mask tree: gradients are those of the live weights. None: of all weights.
 
     Example:
@@ -134,24 +137,15 @@ def gradient_noise(
       2.0 3.0 1.0
     """
     estimator = backprop() if estimator is None else estimator
-    if not isinstance(estimator, GradientEstimator):
-        raise TypeError(
-            "estimator must be a gradient of the library, such as zs.zosam(rho=0.05); "
-            f"got {type(estimator).__name__}."
-        )
-    if estimator.decoupled:
-        raise ValueError(
-            f"zs.{estimator.name} with decouple=True has two gradients; analyse it "
-            "without."
-        )
+    _check_estimator(estimator)
     objective = Objective(value_fn, params, masks, batches)
     if len(objective.batches) < 2:
         raise ValueError("gradient_noise needs at least two batches.")
     exact = objective.gradient().astype(np.float64)
     state, moments = estimator.init(objective.params), _Moments(objective.size)
     norms, cosines, successive, last = [], [], [], None
-    for batch in objective.batches:
-        on = objective.params, objective.masks, objective.live
+    for number, batch in enumerate(objective.batches):
+        on = objective.params, objective.masks, objective.live, step + number
         grad, state = _estimate(estimator, value_fn, *on, state, batch)
         vector = np.asarray(grad, np.float64)
         moments.add(vector)
@@ -172,6 +166,19 @@ def gradient_noise(
     )
 
 
+def _check_estimator(estimator: object) -> None:
+    if not isinstance(estimator, GradientEstimator):
+        raise TypeError(
+            "estimator must be a gradient of the library, such as zs.zosam(rho=0.05); "
+            f"got {type(estimator).__name__}."
+        )
+    if estimator.decoupled:
+        raise ValueError(
+            f"zs.{estimator.name} with decouple=True has two gradients; analyse it "
+            "without."
+        )
+
+
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _estimate(
     estimator: GradientEstimator,
@@ -179,6 +186,7 @@ def _estimate(
     params: Params,
     masks: Masks | None,
     live: jax.Array | None,
+    step: int,
     state: OptState,
     batch: PyTree,
 ) -> tuple[jax.Array, OptState]:
@@ -187,7 +195,14 @@ def _estimate(
 
     # There is no incoming gradient, which Optax's types do not know.
     incoming: Grads = None
-    grad, state = estimator.update(incoming, state, params, value_fn=loss, masks=masks)
+    grad, state = estimator.update(
+        incoming,
+        state,
+        params,
+        value_fn=loss,
+        masks=masks,
+        optimizer_step=jnp.asarray(step, jnp.int32),
+    )
     return restricted(grad, live), state
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from zosam_jax._version import __version__
 from zosam_jax.cli import parsing, terminal
+from zosam_jax.cli.analyze import Analyze
 from zosam_jax.cli.data import Data
 from zosam_jax.cli.evaluate import Evaluate
 from zosam_jax.cli.export import Export
@@ -29,6 +30,7 @@ COMMANDS: dict[str, type[Command]] = {
     "predict": Predict,
     "evaluate": Evaluate,
     "export": Export,
+    "analyze": Analyze,
     "report": Report,
     "presets": Presets,
     "data": Data,

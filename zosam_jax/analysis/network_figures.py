@@ -1,0 +1,229 @@
+"""The figures of one trained network, by the instruments of this package."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from zosam_jax import tree
+from zosam_jax._types import Masks, Params, PyTree
+from zosam_jax.analysis import hessian, landscape, masks, noise, sharpness
+from zosam_jax.analysis.objective import BatchLoss
+from zosam_jax.gradients.transformation import GradientEstimator
+from zosam_jax.runs.files import JSON
+from zosam_jax.train.experiment import Model
+from zosam_jax.train.loss import cross_entropy
+
+EIGENVALUES = 5
+"""Number of largest eigenvalues that are computed."""
+
+ADAPTIVE = 10.0
+"""The adaptive radius, relative to the plain one, as in ASAM's paper."""
+
+Report = Callable[[float], None]
+"""Told the share of a part that is done, from 0 to 1."""
+
+
+class Network(NamedTuple):
+    """A trained network, the examples to analyse it on, and the settings.
+
+    Attributes:
+      value_fn: `(params, batch) -> loss`.
+      params: Its parameters.
+      masks: Its mask tree; None if all leaves are dense.
+      batches: Batches, `(inputs, targets, model_state)`.
+      gradient: The gradient of its training; None if it cannot be analysed.
+      step: Number of its optimizer steps.
+      key: PRNG key of all draws.
+      rho: Radius of the sharpness.
+      points: Number of landscape points along each direction.
+      extent: The landscape goes from -extent to extent.
+      directions: "random", filter-normalised, or "eigenvectors".
+    """
+
+    value_fn: BatchLoss
+    params: Params
+    masks: Masks | None
+    batches: list[PyTree]
+    gradient: GradientEstimator | None
+    step: int
+    key: jax.Array
+    rho: float
+    points: int
+    extent: float
+    directions: str
+
+    @property
+    def on(self) -> dict[str, Any]:
+        """Where the instruments look."""
+        return {"masks": self.masks, "batches": self.batches}
+
+
+@functools.cache
+def mean_loss(model: Model) -> BatchLoss:
+    """Returns the mean cross-entropy of a model, one function for equal models.
+
+    It is `(params, (inputs, targets, model_state)) -> loss`, with BatchNorm at its
+    running statistics. Called with `examples=`, it returns the losses of examples.
+
+    Args:
+      model: Linen module.
+    """
+
+    def value_fn(params: Params, batch: PyTree, **asked: jax.Array | None) -> jax.Array:
+        inputs, targets, model_state = batch
+        examples = asked.get("examples")
+        if examples is not None:
+            inputs, targets = inputs[examples], targets[examples]
+        logits = model.apply({"params": params, **model_state}, inputs, train=False)
+        losses = cross_entropy(logits, targets)
+        return losses if asked else jnp.mean(losses)
+
+    return value_fn
+
+
+def curvature(network: Network, report: Report) -> tuple[JSON, dict[str, np.ndarray]]:
+    """Returns eigenvalues, trace and spectral density, and their arrays."""
+    n, on = network, network.on
+    at = (n.value_fn, n.params, n.key)
+    top = hessian.hessian_eigenvalues(*at, k=EIGENVALUES, **on)
+    report(0.2)
+    low = hessian.hessian_eigenvalues(*at, which="smallest", **on)
+    report(0.4)
+    by_batch = [
+        hessian.hessian_eigenvalues(*at, masks=n.masks, batches=[batch]).values[0]
+        for batch in n.batches
+    ]
+    report(0.5)
+    trace = hessian.hessian_trace(*at, products=30, **on)
+    report(0.7)
+    density = hessian.spectral_density(*at, steps=40, **on)
+    figures = {
+        "largest": top.values.tolist(),
+        "residuals": top.residuals.tolist(),
+        "smallest": float(low.values[0]),
+        "largest_by_batch": [float(x) for x in by_batch],
+        "trace": trace.value,
+        "trace_error": trace.error,
+        "mean": trace.value / trace.dimension,
+        "density_width": density.width,
+    }
+    arrays = {
+        "grid": density.grid,
+        "density": density.density,
+        "nodes": density.nodes,
+        "weights": density.weights,
+    }
+    return figures, arrays
+
+
+def sharpness_figures(
+    network: Network, report: Report
+) -> tuple[JSON, dict[str, np.ndarray]]:
+    """Returns worst-case and average sharpness, plain and adaptive."""
+    n, figures = network, {}
+    for number, (name, factor) in enumerate((("plain", 1.0), ("adaptive", ADAPTIVE))):
+        radius = {"rho": n.rho * factor, "adaptive": name == "adaptive"}
+        worst = sharpness.worst_case_sharpness(n.value_fn, n.params, **radius, **n.on)
+        report(number / 2 + 0.25)
+        average = sharpness.average_sharpness(
+            n.value_fn, n.params, n.key, **radius, **n.on
+        )
+        report(number / 2 + 0.5)
+        figures[name] = {
+            "rho": radius["rho"],
+            "one_step": worst.one_step,
+            "best": worst.best,
+            "rises": worst.rises.tolist(),
+            "average": average.mean,
+            "average_error": average.error,
+        }
+    return figures, {}
+
+
+def surface(network: Network, report: Report) -> tuple[JSON, dict[str, np.ndarray]]:
+    """Returns Ra of a plane through the network, and the heights."""
+    n, axis = network, np.linspace(-network.extent, network.extent, network.points)
+    if n.directions == "eigenvectors":
+        top = hessian.hessian_eigenvalues(n.value_fn, n.params, n.key, k=2, **n.on)
+        directions = top.vectors
+    else:
+        keys = jax.random.split(n.key, 2)
+        directions = [
+            landscape.random_direction(keys[i], n.params, masks=n.masks)
+            for i in range(2)
+        ]
+    found = landscape.loss_landscape(
+        n.value_fn,
+        n.params,
+        directions,
+        axes=(axis, axis),
+        on_progress=lambda done, total: report(done / total),
+        **n.on,
+    )
+    middle = n.points // 2
+    figures = {
+        "directions": n.directions,
+        "extent": n.extent,
+        "points": n.points,
+        "roughness": _finite(found.roughness),
+        "line_roughness": _finite(landscape.roughness(found.heights[:, middle])),
+    }
+    return figures, {"axis": axis, "heights": found.heights}
+
+
+def gradient_noise(
+    network: Network, report: Report
+) -> tuple[JSON, dict[str, np.ndarray]]:
+    """Returns the noise of the exact and the trained gradient, and of ZO estimates."""
+    n, on = network, {"masks": network.masks, "step": network.step}
+    plain = noise.gradient_noise(n.value_fn, n.params, n.batches, **on)
+    figures: JSON = {"backprop": _noise(plain)}
+    report(0.2)
+    if n.gradient is not None and n.gradient.name != "backprop":
+        own = noise.gradient_noise(
+            n.value_fn, n.params, n.batches, estimator=n.gradient, **on
+        )
+        figures["training"] = {"gradient": n.gradient.name, **_noise(own)}
+    report(0.4)
+    rows = noise.zeroth_order_error(
+        n.value_fn, n.params, n.key, samples=20, masks=n.masks, batches=n.batches[:1]
+    )
+    figures["zeroth_order"] = [row._asdict() for row in rows]
+    return figures, {}
+
+
+def _noise(found: noise.GradientNoise) -> JSON:
+    return {name: _finite(value) for name, value in found._asdict().items()}
+
+
+def mask_figures(
+    network: Network, report: Report
+) -> tuple[JSON, dict[str, np.ndarray]]:
+    """Returns the density of every sparse leaf."""
+    del report
+    found = {} if network.masks is None else masks.layer_densities(network.masks)
+    return {"densities": {path: d.density for path, d in found.items()}}, {}
+
+
+def is_sparse(found: Masks) -> bool:
+    """Whether a mask tree has a sparse leaf."""
+    return any(not tree.is_dense(m) for m in jax.tree.leaves(found))
+
+
+def _finite(value: float) -> float | None:
+    """A number as JSON has it; None for infinite ones and NaN."""
+    return value if np.isfinite(value) else None
+
+
+PARTS: dict[str, Callable[[Network, Report], tuple[JSON, dict[str, np.ndarray]]]] = {
+    "curvature": curvature,
+    "sharpness": sharpness_figures,
+    "landscape": surface,
+    "noise": gradient_noise,
+    "masks": mask_figures,
+}
+"""`(network, report) -> (figures, arrays)`, by the part's name."""

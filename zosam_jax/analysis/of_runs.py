@@ -1,0 +1,341 @@
+"""The instruments on trained runs: one call analyses runs and writes what it found.
+
+`analysis.json` has the figures, `analysis.npz` the arrays.
+"""
+
+import dataclasses
+import datetime
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+import optax
+
+from zosam_jax import _check, data
+from zosam_jax._types import PyTree
+from zosam_jax.analysis.masks import overlap_matrix
+from zosam_jax.analysis.network_figures import PARTS, Network, is_sparse, mean_loss
+from zosam_jax.data import Streamed
+from zosam_jax.gradients.transformation import GradientEstimator
+from zosam_jax.runs import environment, files, paths
+from zosam_jax.runs.errors import RunError, explained
+from zosam_jax.runs.files import JSON
+from zosam_jax.sparsity import SparseMethod
+from zosam_jax.train import load_run
+from zosam_jax.train.batch import normalized
+from zosam_jax.train.experiment import Experiment, Model
+from zosam_jax.train.load_run import LoadedRun
+
+PathLike = str | os.PathLike[str]
+
+
+class Progress(NamedTuple):
+    """The progress of an analysis.
+
+    Attributes:
+      run: Name of the run.
+      part: The part in progress.
+      share: Share of all parts of all runs that is done, from 0 to 1.
+      finished: Whether the part is finished.
+    """
+
+    run: str
+    part: str
+    share: float
+    finished: bool
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What is analysed, and on which examples.
+
+    Attributes:
+      parts: "curvature" (eigenvalues, trace, spectral density), "sharpness",
+        "landscape", "noise" (of gradients) and "masks", or some of them.
+      images: Number of examples, at random from the split.
+      batch_size: Examples of a batch. None: that of the first run's training.
+      split: "train" or "test". A streamed data set has "test" alone, its first images.
+      rho: Radius of the sharpness; the adaptive radius is ten times that.
+      directions: Of the landscape: "random", filter-normalised, the same draws for
+        every run; or "eigenvectors", of the two largest eigenvalues.
+      points: Number of landscape points along each of two directions; odd, so that the
+        network is one of them.
+      extent: The landscape goes from -extent to extent.
+      seed: Seed of all draws.
+
+    Raises:
+      RunError: A setting is unknown or out of range.
+    """
+
+    parts: tuple[str, ...] = tuple(PARTS)
+    images: int = 512
+    batch_size: int | None = None
+    split: str = "train"
+    rho: float = 0.05
+    directions: str = "random"
+    points: int = 21
+    extent: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self):
+        """Checks the settings."""
+        try:
+            self._check()
+        except ValueError as error:
+            raise RunError(str(error)) from error
+
+    def _check(self) -> None:
+        if not self.parts:
+            raise ValueError(f"parts is empty. Parts: {', '.join(PARTS)}.")
+        for part in self.parts:
+            _check.one_of("parts", part, PARTS)
+        _check.one_of("split", self.split, ("train", "test"))
+        _check.one_of("directions", self.directions, ("random", "eigenvectors"))
+        _check.whole("images", self.images)
+        _check.whole("points", self.points)
+        _check.whole("seed", self.seed, least=0)
+        if self.batch_size is not None:
+            _check.whole("batch_size", self.batch_size)
+        _check.number("rho", self.rho, above=0)
+        _check.number("extent", self.extent, above=0)
+        if self.points % 2 == 0:
+            raise ValueError(
+                f"points={self.points} must be odd, so that the network is one of them."
+            )
+
+
+def analyze(
+    runs: PathLike | Sequence[PathLike],
+    settings: Settings | None = None,
+    *,
+    out: PathLike | None = None,
+    data_dir: str | None = None,
+    dataset: data.Dataset | Streamed | str | None = None,
+    model: Model | None = None,
+    method: SparseMethod | None = None,
+    gradient: GradientEstimator | None = None,
+    optimizer: optax.GradientTransformation | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
+    command: Sequence[str] | None = None,
+) -> JSON:
+    """Analyses trained runs, finished or not, and writes figures and arrays.
+
+    The loss is the mean cross-entropy of the same examples for every run, without
+    augmentation and label smoothing, with BatchNorm at its running statistics and the
+    labels of the training, wrong ones too. Of a sparse run, everything is on its mask.
+
+    Args:
+      runs: Folders of runs, or one.
+      settings: What to analyse, and on which examples. Default: `Settings()`.
+      out: Folder to write. Default: `analysis` in the run; of several runs, `analysis`
+        in the working directory.
+      data_dir: TFDS directory. Default: the run's.
+      dataset: A data set in place of the one that a run's configuration names.
+      model: A Linen module in place of the one that it names.
+      method: The sparse method that the runs were given, if they were.
+      gradient: The gradient estimator that the runs were given, if they were.
+      optimizer: The optimizer that the runs were given, if they were.
+      on_progress: Called as the work goes on.
+      command: The command line, for the record.
+
+    Returns:
+      The contents of `analysis.json`.
+
+    Raises:
+      RunError: A run cannot be analysed this way; the message says what would work.
+      zosam_jax.data.DatasetError: A data set is missing or damaged.
+    """
+    folders = [runs] if isinstance(runs, str | os.PathLike) else list(runs)
+    if not folders:
+        raise RunError("analyze needs at least one run folder.")
+    objects = {"dataset": dataset, "model": model, "method": method}
+    objects |= {"gradient": gradient, "optimizer": optimizer, "data_dir": data_dir}
+    loaded = [load_run.load(folder, examples=True, **objects) for folder in folders]
+    names = _names(loaded)
+    chosen = settings or Settings()
+    size = chosen.batch_size or loaded[0].config.batch_size
+    chosen = dataclasses.replace(chosen, batch_size=size)
+    place = place_of(out, [run.folder for run in loaded])
+    with explained(place):
+        place.mkdir(parents=True, exist_ok=True)
+    figures, arrays = [], {}
+    for number, (name, run) in enumerate(zip(names, loaded, strict=True)):
+        progress = _Progress(on_progress, name, number, len(loaded), chosen.parts)
+        found, found_arrays = _analysed(run, chosen, progress)
+        figures.append({"run": name, **found})
+        arrays |= {f"{name}/{key}": value for key, value in found_arrays.items()}
+    result = {
+        "settings": {**dataclasses.asdict(chosen), "parts": [*chosen.parts]},
+        "runs": figures,
+        "overlap": _overlap(names, loaded) if "masks" in chosen.parts else None,
+        **_record(command),
+    }
+    _write(place, result, arrays)
+    return result
+
+
+def _record(command: Sequence[str] | None) -> JSON:
+    """What made the figures."""
+    return {
+        "versions": environment.versions(),
+        "commit": environment.commit(),
+        "command": list(command) if command else None,
+        "written": datetime.datetime.now(datetime.UTC).isoformat("T", "seconds"),
+    }
+
+
+def _write(place: Path, result: JSON, arrays: dict[str, np.ndarray]) -> None:
+    with explained(place):
+        files.write_json(place / "analysis.json", result)
+        # Complete or unchanged, as every file.
+        temporary = place / ".analysis.npz"
+        np.savez_compressed(temporary, allow_pickle=False, **arrays)
+        temporary.replace(place / "analysis.npz")
+
+
+def place_of(out: PathLike | None, runs: Sequence[PathLike]) -> Path:
+    """Returns the folder that `analyze` writes.
+
+    Args:
+      out: As in `analyze`.
+      runs: As in `analyze`.
+    """
+    if out is not None:
+        return paths.absolute(out, "out")
+    if len(runs) == 1:
+        return paths.absolute(runs[0], "RUN") / "analysis"
+    return paths.absolute("analysis", "out")
+
+
+def _names(loaded: Sequence[LoadedRun]) -> list[str]:
+    """The names of the folders; whole paths where two have one name."""
+    names = [run.folder.name for run in loaded]
+    found = [
+        name if names.count(name) == 1 else str(run.folder)
+        for name, run in zip(names, loaded, strict=True)
+    ]
+    if len(set(found)) < len(found):
+        raise RunError("a run is given twice. Name each run once.")
+    return found
+
+
+class _Progress:
+    """Turns the share of a part into that of all parts of all runs."""
+
+    def __init__(
+        self,
+        call: Callable[[Progress], None] | None,
+        run: str,
+        number: int,
+        runs: int,
+        parts: tuple[str, ...],
+    ):
+        self._call, self._run, self._number, self._runs = call, run, number, runs
+        self.parts = parts
+
+    def __call__(self, part: str, share: float, finished: bool = False) -> None:
+        if self._call is not None:
+            done = (self.parts.index(part) + share) / len(self.parts)
+            whole = (self._number + done) / self._runs
+            self._call(Progress(self._run, part, whole, finished))
+
+
+def _analysed(
+    run: LoadedRun, settings: Settings, progress: _Progress
+) -> tuple[JSON, dict[str, np.ndarray]]:
+    network = _network(run, settings)
+    figures: JSON = {
+        "step": run.step,
+        "status": run.summary["status"] if run.summary else "unfinished",
+        "loss": float(
+            np.mean([network.value_fn(network.params, b) for b in network.batches])
+        ),
+        "weights": sum(x.size for x in jax.tree.leaves(run.params)),
+        "notes": list(run.notes),
+    }
+    arrays = {}
+    for part in progress.parts:
+        progress(part, 0.0)
+        report = lambda share, part=part: progress(part, share)  # noqa: E731
+        try:
+            figures[part], found = PARTS[part](network, report)
+        except ValueError as error:
+            raise RunError(f"{part} of {run.folder}: {error}") from error
+        arrays |= found
+        progress(part, 1.0, finished=True)
+    return figures, arrays
+
+
+def _network(run: LoadedRun, settings: Settings) -> Network:
+    experiment = run.experiment
+    assert settings.batch_size is not None
+    size = min(settings.batch_size, settings.images)
+    state = jax.device_put(run.model_state)
+    batches = [
+        (normalized(experiment, jax.numpy.asarray(raw)), jax.numpy.asarray(y), state)
+        for raw, y in _examples(experiment, settings, size)
+    ]
+    gradient = experiment.gradient
+    return Network(
+        value_fn=mean_loss(run.model),
+        params=jax.device_put(run.params),
+        masks=run.masks if is_sparse(run.masks) else None,
+        batches=batches,
+        gradient=None
+        if gradient.decoupled
+        else gradient.with_options(has_aux=False, aux_like=None),
+        step=run.step // experiment.accumulate_steps,
+        key=jax.random.key(settings.seed),
+        rho=settings.rho,
+        points=settings.points,
+        extent=settings.extent,
+        directions=settings.directions,
+    )
+
+
+def _examples(experiment: Experiment, settings: Settings, size: int) -> list[PyTree]:
+    """Returns `(raw examples, labels)` of each batch; all batches have one size."""
+    dataset, count = experiment.dataset, settings.images // size * size
+    assert dataset is not None
+    if isinstance(dataset, Streamed):
+        if settings.split == "train":
+            raise RunError("a streamed data set is analysed on split=test alone.")
+        _check_images(dataset.num_test, settings)
+        found = dataset.evaluation_batches(size)
+        try:
+            return [next(found)[:2] for _ in range(count // size)]
+        finally:
+            found.close()
+    train = settings.split == "train"
+    examples = dataset.train_images if train else dataset.test_images
+    labels = dataset.train_labels if train else dataset.test_labels
+    _check_images(len(labels), settings)
+    order = np.random.default_rng(settings.seed).permutation(len(labels))[:count]
+    return [(examples[i], labels[i]) for i in order.reshape(-1, size)]
+
+
+def _check_images(total: int, settings: Settings) -> None:
+    if settings.images > total:
+        raise RunError(
+            f"images={settings.images} is more than the {total} examples of "
+            f"split={settings.split}."
+        )
+
+
+def _overlap(names: Sequence[str], loaded: Sequence[LoadedRun]) -> JSON | None:
+    """The Jaccard indices of all pairs of sparse runs, if two or more are alike."""
+    sparse = {
+        name: run.masks
+        for name, run in zip(names, loaded, strict=True)
+        if is_sparse(run.masks)
+    }
+    if len(sparse) < 2:
+        return None
+    try:
+        return {"runs": [*sparse], "jaccard": overlap_matrix(sparse).tolist()}
+    except ValueError:
+        # Runs of different models have no weights in common.
+        return None
