@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 from test_comparison import make_run
 
-from zosam_jax.cli import group_tables, main, page, pictures, report_files
+from zosam_jax.cli import group_tables, main, pictures, report_files
 from zosam_jax.cli import report as report_command
 from zosam_jax.runs import groups, record
 
@@ -188,19 +188,6 @@ def test_the_figures_of_the_page_are_those_of_the_files(grid, report):
     header, first, *_ = reader.tables["differences"]
     assert header == ["run", "gradient", "seed"]
     assert first == ["run0", "backprop", "0"]
-
-
-def test_without_jinja_the_report_has_all_but_the_page(
-    grid, tmp_path, monkeypatch, capsys
-):
-    monkeypatch.setattr(page, "is_possible", lambda: False)
-    runs, found = compare(grid)
-    lines = report_files.write(runs, found, tmp_path)
-    assert lines[-1].endswith("pip install 'zosam-jax[html]'")
-    assert not (tmp_path / "report.html").exists()
-    words = ["report", str(grid[0]), "--out", str(tmp_path)]
-    assert main.main([*words, "--html", str(tmp_path / "a.html")]) == 2
-    assert "page cannot be written: it needs Jinja2" in capsys.readouterr().err
 
 
 def test_the_page_goes_where_it_is_asked(grid, tmp_path):

@@ -1,35 +1,21 @@
 """The HTML page of a report: one file that needs no other and no network."""
 
 import base64
-import importlib.util
 import json
 from collections.abc import Sequence
 from importlib import resources
 from typing import Any
 
+from jinja2 import Environment, StrictUndefined
+
 from zosam_jax._version import __version__
 from zosam_jax.cli import comparison, group_tables
 from zosam_jax.cli.group_tables import Column, Comparison
 from zosam_jax.cli.terminal import printable
-from zosam_jax.runs.errors import RunError
 from zosam_jax.runs.groups import shown
 from zosam_jax.runs.record import RunRecord
 
 _TEMPLATE = "report.html.jinja"
-
-
-MISSING = "it needs Jinja2, which is not installed. Run: pip install 'zosam-jax[html]'"
-
-
-def is_possible() -> bool:
-    """Whether Jinja2 is installed."""
-    return importlib.util.find_spec("jinja2") is not None
-
-
-def check() -> None:
-    """Raises `RunError` if Jinja2 is not installed."""
-    if not is_possible():
-        raise RunError(f"the HTML page cannot be written: {MISSING}")
 
 
 def page(runs: Sequence[RunRecord], found: Comparison, picture: bytes) -> str:
@@ -39,13 +25,7 @@ def page(runs: Sequence[RunRecord], found: Comparison, picture: bytes) -> str:
       runs: The runs.
       found: The statistics of their groups.
       picture: The curves as PNG.
-
-    Raises:
-      RunError: Jinja2 is not installed.
     """
-    check()
-    from jinja2 import Environment, StrictUndefined
-
     environment = Environment(
         autoescape=True,
         undefined=StrictUndefined,

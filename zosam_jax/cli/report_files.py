@@ -22,14 +22,8 @@ def write(
       runs: The runs.
       found: The statistics of their groups.
       folder: The folder to write to. It is created if it does not exist.
-      html: File of the page. Default: `report.html` in the folder; without Jinja2,
-        which only the page needs, a line says so.
-
-    Raises:
-      RunError: `html` is given, and Jinja2 is not installed.
+      html: File of the page. Default: `report.html` in the folder.
     """
-    if html is not None:
-        page.check()
     folder = paths.absolute(folder, "out")
     folder.mkdir(parents=True, exist_ok=True)
     picture = folder / "curves.png"
@@ -44,8 +38,6 @@ def write(
         (folder / name).write_text(text, encoding="utf-8")
     lines = [str(picture), *(str(folder / name) for name in texts)]
     path = folder / "report.html" if html is None else paths.absolute(html, "html")
-    if html is None and not page.is_possible():
-        return [*lines, f"{path} is not written: {page.MISSING}"]
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(page.page(runs, found, picture.read_bytes()), encoding="utf-8")
     return [*lines, str(path)]
