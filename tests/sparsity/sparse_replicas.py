@@ -122,9 +122,13 @@ def every(interval, stop, first=None):
     return lambda t: t >= first and (t - first) % interval == 0 and t < stop
 
 
+def _mask_key():
+    return jax.random.fold_in(jax.random.key(SEED), np.uint32(2**32 - 12))
+
+
 def random_start(live):
-    """The masks of the `live[k]` highest uniform numbers of key(seed)."""
-    drawn = _cut(np.asarray(_draw(jax.random.key(SEED))))
+    """The masks of the `live[k]` highest uniform numbers of a stream of key(seed)."""
+    drawn = _cut(np.asarray(_draw(_mask_key())))
     return {
         k: as_mask(best(drawn[k], range(SIZES[k]), live[k]), SHAPES[k]) for k in live
     }

@@ -423,3 +423,24 @@ def test_a_dense_leaf_has_no_part_in_grasp():
     assert masks["out"]["kernel"].ndim == 0
     expected = explicit_grasp(params, losses, [("hidden", "kernel")])
     check_largest_kept(expected, np.asarray(masks["hidden"]["kernel"]).ravel(), 0.5)
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        zs.sparsity.static(0.9),
+        zs.sparsity.set_(0.9, 1000),
+        zs.sparsity.dsr(0.9, 1000),
+        zs.sparsity.srigl(0.9, 1000),
+        zs.sparsity.nm(1, 8, 1000),
+    ],
+    ids=lambda method: method.name,
+)
+def test_first_masks_do_not_follow_parameters_of_the_same_seed(method):
+    """`split(key, n)[i]` is `fold_in(key, i)`: the keys of both must differ."""
+    keys = [jax.random.key(0), *jax.random.split(jax.random.key(0), 9)]
+    params = {f"w{i}": jax.random.normal(k, (64, 64)) for i, k in enumerate(keys)}
+    masks = method.init(params).masks
+    for name, w in params.items():
+        kept = np.asarray(w)[np.asarray(masks[name])]
+        assert abs(kept.mean()) * len(kept) ** 0.5 < 5

@@ -6,8 +6,8 @@ from typing import Protocol
 import jax
 import jax.numpy as jnp
 
-from zosam_jax import _check
-from zosam_jax._types import Masks, Params, PyTree
+from zosam_jax import _check, _streams
+from zosam_jax._types import Key, Masks, Params, PyTree
 from zosam_jax.sparsity import scores
 from zosam_jax.sparsity.leaves import LeafRule, SparseLeaves
 
@@ -78,7 +78,7 @@ def highest(
 def at_random(
     budget: MaskBudget, rule: LeafRule, seed: jax.typing.ArrayLike
 ) -> Callable[[Params], Masks]:
-    """Returns `params -> masks`: random masks under a budget, drawn from `key(seed)`.
+    """Returns `params -> masks`: random masks under a budget.
 
     Args:
       budget: How many weights each leaf keeps.
@@ -87,10 +87,15 @@ def at_random(
     """
 
     def first(params: Params) -> Masks:
-        ranking = scores.random(params, None, jax.random.key(seed))
+        ranking = scores.random(params, None, mask_key(seed))
         return highest(params, ranking, budget, rule)
 
     return first
+
+
+def mask_key(seed: jax.typing.ArrayLike) -> Key:
+    """Returns the key of the first masks."""
+    return jax.random.fold_in(jax.random.key(seed), _streams.MASKS)
 
 
 def _check_scores(ranked: Sequence[jax.Array]) -> None:

@@ -16,6 +16,7 @@ from zosam_jax._types import Masks, Params, Shape, StackRule
 from zosam_jax.selection import select, select_along
 from zosam_jax.sparsity import budgets, schedules, scores
 from zosam_jax.sparsity.budgets import Budget, DenseRule
+from zosam_jax.sparsity.initial_masks import mask_key
 from zosam_jax.sparsity.leaves import LeafRule, SparseLeaves, check_rule, named
 from zosam_jax.sparsity.method import SparseMethod
 from zosam_jax.sparsity.patterns import Axis, axis_of
@@ -103,7 +104,7 @@ def srigl(
     def first(params: Params) -> Masks:
         leaves = rule.sparse(params)
         check_rule("last", last, tree.paths(params))
-        drawn = leaves.of(scores.random(params, None, jax.random.key(seed)))
+        drawn = leaves.of(scores.random(params, None, mask_key(seed)))
         counts, axes = chosen.counts(leaves), _axes(axis, leaves)
         _check_last(last, leaves, counts, axes)
         return leaves.masks(

@@ -12,7 +12,7 @@ from zosam_jax._types import Key, Masks, Params, StackRule, ValueFn
 from zosam_jax.estimators import check_function
 from zosam_jax.sparsity import budgets, scores
 from zosam_jax.sparsity.budgets import Budget, DenseRule
-from zosam_jax.sparsity.initial_masks import MaskBudget, highest
+from zosam_jax.sparsity.initial_masks import MaskBudget, highest, mask_key
 from zosam_jax.sparsity.leaves import LeafRule, SparseLeaves, warn_of_biases
 from zosam_jax.sparsity.method import SparseMethod, Topology
 from zosam_jax.sparsity.methods.grasp import grasp_scores
@@ -186,7 +186,7 @@ def static(
     _check_needs(criterion, row, losses)
 
     def init(params: Params) -> Topology:
-        key = jax.random.key(seed)
+        key = mask_key(seed)
         rule = LeafRule(dense, stacked)
         request = _Request(losses, chosen, rule, key, rounds)
         found = row.criterion(params, request)

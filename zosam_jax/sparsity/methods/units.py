@@ -23,6 +23,7 @@ from zosam_jax._options import checks_arguments
 from zosam_jax._types import Grads, Params, StackRule, Units
 from zosam_jax.selection import select
 from zosam_jax.sparsity import schedules
+from zosam_jax.sparsity.initial_masks import mask_key
 from zosam_jax.sparsity.leaves import SparseLeaves, check_sizes, live_counts
 from zosam_jax.sparsity.method import SparseMethod, Topology
 from zosam_jax.sparsity.prune_and_grow import Memory
@@ -128,7 +129,7 @@ def units(
             for layer in layers
         ]
         drawn = jax.random.uniform(
-            jax.random.key(seed), (sum(layer.units for layer in layers),)
+            mask_key(seed), (sum(layer.units for layer in layers),)
         )
         bounds = np.cumsum([layer.units for layer in layers])[:-1].tolist()
         ranked = jnp.split(drawn, bounds)
