@@ -32,6 +32,7 @@ SPARSITY = "sparsity-cpu.json"
 EVALUATION = "imagenet-resnet50-quick/evaluation.json"
 GROWN = "grown-moments.json"
 STUDY = "study.json"
+COMPILE = ("compile-time-jax0.10.json", "compile-time-jax0.12.json")
 ACCELERATOR = "accelerator.json"
 NOT_RUN = "not run"
 
@@ -414,6 +415,27 @@ def grown_rows(summary: list[dict[str, Any]]) -> list[list[str]]:
     return lines
 
 
+def compile_rows(files: Iterable[Mapping[str, Any]]) -> list[list[str]]:
+    """Returns the CPU seconds that each step takes to compile, header first.
+
+    Args:
+      files: Result files, one for each version of JAX.
+    """
+    files = list(files)
+    steps = list(dict.fromkeys(r["step"] for file in files for r in file["rows"]))
+    lines = [["JAX", "leaves", *steps, "ZO-SAM / SAM", "RigL - static masks"]]
+    for file in files:
+        version = file["environment"]["versions"]["jax"]
+        for leaves in dict.fromkeys(r["leaves"] for r in file["rows"]):
+            own = {r["step"]: r for r in file["rows"] if r["leaves"] == leaves}
+            taken = {step: r["cpu_seconds"] for step, r in own.items()}
+            cells = [f"{taken[s]:.1f}" if s in taken else NOT_RUN for s in steps]
+            share = f"{taken['ZO-SAM'] / taken['SAM']:.2f}"
+            added = f"{taken['RigL'] - taken['static masks']:+.1f}"
+            lines.append([version, str(leaves), *cells, share, added])
+    return lines
+
+
 WRONG = ("silent acceptance", "difference", "not reached")
 """Endings of an attack that are faults of the library or of the attack itself."""
 
@@ -469,6 +491,7 @@ def tables() -> dict[str, list[list[str]]]:
         **study_tables(load(STUDY)["rows"]),
         "sparse-grid": grid_rows(load(GRID)["cells"], SPARSE_METHODS),
         **sparsity_rows(load(SPARSITY)["rows"]),
+        "compile-time": compile_rows(map(load, COMPILE)),
         "presets": preset_rows(),
         "corruptions": corruption_rows(load(EVALUATION)),
         "grown-moments": grown_rows(load(GROWN)["summary"]),
@@ -493,6 +516,7 @@ PAGES = {
         "sparsity-changes",
         "sparsity-steps",
         "sparsity-memory",
+        "compile-time",
         "presets",
         "corruptions",
         "grown-moments",

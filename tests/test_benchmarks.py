@@ -305,6 +305,7 @@ def test_the_interval_of_paired_differences():
 PROGRAMS = (
     "aesam",
     "alignment",
+    "compile_time",
     "grown_moments",
     "guided",
     "house",

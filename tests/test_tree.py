@@ -26,23 +26,31 @@ def test_a_scalar_false_is_no_mask():
         tree.check_masks({"b": False}, {"b": jnp.ones(2)})
 
 
-def test_the_draw_is_one_vector_cut_into_leaves():
-    key = jax.random.key(4)
-    drawn = tree.normal_like(key, TREE)
-    flat = np.concatenate(
-        [jax.random.normal(k, (2,)) for k in jax.random.split(key, 8)]
-    )
-    np.testing.assert_array_equal(drawn["a"][0], flat[:4])
-    np.testing.assert_array_equal(drawn["a"][1], flat[4:5].reshape(1, 1))
-    np.testing.assert_array_equal(drawn["b"], flat[5:11].reshape(2, 3))
+def test_a_draw_depends_on_the_place_and_the_shape_of_its_leaf_alone():
+    key, large = jax.random.key(4), (3, 2**15)
+    drawn = tree.normal_like(key, {**TREE, "c": jnp.zeros(large), "d": jnp.zeros(2)})
+    keys = [jax.random.fold_in(key, i) for i in range(5)]
+    front = [jax.random.normal(k, (1024,)) for k in keys]
+    np.testing.assert_array_equal(drawn["a"][0], front[0][:4])
+    np.testing.assert_array_equal(drawn["a"][1], front[1][:1].reshape(1, 1))
+    np.testing.assert_array_equal(drawn["b"], front[2][:6].reshape(2, 3))
+    np.testing.assert_array_equal(drawn["c"], jax.random.normal(keys[3], large))
+    np.testing.assert_array_equal(drawn["d"], front[4][:2])
+    other = tree.normal_like(key, {**TREE, "c": jnp.zeros(7)})
+    np.testing.assert_array_equal(other["b"], drawn["b"])
+    long = tree.normal_like(key, jnp.zeros(1500))
+    np.testing.assert_array_equal(long, jax.random.normal(keys[0], (2048,))[:1500])
 
 
 def test_the_draw_is_standard_normal():
-    drawn = np.asarray(tree.normal_like(jax.random.key(0), jnp.zeros(200_000)))
+    shapes = [jnp.zeros(60_000), jnp.zeros(60_000), jnp.zeros((2, 40_000))]
+    drawn = np.concatenate(
+        [np.ravel(x) for x in tree.normal_like(jax.random.key(0), shapes)]
+    )
     assert abs(drawn.mean()) < 5 / np.sqrt(len(drawn))
     assert abs(drawn.var() - 1) < 5 * np.sqrt(2 / len(drawn))
-    pieces = drawn.reshape(8, -1)
-    correlation = np.corrcoef(pieces) - np.eye(8)
+    pieces = drawn.reshape(10, -1)
+    correlation = np.corrcoef(pieces) - np.eye(10)
     assert np.abs(correlation).max() < 5 / np.sqrt(pieces.shape[1])
 
 

@@ -38,6 +38,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from zosam_jax._programs import unstack
 from zosam_jax._threshold import Part, Pool, Slot, around
 
 SAMPLED = 2**16
@@ -254,7 +255,8 @@ def _select(
         pool, order = _rows(
             rows, [targets[i] for i in small], [shifts[i] for i in small]
         )
-        flags = [f for _, (m,) in pool.chosen(pool.narrowed()[0])[0] for f in m]
+        found = pool.chosen(pool.narrowed()[0])[0]
+        flags = [flag for _, (rows,) in found for flag in unstack(rows)]
         for j, flat in zip(order, flags, strict=True):
             start = 0
             for n, (s, _) in enumerate(sets[small[j]]):

@@ -92,7 +92,8 @@ def guided(at, memory, *, rho, delta, number, guides, exploration=0.0):
     if memory is None:
         past, slopes = [np.zeros_like(at.w) for _ in guides], np.zeros(len(guides))
     else:
-        *past, slopes, _ = memory
+        *leaves, slopes, _ = memory
+        past = list(np.concatenate(leaves, axis=1))
     basis, known = explored(at, past, exploration)
     step_size = delta * np.sqrt(at.live.sum())
     slopes, values = slopes.copy(), []
@@ -108,7 +109,8 @@ def guided(at, memory, *, rho, delta, number, guides, exploration=0.0):
     for j, (old, turned) in enumerate(zip(past, new, strict=True)):
         norms = at.norm(old) * at.norm(turned)
         slopes[j] *= at.dot(old, turned) / norms if norms else 0.0
-    return step, [*new, slopes, at.t + 1]
+    # Leaf by leaf, as the library holds them: 8 biases, and the kernel.
+    return step, [*np.split(np.array(new), [8], axis=1), slopes, at.t + 1]
 
 
 def explored(at, past, exploration):

@@ -75,18 +75,15 @@ def as_mask(chosen, shape):
 
 
 def _draw(key):
-    """One vector, an eighth of it from each of eight keys, cut into the leaves."""
-    total = sum(int(np.prod(s)) for s in SHAPES.values())
-    parts = [jax.random.uniform(k, (-(-total // 8),)) for k in jax.random.split(key, 8)]
-    return jnp.concatenate(parts)
+    """The front of 1024 numbers for each sparse leaf, from `fold_in(key, place)`."""
+    return [
+        jax.random.uniform(jax.random.fold_in(key, i), (1024,))[: SIZES[k]]
+        for i, k in enumerate(SPARSE)
+    ]
 
 
-def _cut(flat):
-    out, at = {}, 0
-    for k, s in SHAPES.items():
-        out[k] = flat[at : at + int(np.prod(s))]
-        at += int(np.prod(s))
-    return out
+def _named(drawn):
+    return {k: np.asarray(x) for k, x in zip(SPARSE, drawn, strict=True)}
 
 
 @functools.cache
@@ -97,8 +94,8 @@ def growth_draws():
     def draw(step):
         return _draw(jax.random.split(jax.random.fold_in(stream, step))[1])
 
-    flat = np.asarray(jax.jit(jax.vmap(draw))(jnp.arange(STEPS)))
-    return [_cut(row) for row in flat]
+    drawn = _named(jax.jit(jax.vmap(draw))(jnp.arange(STEPS)))
+    return [{k: x[step] for k, x in drawn.items()} for step in range(STEPS)]
 
 
 def randomly(step, g):
@@ -128,7 +125,7 @@ def _mask_key():
 
 def random_start(live):
     """The masks of the `live[k]` highest uniform numbers of a stream of key(seed)."""
-    drawn = _cut(np.asarray(_draw(_mask_key())))
+    drawn = _named(_draw(_mask_key()))
     return {
         k: as_mask(best(drawn[k], range(SIZES[k]), live[k]), SHAPES[k]) for k in live
     }

@@ -2,15 +2,16 @@
 
 import jax
 import jax.numpy as jnp
-from jax.flatten_util import ravel_pytree
 
 from zosam_jax import _check, tree
+from zosam_jax._programs import once
 from zosam_jax._types import (
     Estimate,
     Info,
     Key,
     Masks,
     Params,
+    PyTree,
     Scalar,
     Step,
     ValueFn,
@@ -22,7 +23,7 @@ def guided(
     value_fn: ValueFn,
     params: Params,
     key: Key,
-    guides: jax.Array,
+    guides: PyTree,
     slopes: jax.Array,
     count: int | jax.Array,
     *,
@@ -50,9 +51,9 @@ def guided(
       value_fn: `params -> loss`, or `params -> (loss, aux)` with `has_aux`.
       params: Pytree of floating point arrays, w.
       key: One PRNG key, for r.
-      guides: float32 `[k, size]`: k trees like the parameters, each as one vector, as
-        `jax.flatten_util.ravel_pytree` lays it out. One that is zero on the mask, or
-        within 0.003 of the span of those before it, is replaced by r.
+      guides: k trees like the parameters, stacked: a tree like them, of float32 leaves
+        `[k, ...]`. One that is zero on the mask, or within 0.003 of the span of those
+        before it, is replaced by r.
       slopes: The c of the last call, float32 `[k]`; zeros before the first.
       count: Number of calls so far, which decides whose turn it is.
       delta: Step of the finite difference per coordinate: the probes lie
@@ -68,9 +69,7 @@ def guided(
     """
     _check.trainable(params)
     loss = scalar_loss(value_fn, has_aux)
-    wide = jax.tree.map(lambda x: x.astype(jnp.float32), params)
-    unravel = ravel_pytree(wide)[1]
-    basis, known = orthonormal(guides, key, exploration, wide, masks)
+    basis, known = orthonormal(guides, key, exploration, params, masks)
     delta = difference_step(delta, loss, params)
     # A unit vector has entries of about 1 / sqrt(d). The factor makes them as long as
     # those of a random direction in `rge`, so that one delta suits both.
@@ -78,14 +77,14 @@ def guided(
     value, aux = jnp.zeros((), jnp.float32), None
     for turn in range(num_directions):
         # The turn goes round, so every slope is measured anew within ceil(k / m) calls.
-        j = (count * num_directions + turn) % len(guides)
-        q = unravel(basis[j])
+        j = (count * num_directions + turn) % len(slopes)
+        q = jax.tree.map(lambda x, j=j: x[j], basis)
         up, seen = loss(tree.add_scaled(params, step, q))
         down, _ = loss(tree.add_scaled(params, -step, q))
         slopes = slopes.at[j].set(((up - down) / (2 * step)).astype(slopes.dtype))
         value = value + (up + down) / (2 * num_directions)
         aux = seen if turn == 0 else aux
-    grad = unravel(jnp.tensordot(slopes, basis, 1, precision="highest"))
+    grad = _combine(slopes, basis)
     # The slope along a random axis says nothing about the axis of the next call.
     slopes = jnp.where(known, slopes, 0)
     info = Info.zeros()._replace(
@@ -95,60 +94,59 @@ def guided(
 
 
 def orthonormal(
-    guides: jax.Array,
+    guides: PyTree,
     key: Key,
     exploration: Scalar,
     params: Params,
     masks: Masks | None,
-) -> tuple[jax.Array, jax.Array]:
+) -> tuple[PyTree, jax.Array]:
     """Returns the axes, orthonormal on the mask and explored, and which are guides.
 
     Args:
-      guides: float32 `[k, size]`, as for `guided`.
+      guides: Tree of float32 leaves `[k, ...]`, as for `guided`.
       key: One PRNG key, for the random axes.
       exploration: Fraction of a random axis in each guide, in [0, 1].
-      params: Pytree of float32 arrays, for the shapes.
+      params: Pytree of arrays, for the shapes.
       masks: Mask tree; None for all weights.
 
     Returns:
-      `(axes, known)`: float32 `[k, size]`, and bool `[k]`, False where a random axis
+      `(axes, known)`: a tree like `guides`, and bool `[k]`, False where a random axis
       replaces a guide.
     """
     _check.key(key)
-    k = len(guides)
-    random = [tree.normal_like(jax.random.fold_in(key, j), params) for j in range(k)]
-    vectors = [*guides, *(ravel_pytree(u)[0] for u in random)]
-    support = _live(params, masks)
-    axes: list[jax.Array] = []
-    new: list[jax.Array] = []
-    for vector in vectors:
-        rest = _unit(support * vector, 0.0)[0]
-        # Modified Gram-Schmidt: each projection uses the remainder, not the first
-        # vector, which keeps rounding errors from adding up.
-        for axis in axes:
-            rest = rest - _dot(axis, rest) * axis
-        # Rounding leaves some 1e-7 of a vector that others span: that is no direction.
-        rest, is_new = _unit(rest, 3e-3)
-        axes.append(rest)
-        new.append(is_new)
-    basis = []
-    for j in range(k):
-        share = jnp.where(new[j], exploration, 1.0)
-        # Without a random axis (there are too few weights), the guide alone.
-        share = jnp.where(new[k + j], share, 0.0)
+    k = len(jax.tree.leaves(guides)[0])
+    # In `jax.shard_map` the carry of a loop varies over the devices from the start if
+    # it does so later: here, as the guides and as the key do.
+    never = jax.random.uniform(key) < 0
+    axes = jax.tree.map(lambda x: jnp.where(never, jnp.concatenate([x, x]), 0), guides)
+
+    def add_guide(
+        axes: PyTree, x: tuple[jax.Array, Params]
+    ) -> tuple[PyTree, jax.Array]:
+        j, guide = x
+        return _with_axis(axes, j, guide, masks)
+
+    def add_drawn(axes: PyTree, j: jax.Array) -> tuple[PyTree, jax.Array]:
+        drawn = tree.normal_like(jax.random.fold_in(key, j), params)
+        return _with_axis(axes, k + j, drawn, masks)
+
+    places = jnp.arange(k, dtype=jnp.uint32)
+    axes, known = jax.lax.scan(add_guide, axes, (places, guides))
+    axes, drawn = jax.lax.scan(add_drawn, axes, places)
+    share = jnp.where(known, exploration, 1.0)
+    # Without a random axis (there are too few weights), the guide alone.
+    share = jnp.where(drawn, share, 0.0)
+
+    def mixed(x: jax.Array) -> jax.Array:
         # The squares of the weights add up to 1 and the axes are orthonormal, so the
         # mixtures are orthonormal too.
-        basis.append(jnp.sqrt(1 - share) * axes[j] + jnp.sqrt(share) * axes[k + j])
-    return jnp.stack(basis), jnp.stack(new[:k])
+        part = share.reshape(-1, *[1] * (x.ndim - 1))
+        return jnp.sqrt(1 - part) * x[:k] + jnp.sqrt(part) * x[k:]
+
+    return jax.tree.map(mixed, axes), known
 
 
-def aged(
-    slopes: jax.Array,
-    old: jax.Array,
-    new: jax.Array,
-    params: Params,
-    masks: Masks | None,
-) -> jax.Array:
+def aged(slopes: jax.Array, old: PyTree, new: PyTree, masks: Masks | None) -> jax.Array:
     """Returns slopes times the cosine of each guide with what it has become.
 
     A slope along the old guide is that times as large along the new one, as far as the
@@ -156,30 +154,49 @@ def aged(
 
     Args:
       slopes: float32 `[k]`.
-      old: The guides along which they were measured, float32 `[k, size]`.
+      old: The guides along which they were measured, a tree of leaves `[k, ...]`.
       new: The guides of the next call.
-      params: Pytree of arrays, for the shapes.
       masks: Mask tree; None for all weights.
     """
-    live = _live(params, masks)
-    turned = [tree.cosine(live * a, live * b) for a, b in zip(old, new, strict=True)]
-    return slopes * jnp.stack(turned)
+
+    def cosine(a: Params, b: Params) -> jax.Array:
+        return tree.cosine(tree.mask(a, masks), tree.mask(b, masks))
+
+    return slopes * jax.vmap(cosine)(old, new)
 
 
-def _live(params: Params, masks: Masks | None) -> jax.Array:
-    """1 for a live weight and 0 for a pruned one, as one vector."""
-    ones = jax.tree.map(lambda x: jnp.ones(x.shape, jnp.float32), params)
-    return ravel_pytree(tree.mask(ones, masks))[0]
+def _with_axis(
+    axes: PyTree, j: jax.Array, vector: Params, masks: Masks | None
+) -> tuple[PyTree, jax.Array]:
+    """The axes with the vector, orthogonal to all others, as axis j; is it one?"""
+    # Of length 1 at first, so that no product below leaves float32.
+    rest = tree.normalize(tree.mask(vector, masks))[0]
+    # Rounding errors of the first projection are gone after a second one.
+    for _ in range(2):
+        rest = tree.subtract(rest, _combine(_along(axes, rest), axes))
+    length = tree.root(tree.dot(rest, rest))
+    # Rounding leaves some 1e-7 of a vector that others span: that is no direction.
+    is_new = length > 3e-3
+    scale = jnp.where(is_new, 1 / jnp.where(is_new, length, 1), 0)
+
+    def put(axes: jax.Array, x: jax.Array) -> jax.Array:
+        return jax.lax.dynamic_update_index_in_dim(axes, scale * x, j, 0)
+
+    return jax.tree.map(put, axes, rest), is_new
 
 
-def _unit(x: jax.Array, least: float) -> tuple[jax.Array, jax.Array]:
-    """X at length 1 and True; zeros and False if its length is at most `least`."""
-    scale = tree.magnitude(x)
-    x = x / scale
-    length = tree.root(_dot(x, x))
-    usable = scale * length > least
-    return x * jnp.where(usable, 1 / jnp.where(usable, length, 1), 0), usable
+def _along(axes: PyTree, x: Params) -> jax.Array:
+    """The inner products of x with the axes, `[axes]`."""
+    pairs = zip(jax.tree.leaves(axes), jax.tree.leaves(x), strict=True)
+    # Not `tensordot`: XLA:CPU compiles a kernel for each, which takes long.
+    dots = [jnp.sum(a * b, tuple(range(1, a.ndim))) for a, b in pairs]
+    return once(jnp.sum(jnp.stack(dots), 0))
 
 
-def _dot(x: jax.Array, y: jax.Array) -> jax.Array:
-    return jnp.dot(x, y, precision=jax.lax.Precision.HIGHEST)
+def _combine(coefficients: jax.Array, axes: PyTree) -> Params:
+    """The sum of the axes times their coefficients."""
+
+    def leaf(x: jax.Array) -> jax.Array:
+        return jnp.sum(coefficients.reshape(-1, *[1] * (x.ndim - 1)) * x, 0)
+
+    return jax.tree.map(leaf, axes)

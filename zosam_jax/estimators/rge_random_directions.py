@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax.extend import core
 
 from zosam_jax import _check, tree
+from zosam_jax._programs import once
 from zosam_jax._types import (
     Aux,
     Estimate,
@@ -107,6 +108,7 @@ def rge(
         # The probe is on the mask, but the sum keeps the whole direction:
         # `norm_over="all"` needs the length that it has without a mask.
         c, value, aux = slope(tree.mask(dense, masks))
+        c = once(c)
         return jax.tree.map(lambda x: c.astype(x.dtype) * x, dense), value, aux
 
     total, value, aux = _sum_over_directions(probe, num_directions, chunk_size)

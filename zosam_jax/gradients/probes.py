@@ -4,9 +4,8 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.flatten_util import ravel_pytree
 
-from zosam_jax import estimators, tree
+from zosam_jax import estimators
 from zosam_jax._types import Estimate, Grads, Info, Key, Memory, Params, Scalar, Step
 from zosam_jax.gradients.memory import wide
 from zosam_jax.gradients.pieces import Ascent, LossLook, OccasionalLook, Point
@@ -160,7 +159,10 @@ def guided(
     """
 
     def init(params: Params) -> Memory:
-        means = jnp.zeros((len(decays), tree.size(params)), jnp.float32)
+        # Copies of an array have its sharding, which a shape does not have.
+        means = jax.tree.map(
+            lambda w: jnp.stack([jnp.zeros_like(w, jnp.float32)] * len(decays)), params
+        )
         slopes = jnp.zeros(len(decays), jnp.float32)
         return means, slopes, jnp.zeros((), jnp.int32)
 
@@ -205,11 +207,13 @@ def guided(
 
     def learn(point: Point, memory: Memory, grad: Grads) -> Memory:
         means, slopes, count = memory
-        flat, _ = ravel_pytree(wide(grad))
-        decay = jnp.asarray(decays, jnp.float32)[:, None]
-        new = decay * means + (1 - decay) * flat
-        slopes = estimators.aged(slopes, means, new, point.params, point.support)
-        return new, slopes, count
+
+        def mean(old: jax.Array, g: jax.Array) -> jax.Array:
+            decay = jnp.asarray(decays, jnp.float32).reshape(-1, *[1] * g.ndim)
+            return decay * old + (1 - decay) * g
+
+        new = jax.tree.map(mean, means, wide(grad))
+        return new, estimators.aged(slopes, means, new, point.support), count
 
     if every > 1:
         return Ascent(look_if_due, OccasionalLook, init, learn)

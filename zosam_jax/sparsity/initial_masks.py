@@ -85,12 +85,21 @@ def at_random(
       rule: Which leaves are sparse, and which are stacks.
       seed: Integer.
     """
+    return lambda params: random_masks(params, mask_key(seed), budget, rule)
 
-    def first(params: Params) -> Masks:
-        ranking = scores.random(params, None, mask_key(seed))
-        return highest(params, ranking, budget, rule)
 
-    return first
+def random_masks(params: Params, key: Key, budget: MaskBudget, rule: LeafRule) -> Masks:
+    """Returns random masks under a budget.
+
+    Args:
+      params: Pytree of arrays; only its structure and shapes are read.
+      key: PRNG key of the draw.
+      budget: How many weights each leaf keeps.
+      rule: Which leaves are sparse, and which are stacks.
+    """
+    leaves = rule.sparse(params)
+    drawn = scores.of_layers(scores.random, params, None, key, leaves.of)
+    return leaves.masks(budget.select(leaves, drawn))
 
 
 def mask_key(seed: jax.typing.ArrayLike) -> Key:

@@ -159,7 +159,7 @@ def prune_and_grow(
             kept = select(dropping, masks, list(kept_counts))
         new = kept
         if grow is not None:
-            growing = leaves.of(grow(params, grads, grow_key))
+            growing = scores.of_layers(grow, params, grads, grow_key, leaves.of)
             if not regrow:
                 # Lowest, not excluded: the count must be met if there is no other.
                 growing = [
@@ -198,7 +198,7 @@ def _drop_scores(
     key: jax.Array,
 ) -> list[jax.Array]:
     """Returns the drop scores; |w| if the gradient is not finite."""
-    dropping = leaves.of(drop(params, grads, key))
+    dropping = scores.of_layers(drop, params, grads, key, leaves.of)
     if drop in (scores.magnitude, scores.random):
         return dropping
     # A pruning schedule cannot wait for a finite gradient.

@@ -94,6 +94,30 @@ def random(params: Params, grads: Grads | None, key: Key) -> PyTree:
     return tree.uniform_like(key, params)
 
 
+def of_layers(
+    score: Score,
+    params: Params,
+    grads: Grads | None,
+    key: Key,
+    layers: Callable[[PyTree], list[jax.Array]],
+) -> list[jax.Array]:
+    """Returns the scores of every sparse layer.
+
+    `random` numbers are drawn layer by layer, so that a stack of layers has those of a
+    list of them.
+
+    Args:
+      score: The score.
+      params: Pytree of arrays, w.
+      grads: Tree like `params`, dL/dw; None if the score does not read it.
+      key: PRNG key of a draw.
+      layers: `tree -> its sparse layers`, as `SparseLeaves.of`.
+    """
+    if score is random:
+        return tree.uniform_like(key, layers(params))
+    return layers(score(params, grads, key))
+
+
 SCORES: dict[str, Score] = {
     "magnitude": magnitude,
     "gradient": gradient,

@@ -104,7 +104,8 @@ def srigl(
     def first(params: Params) -> Masks:
         leaves = rule.sparse(params)
         check_rule("last", last, tree.paths(params))
-        drawn = leaves.of(scores.random(params, None, mask_key(seed)))
+        key = mask_key(seed)
+        drawn = scores.of_layers(scores.random, params, None, key, leaves.of)
         counts, axes = chosen.counts(leaves), _axes(axis, leaves)
         _check_last(last, leaves, counts, axes)
         return leaves.masks(

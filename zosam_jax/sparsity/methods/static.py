@@ -12,7 +12,12 @@ from zosam_jax._types import Key, Masks, Params, StackRule, ValueFn
 from zosam_jax.estimators import check_function
 from zosam_jax.sparsity import budgets, scores
 from zosam_jax.sparsity.budgets import Budget, DenseRule
-from zosam_jax.sparsity.initial_masks import MaskBudget, highest, mask_key
+from zosam_jax.sparsity.initial_masks import (
+    MaskBudget,
+    highest,
+    mask_key,
+    random_masks,
+)
 from zosam_jax.sparsity.leaves import LeafRule, SparseLeaves, warn_of_biases
 from zosam_jax.sparsity.method import SparseMethod, Topology
 from zosam_jax.sparsity.methods.grasp import grasp_scores
@@ -52,6 +57,8 @@ class _Row(NamedTuple):
 
 def _by_score(score: scores.Score) -> _Criterion:
     def choose(params: Params, request: _Request) -> Masks:
+        if score is scores.random:
+            return random_masks(params, request.key, request.budget, request.rule)
         ranking = snip_scores(params, request.losses, request.key, score)
         return highest(params, ranking, request.budget, request.rule)
 

@@ -1,0 +1,106 @@
+"""Programs that grow little with the number of leaves.
+
+XLA compiles every kernel that differs from the others, and takes most of its time for
+them. A program that treats the leaves one by one has kernels for every leaf, so three
+habits keep it small.
+
+1. Leaves of equal length share a loop. `draw` fills the leaves that have one length in
+   one `lax.map`; the selection of the highest scores searches small ones in one loop.
+2. Kernels that differ in nothing but their buffers are compiled once, so that twelve
+   equal blocks cost as much as one. A constant index into a stack makes a kernel of its
+   own; `unstack` takes the indices from a buffer.
+3. A scalar that all leaves use is computed once. XLA repeats a cheap scalar in each
+   kernel that uses it. If it is a sum over leaves, then the program grows with the
+   square of their number; `once` prevents that.
+
+Nothing here lays leaves end to end, except for small ones: a leaf of more than `SMALL`
+entries keeps its shape, and with it its sharding.
+"""
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import jax
+import jax.numpy as jnp
+
+TINY, SMALL = 2**10, 2**16
+"""Leaves of at most `SMALL` entries are drawn by length, `TINY` or a power of two."""
+
+Numbers = TypeVar("Numbers")
+Shape = tuple[int, ...]
+Sampler = Callable[..., jax.Array]
+"""`(key, shape, dtype) -> draws`, such as `jax.random.normal`."""
+
+
+@jax.jit
+def once(values: Numbers) -> Numbers:
+    """Returns the values, which XLA computes once and then keeps in a buffer.
+
+    Args:
+      values: Pytree of numbers; best of scalars.
+    """
+    # XLA takes nothing out of a loop that changes it, and removes a loop of one turn.
+    # It may drop `optimization_barrier` before it makes kernels.
+    other = jax.tree.map(jnp.negative, values)
+    return jax.lax.fori_loop(0, 2, lambda *_: values, other)
+
+
+def unstack(stacked: jax.Array) -> list[jax.Array]:
+    """Returns the arrays that are stacked along the first axis.
+
+    Args:
+      stacked: Array of one axis or more.
+    """
+    if len(stacked) == 1:
+        return [stacked[0]]
+    return [
+        jax.lax.dynamic_index_in_dim(stacked, i, keepdims=False)
+        for i in _unknown(len(stacked))
+    ]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _unknown(number: int) -> tuple[jax.Array, ...]:
+    """Returns 0, 1, ... as values that XLA does not know."""
+    return once(tuple(jnp.uint32(i) for i in range(number)))
+
+
+def draw(sampler: Sampler, key: jax.Array, shapes: Sequence[Shape]) -> list[jax.Array]:
+    """Returns independent draws, float32, one array for each shape.
+
+    Array i has the key `fold_in(key, i)`. With more than `SMALL` entries it is
+    `sampler(key, shape)`; else it is the front of a vector whose length is a power of
+    two, at least `TINY`. So it depends on nothing but its index and its shape, and a
+    large one is computed where it lies.
+
+    Args:
+      sampler: `(key, shape, dtype) -> draws`.
+      key: One PRNG key.
+      shapes: The shapes.
+    """
+    groups: dict[Shape, list[int]] = {}
+    for i, shape in enumerate(shapes):
+        groups.setdefault(_drawn(shape), []).append(i)
+    order = [i for members in groups.values() for i in members]
+    # One program for all keys, in the order of the groups.
+    fold = jax.vmap(jax.random.fold_in, (None, 0))
+    keys, start = fold(key, jnp.asarray(order, jnp.uint32)), 0
+    drawn: dict[int, jax.Array] = {}
+    for whole, members in groups.items():
+        stop = start + len(members)
+        rows = jax.lax.map(
+            lambda k, s=whole: sampler(k, s, jnp.float32), keys[start:stop]
+        )
+        start = stop
+        for i, row in zip(members, unstack(rows), strict=True):
+            size = math.prod(shapes[i])
+            drawn[i] = row if whole == shapes[i] else row[:size].reshape(shapes[i])
+    return [drawn[i] for i in range(len(shapes))]
+
+
+def _drawn(shape: Shape) -> Shape:
+    """Returns the shape in which an array is drawn."""
+    size = math.prod(shape)
+    return tuple(shape) if size > SMALL else (max(TINY, 1 << (size - 1).bit_length()),)
