@@ -38,10 +38,16 @@ METHODS = {
     "dynamic": lambda **o: zs.sparsity.dynamic(
         0.5, 12, drop="saliency", grow="gradient", **EARLY, **o
     ),
-    "srigl": lambda **o: zs.sparsity.srigl(0.5, 12, gamma=0.0, **EARLY, **o),
+    # Seeds with which no neuron is ablated, and with which units change.
+    "srigl": lambda **o: zs.sparsity.srigl(
+        0.5, 12, gamma=0.0, **(EARLY | {"seed": 3} | o)
+    ),
     "nm": lambda **o: zs.sparsity.nm(1, 2, 12, **EARLY, **o),
     "units": lambda **o: zs.sparsity.units(
-        0.5, 12, {"rows": zs.sparsity.Units(outgoing="kernel")}, **EARLY, **o
+        0.5,
+        12,
+        {"rows": zs.sparsity.Units(outgoing="kernel")},
+        **(EARLY | {"seed": 6} | o),
     ),
 }
 
