@@ -19,7 +19,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.flatten_util import ravel_pytree
 
 import zosam_jax as zs
 from benchmarks import command_line, record
@@ -50,32 +49,36 @@ def disjoint(
       guides: Decays of the running means of the gradients.
       options: Options that all gradients share.
     """
-    decays = jnp.asarray(guides, jnp.float32)[:, None]
+    count = len(guides)
 
-    def look(point: Any, means: jax.Array) -> LossLook:
+    def look(point: Any, means: PyTree) -> LossLook:
         live, loss = point.support, point.losses.each
         axes, _ = orthonormal(means, point.random(), 0.0, point.params, live)
-        unravel = ravel_pytree(point.params)[1]
         step = 1e-3 * jnp.sqrt(zs.tree.live_count(point.params, live))
-        parts = np.arange(BATCH, dtype=np.int32).reshape(len(guides), -1)
-        slopes, aux = [], None
-        for axis, part in zip(axes, parts, strict=True):
+        parts = np.arange(BATCH, dtype=np.int32).reshape(count, -1)
+        direction, aux = jax.tree.map(lambda x: x[0] * 0, axes), None
+        for j, part in enumerate(parts):
+            axis = jax.tree.map(lambda x, j=j: x[j], axes)
             there = [
-                zs.tree.add_scaled(point.params, side, unravel(axis))
-                for side in (step, -step)
+                zs.tree.add_scaled(point.params, side, axis) for side in (step, -step)
             ]
             (up, aux), (down, _) = (loss(w, "ascent", part) for w in there)
-            slopes.append((up.mean() - down.mean()) / (2 * step))
-        direction = unravel(jnp.stack(slopes) @ axes)
+            slope = (up.mean() - down.mean()) / (2 * step)
+            direction = zs.tree.add_scaled(direction, slope, axis)
         seen = zs.Estimate(jnp.zeros(()), direction, aux, zs.Info.zeros())
         return LossLook(direction, seen, memory=means)
 
-    def learn(point: Any, means: jax.Array, grad: PyTree) -> jax.Array:
+    def learn(point: Any, means: PyTree, grad: PyTree) -> PyTree:
         del point
-        return decays * means + (1 - decays) * ravel_pytree(grad)[0]
 
-    def init(params: PyTree) -> jax.Array:
-        return jnp.zeros((len(guides), zs.tree.size(params)))
+        def mean(old: jax.Array, g: jax.Array) -> jax.Array:
+            decay = jnp.asarray(guides, jnp.float32).reshape(-1, *[1] * g.ndim)
+            return decay * old + (1 - decay) * g
+
+        return jax.tree.map(mean, means, grad)
+
+    def init(params: PyTree) -> PyTree:
+        return jax.tree.map(lambda w: jnp.zeros((count, *w.shape)), params)
 
     ascent = Ascent(look, LossLook, init, learn, by_example=True)
     return sharpness_aware("disjoint", Row(ascent), rho, **options)
