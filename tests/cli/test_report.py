@@ -206,6 +206,8 @@ def test_a_group_is_a_line_in_a_band_and_what_changes_has_a_panel(
     for run in runs:
         for line in run.metrics:
             line |= {"perturbation_cosine": line["epoch"] / 4, "learning_rate": 0.1}
+            # A constant, as float32 measures it.
+            line |= {"perturbation_norm": 0.05 + 1e-8 * line["epoch"]}
     figures = []
     monkeypatch.setattr(pictures, "_save", lambda figure, path: figures.append(figure))
     pictures.curves(runs, tmp_path / "curves.png")

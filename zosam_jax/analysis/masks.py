@@ -130,10 +130,6 @@ def overlap_matrix(masks: Mapping[str, Masks | PackedMasks]) -> np.ndarray:
     return found
 
 
-def _density(live: int, weights: int) -> LayerDensity:
-    return LayerDensity(live, weights, live / max(weights, 1))
-
-
 def _expected(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.sum(a)) * float(np.sum(b)) / max(a.size, 1)
 

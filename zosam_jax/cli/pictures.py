@@ -120,8 +120,12 @@ def curves(runs: Sequence[RunRecord], path: Path) -> None:
 
 
 def _changes(runs: Sequence[RunRecord], panel: _Panel) -> bool:
-    """Whether a figure is not the same number in all runs and epochs."""
-    return len({v for run in runs for v in run.curve(panel.split, panel.figure)[1]}) > 1
+    """Whether a figure is not the same number in all runs and epochs.
+
+    A constant radius, too, is measured with the rounding of float32.
+    """
+    values = [v for run in runs for v in run.curve(panel.split, panel.figure)[1]]
+    return bool(values) and np.ptp(values) > 1e-5 * np.max(np.abs(values))
 
 
 def _draw_panel(axis: Axes, lines: Sequence[_Line], panel: _Panel) -> None:
