@@ -12,18 +12,24 @@ from zosam_jax.runs.errors import RunError
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Export:
-    """Write the network of a run to one file.
+    """Write the network of a run to one file, with a model card beside it.
 
-    The file has weights, masks (one bit a weight), classes and preprocessing. `zosam
-    predict FILE PATH...` and `zs.load(FILE)` use it like the run.
+    A safetensors file has weights, masks (one bit a weight), classes and preprocessing.
+    `zosam predict FILE PATH...` and `zs.load(FILE)` use it like the run. A StableHLO
+    file is the network as a program, which JAX runs without this package.
     """
 
     run: Annotated[Positional[Path], arg(metavar="RUN")]
-    """Folder of a run, finished or not; or a file that was exported."""
-    to: Literal["safetensors"] = "safetensors"
-    """Format of the file. safetensors: arrays by name, which many languages read."""
+    """Folder of a run, finished or not; or a safetensors file that was exported."""
+    to: Literal["safetensors", "stablehlo"] = "safetensors"
+    """Format of the file. safetensors: arrays by name, which many languages read. \
+stablehlo: a program for CPUs, NVIDIA GPUs and TPUs, which `jax.export.deserialize` \
+reads; its classes and preprocessing are in a JSON file beside it."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type of the weights in a safetensors file. float32: nothing is rounded. bfloat16: \
+kernels and embeddings are rounded; biases, scales, statistics and masks are exact."""
     out: Path | None = None
-    """The file. None: network.safetensors in the run folder."""
+    """The file. None: network.safetensors or network.stablehlo in the run folder."""
     compact: bool = False
     """Cut out the units that nothing reads: the network is smaller and computes the \
 same."""
@@ -40,6 +46,8 @@ same."""
 
         if self.multiple != 1 and not self.compact:
             raise RunError(f"multiple={self.multiple} has no effect without --compact.")
+        if self.dtype != "float32" and self.to != "safetensors":
+            raise RunError(f"dtype={self.dtype} has no effect with --to {self.to}.")
         compilation_cache.use()
         net = load_run.load(self.run, checkpoint=self.checkpoint)
         before = net.num_parameters
@@ -53,7 +61,7 @@ same."""
         if place is None:
             folder = net.folder if net.folder.is_dir() else net.folder.parent
             place = folder / f"network.{self.to}"
-        path = net.save(place)
+        path = net.save(place, to=self.to, dtype=self.dtype)
         size, dense = path.stat().st_size, 4 * before
         ratio = f"{dense / size:.1f} times as many"
         terminal.write(f"{path}: {size:,} bytes; dense weights: {dense:,}, {ratio}\n")

@@ -66,7 +66,7 @@ class MLP(nn.Module):
           images: Normalized images `[N, ...]`, in the shape used for `init`.
           train: Whether dropout is active.
         """
-        x = jnp.asarray(images, self.dtype).reshape(len(images), -1)
+        x = jnp.asarray(images, self.dtype).reshape(images.shape[0], -1)
         for i, size in enumerate(self.hidden, start=1):
             size = self.widths.get(f"hidden{i}", max(1, round(size * self.width)))
             layer = nn.Dense(

@@ -175,11 +175,25 @@ def line(record: Mapping[str, Any]) -> str:
     return json.dumps(record, allow_nan=False) + "\n"
 
 
-def _replace(path: Path, text: str) -> None:
+def write_bytes(path: Path, parts: Iterable[bytes]) -> None:
+    """Writes a file that is either complete or unchanged.
+
+    Args:
+      path: The file. Its folder must exist.
+      parts: Its contents, one after another.
+    """
     temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        # Otherwise the new name may reach the disk before the contents do.
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        with temporary.open("wb") as file:
+            file.writelines(parts)
+            file.flush()
+            # Otherwise the new name may reach the disk before the contents do.
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _replace(path: Path, text: str) -> None:
+    write_bytes(path, [text.encode()])

@@ -5,26 +5,28 @@ and place of each array, and texts by name), and the bytes of the arrays. Librar
 many languages read it; see huggingface.co/docs/safetensors.
 """
 
+import itertools
 import json
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+import ml_dtypes
 import numpy as np
 
 from zosam_jax.runs import files, schema
 from zosam_jax.runs.errors import RunError, explained
 
 TYPES = {
-    "F64": "<f8",
-    "F32": "<f4",
-    "F16": "<f2",
-    "I64": "<i8",
-    "I32": "<i4",
-    "U8": "u1",
-    "BOOL": "?",
+    "F64": np.dtype("<f8"),
+    "F32": np.dtype("<f4"),
+    "F16": np.dtype("<f2"),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "I64": np.dtype("<i8"),
+    "I32": np.dtype("<i4"),
+    "U8": np.dtype("u1"),
+    "BOOL": np.dtype("?"),
 }
 """Types of arrays by their names in the format."""
 
@@ -54,7 +56,7 @@ def write(path: Path, content: TensorFile) -> None:
       RunError: It cannot be written.
       KeyError: An array is of another type.
     """
-    names = {np.dtype(code): name for name, code in TYPES.items()}
+    names = {dtype: name for name, dtype in TYPES.items()}
     header: dict[str, object] = {"__metadata__": dict(content.metadata)}
     start = 0
     # The largest types first: each array then begins at a multiple of its size.
@@ -67,21 +69,13 @@ def write(path: Path, content: TensorFile) -> None:
             "data_offsets": [start, start + array.nbytes],
         }
         start += array.nbytes
-    text = json.dumps(header).encode()
+    text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    temporary = path.with_name(path.name + ".tmp")
+    arrays = (np.ascontiguousarray(content.tensors[name]).tobytes() for name in order)
     with explained(path):
-        try:
-            with temporary.open("wb") as file:
-                file.write(len(text).to_bytes(8, "little") + text)
-                for name in order:
-                    file.write(np.ascontiguousarray(content.tensors[name]).tobytes())
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except OSError:
-            temporary.unlink(missing_ok=True)
-            raise
+        files.write_bytes(
+            path, itertools.chain([len(text).to_bytes(8, "little"), text], arrays)
+        )
 
 
 def read(path: Path) -> TensorFile:
@@ -123,7 +117,7 @@ def _array(name: str, entry: object, body: memoryview) -> np.ndarray:
     if wrong is not None:
         raise ValueError(f"in {name!r}, {wrong}")
     assert isinstance(entry, dict)
-    dtype = np.dtype(TYPES[entry["dtype"]])
+    dtype = TYPES[entry["dtype"]]
     place, size = entry["data_offsets"], math.prod(entry["shape"]) * dtype.itemsize
     if len(place) != 2 or place[1] - place[0] != size or place[1] > len(body):
         raise ValueError(f"the bytes of {name!r} are not all there")

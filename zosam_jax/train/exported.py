@@ -2,49 +2,50 @@
 
 Arrays of a file, by the paths of the parameters and of the other collections:
 
-    params/stem/kernel.mask     uint8, `numpy.packbits` of the mask, in C order
+    params/stem/kernel.mask     `numpy.packbits` of the mask in C order, deflated: uint8
     params/stem/kernel.values   the live weights, in C order
     params/head/bias            a dense leaf
     batch_stats/norm/mean       a leaf of another collection
 
 The text `zosam` in the header is JSON: the configuration, the facts of the data set,
-and the shapes of the sparse leaves.
+and the shapes of the sparse leaves. Weights may be rounded to bfloat16; masks, leaves
+of fewer than two axes and the other collections never are.
 """
 
 import json
+import math
+import zlib
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
+import ml_dtypes
 import numpy as np
 
 from zosam_jax import _check, tree
 from zosam_jax._types import Masks, Params, PyTree
-from zosam_jax.runs import dataset_facts, environment, files, schema, tensor_file
-from zosam_jax.runs.config import TrainConfig, from_record
-from zosam_jax.runs.dataset_facts import DatasetFacts
+from zosam_jax.runs import dataset_facts, files, schema, tensor_file
+from zosam_jax.runs.config import from_record
 from zosam_jax.runs.errors import RunError
-from zosam_jax.runs.files import JSON
 from zosam_jax.runs.tensor_file import TensorFile
+from zosam_jax.train import model_card
 from zosam_jax.train.experiment import ModelState
+from zosam_jax.train.model_card import About
+
+ValueType = Literal["float32", "bfloat16"]
+"""Type of the weights in a file. "float32" stands for the type that they have."""
 
 
 class Exported(NamedTuple):
     """The contents of a file.
 
     Attributes:
-      config: The configuration that names the model.
-      facts: What the network knows of its data set.
-      step: The step of the checkpoint.
-      figures: Figures of the run's summary; {} if it was unfinished.
+      about: What it says of its network.
       tensors: The arrays by name.
       shapes: Shape of each sparse leaf, by name.
     """
 
-    config: TrainConfig
-    facts: DatasetFacts
-    step: int
-    figures: JSON
+    about: About
     tensors: "dict[str, np.ndarray]"
     shapes: dict[str, list[int]]
 
@@ -57,11 +58,14 @@ class Network(NamedTuple):
     masks: Masks
 
 
-def pack(network: Network) -> tuple[dict[str, np.ndarray], dict[str, list[int]]]:
+def pack(
+    network: Network, dtype: ValueType = "float32"
+) -> tuple[dict[str, np.ndarray], dict[str, list[int]]]:
     """Returns the arrays of a file by name, and the shapes of the sparse leaves.
 
     Args:
       network: The network, zero where pruned.
+      dtype: "bfloat16": float32 leaves of two axes or more are rounded to it.
     """
     arrays: dict[str, np.ndarray] = {}
     shapes: dict[str, list[int]] = {}
@@ -70,11 +74,14 @@ def pack(network: Network) -> tuple[dict[str, np.ndarray], dict[str, list[int]]]
     paths = _check.paths(network.params)
     for path, x, mask in zip(paths, leaves, masks, strict=True):
         name, x = f"params/{path}", np.asarray(x)
+        if dtype == "bfloat16" and x.ndim > 1 and x.dtype == np.float32:
+            x = x.astype(ml_dtypes.bfloat16)
         if tree.is_dense(mask):
             arrays[name] = x
             continue
         shapes[name] = list(x.shape)
-        arrays[f"{name}.mask"] = np.packbits(np.asarray(mask))
+        bits = zlib.compress(np.packbits(np.asarray(mask)).tobytes(), 9)
+        arrays[f"{name}.mask"] = np.frombuffer(bits, np.uint8)
         arrays[f"{name}.values"] = x[np.asarray(mask)]
     leaves = jax.tree.leaves(network.model_state)
     for path, x in zip(_check.paths(network.model_state), leaves, strict=True):
@@ -102,24 +109,24 @@ def unpack(found: Exported, like: tuple[PyTree, ModelState], path: Path) -> Netw
         raise RunError(f"{path} {what} the array {name!r}, unlike its model.")
 
     def leaf(name: str, like: jax.ShapeDtypeStruct) -> tuple[np.ndarray, np.ndarray]:
-        mask: np.ndarray = np.ones((), bool)
-        x = found.tensors.get(name)
-        if x is None:
-            shape, values = found.shapes[name], found.tensors[f"{name}.values"]
-            bits, count = found.tensors.get(f"{name}.mask"), int(np.prod(shape))
-            if bits is None or bits.dtype != np.uint8 or bits.size * 8 < count:
-                raise RunError(f"{path} has a mask of {name!r} that does not fit.")
-            mask = np.unpackbits(bits, count=count).astype(bool).reshape(shape)
-            if values.shape != (np.count_nonzero(mask),):
-                raise RunError(f"{path} has a mask of {name!r} that does not fit.")
-            x = np.zeros(shape, values.dtype)
-            x[mask] = values
-        if (x.shape, x.dtype) != (like.shape, like.dtype):
+        dense = found.tensors.get(name)
+        x = found.tensors[f"{name}.values"] if dense is None else dense
+        shape = found.shapes.get(name) if dense is None else [*dense.shape]
+        if x.dtype == ml_dtypes.bfloat16 and like.dtype == np.float32:
+            x = x.astype(np.float32)
+        if (shape, x.dtype) != ([*like.shape], like.dtype):
             raise RunError(
-                f"{path}: {name!r} is {x.dtype} {list(x.shape)}; its model has "
-                f"{like.dtype} {list(like.shape)}."
+                f"{path}: {name!r} is {x.dtype} {shape}; its model has {like.dtype} "
+                f"{list(like.shape)}."
             )
-        return x, mask
+        if dense is not None:
+            return x, np.ones((), bool)
+        mask = _mask(found.tensors.get(f"{name}.mask"), like.shape)
+        if mask is None or x.shape != (np.count_nonzero(mask),):
+            raise RunError(f"{path} has a mask of {name!r} that does not fit.")
+        full = np.zeros(like.shape, x.dtype)
+        full[mask] = x
+        return full, mask
 
     params, structure = jax.tree.flatten(like[0])
     pairs = [
@@ -135,78 +142,63 @@ def unpack(found: Exported, like: tuple[PyTree, ModelState], path: Path) -> Netw
     )
 
 
-_FIGURES = ("test_accuracy", "test_loss", "sparsity", "parameters_live")
+def _mask(deflated: np.ndarray | None, shape: tuple[int, ...]) -> np.ndarray | None:
+    """Returns a mask of a file, or None if its bytes are no mask of this shape."""
+    count = math.prod(shape)
+    size = -(-count // 8)
+    if deflated is None or deflated.dtype != np.uint8:
+        return None
+    stream = zlib.decompressobj()
+    try:
+        # No more than it should have: a small stream could be one of gigabytes.
+        bits = stream.decompress(deflated.tobytes(), size + 1)
+    except zlib.error:
+        return None
+    if len(bits) != size or not stream.eof:
+        return None
+    packed = np.frombuffer(bits, np.uint8)
+    return np.unpackbits(packed, count=count).astype(bool).reshape(shape)
 
 
 def write(
-    path: Path,
-    config: TrainConfig,
-    facts: DatasetFacts,
-    step: int,
-    summary: JSON | None,
-    network: Network,
+    path: Path, about: About, network: Network, dtype: ValueType = "float32"
 ) -> None:
     """Writes a network to a file, and a model card beside it.
 
     Args:
       path: The file.
-      config: The configuration that names the model.
-      facts: What the network knows of its data set.
-      step: The step of the checkpoint.
-      summary: The summary of the run; None if it is unfinished.
+      about: What it says of its network.
       network: The arrays.
+      dtype: As for `pack`.
 
     Raises:
       RunError: It cannot be written.
     """
-    arrays, shapes = pack(network)
-    figures = {k: summary[k] for k in _FIGURES if k in summary} if summary else {}
-    about = {
-        "config": config.record(),
-        "dataset": facts.record(),
-        "step": step,
-        "figures": figures,
-        "shapes": shapes,
-        "versions": environment.versions(),
-    }
-    metadata = {"format": "zosam", "zosam": json.dumps(about, allow_nan=False)}
-    tensor_file.write(path, TensorFile(arrays, metadata))
-    card = path.with_name(f"{path.stem}.md")
-    card.write_text(_card(path.name, config, facts, figures, network))
-
-
-def _card(
-    name: str, config: TrainConfig, facts: DatasetFacts, figures: JSON, network: Network
-) -> str:
-    """Returns the model card: what the network is, and how it is used."""
-    size = sum(np.size(x) for x in jax.tree.leaves(network.params))
-    shape = " x ".join(map(str, facts.image_shape))
-    options = "".join(f", {option}" for option in config.model_options)
-    lines = [
-        f"# {name}",
-        "",
-        f"- Model: {config.model}, width {config.width:g}{options}",
-        f"- Parameters: {size:,}",
-        f"- Data set: {facts.name}, {facts.num_classes} classes, examples of {shape}",
-        f"- Training: {config.method}, {config.gradient}, {config.optimizer}, "
-        f"{config.epochs} epochs, seed {config.seed}",
-        *(
-            f"- Run: {key.replace('_', ' ')} {value:.6g}"
-            for key, value in figures.items()
-        ),
-        "",
-        _USE.format(name=name),
-    ]
-    return "\n".join(lines)
+    arrays, shapes = pack(network, dtype)
+    said = json.dumps(
+        {**about.record(), "shapes": shapes}, allow_nan=False, separators=(",", ":")
+    )
+    tensor_file.write(path, TensorFile(arrays, {"format": "zosam", "zosam": said}))
+    use = _USE + (_ROUNDED if dtype == "bfloat16" else _EXACT)
+    model_card.write(path, about, network.params, network.masks, use)
 
 
 _USE = """With zosam_jax: `zosam predict {name} IMAGE...`, or `zs.load("{name}")`.
 Without it, a sparse leaf NAME is made dense by
 
-    mask = numpy.unpackbits(tensors[NAME + ".mask"], count=size).reshape(shape) == 1
+    bits = numpy.frombuffer(zlib.decompress(tensors[NAME + ".mask"]), "uint8")
+    mask = numpy.unpackbits(bits, count=math.prod(shape)).reshape(shape) == 1
     dense = numpy.zeros(shape, "float32"); dense[mask] = tensors[NAME + ".values"]
 
 with its shape in "shapes" of the JSON text "zosam" in the file's metadata.
+
+"""
+_EXACT = "Nothing is rounded: masks and values are those of the network, bit for bit.\n"
+_ROUNDED = """Weights of two axes or more are rounded to bfloat16, the nearest one: a \
+weight changes
+by at most 1/512 of itself. Masks, biases, scales and statistics are exact. The figures \
+of
+the training are those of the network before rounding.
 """
 
 
@@ -233,15 +225,19 @@ def read(path: Path) -> Exported:
             "`zosam export RUN` writes such files."
         )
     try:
-        about = files.parse(text)
-        wrong = schema.fault(about, _ABOUT)
+        found = files.parse(text)
+        wrong = schema.fault(found, _ABOUT)
+        if wrong is None and found["figures"]:
+            wrong = schema.fault(found["figures"], model_card.FIGURES)
+        if wrong is None:
+            kinds = dict.fromkeys(found["shapes"], schema.list_of(schema.WHOLE))
+            wrong = schema.fault(found["shapes"], kinds)
         if wrong is not None:
             raise ValueError(wrong)
-        config = from_record(about["config"], out=str(path.parent), overwrite=False)
-        shapes = {k: [int(n) for n in v] for k, v in about["shapes"].items()}
+        config = from_record(found["config"], out=str(path.parent), overwrite=False)
     except (ValueError, TypeError) as error:
         raise RunError(f"{path} is damaged: {error}. Export it again.") from error
-    facts = dataset_facts.read(about, path)
+    facts = dataset_facts.read(found, path)
     assert facts is not None
-    tensors = dict(content.tensors)
-    return Exported(config, facts, about["step"], about["figures"], tensors, shapes)
+    about = model_card.about(config, facts, found["step"], found["figures"])
+    return Exported(about, dict(content.tensors), found["shapes"])

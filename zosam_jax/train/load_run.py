@@ -5,6 +5,7 @@ import functools
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import jax
 import numpy as np
@@ -23,13 +24,18 @@ from zosam_jax.train import (
     build,
     choices,
     exported,
+    model_card,
     objects,
     prediction,
+    program_file,
     stored_run,
 )
 from zosam_jax.train.experiment import Experiment, Model, ModelState
 from zosam_jax.train.objects import Objects
 from zosam_jax.train.prediction import BATCH_SIZE, Inputs, Prediction
+
+Format = Literal["safetensors", "stablehlo"]
+"""Formats of exported files."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -45,8 +51,8 @@ class LoadedRun:
         moving averages, if the run kept them.
       model_state: Its BatchNorm statistics, or {}.
       masks: Mask tree of the parameters; all leaves are dense in a dense run.
-      summary: The contents of `summary.json`; None if the run is unfinished, or the
-        checkpoint is not the last.
+      summary: The contents of `summary.json`, or those of its figures that an exported
+        file keeps; None if the run is unfinished, or the checkpoint is not the last.
       step: The step of the checkpoint.
       notes: How the data set differs from that of the training, and what was wrong with
         newer checkpoints, as sentences.
@@ -203,25 +209,46 @@ class LoadedRun:
             model_state=small.model_state,
         )
 
-    def save(self, file: str | os.PathLike[str]) -> Path:
-        """Writes the network to one file, which `load` reads; returns its path.
+    def save(
+        self,
+        file: str | os.PathLike[str],
+        *,
+        to: Format = "safetensors",
+        dtype: exported.ValueType = "float32",
+    ) -> Path:
+        """Writes the network to one file, with a model card beside it; returns its path.
 
-        The file is of the format `safetensors`: nothing in it is executed. Of a sparse
-        leaf it has the mask, one bit a weight, and the live weights in full precision,
-        so that nothing is lost. It carries classes, normalization and resizing.
+        Nothing in a file is executed when it is read.
+
+        * "safetensors": weights and masks by name, classes, normalization and resizing.
+          `load` reads it. Of a sparse leaf it has the mask, one bit a weight and
+          deflated, and the live weights.
+        * "stablehlo": the network as a program for CPUs, NVIDIA GPUs and TPUs, from raw
+          examples to logits, for batches of any size. `jax.export.deserialize` reads
+          it, without this package and without Flax. Beside it is a JSON file with the
+          classes and the preprocessing. It needs the package flatbuffers.
 
         Args:
           file: The file, as `digits.safetensors`.
+          to: The format.
+          dtype: Type of the weights in a safetensors file. "float32": as they are, and
+            nothing is lost. "bfloat16": those of leaves with two axes or more are
+            rounded; all else is exact.
 
         Raises:
-          RunError: It cannot be written.
+          RunError: It cannot be written, or the format does not allow this network.
         """
         path = paths.absolute(file, "file")
+        if to != "safetensors" and dtype != "float32":
+            raise RunError(f"dtype={dtype!r} has no effect with to={to!r}.")
+        about = model_card.about(self.config, self.facts, self.step, self.summary)
         network = exported.Network(self.params, self.model_state, self.masks)
-        about = self.config, self.facts, self.step, self.summary
         with explained(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            exported.write(path, *about, network)
+        if to == "safetensors":
+            exported.write(path, about, network, dtype)
+        else:
+            program_file.write(path, about, self.experiment, network)
         return path
 
 
@@ -308,16 +335,22 @@ def _read(
     """Returns the record of a run, or of an exported file, and the file's contents."""
     if not path.is_file():
         return stored_run.read(path, data_dir=data_dir), None
-    file = exported.read(path)
+    try:
+        file = exported.read(path)
+    except RunError:
+        program_file.refuse(path)
+        raise
+    about = file.about
     if checkpoint is not None:
         raise RunError(
-            f"checkpoint={checkpoint!r} has no effect: {path} is of step {file.step}. "
+            f"checkpoint={checkpoint!r} has no effect: {path} is of step {about.step}. "
             "Leave it out."
         )
-    config = file.config
+    config = about.config
     if data_dir is not None:
         config = dataclasses.replace(config, data_dir=data_dir)
-    return stored_run.StoredRun(path, config, None, file.facts, None), file
+    figures = about.figures or None
+    return stored_run.StoredRun(path, config, None, about.facts, figures), file
 
 
 def _weights(
@@ -326,7 +359,7 @@ def _weights(
     """Returns the weights of an exported file."""
     like = jax.eval_shape(experiment.initialize, jax.random.key(0))
     network = exported.unpack(file, like, path)
-    return stored_run.Weights(file.step, *network, notes=())
+    return stored_run.Weights(file.about.step, *network, notes=())
 
 
 def _experiment(

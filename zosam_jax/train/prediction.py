@@ -122,6 +122,18 @@ def _checked(facts: DatasetFacts, array: np.ndarray) -> np.ndarray:
     return array
 
 
+def logits(experiment: Experiment, variables: PyTree, raw: jax.Array) -> jax.Array:
+    """Returns the logits of raw examples, float32 `[N, K]` (`[N, T, K]` of text).
+
+    Args:
+      experiment: The network and its normalization of images.
+      variables: Parameters and other collections of the model.
+      raw: Images, uint8 `[N, H, W, C]`, or tokens, `[N, T]`.
+    """
+    inputs = normalized(experiment, raw)
+    return experiment.model.apply(variables, inputs, train=False).astype(jnp.float32)
+
+
 def classify(experiment: Experiment) -> Callable[[PyTree, jax.Array], jax.Array]:
     """Returns `(variables, raw examples [N, ...]) -> probabilities`, compiled.
 
@@ -134,12 +146,10 @@ def classify(experiment: Experiment) -> Callable[[PyTree, jax.Array], jax.Array]
 
     @jax.jit
     def apply(variables: PyTree, raw: jax.Array) -> jax.Array:
-        logits = experiment.model.apply(
-            variables, normalized(experiment, raw), train=False
-        )
+        found = logits(experiment, variables, raw)
         if experiment.facts.kind == "text":
-            logits = logits[:, -1]
-        return jax.nn.softmax(logits.astype(jnp.float32), axis=-1)
+            found = found[:, -1]
+        return jax.nn.softmax(found, axis=-1)
 
     return apply
 

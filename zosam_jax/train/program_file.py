@@ -1,0 +1,117 @@
+"""A network in one file as a program that other software runs: StableHLO.
+
+The program maps raw examples to logits: images, uint8 `[N, H, W, C]`, or tokens, int32
+`[N, T]`, to float32 `[N, K]` (`[N, T, K]` of text). Weights and normalization are
+inside. Classes, resizing and cropping are in the JSON file beside it.
+"""
+
+import importlib.util
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax import export
+
+from zosam_jax.runs import files
+from zosam_jax.runs.errors import RunError, explained
+from zosam_jax.runs.files import JSON
+from zosam_jax.train import model_card, prediction
+from zosam_jax.train.experiment import Experiment
+from zosam_jax.train.exported import Network
+from zosam_jax.train.model_card import About
+
+PLATFORMS = ("cpu", "cuda", "tpu")
+"""Kinds of devices that a StableHLO program runs on."""
+
+
+def write(path: Path, about: About, experiment: Experiment, network: Network) -> None:
+    """Writes a program, its classes and preprocessing, and a model card.
+
+    Args:
+      path: The file. The others have its name with `.json` and `.md` behind it.
+      about: What the files say of the network.
+      experiment: The network and its normalization of images.
+      network: Its arrays.
+
+    Raises:
+      RunError: It cannot be written, a package is missing, or the model does not allow
+        a batch of any size.
+    """
+    if importlib.util.find_spec("flatbuffers") is None:
+        raise RunError(
+            "StableHLO needs the package flatbuffers: pip install 'zosam-jax[export]'."
+        )
+    # Unlike arrays of JAX, those of NumPy lie on no device.
+    variables = jax.tree.map(
+        np.asarray, {"params": network.params, **network.model_state}
+    )
+    facts = about.facts
+    # Symbolic: the program is made once for batches of all sizes.
+    (batch,) = export.symbolic_shape("batch")
+    kind = np.uint8 if facts.kind == "image" else np.int32
+    examples = jax.ShapeDtypeStruct((batch, *facts.image_shape), kind)
+    program = jax.jit(lambda raw: prediction.logits(experiment, variables, raw))
+    try:
+        made = export.export(program, platforms=PLATFORMS)(examples)
+    except Exception as error:
+        reason = (str(error).splitlines() or [""])[0]
+        raise RunError(
+            f"{type(experiment.model).__name__} cannot be traced for a batch of any "
+            f"size: {type(error).__name__}: {reason}. Its code may use the size as a "
+            "number, as `len(x)` does; `x.shape[0]` works."
+        ) from error
+    with explained(path):
+        files.write_bytes(path, [bytes(made.serialize())])
+        files.write_json(_beside(path), _interface(about, made))
+    model_card.write(path, about, network.params, network.masks, _USE)
+
+
+def refuse(path: Path) -> None:
+    """Raises `RunError` if a file is such a program: it has no weights by name."""
+    beside = files.read_object(_beside(path), {}, advice="Export it again.")
+    if beside is not None and beside.get("format") == _FORMAT:
+        raise RunError(
+            f"{path} is a program for other software: {path.name}.md says how it is "
+            "called. Use the run that it came from, or a safetensors file."
+        )
+
+
+_FORMAT = "zosam program"
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f"{path.name}.json")
+
+
+def _interface(about: About, made: export.Exported) -> JSON:
+    """Returns what a caller needs: inputs, outputs, classes and preprocessing."""
+
+    def array(values: str, aval: jax.core.ShapedArray) -> JSON:
+        sizes = [None, *aval.shape[1:]]
+        return {"dtype": aval.dtype.name, "shape": sizes, "values": values}
+
+    is_image = about.facts.kind == "image"
+    inputs = "pixels from 0 to 255" if is_image else "tokens, from 0"
+    return {
+        "format": _FORMAT,
+        "input": array(inputs, made.in_avals[0]),
+        "output": array("logits", made.out_avals[0]),
+        "platforms": list(made.platforms),
+        "model": about.config.model,
+        **{k: v for k, v in about.record().items() if k != "config"},
+    }
+
+
+_USE = """The program maps raw examples to logits: "input" and "output" of {name}.json.
+Normalization is inside. "dataset" has the names of the classes in the order of the
+logits; an image is resized to "resize" pixels on its shorter side (null: to the network's
+own size) and cropped at its center. It needs JAX alone:
+
+    from jax import export
+    with open("{name}", "rb") as file:
+        program = export.deserialize(bytearray(file.read()))
+    logits = program.call(images)
+
+The first call with a size of batch compiles. Nothing is executed by `deserialize`. JAX
+reads a program for at least six months after it was made.
+"""
