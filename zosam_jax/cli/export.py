@@ -26,8 +26,9 @@ class Export:
 stablehlo: a program for CPUs, NVIDIA GPUs and TPUs, which `jax.export.deserialize` \
 reads; its classes and preprocessing are in a JSON file beside it."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type of the weights in a safetensors file. float32: nothing is rounded. bfloat16: \
-kernels and embeddings are rounded; biases, scales, statistics and masks are exact."""
+    """Type of the weights in a safetensors file. float32: nothing is rounded. \
+bfloat16: kernels and embeddings are rounded; biases, scales, statistics and masks are \
+exact."""
     out: Path | None = None
     """The file. None: network.safetensors or network.stablehlo in the run folder."""
     compact: bool = False

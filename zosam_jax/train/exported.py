@@ -194,11 +194,9 @@ with its shape in "shapes" of the JSON text "zosam" in the file's metadata.
 
 """
 _EXACT = "Nothing is rounded: masks and values are those of the network, bit for bit.\n"
-_ROUNDED = """Weights of two axes or more are rounded to bfloat16, the nearest one: a \
-weight changes
-by at most 1/512 of itself. Masks, biases, scales and statistics are exact. The figures \
-of
-the training are those of the network before rounding.
+_ROUNDED = """Weights of two axes or more are rounded to the nearest bfloat16: a weight
+changes by at most 1/512 of itself. Masks, biases, scales and statistics are exact. The
+figures of the training are those of the network before rounding.
 """
 
 

@@ -216,7 +216,7 @@ class LoadedRun:
         to: Format = "safetensors",
         dtype: exported.ValueType = "float32",
     ) -> Path:
-        """Writes the network to one file, with a model card beside it; returns its path.
+        """Writes the network to one file, and a model card beside it; returns its path.
 
         Nothing in a file is executed when it is read.
 

@@ -104,8 +104,8 @@ def _interface(about: About, made: export.Exported) -> JSON:
 
 _USE = """The program maps raw examples to logits: "input" and "output" of {name}.json.
 Normalization is inside. "dataset" has the names of the classes in the order of the
-logits; an image is resized to "resize" pixels on its shorter side (null: to the network's
-own size) and cropped at its center. It needs JAX alone:
+logits. An image is resized to "resize" pixels on its shorter side (null: to the size of
+the network's images) and cropped at its center. It needs JAX alone:
 
     from jax import export
     with open("{name}", "rb") as file:
