@@ -41,6 +41,7 @@ HEAVY = {
     "grain": ("data",),
     "absl": ("data",),
     "google": ("data",),
+    "ml_dtypes": ("runs", "train"),
     "orbax": ("train",),
     "tensorboardX": ("runs",),
     "matplotlib": ("analysis", "cli", "evaluate", "sparsity.reports.picture"),

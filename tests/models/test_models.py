@@ -9,6 +9,7 @@ import model_references as references
 import numpy as np
 import pytest
 import small_models
+from jax import export
 
 from zosam_jax import models
 from zosam_jax.models import resnet, vit
@@ -259,3 +260,16 @@ def test_images_that_a_vit_cannot_cut_are_refused():
     model = models.create("vit", num_classes=2, image_size=32)
     with pytest.raises(ValueError, match=r"patches of 4.*30 x 32"):
         models.initialize(model, jax.random.key(0), (30, 32, 3))
+
+
+@pytest.mark.parametrize("family", small_models.FAMILIES)
+def test_models_take_batches_of_any_size_at_once(family):
+    """As an exported program needs it: the size is a symbol, not a number."""
+    model, x = small_models.make(family), small_models.inputs(family)
+    (batch,) = export.symbolic_shape("batch")
+    found = jax.eval_shape(
+        lambda v, x: model.apply(v, x, train=False),
+        small_models.shapes(model, x),
+        jax.ShapeDtypeStruct((batch, *x.shape[1:]), x.dtype),
+    )
+    assert found.shape == (batch, *found.shape[1:-1], small_models.CLASSES)

@@ -211,7 +211,10 @@ def test_values_in_bfloat16_are_the_nearest_and_all_else_is_exact(
         return (bits & 0xFFFF0000).astype(np.uint32).view(np.float32)
 
     tiny_run.assert_same(found.params, jax.tree.map(nearest, net.params))
-    assert "rounded to the nearest bfloat16" in (tmp_path / "half.safetensors.md").read_text()
+    assert (
+        "rounded to the nearest bfloat16"
+        in (tmp_path / "half.safetensors.md").read_text()
+    )
     # What is rounded once stays.
     tiny_run.assert_same(zs.load(found.save(tmp_path / "b")).params, found.params)
     again = found.save(tmp_path / "c", dtype="bfloat16")

@@ -27,7 +27,7 @@ class Evaluate:
     """
 
     run: Positional[Path]
-    """Folder of a run, finished or not."""
+    """Folder of a run, finished or not; or a safetensors file that was exported."""
     checkpoint: int | None = None
     """Step of one of the run's checkpoints. None: the last."""
     corruptions: Annotated[tuple[str, ...], arg(help=_CORRUPTIONS)] = ("all",)

@@ -26,7 +26,7 @@ class Predict:
     """
 
     run: Annotated[Positional[Path], arg(metavar="RUN")]
-    """Folder of a run, finished or not."""
+    """Folder of a run, finished or not; or a safetensors file that was exported."""
     paths: Positional[tuple[Path, ...]]
     """Image files, or folders of images."""
     top: int = 1

@@ -7,6 +7,7 @@ inside. Classes, resizing and cropping are in the JSON file beside it.
 
 import importlib.util
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -86,9 +87,9 @@ def _beside(path: Path) -> Path:
 def _interface(about: About, made: export.Exported) -> JSON:
     """Returns what a caller needs: inputs, outputs, classes and preprocessing."""
 
-    def array(values: str, aval: jax.core.ShapedArray) -> JSON:
-        sizes = [None, *aval.shape[1:]]
-        return {"dtype": aval.dtype.name, "shape": sizes, "values": values}
+    def array(values: str, like: Any) -> JSON:
+        sizes = [None, *like.shape[1:]]
+        return {"dtype": like.dtype.name, "shape": sizes, "values": values}
 
     is_image = about.facts.kind == "image"
     inputs = "pixels from 0 to 255" if is_image else "tokens, from 0"
