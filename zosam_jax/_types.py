@@ -236,6 +236,8 @@ class Units(NamedTuple):
         nothing else and has a bias: "relu", "gelu" or "gelu_tanh". A unit without
         incoming weights is then a constant, which `compact` adds to the readers'
         biases. "": unknown.
+      scale: Which of `incoming` is the scale of the units' batch normalization. `chex`
+        shares its budget among the layers by it. "": there is none.
     """
 
     outgoing: str
@@ -246,3 +248,4 @@ class Units(NamedTuple):
     incoming_axis: int = -1
     others: tuple[str, ...] = ()
     activation: str = ""
+    scale: str = ""

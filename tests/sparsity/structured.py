@@ -26,7 +26,7 @@ def train(method, params, steps):
     tx = zs.sparsify(optax.sgd(float(LEARNING_RATE), momentum=float(MOMENTUM)), method)
     params = jax.tree.map(jnp.asarray, params)
     state = jax.jit(tx.init)(params)
-    if not method.straight_through:
+    if not method.pruned_in_params:
         params = zs.sparsity.apply_masks(params, zs.sparsity.masks(state))
 
     @jax.jit

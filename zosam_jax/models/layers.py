@@ -33,10 +33,10 @@ def placed(row: Units, module: str) -> Units:
       row: Units whose paths begin with a star.
       module: The path.
     """
-    outgoing, *incoming = (
-        path.replace("*", module) for path in (row.outgoing, *row.incoming)
+    outgoing, scale, *incoming = (
+        path.replace("*", module) for path in (row.outgoing, row.scale, *row.incoming)
     )
-    return row._replace(outgoing=outgoing, incoming=tuple(incoming))
+    return row._replace(outgoing=outgoing, scale=scale, incoming=tuple(incoming))
 
 
 def read_by(readers: Sequence[str], made: Sequence[str]) -> Units:

@@ -23,10 +23,9 @@ def units(bottleneck: bool = False) -> dict[str, Units]:
     """
 
     def read_by(later: int, earlier: int) -> Units:
-        made = (f"conv{earlier}/kernel", f"norm{earlier}/scale", f"norm{earlier}/bias")
-        return Units(
-            f"*/conv{later}/kernel", incoming=tuple(f"*/{leaf}" for leaf in made)
-        )
+        scale = f"*/norm{earlier}/scale"
+        made = (f"*/conv{earlier}/kernel", scale, f"*/norm{earlier}/bias")
+        return Units(f"*/conv{later}/kernel", incoming=made, scale=scale)
 
     if bottleneck:
         return {"channels1": read_by(2, 1), "channels2": read_by(3, 2)}

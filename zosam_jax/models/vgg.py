@@ -35,6 +35,7 @@ def units(stages: tuple[tuple[int, int], ...] = STAGES) -> dict[str, Units]:
         f"channels{i}": Units(
             f"{reader}/kernel",
             incoming=(f"conv{i}/kernel", f"norm{i}/scale", f"norm{i}/bias"),
+            scale=f"norm{i}/scale",
         )
         for i, reader in enumerate(readers, start=1)
     }

@@ -13,8 +13,9 @@ from zosam_jax.models import layers
 
 def units() -> dict[str, Units]:
     """Returns the channels between the two convolutions of a block."""
-    channels = ("*/conv1/kernel", "*/norm2/scale", "*/norm2/bias")
-    return {"channels": Units("*/conv2/kernel", incoming=channels)}
+    made = ("*/conv1/kernel", "*/norm2/scale", "*/norm2/bias")
+    row = Units("*/conv2/kernel", incoming=made, scale="*/norm2/scale")
+    return {"channels": row}
 
 
 class WideBlock(nn.Module):

@@ -36,6 +36,8 @@ class SparseMethod(NamedTuple):
         for nothing.
       straight_through: False: pruned weights are zero. True: they are trained by the
         gradient at the masked weights (STE).
+      keeps_pruned: Whether pruned weights keep their values, under the mask, and come
+        back with them. They do not move.
       dense_gradient_every: Steps between two uses of the gradient of pruned weights;
         None if the method never uses it.
       mean_pruned: The number of pruned weights, divided by the final number and
@@ -51,11 +53,17 @@ class SparseMethod(NamedTuple):
     after_step: bool = False
     penalty: Callable[[Topology, Params, jax.Array], Grads] | None = None
     straight_through: bool = False
+    keeps_pruned: bool = False
     dense_gradient_every: int | None = None
     mean_pruned: float = 1.0
     name: str = ""
     stacked: StackRule = ()
     call: str = ""
+
+    @property
+    def pruned_in_params(self) -> bool:
+        """Whether pruned weights in `params` are not zero; then they are masked."""
+        return self.straight_through or self.keeps_pruned
 
     def called_as(self, call: str) -> "SparseMethod":
         """Returns the method with another call, for `print`."""

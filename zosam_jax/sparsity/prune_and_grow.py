@@ -142,8 +142,7 @@ def prune_and_grow(
     def change(
         topology: Topology, params: Params, grads: Grads, step: jax.Array
     ) -> Topology:
-        stream = jax.random.fold_in(jax.random.key(seed), _streams.SPARSE)
-        drop_key, grow_key = jax.random.split(jax.random.fold_in(stream, step))
+        drop_key, grow_key = change_keys(seed, step)
         leaves = SparseLeaves.of_masks(topology.masks, stacked)
         masks, memory = leaves.of(topology.masks), topology.memory
         dropping = _drop_scores(drop, leaves, params, grads, drop_key)
@@ -188,6 +187,17 @@ def prune_and_grow(
         mean_pruned=mean_pruned,
         stacked=stacked,
     )
+
+
+def change_keys(seed: jax.typing.ArrayLike, step: jax.Array) -> jax.Array:
+    """Returns the keys of a change: those of the drop and of the grow scores.
+
+    Args:
+      seed: Integer.
+      step: The optimizer step, int32.
+    """
+    stream = jax.random.fold_in(jax.random.key(seed), _streams.SPARSE)
+    return jax.random.split(jax.random.fold_in(stream, step))
 
 
 def _drop_scores(

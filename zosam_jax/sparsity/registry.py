@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from zosam_jax.sparsity.method import SparseMethod
+from zosam_jax.sparsity.methods.chex import chex
 from zosam_jax.sparsity.methods.dsr import dsr
 from zosam_jax.sparsity.methods.dynamic import dynamic
 from zosam_jax.sparsity.methods.gmp import gmp
@@ -133,6 +134,13 @@ METHODS: dict[str, NamedMethod] = {
         "arXiv:2106.04533",
         "whole heads, hidden units or channels",
         "those with the largest |g|",
+    ),
+    "chex": NamedMethod(
+        chex,
+        "CHEX",
+        "arXiv:2203.15794",
+        "whole channels of the lowest leverage scores",
+        "channels drawn by their distance from the span of the kept ones",
     ),
     "gmp": NamedMethod(
         gmp,

@@ -88,6 +88,25 @@ def cubic_steps(total: int, interval: int, start: float, stop: float) -> list[in
     return list(range(first, last + 1, interval))
 
 
+def multiples(total: int, interval: int, stop: float) -> list[int]:
+    """Returns the multiples of an interval, from the first on; at least one step.
+
+    Args:
+      total: Steps of the training.
+      interval: Steps between two changes.
+      stop: The last is not after `stop * total`. If there is none up to there, the one
+        step is there, rounded down.
+
+    Example:
+      >>> from zosam_jax.sparsity import schedules
+      >>> schedules.multiples(100, 20, 0.75), schedules.multiples(100, 80, 0.75)
+      ([20, 40, 60], [75])
+    """
+    # 0.29 * 100 is 28.999999999999996.
+    last = min(math.floor(round(stop * total, 6)), total - 1)
+    return list(range(interval, last + 1, interval)) or [last]
+
+
 def cubic(steps: list[int]) -> Fraction:
     """Returns `1 - (1 - t)^3`, with t from 0 at the first step to 1 at the last.
 

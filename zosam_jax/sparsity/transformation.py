@@ -78,7 +78,8 @@ def sparsify(
     are chosen after the step, so `masks(state)` belong to `params` (with
     `ste(interval=)` above 1, to the parameters of the last choice). `safe` too changes
     the topology after the step. Both add a penalty's gradient to the one that is given;
-    `value=` is the loss without it.
+    `value=` is the loss without it. With `chex`, `params` are dense too: a pruned
+    weight stays there as it was, and does not train.
 
     With `gradient`, the optimizer is given the loss of the estimate as `value=`, the
     masked gradient as `grad=`, and the loss without aux, a function of the parameters,
@@ -257,7 +258,7 @@ class _Step:
 
     def seen(self, params: Params, masks: Masks) -> Params:
         """Returns the parameters at which the gradient is taken."""
-        return tree.mask(params, masks) if self.method.straight_through else params
+        return tree.mask(params, masks) if self.method.pruned_in_params else params
 
     def __call__(
         self,
@@ -285,7 +286,9 @@ class _Step:
         if method.after_step:
             new = optax.apply_updates(params, updates)
             state, masks = self._rewired(dense, state, masks, new)
-        if not method.straight_through:
+        if method.keeps_pruned:
+            updates = restricted(updates, masks)
+        elif not method.straight_through:
             updates = landing(updates, params, masks)
         return updates, state._replace(step=optax.safe_increment(state.step))
 

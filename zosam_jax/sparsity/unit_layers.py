@@ -50,6 +50,7 @@ class UnitLayer(NamedTuple):
       incoming: The leaves whose outputs they are.
       others: Further kernels that read them.
       activation: As in `Units`.
+      scale: The scale of their batch normalization; None without one.
     """
 
     group: str
@@ -59,6 +60,7 @@ class UnitLayer(NamedTuple):
     incoming: tuple[Side, ...]
     others: tuple[Side, ...] = ()
     activation: str = ""
+    scale: Side | None = None
 
     @property
     def readers(self) -> tuple[Side, ...]:
@@ -141,6 +143,7 @@ def _of_stack(
             sides[len(read) :],
             sides[1 : len(read)],
             row.activation,
+            sides[len(read) + row.incoming.index(row.scale)] if row.scale else None,
         )
         for sides in zip(*readers, *incoming, strict=True)
     ]
@@ -177,3 +180,5 @@ def check_groups(groups: object) -> None:
         _check.one_of(f"{name}: activation", row.activation, ("", *ACTIVATIONS))
         if row.units is not None:
             _check.whole(f"{name}: units", row.units)
+        if row.scale:
+            _check.one_of(f"{name}: scale", row.scale, row.incoming)

@@ -138,7 +138,7 @@ class CompiledRun:
             )
         self._advance = self._finish("train", self._train_traced)
         self._live = None
-        if experiment.trains_pruned:
+        if experiment.holds_pruned:
             state = self.abstract
             self._live = self._compile(
                 "mask",

@@ -151,9 +151,9 @@ class Experiment:
         return is_partial or self.probe_model is not self.model
 
     @property
-    def trains_pruned(self) -> bool:
-        """Whether pruned weights are trained too, by a straight-through method."""
-        return self.method is not None and self.method.straight_through
+    def holds_pruned(self) -> bool:
+        """Whether the parameters hold pruned weights that are not zero."""
+        return self.method is not None and self.method.pruned_in_params
 
     @property
     def streams(self) -> bool:

@@ -47,7 +47,7 @@ class TrainState(NamedTuple):
     Attributes:
       step: Number of batches done. int32.
       params: Parameters. Pruned ones are exactly zero, except with straight-through
-        methods.
+        methods and `chex`.
       model_state: BatchNorm statistics, or {}.
       opt_state: State of the optimizer, with the masks.
       totals: Sums over the current epoch.
@@ -83,7 +83,7 @@ def init(experiment: Experiment, images: jax.Array, labels: jax.Array) -> TrainS
 
         optimizer = criterion.optimizer(score)
     opt_state = optimizer.init(params)
-    if not experiment.trains_pruned:
+    if not experiment.holds_pruned:
         params = live_params(experiment, params, opt_state)
     # Copies: a donated state may not hold an array twice.
     average = jax.tree.map(jnp.copy, (params, model_state)) if experiment.ema else ()
@@ -96,7 +96,7 @@ def live_params(experiment: Experiment, params: Params, opt_state: OptState) -> 
 
     Args:
       experiment: The experiment.
-      params: Parameters of a state. Straight-through methods train the pruned ones too.
+      params: Parameters of a state. With some methods, pruned ones are not zero.
       opt_state: The optimizer state of the same state.
     """
     if experiment.method is None:
@@ -163,7 +163,7 @@ def _average(experiment: Experiment, old: TrainState, new: TrainState) -> PyTree
         old.average,
         (new.params, new.model_state),
     )
-    if not experiment.trains_pruned:
+    if not experiment.holds_pruned:
         params = live_params(experiment, params, new.opt_state)
     return params, model_state
 
@@ -171,7 +171,7 @@ def _average(experiment: Experiment, old: TrainState, new: TrainState) -> PyTree
 def evaluated(state: TrainState) -> tuple[Params, ModelState]:
     """Returns `(params, model_state)` to evaluate: the moving averages, if there are.
 
-    With straight-through methods, the pruned parameters are not zero.
+    With straight-through methods and `chex`, the pruned parameters are not zero.
     """
     return state.average or (state.params, state.model_state)
 

@@ -24,7 +24,7 @@ from zosam_jax._types import Grads, Params, StackRule, Units
 from zosam_jax.selection import select
 from zosam_jax.sparsity import schedules
 from zosam_jax.sparsity.initial_masks import mask_key
-from zosam_jax.sparsity.leaves import SparseLeaves, check_sizes, live_counts
+from zosam_jax.sparsity.leaves import SparseLeaves, live_counts
 from zosam_jax.sparsity.method import SparseMethod, Topology
 from zosam_jax.sparsity.prune_and_grow import Memory
 from zosam_jax.sparsity.unit_layers import (
@@ -34,6 +34,7 @@ from zosam_jax.sparsity.unit_layers import (
     check_groups,
     layers_of_units,
 )
+from zosam_jax.sparsity.unit_masks import UnitMasks
 
 
 @checks_arguments
@@ -122,8 +123,7 @@ def units(
 
     def init(params: Params) -> Topology:
         layers = layers_of_units(params, groups, stacked)
-        kernels = _kernels(layers, params, stacked)
-        check_sizes(kernels)
+        masked = UnitMasks.of(params, layers, stacked, _outgoing)
         counts = [
             max(1, layer.units - round(fractions[layer.group] * layer.units))
             for layer in layers
@@ -134,11 +134,11 @@ def units(
         bounds = np.cumsum([layer.units for layer in layers])[:-1].tolist()
         ranked = jnp.split(drawn, bounds)
         chosen = select(ranked, [jnp.ones(x.shape, bool) for x in ranked], counts)
-        masks = _spread(layers, chosen, kernels)
+        masks = masked.product(chosen)
         # Counts of weights, as other methods have them; units are counted from masks.
         live = live_counts(masks)
         # A copy: a donated state may not hold an array twice.
-        return Topology(kernels.masks(masks), Memory(live, live + 0))
+        return Topology(masked.leaves.masks(masks), Memory(live, live + 0))
 
     def change(
         topology: Topology, params: Params, grads: Grads, step: jax.Array
@@ -146,8 +146,8 @@ def units(
         layers = layers_of_units(params, groups, stacked)
         whole = SparseLeaves.every(params, stacked)
         leaves, slopes = whole.of(params), whole.of(grads)
-        kernels = _kernels(layers, params, stacked)
-        masks = kernels.of(topology.masks)
+        masked = UnitMasks.of(params, layers, stacked, _outgoing)
+        masks = masked.leaves.of(topology.masks)
         live = [
             # A unit is live if one of its outgoing weights is: all or none of them are.
             by_unit(mask, layer.outgoing, layer.units) > 0
@@ -167,7 +167,7 @@ def units(
         ]
         grown = select(pulls, [~k for k in kept], list(dropped))
         new = [k | g for k, g in zip(kept, grown, strict=True)]
-        masks = kernels.masks(_spread(layers, new, kernels))
+        masks = masked.leaves.masks(masked.product(new))
         return Topology(masks, topology.memory)
 
     return SparseMethod(
@@ -199,26 +199,8 @@ def _norms(x: jax.Array, leaf: Side, number: int) -> jax.Array:
     return by_unit(jnp.abs(x.astype(jnp.float32)), leaf, number)
 
 
-def _kernels(
-    layers: Sequence[UnitLayer], params: Params, stacked: StackRule
-) -> SparseLeaves:
-    """Returns the outgoing kernels, in the order of their layers."""
-    paths = _check.paths(params)
-    outgoing = dict.fromkeys(paths.index(layer.outgoing.path) for layer in layers)
-    return SparseLeaves.at(params, list(outgoing), stacked)
-
-
-def _spread(
-    layers: Sequence[UnitLayer], chosen: Sequence[jax.Array], kernels: SparseLeaves
-) -> list[jax.Array]:
-    """Returns the masks of the outgoing kernels from the masks of their units."""
-    masks = []
-    for layer, live, shape in zip(layers, chosen, kernels.shapes, strict=True):
-        axis = layer.outgoing.axis
-        rows = jnp.repeat(live, shape[axis] // layer.units)
-        rows = rows.reshape(-1, *(1 for _ in shape[axis + 1 :]))
-        masks.append(jnp.broadcast_to(rows, shape))
-    return masks
+def _outgoing(layer: UnitLayer) -> tuple[Side, ...]:
+    return (layer.outgoing,)
 
 
 def _fractions(
