@@ -40,8 +40,8 @@ GRADIENTS: dict[str, dict[str, Any]] = {
     "guided": {"gradient": "zosam", "gradient_options": ("directions=guided",)},
 }
 
-# N:M and units have sparsities of their own, and "your own" is no method.
-LEFT_OUT = ("nm", "units", "dynamic", "ticket")
+# N:M, units and channels have sparsities of their own, and "your own" is no method.
+LEFT_OUT = ("nm", "units", "chex", "dynamic", "ticket")
 
 
 def _methods() -> dict[str, dict[str, Any]]:

@@ -49,6 +49,20 @@ METHODS = {
         {"rows": zs.sparsity.Units(outgoing="kernel")},
         **(EARLY | {"seed": 6} | o),
     ),
+    # Its channels are the columns of the kernel, with the bias for their scale.
+    "chex": lambda **o: zs.sparsity.chex(
+        0.5,
+        12,
+        {
+            "columns": zs.sparsity.Units(
+                "kernel",
+                incoming=("kernel", "bias"),
+                outgoing_axis=-1,
+                scale="bias",
+            )
+        },
+        **({"interval": 3, "stop_fraction": 1.0} | o),
+    ),
 }
 
 

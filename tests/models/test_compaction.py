@@ -1,5 +1,6 @@
 """A network without the units that nothing reads computes what it computed before."""
 
+import functools
 import itertools
 
 import jax
@@ -98,6 +99,34 @@ def test_units_pruned_whole_are_those_that_go():
     assert small.removed == zs.sparsity.removable(params, masks, groups)
     assert set(small.widths.values()) == {3, 5}
     assert not any("trunk" in name for name in small.widths)
+
+
+def test_channels_that_chex_prunes_are_those_that_go():
+    """Kernels between two layers of channels have the product of two masks."""
+    model, x, params, state = network("vgg")
+    groups = small_models.FAMILIES["vgg"].units()
+    method = zs.sparsity.chex(0.6, 100, groups, interval=50)
+
+    @functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+    def change(params):
+        return method.change(method.init(params), params, None, jnp.int32(50))
+
+    topology = change(params)
+    masks, live = topology.masks, topology.memory.rule
+    total = sum(units.size for units in live)
+    assert sum(int(units.sum()) for units in live) == total - round(0.6 * total)
+    small = zs.sparsity.compact(model, params, masks, model_state=state)
+    assert small.removed == zs.sparsity.removable(params, masks, model.cuts())
+    narrower = [int(units.sum()) for units in live if not units.all()]
+    assert sorted(small.widths.values()) == sorted(narrower)
+    pruned = zs.sparsity.apply_masks(params, masks)
+    for train in (False, True):
+        expected, new_state = outputs(model, pruned, state, x, train)
+        found, found_state = outputs(
+            small.model, small.params, small.model_state, x, train
+        )
+        assert_close(found, expected)
+        assert_close(found_state, small.cut(new_state))
 
 
 def relu_mlp(params, x):

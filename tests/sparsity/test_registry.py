@@ -24,6 +24,7 @@ OF_THEIR_OWN = {
     "srigl": "test_structured_srigl.py",
     "nm": "test_structured_nm.py",
     "units": "test_structured_units.py",
+    "chex": "test_structured_chex.py",
     "dynamic": "test_dynamic.py",
 }
 

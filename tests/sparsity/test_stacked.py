@@ -110,6 +110,13 @@ def test_budgets_are_those_of_separate_leaves(budget):
 
 OFTEN = {"interval": 2, "drop_fraction": 0.5, "stop_fraction": 1.0}
 HIDDEN = {"rows": zs.sparsity.Units("layers/w*", incoming=("layers/offset*",))}
+# The columns of a kernel, with the biases for their scales.
+CHANNELS = zs.sparsity.Units(
+    "layers/w*",
+    incoming=("layers/w*", "layers/offset*"),
+    outgoing_axis=-1,
+    scale="layers/offset*",
+)
 DYNAMIC = {
     "rigl": lambda **o: zs.sparsity.rigl(0.7, 8, **OFTEN, **o),
     "mest": lambda **o: zs.sparsity.mest(0.7, 8, interval=2, **o),
@@ -120,6 +127,9 @@ DYNAMIC = {
     "srigl": lambda **o: zs.sparsity.srigl(0.7, 8, gamma=0.1, **OFTEN, **o),
     "nm": lambda **o: zs.sparsity.nm(2, 4, 8, **OFTEN, **o),
     "units": lambda **o: zs.sparsity.units(0.5, 8, HIDDEN, **OFTEN, **o),
+    "chex": lambda **o: zs.sparsity.chex(
+        0.5, 8, {"columns": CHANNELS}, interval=2, stop_fraction=0.9, **o
+    ),
 }
 
 
@@ -132,7 +142,7 @@ def train(method, params):
     def run(params):
         target = jax.tree.map(lambda x: jnp.sin(17 * x), params)
         state = tx.init(params)
-        if not method.straight_through:
+        if not method.pruned_in_params:
             params = zs.sparsity.apply_masks(params, zs.sparsity.masks(state))
 
         def step(carry, _):
@@ -152,7 +162,7 @@ def train(method, params):
 
 @pytest.mark.parametrize("name", quick(DYNAMIC, "rigl"))
 def test_masks_and_moments_are_those_of_separate_leaves(name):
-    dense = {} if name == "units" else {"dense": "head"}
+    dense = {} if name in ("units", "chex") else {"dense": "head"}
     listed = DYNAMIC[name](**dense)
     (masks, memory), params, moments = train(listed, separate())
     method = DYNAMIC[name](**dense, stacked=RULE)
@@ -225,7 +235,7 @@ def test_every_method_takes_the_rule(name):
         "m": 4,
         "drop": "magnitude",
         "grow": "gradient",
-        "groups": HIDDEN,
+        "groups": {"columns": CHANNELS},
         "value_fn": loss,
     }
     takes = inspect.signature(row.make).parameters
@@ -412,7 +422,7 @@ def test_a_kernel_is_not_told(path):
     zs.sparsity.static(0.5).init(nested(path, jnp.ones((4, 4))))
 
 
-@pytest.mark.parametrize("name", [n for n in DYNAMIC if n != "units"])
+@pytest.mark.parametrize("name", [n for n in DYNAMIC if n not in ("units", "chex")])
 def test_the_init_of_every_method_tells_once(name):
     """All leaves in one warning."""
     params = {

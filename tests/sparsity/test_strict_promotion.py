@@ -37,6 +37,8 @@ def flow(params):
 
 
 EARLY = {"interval": 1, "total_steps": 40}
+MADE = ("a/kernel", "a/bias")
+CHANNELS = {"h": zs.sparsity.Units("b/kernel", incoming=MADE, scale="a/bias")}
 S = zs.sparsity
 METHODS = {
     "random": S.static(0.5),
@@ -57,6 +59,7 @@ METHODS = {
     "safe": S.safe(0.5, 2, interval=1),
     "ste": S.ste(0.5, decay=1e-4),
     "units": S.units(0.5, groups={"h": S.Units("b/kernel")}, **EARLY),
+    "chex": S.chex(0.5, groups=CHANNELS, **EARLY),
 }
 
 

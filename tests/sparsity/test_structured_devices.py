@@ -15,13 +15,16 @@ rng = np.random.default_rng(0)
 x, y = rng.normal(size=(64, 8)), rng.normal(size=(64, 8))
 x, y = (jax.device_put(jnp.asarray(a, jnp.float32), split) for a in (x, y))
 # One leaf laid over the devices by its outputs, one by its inputs.
-layout = {"one": P(None, "data"), "two": P("data", None)}
-values = {"one": rng.normal(size=(8, 32)) / 2, "two": rng.normal(size=(32, 8)) / 4}
+layout = {"one": P(None, "data"), "two": P("data", None), "scale": P(), "three": P()}
+values = {"one": rng.normal(size=(8, 32)) / 2, "two": rng.normal(size=(32, 8)) / 4,
+          "scale": rng.normal(size=8), "three": rng.normal(size=(8, 8)) / 2}
 layout = {k: NamedSharding(mesh, v) for k, v in layout.items()}
 start = {k: jax.device_put(jnp.asarray(v, jnp.float32), layout[k])
          for k, v in values.items()}
 group = {"hidden": zs.sparsity.Units("two", incoming=("one",), drop="taylor")}
+channels = zs.sparsity.Units("three", incoming=("two", "scale"), scale="scale")
 methods = {
+    "chex": zs.sparsity.chex(0.5, 10, {"channels": channels}, interval=1),
     "nm": zs.sparsity.nm(2, 4, 100, interval=2, dense="one"),
     "srigl": zs.sparsity.srigl(0.6, 100, interval=2, dense="two", gamma=1.0),
     "units": zs.sparsity.units(0.5, 100, group, interval=2),
@@ -30,13 +33,18 @@ found = {}
 for name, method in methods.items():
     tx = zs.sparsify(optax.sgd(0.1, momentum=0.9), method)
     state = jax.jit(tx.init)(start)
-    params = zs.sparsity.apply_masks(start, zs.sparsity.masks(state))
+    params = start
+    if not method.pruned_in_params:
+        params = zs.sparsity.apply_masks(start, zs.sparsity.masks(state))
     first = zs.sparsity.masks(state)
 
     @jax.jit
     def step(params, state, x, y):
-        loss = lambda p: jnp.mean((jnp.tanh(x @ p["one"]) @ p["two"] - y) ** 2)
-        updates, state = tx.update(jax.grad(loss)(params), state, params)
+        def loss(p):
+            inner = jnp.tanh(x @ p["one"]) @ p["two"] * p["scale"]
+            return jnp.mean((jnp.tanh(inner) @ p["three"] - y) ** 2)
+        seen = zs.sparsity.apply_masks(params, zs.sparsity.masks(state))
+        updates, state = tx.update(jax.grad(loss)(seen), state, params)
         return optax.apply_updates(params, updates), state
 
     for _ in range(7):
@@ -55,7 +63,7 @@ def runs():
     return devices.one_and_eight(PROGRAM)
 
 
-@pytest.mark.parametrize("name", ["nm", "srigl", "units"])
+@pytest.mark.parametrize("name", ["chex", "nm", "srigl", "units"])
 def test_one_device_and_eight_choose_the_same_masks(runs, name):
     one, eight = (result[name] for result in runs)
     assert (one["devices"], eight["devices"]) == (1, 8)
@@ -67,5 +75,7 @@ def test_one_device_and_eight_choose_the_same_masks(runs, name):
     elif name == "srigl":
         assert len(set(masks["one"].sum(0)) - {0}) == 1
         assert 0 in masks["one"].sum(0)
+    elif name == "chex":
+        assert masks["two"].all(0).sum() == masks["scale"].sum() == 4
     else:
         assert masks["two"].all(1).sum() == 16

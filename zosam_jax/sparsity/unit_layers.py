@@ -1,6 +1,7 @@
 """Layers of units in a tree of parameters: which leaves read them, and which make them.
 
-`zs.sparsity.Units` names the leaves by patterns.
+`zs.sparsity.Units` names the leaves by patterns. `UnitMasks` makes the masks of leaves
+from those of units.
 """
 
 import functools
@@ -14,7 +15,7 @@ import numpy as np
 
 from zosam_jax import _check
 from zosam_jax._types import Params, StackRule, Units
-from zosam_jax.sparsity.leaves import Leaf, SparseLeaves
+from zosam_jax.sparsity.leaves import Leaf, SparseLeaves, check_sizes
 from zosam_jax.sparsity.patterns import axis_of
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
@@ -135,18 +136,23 @@ def _of_stack(
     readers = [stack(*reader, row.outgoing_axis) for reader in read]
     incoming = [stack("incoming", path, row.incoming_axis) for path in row.incoming]
     return [
-        UnitLayer(
-            name,
-            row.drop,
-            number,
-            sides[0],
-            sides[len(read) :],
-            sides[1 : len(read)],
-            row.activation,
-            sides[len(read) + row.incoming.index(row.scale)] if row.scale else None,
-        )
+        _layer(name, row, number, sides[: len(read)], sides[len(read) :])
         for sides in zip(*readers, *incoming, strict=True)
     ]
+
+
+def _layer(
+    name: str,
+    row: Units,
+    number: int,
+    readers: tuple[Side, ...],
+    made: tuple[Side, ...],
+) -> UnitLayer:
+    first, *others = readers
+    scale = made[row.incoming.index(row.scale)] if row.scale else None
+    return UnitLayer(
+        name, row.drop, number, first, made, tuple(others), row.activation, scale
+    )
 
 
 def _filled(pattern: str, texts: Sequence[str]) -> str:
@@ -182,3 +188,65 @@ def check_groups(groups: object) -> None:
             _check.whole(f"{name}: units", row.units)
         if row.scale:
             _check.one_of(f"{name}: scale", row.scale, row.incoming)
+
+
+class UnitMasks(NamedTuple):
+    """The leaves that layers of units mask.
+
+    Attributes:
+      leaves: The leaves, by layer.
+      sides: For each of these layers the indices of the layers of units along its axes,
+        and the axes.
+    """
+
+    leaves: SparseLeaves
+    sides: tuple[tuple[tuple[int, Side], ...], ...]
+
+    @classmethod
+    def of(
+        cls,
+        params: Params,
+        layers: Sequence[UnitLayer],
+        stacked: StackRule,
+        masked: Callable[[UnitLayer], Sequence[Side]],
+    ) -> "UnitMasks":
+        """Returns the leaves, and the units along their axes.
+
+        Args:
+          params: Pytree of arrays; only its structure and shapes are read.
+          layers: The layers of units, of the same `stacked`.
+          stacked: Leaves that are stacks of layers, as in `dynamic`.
+          masked: Which leaves a layer of units masks.
+        """
+        found: dict[int, list[tuple[int, Side]]] = {}
+        for k, layer in enumerate(layers):
+            for side in masked(layer):
+                found.setdefault(side.place, []).append((k, side))
+        every = SparseLeaves.every(params, stacked)
+        paths = {side.path for sides in found.values() for _, side in sides}
+        places = [leaf.place for leaf in every.leaves if leaf.path in paths]
+        leaves = SparseLeaves.at(params, places, stacked)
+        check_sizes(leaves)
+        sides = [
+            tuple(found[place])
+            for place, path in enumerate(every.paths)
+            if path in paths
+        ]
+        return cls(leaves, tuple(sides))
+
+    def product(self, live: Sequence[jax.Array]) -> list[jax.Array]:
+        """Returns the masks of the leaves, the product over their axes.
+
+        Args:
+          live: For each layer of units, which of them are live, bool `[units]`.
+        """
+        masks = []
+        for shape, sides in zip(self.leaves.shapes, self.sides, strict=True):
+            mask = jnp.ones((1,) * len(shape), bool)
+            for k, side in sides:
+                rows = jnp.repeat(live[k], shape[side.axis] // live[k].size)
+                ones = [1] * len(shape)
+                ones[side.axis] = shape[side.axis]
+                mask = mask & rows.reshape(ones)
+            masks.append(jnp.broadcast_to(mask, shape))
+        return masks

@@ -14,13 +14,14 @@ distance of its column from the span of the columns K, squared.
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from zosam_jax import _check, tree
 from zosam_jax._options import checks_arguments
-from zosam_jax._types import Grads, Key, Params, StackRule, Units
+from zosam_jax._types import Grads, Key, Masks, Params, StackRule, Units
 from zosam_jax.selection import select, select_globally
 from zosam_jax.sparsity import budgets, schedules
 from zosam_jax.sparsity.leaves import SparseLeaves, live_counts
@@ -29,10 +30,10 @@ from zosam_jax.sparsity.prune_and_grow import Memory, change_keys
 from zosam_jax.sparsity.unit_layers import (
     Side,
     UnitLayer,
+    UnitMasks,
     check_groups,
     layers_of_units,
 )
-from zosam_jax.sparsity.unit_masks import UnitMasks
 
 
 @checks_arguments
@@ -142,55 +143,145 @@ def chex(
         interval = max(1, total_steps // 125)
     schedules.check_steps(total_steps, interval)
     steps = schedules.multiples(total_steps, interval, stop_fraction)
-    delta = schedules.cosine(regrow_fraction, steps[-1])
-
-    def init(params: Params) -> Topology:
-        layers = _layers(params, groups, stacked)
-        weights = _matrices(layers, params, stacked)
-        counts = _first_counts(layers, sparsity, regrow_fraction)
-        norms = [jnp.sum(jnp.abs(w), 1) for w in weights]
-        live = select(norms, _all(norms), counts)
-        masked = UnitMasks.of(params, layers, stacked, _sides)
-        masks = masked.product(live)
-        number = live_counts(masks)
-        # A copy: a donated state may not hold an array twice.
-        memory = Memory(number, number + 0, tuple(live))
-        return Topology(masked.leaves.masks(masks), memory)
-
-    def change(
-        topology: Topology, params: Params, grads: Grads, step: jax.Array
-    ) -> Topology:
-        del grads
-        layers, memory = _layers(params, groups, stacked), topology.memory
-        seen = tree.mask(params, topology.masks)
-        total = sum(layer.units for layer in layers)
-        final = total - round(sparsity * total)
-        extra = jnp.round(delta(step) * total).astype(jnp.int32)
-        extra = jnp.where(step < steps[-1], extra, 0)
-        fewer, more = _shares(layers, seen, stacked, (final, final + extra))
-        weights = _matrices(layers, seen, stacked)
-        kept = select(_importances(weights, fewer), memory.rule, list(fewer))
-        drawn = _drawn(
-            _distances(_matrices(layers, params, stacked), kept),
-            [~k for k in kept],
-            more - live_counts(kept),
-            change_keys(seed, step)[1],
-        )
-        new = [k | d for k, d in zip(kept, drawn, strict=True)]
-        masked = UnitMasks.of(params, layers, stacked, _sides)
-        masks = masked.product(new)
-        memory = Memory(memory.target, live_counts(masks), tuple(new))
-        return Topology(masked.leaves.masks(masks), memory)
-
+    rule = _Rule(groups, stacked, sparsity, regrow_fraction, steps[-1], seed)
     return SparseMethod(
-        init,
+        rule.init,
         schedules.periodic(interval, steps[-1] + 1, steps[0]),
-        change,
+        rule.change,
         keeps_pruned=True,
         mean_pruned=_mean_pruned(steps, total_steps, sparsity, regrow_fraction),
         name="chex",
         stacked=stacked,
     )
+
+
+class _Rule(NamedTuple):
+    """The arguments of `chex`, and the step of the last change."""
+
+    groups: Mapping[str, Units]
+    stacked: StackRule
+    sparsity: float
+    regrow_fraction: float
+    last: int
+    seed: jax.typing.ArrayLike
+
+    def init(self, params: Params) -> Topology:
+        layers = self._layers(params)
+        norms = [jnp.sum(jnp.abs(w), 1) for w in self._matrices(layers, params)]
+        live = select(norms, _all(norms), self._first_counts(layers))
+        masks, number = self._masks(params, layers, live)
+        # A copy: a donated state may not hold an array twice.
+        return Topology(masks, Memory(number, number + 0, tuple(live)))
+
+    def change(
+        self, topology: Topology, params: Params, grads: Grads, step: jax.Array
+    ) -> Topology:
+        del grads
+        layers, memory = self._layers(params), topology.memory
+        seen = tree.mask(params, topology.masks)
+        fewer, more = self._shares(layers, seen, step)
+        importances = _importances(self._matrices(layers, seen), fewer)
+        kept = select(importances, memory.rule, list(fewer))
+        drawn = _drawn(
+            _distances(self._matrices(layers, params), kept),
+            [~k for k in kept],
+            more - live_counts(kept),
+            change_keys(self.seed, step)[1],
+        )
+        live = [k | d for k, d in zip(kept, drawn, strict=True)]
+        masks, number = self._masks(params, layers, live)
+        return Topology(masks, Memory(memory.target, number, tuple(live)))
+
+    def _final(self, layers: Sequence[UnitLayer]) -> tuple[int, int]:
+        """Returns the number of channels at the end, and of all channels."""
+        total = sum(layer.units for layer in layers)
+        return total - round(self.sparsity * total), total
+
+    def _first_counts(self, layers: Sequence[UnitLayer]) -> list[int]:
+        """Returns the channels that each layer keeps at first, the same share of each.
+
+        Raises:
+          ValueError: At the end there are fewer channels than layers.
+        """
+        final, total = self._final(layers)
+        if final < len(layers):
+            raise ValueError(
+                f"sparsity={self.sparsity} keeps {final} of {total} channels, but "
+                f"{len(layers)} layers need at least one each. Lower the sparsity."
+            )
+        pruned = 1 - (final + round(self.regrow_fraction * total)) / total
+        shapes = {f"{i}": (layer.units,) for i, layer in enumerate(layers)}
+        same = budgets.uniform(shapes, pruned)
+        return list(budgets.exact_counts(shapes, same, pruned).values())
+
+    def _shares(
+        self, layers: Sequence[UnitLayer], seen: Params, step: jax.Array
+    ) -> jax.Array:
+        """Returns how many channels each layer has among the largest scales, and >= 1.
+
+        Args:
+          layers: The layers of channels.
+          seen: The parameters of the network: the scale of a pruned channel is 0.
+          step: The optimizer step.
+
+        Returns:
+          For the final number of channels, and for the one at this step, int32 `[2,
+          layers]`.
+        """
+        final, total = self._final(layers)
+        delta = schedules.cosine(self.regrow_fraction, self.last)(step)
+        extra = jnp.round(delta * total).astype(jnp.int32)
+        extra = jnp.where(step < self.last, extra, 0)
+        leaves = SparseLeaves.every(seen, self.stacked).of(seen)
+        sizes = [jnp.abs(leaves[_scale(layer).place]) for layer in layers]
+        # One search for both.
+        totals = jnp.stack([jnp.int32(final), final + extra])
+        return jax.vmap(lambda n: live_counts(select_globally(sizes, _all(sizes), n)))(
+            totals
+        )
+
+    def _layers(self, params: Params) -> list[UnitLayer]:
+        """Returns the layers of channels.
+
+        Raises:
+          ValueError: A layer has not one incoming kernel and one scale for each unit.
+        """
+        layers = layers_of_units(params, self.groups, self.stacked)
+        shapes = SparseLeaves.every(params, self.stacked).shapes
+        for layer in layers:
+            kernels = [s for s in layer.incoming if len(shapes[s.place]) > 1]
+            if len(kernels) != 1:
+                raise ValueError(
+                    f"{layer.group}: chex needs one incoming kernel, whose columns are "
+                    f"the channels that {layer.outgoing.path} reads; there are "
+                    f"{len(kernels)}."
+                )
+            for side in (kernels[0], _scale(layer)):
+                if shapes[side.place][side.axis] != layer.units:
+                    raise ValueError(
+                        f"{layer.group}: chex prunes channels, and {side.path} of "
+                        f"shape {shapes[side.place]} has several for each of "
+                        f"{layer.units} units."
+                    )
+        return layers
+
+    def _matrices(self, layers: Sequence[UnitLayer], params: Params) -> list[jax.Array]:
+        """Returns the weights of each layer, float32 `[channels, inputs]`."""
+        leaves = SparseLeaves.every(params, self.stacked).of(params)
+        found = []
+        for layer in layers:
+            side = next(s for s in layer.incoming if leaves[s.place].ndim > 1)
+            rows = jnp.moveaxis(leaves[side.place], side.axis, 0)
+            found.append(rows.reshape(layer.units, -1).astype(jnp.float32))
+        return found
+
+    def _masks(
+        self, params: Params, layers: Sequence[UnitLayer], live: Sequence[jax.Array]
+    ) -> tuple[Masks, jax.Array]:
+        """Returns the mask tree of live channels, and its counts."""
+        masked = UnitMasks.of(params, layers, self.stacked, _sides)
+        masks = masked.product(live)
+        return masked.leaves.masks(masks), live_counts(masks)
 
 
 def _check_scales(groups: Mapping[str, Units]) -> None:
@@ -200,35 +291,9 @@ def _check_scales(groups: Mapping[str, Units]) -> None:
             raise ValueError(
                 f"{name}: chex shares the channels among the layers by the scales of "
                 "their batch normalization, and these units have none (scale= of "
-                "zs.sparsity.Units). Leave the group out; for networks without batch "
-                "normalization take zs.sparsity.units."
+                "zs.sparsity.Units). Leave the group out; for a network without batch "
+                "normalization take the method units."
             )
-
-
-def _layers(
-    params: Params, groups: Mapping[str, Units], stacked: StackRule
-) -> list[UnitLayer]:
-    """Returns the layers of channels.
-
-    Raises:
-      ValueError: A layer has not one incoming kernel and one scale for each unit.
-    """
-    layers = layers_of_units(params, groups, stacked)
-    shapes = SparseLeaves.every(params, stacked).shapes
-    for layer in layers:
-        kernels = [s for s in layer.incoming if len(shapes[s.place]) > 1]
-        if len(kernels) != 1:
-            raise ValueError(
-                f"{layer.group}: chex needs one incoming kernel, whose columns are the "
-                f"channels that {layer.outgoing.path} reads; there are {len(kernels)}."
-            )
-        for side in (kernels[0], _scale(layer)):
-            if shapes[side.place][side.axis] != layer.units:
-                raise ValueError(
-                    f"{layer.group}: chex prunes channels, and {side.path} of shape "
-                    f"{shapes[side.place]} has several for each of {layer.units} units."
-                )
-    return layers
 
 
 def _scale(layer: UnitLayer) -> Side:
@@ -242,66 +307,6 @@ def _sides(layer: UnitLayer) -> tuple[Side, ...]:
 
 def _all(ranked: Sequence[jax.Array]) -> list[jax.Array]:
     return [jnp.ones(x.shape, bool) for x in ranked]
-
-
-def _matrices(
-    layers: Sequence[UnitLayer], params: Params, stacked: StackRule
-) -> list[jax.Array]:
-    """Returns the weights of each layer of channels, float32 `[channels, inputs]`."""
-    leaves = SparseLeaves.every(params, stacked).of(params)
-    kernels = [
-        next(side for side in layer.incoming if leaves[side.place].ndim > 1)
-        for layer in layers
-    ]
-    return [
-        jnp.moveaxis(leaves[side.place], side.axis, 0)
-        .reshape(layer.units, -1)
-        .astype(jnp.float32)
-        for layer, side in zip(layers, kernels, strict=True)
-    ]
-
-
-def _first_counts(
-    layers: Sequence[UnitLayer], sparsity: float, regrow_fraction: float
-) -> list[int]:
-    """Returns the channels that each layer keeps at first, the same share of each.
-
-    Raises:
-      ValueError: At the end there are fewer channels than layers.
-    """
-    total = sum(layer.units for layer in layers)
-    final = total - round(sparsity * total)
-    if final < len(layers):
-        raise ValueError(
-            f"sparsity={sparsity} keeps {final} of {total} channels, but "
-            f"{len(layers)} layers need at least one each. Lower the sparsity."
-        )
-    share = 1 - (final + round(regrow_fraction * total)) / total
-    shapes = {f"{i}": (layer.units,) for i, layer in enumerate(layers)}
-    counts = budgets.exact_counts(shapes, budgets.uniform(shapes, share), share)
-    return list(counts.values())
-
-
-def _shares(
-    layers: Sequence[UnitLayer],
-    seen: Params,
-    stacked: StackRule,
-    totals: Sequence[jax.typing.ArrayLike],
-) -> list[jax.Array]:
-    """Returns how many channels each layer has among the largest scales, and >= 1.
-
-    Args:
-      layers: The layers of channels.
-      seen: The parameters of the network: the scale of a pruned channel is 0.
-      stacked: As in `chex`.
-      totals: Numbers of channels of the network.
-
-    Returns:
-      For each of `totals`, int32 `[layers]`.
-    """
-    leaves = SparseLeaves.every(seen, stacked).of(seen)
-    sizes = [jnp.abs(leaves[_scale(layer).place]) for layer in layers]
-    return [live_counts(select_globally(sizes, _all(sizes), n)) for n in totals]
 
 
 def _importances(weights: Sequence[jax.Array], ranks: jax.Array) -> list[jax.Array]:
@@ -400,7 +405,7 @@ def _mean_pruned(
         return 1.0
     bounds = [0, *steps, total]
     deltas = [
-        regrow_fraction / 2 * (1 + math.cos(math.pi * step / steps[-1]))
+        regrow_fraction / 2 * (1 + math.cos(math.pi * step / max(steps[-1], 1)))
         for step in (0, *steps[:-1])
     ]
     spans = zip([*deltas, 0.0], itertools.pairwise(bounds), strict=True)

@@ -30,11 +30,11 @@ from zosam_jax.sparsity.prune_and_grow import Memory
 from zosam_jax.sparsity.unit_layers import (
     Side,
     UnitLayer,
+    UnitMasks,
     by_unit,
     check_groups,
     layers_of_units,
 )
-from zosam_jax.sparsity.unit_masks import UnitMasks
 
 
 @checks_arguments
