@@ -90,7 +90,8 @@ def sparsify(
     the micro-batches, and the functions belong to the last one.
 
     Start with `state = tx.init(params)` and
-    `params = zs.sparsity.apply_masks(params, zs.sparsity.masks(state))`.
+    `params = zs.sparsity.apply_masks(params, zs.sparsity.masks(state))`, the latter not
+    with `ste` and `chex`.
 
     Args:
       inner: The optimizer. Gradient clipping inside it sees live weights only.
