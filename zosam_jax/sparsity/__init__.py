@@ -4,13 +4,17 @@
 `safe`, `static` and others; `nm`, `srigl`, `units` and `chex` prune in a structure;
 `dynamic` makes a new method of two `scores`. `masks` reads the masks of a state,
 `apply_masks` applies them, and `report` counts weights and FLOPs. `compact` cuts out
-units that nothing reads, and `cost` measures a network before and after.
-`ticket_sparsities`, `prune_ticket` and `early_bird` are for lottery tickets.
+units that nothing reads, `accelerate` multiplies by sparse matrices where that is
+faster, and `cost` measures a network before and after. `ticket_sparsities`,
+`prune_ticket` and `early_bird` are for lottery tickets.
 """
 
 from zosam_jax._types import Units as Units
 from zosam_jax.sparsity import budgets as budgets
 from zosam_jax.sparsity import scores as scores
+from zosam_jax.sparsity.acceleration import Accelerated as Accelerated
+from zosam_jax.sparsity.acceleration import LayerTime as LayerTime
+from zosam_jax.sparsity.acceleration import accelerate as accelerate
 from zosam_jax.sparsity.compaction import Compact as Compact
 from zosam_jax.sparsity.compaction import compact as compact
 from zosam_jax.sparsity.mask_trees import apply_masks as apply_masks
