@@ -3,18 +3,20 @@
 import functools
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import sparse
 
 from zosam_jax import _check, tree
 from zosam_jax._types import Masks, Params, PyTree
 from zosam_jax.sparsity.mask_trees import filled
 from zosam_jax.sparsity.matrix_products import dense_product, with_weights
 from zosam_jax.sparsity.packing import unpack
+
+if TYPE_CHECKING:
+    from jax.experimental.sparse import BCSR
 
 
 class LayerTime(NamedTuple):
@@ -172,10 +174,10 @@ class SparseWeight:
     multiply inputs x columns.
     """
 
-    def __init__(self, matrices: dict[int, sparse.BCSR]):
+    def __init__(self, matrices: "dict[int, BCSR]"):
         self.matrices = matrices
 
-    def tree_flatten(self) -> tuple[tuple[dict[int, sparse.BCSR]], None]:
+    def tree_flatten(self) -> "tuple[tuple[dict[int, BCSR]], None]":
         """Returns the matrices."""
         return (self.matrices,), None
 
@@ -198,9 +200,20 @@ class SparseWeight:
         raise ValueError("the network reads its weights otherwise than it was traced.")
 
 
-def _matrix(weight: jax.Array, axis: int) -> sparse.BCSR:
+def _matrix(weight: jax.Array, axis: int) -> "BCSR":
     """Returns a leaf as outputs x inputs, whose inputs are an axis of it."""
-    return sparse.BCSR.fromdense(weight if axis == 1 else weight.T)
+    # It loads SciPy, which `import zosam_jax` does not need.
+    from jax.experimental.sparse import BCSR
+
+    array = np.asarray(weight) if axis == 1 else np.asarray(weight).T
+    rows, columns = np.nonzero(array)
+    starts = np.searchsorted(rows, np.arange(len(array) + 1))
+    return BCSR(
+        (array[rows, columns], columns.astype(np.int32), starts.astype(np.int32)),
+        shape=array.shape,
+        indices_sorted=True,
+        unique_indices=True,
+    )
 
 
 _Product = tuple[jax.ShapeDtypeStruct, tuple[int, int], bool]
@@ -259,7 +272,7 @@ def _sparse_product(
 
 def _times(
     weight: jax.Array,
-    matrices: dict[int, sparse.BCSR],
+    matrices: "dict[int, BCSR]",
     other: jax.ShapeDtypeStruct,
     axes: tuple[int, int],
     is_left: bool,

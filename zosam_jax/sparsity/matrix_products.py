@@ -126,8 +126,6 @@ def dense_product(
     weight: jax.Array, other: jax.Array, axes: tuple[int, int], is_left: bool
 ) -> jax.Array:
     """Returns the product of a dense leaf, as `Weight.product` describes it."""
-    contract = ((axes[0],), (axes[1],))
-    operands = weight, other
-    if not is_left:
-        contract, operands = contract[::-1], operands[::-1]
-    return jax.lax.dot_general(*operands, (contract, ((), ())))
+    if is_left:
+        return jax.lax.dot_general(weight, other, (((axes[0],), (axes[1],)), ((), ())))
+    return jax.lax.dot_general(other, weight, (((axes[1],), (axes[0],)), ((), ())))
