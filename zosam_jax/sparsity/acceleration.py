@@ -208,8 +208,10 @@ def _matrix(weight: jax.Array, axis: int) -> "BCSR":
     array = np.asarray(weight) if axis == 1 else np.asarray(weight).T
     rows, columns = np.nonzero(array)
     starts = np.searchsorted(rows, np.arange(len(array) + 1))
+    parts = array[rows, columns], columns.astype(np.int32), starts.astype(np.int32)
+    data, indices, pointers = map(jnp.asarray, parts)
     return BCSR(
-        (array[rows, columns], columns.astype(np.int32), starts.astype(np.int32)),
+        (data, indices, pointers),
         shape=array.shape,
         indices_sorted=True,
         unique_indices=True,
