@@ -1,10 +1,10 @@
 """Sparse training: initial budget x drop score x grow score x schedule.
 
 `sparsify` wraps an optimizer. The methods it takes are `rigl`, `set_`, `mest`, `gmp`,
-`safe`, `static` and others; `nm`, `srigl`, `units` and `chex` prune in a structure;
-`dynamic` makes a new method of two `scores`. `masks` reads the masks of a state,
-`apply_masks` applies them, and `report` counts weights and FLOPs. `compact` cuts out
-units that nothing reads, `accelerate` multiplies by sparse matrices where that is
+`safe`, `static` and others; `nm`, `srigl`, `units`, `chex` and `chase` prune in a
+structure; `dynamic` makes a new method of two `scores`. `masks` reads the masks of a
+state, `apply_masks` applies them, and `report` counts weights and FLOPs. `compact` cuts
+out units that nothing reads, `accelerate` multiplies by sparse matrices where that is
 faster, and `cost` measures a network before and after. `ticket_sparsities`,
 `prune_ticket` and `early_bird` are for lottery tickets.
 """
@@ -21,6 +21,7 @@ from zosam_jax.sparsity.mask_trees import apply_masks as apply_masks
 from zosam_jax.sparsity.mask_trees import sparsity_of as sparsity_of
 from zosam_jax.sparsity.method import SparseMethod as SparseMethod
 from zosam_jax.sparsity.method import Topology as Topology
+from zosam_jax.sparsity.methods.chase import chase as chase
 from zosam_jax.sparsity.methods.chex import chex as chex
 from zosam_jax.sparsity.methods.dsr import dsr as dsr
 from zosam_jax.sparsity.methods.dynamic import Options as Options

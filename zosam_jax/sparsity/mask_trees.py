@@ -56,6 +56,24 @@ def filled(masks: Masks, params: Params) -> Masks:
     )
 
 
+def both(a: Masks, b: Masks) -> Masks:
+    """Returns the product of two mask trees: what is live in both.
+
+    Args:
+      a: Mask tree.
+      b: Mask tree of the same structure. A leaf is dense if it is dense in both.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from zosam_jax.sparsity.mask_trees import both
+      >>> units, weights = jnp.array([[True], [False]]), jnp.eye(2, dtype=bool)
+      >>> found = both({"w": jnp.broadcast_to(units, (2, 2))}, {"w": weights})
+      >>> print(found["w"].sum())
+      1
+    """
+    return jax.tree.map(jnp.logical_and, a, b)
+
+
 def sparsity_of(masks: Masks | PackedMasks, params: Params | None = None) -> jax.Array:
     """Returns the fraction of pruned weights, float32 scalar.
 

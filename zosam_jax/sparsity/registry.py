@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from zosam_jax.sparsity.method import SparseMethod
+from zosam_jax.sparsity.methods.chase import chase
 from zosam_jax.sparsity.methods.chex import chex
 from zosam_jax.sparsity.methods.dsr import dsr
 from zosam_jax.sparsity.methods.dynamic import dynamic
@@ -141,6 +142,13 @@ METHODS: dict[str, NamedMethod] = {
         "arXiv:2203.15794",
         "whole channels of the lowest leverage scores",
         "channels drawn by their distance from the span of the kept ones",
+    ),
+    "chase": NamedMethod(
+        chase,
+        "Chase",
+        "arXiv:2305.19454",
+        "smallest |w| of all layers, and whole channels for good",
+        "largest |g| of all layers",
     ),
     "gmp": NamedMethod(
         gmp,

@@ -88,14 +88,17 @@ def cubic_steps(total: int, interval: int, start: float, stop: float) -> list[in
     return list(range(first, last + 1, interval))
 
 
-def multiples(total: int, interval: int, stop: float) -> list[int]:
-    """Returns the multiples of an interval, from the first on; at least one step.
+def multiples(
+    total: int, interval: int, stop: float, first: int | None = None
+) -> list[int]:
+    """Returns the steps of changes whose last one reaches a target: at least one step.
 
     Args:
       total: Steps of the training.
       interval: Steps between two changes.
       stop: The last is not after `stop * total`. If there is none up to there, the one
         step is there, rounded down.
+      first: Step of the first change; by default `interval`.
 
     Example:
       >>> from zosam_jax.sparsity import schedules
@@ -104,7 +107,8 @@ def multiples(total: int, interval: int, stop: float) -> list[int]:
     """
     # 0.29 * 100 is 28.999999999999996.
     last = min(math.floor(round(stop * total, 6)), total - 1)
-    return list(range(interval, last + 1, interval)) or [last]
+    start = interval if first is None else first
+    return list(range(start, last + 1, interval)) or [last]
 
 
 def cubic(steps: list[int]) -> Fraction:
