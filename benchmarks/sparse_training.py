@@ -41,7 +41,7 @@ GRADIENTS: dict[str, dict[str, Any]] = {
 }
 
 # N:M, units and channels have sparsities of their own, and "your own" is no method.
-LEFT_OUT = ("nm", "units", "chex", "dynamic", "ticket")
+LEFT_OUT = ("nm", "units", "chex", "chase", "dynamic", "ticket")
 
 
 def _methods() -> dict[str, dict[str, Any]]:

@@ -76,7 +76,7 @@ class Method(NamedTuple):
 
 # These cost as much as "static" in training, or need arguments that depend on a model.
 LEFT_OUT = ("magnitude", "snip", "grasp", "synflow", "ticket", "units", "chex")
-LEFT_OUT += ("dynamic",)
+LEFT_OUT += ("chase", "dynamic")
 
 
 def _too_few(_: str, shape: tuple[int, ...]) -> bool:

@@ -23,6 +23,11 @@ STEPS = 7
 # changes in steps 3, 6 and 9 if it ever does, and the last change leaves the final
 # counts. A new method is a new row.
 EARLY = {"interval": 3, "drop_fraction": 0.5, "stop_fraction": 1.0}
+# The columns of the kernel as channels, with the bias for their scale.
+COLUMNS = zs.sparsity.Units(
+    "kernel", incoming=("kernel", "bias"), outgoing_axis=-1, scale="bias"
+)
+HARD = {"interval": 1, "extra": 0.0}
 METHODS = {
     "rigl": lambda **o: zs.sparsity.rigl(0.5, 12, **EARLY, **o),
     "set_": lambda **o: zs.sparsity.set_(0.5, 12, **EARLY, **o),
@@ -49,19 +54,12 @@ METHODS = {
         {"rows": zs.sparsity.Units(outgoing="kernel")},
         **(EARLY | {"seed": 6} | o),
     ),
-    # Its channels are the columns of the kernel, with the bias for their scale.
     "chex": lambda **o: zs.sparsity.chex(
-        0.5,
-        12,
-        {
-            "columns": zs.sparsity.Units(
-                "kernel",
-                incoming=("kernel", "bias"),
-                outgoing_axis=-1,
-                scale="bias",
-            )
-        },
-        **({"interval": 3, "stop_fraction": 1.0} | o),
+        0.5, 12, {"columns": COLUMNS}, **({"interval": 3, "stop_fraction": 1.0} | o)
+    ),
+    # A removal is in a step that changes the weights too, and nothing is soft.
+    "chase": lambda **o: zs.sparsity.chase(
+        0.5, 12, {"columns": COLUMNS}, **({"unit_interval": 3, **HARD} | o)
     ),
 }
 

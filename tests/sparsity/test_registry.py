@@ -25,6 +25,7 @@ OF_THEIR_OWN = {
     "nm": "test_structured_nm.py",
     "units": "test_structured_units.py",
     "chex": "test_structured_chex.py",
+    "chase": "test_structured_chase.py",
     "dynamic": "test_dynamic.py",
 }
 

@@ -127,6 +127,9 @@ DYNAMIC = {
     "srigl": lambda **o: zs.sparsity.srigl(0.7, 8, gamma=0.1, **OFTEN, **o),
     "nm": lambda **o: zs.sparsity.nm(2, 4, 8, **OFTEN, **o),
     "units": lambda **o: zs.sparsity.units(0.5, 8, HIDDEN, **OFTEN, **o),
+    "chase": lambda **o: zs.sparsity.chase(
+        0.7, 8, {"columns": CHANNELS}, interval=2, **o
+    ),
     "chex": lambda **o: zs.sparsity.chex(
         0.5, 8, {"columns": CHANNELS}, interval=2, stop_fraction=0.9, **o
     ),
@@ -422,7 +425,9 @@ def test_a_kernel_is_not_told(path):
     zs.sparsity.static(0.5).init(nested(path, jnp.ones((4, 4))))
 
 
-@pytest.mark.parametrize("name", [n for n in DYNAMIC if n not in ("units", "chex")])
+@pytest.mark.parametrize(
+    "name", [n for n in DYNAMIC if n not in ("units", "chex", "chase")]
+)
 def test_the_init_of_every_method_tells_once(name):
     """All leaves in one warning."""
     params = {

@@ -60,6 +60,7 @@ METHODS = {
     "ste": S.ste(0.5, decay=1e-4),
     "units": S.units(0.5, groups={"h": S.Units("b/kernel")}, **EARLY),
     "chex": S.chex(0.5, groups=CHANNELS, **EARLY),
+    "chase": S.chase(0.5, groups=CHANNELS, **EARLY),
 }
 
 

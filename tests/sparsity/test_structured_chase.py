@@ -103,18 +103,10 @@ class Replica:
             scores[k] = (rows * mask).sum(0) / np.maximum(number, 1)
             scores[k] *= -1 if self.wrong == "score" else 1
         keep = left(step)
-        safe = {
-            k: best(
-                scores[k],
-                np.flatnonzero(self.live[k]),
-                floor or int(n * (1 - GONE) * FLOOR),
-            )
-            for k, n in UNITS.items()
-        }
-        rest = {
-            k: [i for i in np.flatnonzero(self.live[k]) if i not in safe[k]]
-            for k in UNITS
-        }
+        least = {k: floor or int(n * (1 - GONE) * FLOOR) for k, n in UNITS.items()}
+        live = {k: np.flatnonzero(x) for k, x in self.live.items()}
+        safe = {k: best(scores[k], live[k], least[k]) for k in UNITS}
+        rest = {k: [i for i in live[k] if i not in safe[k]] for k in UNITS}
         others = ranked(scores, rest, keep - sum(map(len, safe.values())))
         self.live = {k: mask_of((UNITS[k],), safe[k] + others[k]) for k in UNITS}
 

@@ -25,6 +25,7 @@ group = {"hidden": zs.sparsity.Units("two", incoming=("one",), drop="taylor")}
 channels = zs.sparsity.Units("three", incoming=("two", "scale"), scale="scale")
 methods = {
     "chex": zs.sparsity.chex(0.5, 10, {"channels": channels}, interval=1),
+    "chase": zs.sparsity.chase(0.6, 10, group, unit_sparsity=0.5, interval=1),
     "nm": zs.sparsity.nm(2, 4, 100, interval=2, dense="one"),
     "srigl": zs.sparsity.srigl(0.6, 100, interval=2, dense="two", gamma=1.0),
     "units": zs.sparsity.units(0.5, 100, group, interval=2),
@@ -63,7 +64,7 @@ def runs():
     return devices.one_and_eight(PROGRAM)
 
 
-@pytest.mark.parametrize("name", ["chex", "nm", "srigl", "units"])
+@pytest.mark.parametrize("name", ["chase", "chex", "nm", "srigl", "units"])
 def test_one_device_and_eight_choose_the_same_masks(runs, name):
     one, eight = (result[name] for result in runs)
     assert (one["devices"], eight["devices"]) == (1, 8)
@@ -75,6 +76,8 @@ def test_one_device_and_eight_choose_the_same_masks(runs, name):
     elif name == "srigl":
         assert len(set(masks["one"].sum(0)) - {0}) == 1
         assert 0 in masks["one"].sum(0)
+    elif name == "chase":
+        assert masks["two"].any(1).sum() <= 16
     elif name == "chex":
         assert masks["two"].all(0).sum() == masks["scale"].sum() == 4
     else:

@@ -56,7 +56,7 @@ def test_every_gradient_with_all_that_a_recipe_asks_for(gradient):
 
 
 @pytest.mark.parametrize(
-    "method", [m for m in choices.METHODS if m not in ("units", "chex")]
+    "method", [m for m in choices.METHODS if m not in ("units", "chex", "chase")]
 )
 def test_every_method_with_all_that_a_recipe_asks_for(method):
     fields = {"method": method, "accumulate_steps": 2, **OPTIONS.get(method, {})}

@@ -16,7 +16,7 @@ from zosam_jax._types import Grads, Masks, Params, StackRule, Units
 from zosam_jax.selection import select, select_across, select_globally
 from zosam_jax.sparsity import budgets, schedules
 from zosam_jax.sparsity.budgets import Budget, DenseRule
-from zosam_jax.sparsity.initial_masks import at_random
+from zosam_jax.sparsity.initial_masks import MaskBudget, at_random
 from zosam_jax.sparsity.leaves import (
     LeafRule,
     SparseLeaves,
@@ -142,38 +142,24 @@ def chase(
       >>> print(topology.memory.rule[0].sum(), topology.memory.live.sum())
       6 40
     """
-    chosen = budgets.resolve(budget, sparsity)
-    _check.whole("total_steps", total_steps)
-    interval = max(1, total_steps // 72) if interval is None else interval
-    unit_interval = interval if unit_interval is None else unit_interval
-    schedules.check_steps(total_steps, interval)
-    _check.whole("unit_interval", unit_interval)
-    check_groups(groups)
-    _check.number("unit_sparsity", unit_sparsity, least=0, below=1, traced=False)
-    _check.one_of("unit_score", unit_score, ("umm", "mean"))
-    _check.number("unit_floor", unit_floor, least=0, most=1, traced=False)
-    for name, value in (
-        ("unit_stop_fraction", unit_stop_fraction),
-        ("extra_fraction", extra_fraction),
-        ("extra", extra),
-    ):
-        _check.number(name, value, least=0, most=1, traced=False)
+    interval, unit_interval = _intervals(total_steps, interval, unit_interval)
+    shares = {"extra": extra, "extra_fraction": extra_fraction}
+    _check_shares(
+        **shares, unit_floor=unit_floor, unit_stop_fraction=unit_stop_fraction
+    )
     if drop_fraction is None:
         drop_fraction = schedules.cosine(0.5, total_steps, 0.005)
     fires, fraction = schedules.dropping(total_steps, interval, drop_fraction, 1.0)
     stop = extra_fraction * total_steps
     first = max(1, unit_interval - interval // 2)
-    removals = schedules.multiples(
-        total_steps, unit_interval, unit_stop_fraction, first
-    )
-    rule = LeafRule(dense, stacked)
-    method = _Chase(
-        at_random(chosen, rule, seed),
-        _Weights(rule, chosen, schedules.cosine(extra, stop), stop, fraction),
-        _Removal(groups, stacked, unit_sparsity, unit_score, unit_floor, removals),
-        fires,
-    )
-    removes = schedules.periodic(unit_interval, removals[-1] + 1, first)
+    steps = schedules.multiples(total_steps, unit_interval, unit_stop_fraction, first)
+    rule, chosen = LeafRule(dense, stacked), budgets.resolve(budget, sparsity)
+    removal = _Removal(groups, stacked, unit_sparsity, unit_score, unit_floor, steps)
+    removal.check()
+    removes = schedules.periodic(unit_interval, steps[-1] + 1, steps[0])
+    soft = schedules.cosine(extra, stop)
+    weights = _Weights(rule, chosen, soft, stop, fraction)
+    method = _Chase(at_random(chosen, rule, seed), weights, removal, fires)
     return SparseMethod(
         method.init,
         lambda step: fires(step) | removes(step),
@@ -182,6 +168,26 @@ def chase(
         name="chase",
         stacked=stacked,
     )
+
+
+def _intervals(total: int, interval: int | None, units: int | None) -> tuple[int, int]:
+    """Returns `interval` and `unit_interval` of `chase`, or their defaults.
+
+    Raises:
+      ValueError: One of the three numbers is out of range.
+    """
+    _check.whole("total_steps", total)
+    interval = max(1, total // 72) if interval is None else interval
+    units = interval if units is None else units
+    schedules.check_steps(total, interval)
+    _check.whole("unit_interval", units)
+    return interval, units
+
+
+def _check_shares(**values: float) -> None:
+    """Raises `ValueError` unless all numbers are in [0, 1]."""
+    for name, value in values.items():
+        _check.number(name, value, least=0, most=1, traced=False)
 
 
 class _Chase(NamedTuple):
@@ -241,7 +247,7 @@ class _Weights(NamedTuple):
     """
 
     rule: LeafRule
-    budget: budgets.PerLayer
+    budget: MaskBudget
     extra: schedules.Fraction
     stop: float
     fraction: schedules.Fraction
@@ -292,6 +298,12 @@ class _Removal(NamedTuple):
     score: str
     floor: float
     steps: Sequence[int]
+
+    def check(self) -> None:
+        """Raises `ValueError` if an argument is out of range."""
+        check_groups(self.groups)
+        _check.number("unit_sparsity", self.sparsity, least=0, below=1, traced=False)
+        _check.one_of("unit_score", self.score, ("umm", "mean"))
 
     def first(self, params: Params) -> list[jax.Array]:
         """Returns which units of each layer are live at first: all.
