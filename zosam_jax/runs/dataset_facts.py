@@ -202,8 +202,19 @@ def read(config: JSON, path: Path) -> DatasetFacts | None:
             "is still as it was, delete the entry 'dataset': the facts are then "
             "derived from it again."
         )
+    return from_record(found)
+
+
+def from_record(record: JSON) -> DatasetFacts:
+    """Returns the facts of which `DatasetFacts.record` made a record, as JSON has it.
+
+    >>> record = {"name": "x", "kind": "text", "class_names": ["a"], "image_shape": [8]}
+    >>> rest = {"mean": [], "std": [], "resize": None, "num_train": 2, "num_test": 1}
+    >>> from_record(record | rest).image_shape
+    (8,)
+    """
     values: dict[str, Any] = {
-        name: tuple(found[name]) if isinstance(found[name], list) else found[name]
+        name: tuple(record[name]) if isinstance(record[name], list) else record[name]
         for name in _ENTRIES
     }
     return DatasetFacts(**values)

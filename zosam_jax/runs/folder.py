@@ -311,7 +311,8 @@ def write_config(
       command: The command line of this session, if it has one.
       step: The step at which this session starts.
       devices: The devices of this session, "backend", "device" (their kind) and
-        "devices" (their number), and its "numerics": settings that change numbers.
+        "devices" (their number), the number of its "processes", and its "numerics":
+        settings that change numbers.
       beside: Further entries, beside "config" and "sessions".
 
     Returns:
@@ -350,5 +351,7 @@ def _environment(session: JSON) -> JSON:
     return {
         **session["versions"],
         **{name: session.get(name) for name in _ENVIRONMENT},
+        # Older versions had one.
+        "processes": session.get("processes", 1),
         **session.get("numerics", {}),
     }

@@ -1,5 +1,6 @@
 """Loss and accuracy on held-out examples, batch by batch."""
 
+import itertools
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -38,9 +39,10 @@ def batch_size(experiment: Experiment) -> int:
 def batches(
     experiment: Experiment, split: str
 ) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
-    """Yields raw examples, their labels and how many of them count.
+    """Yields raw examples, their labels and how many of the batch count.
 
-    All batches have one size. The last one is padded; its first examples count.
+    All batches have one size, `batch_size`. The last one is padded; its first examples
+    count. Several processes share a batch: each has the rows of its devices.
 
     Args:
       experiment: The experiment.
@@ -50,16 +52,19 @@ def batches(
     size = batch_size(experiment)
     dataset = experiment.dataset
     assert dataset is not None
+    host, hosts = experiment.host
     if isinstance(dataset, Streamed):
         # Threads: processes would start anew for every evaluation.
-        yield from dataset.evaluation_batches(size)
+        shares = dataset.evaluation_batches(size, host=host, hosts=hosts)
+        for start, (images, labels, _) in zip(itertools.count(0, size), shares):
+            yield images, labels, min(size, dataset.num_test - start)
         return
     images, labels = _examples(experiment, dataset, split)
+    share = size // hosts
     for start in range(0, len(labels), size):
-        index = np.arange(start, start + size)
-        count = int(np.sum(index < len(labels)))
+        index = np.arange(start + host * share, start + (host + 1) * share)
         index = np.minimum(index, len(labels) - 1)
-        yield images[index], labels[index], count
+        yield images[index], labels[index], min(size, len(labels) - start)
 
 
 def _examples(

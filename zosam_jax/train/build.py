@@ -2,14 +2,13 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import AxisType
 
 from zosam_jax import _check, data, models, sparsity
 from zosam_jax._types import Aux, Schedule, Seed, SharedOptions, ValueFn
@@ -21,7 +20,7 @@ from zosam_jax.runs import dataset_facts
 from zosam_jax.runs.config import TrainConfig
 from zosam_jax.runs.dataset_facts import DatasetFacts
 from zosam_jax.sparsity import SparseMethod
-from zosam_jax.train import criteria, learning_rates, optimizers
+from zosam_jax.train import criteria, learning_rates, optimizers, processes
 from zosam_jax.train.experiment import (
     Criterion,
     Experiment,
@@ -54,6 +53,7 @@ def experiment(
     facts: DatasetFacts | None = None,
     *,
     examples: bool = True,
+    devices: Sequence[jax.Device] | None = None,
 ) -> Experiment:
     """Returns the objects of a run, all but its teacher; trains and writes nothing.
 
@@ -65,13 +65,14 @@ def experiment(
         those of the data set. None: those of the data set.
       examples: Whether to load the data set, if none is given. Without it, `facts` must
         be there, and nothing can be trained or evaluated.
+      devices: The devices, of all processes or of this one. Default: the local ones.
 
     Raises:
       ValueError: The configuration, its data, model and devices do not fit together.
       zosam_jax.data.DatasetError: The data set is missing or damaged, or `facts` are
         those of other classes or other images.
     """
-    mesh = _mesh()
+    mesh = processes.mesh(devices or jax.local_devices())
     if given.model is None:
         _check.one_of("model", config.model, models.names())
     if examples or given.dataset is not None or facts is None:
@@ -127,18 +128,15 @@ def _score_images(config: TrainConfig, dataset: Data | None) -> int:
     return wanted
 
 
-def _mesh() -> jax.sharding.Mesh:
-    """Returns the local devices along one axis, "data"."""
-    return jax.make_mesh(
-        (jax.local_device_count(),),
-        ("data",),
-        axis_types=(AxisType.Auto,),
-        devices=jax.local_devices(),
-    )
-
-
 def _scans(config: TrainConfig, dataset: Data | None, mesh: jax.sharding.Mesh) -> bool:
     if isinstance(dataset, data.Streamed):
+        return False
+    if len({d.process_index for d in mesh.devices.flat}) > 1:
+        if config.loop == "scan":
+            raise ValueError(
+                "loop='scan' sizes its blocks of steps by a clock, and those of several "
+                "processes differ. Leave it out."
+            )
         return False
     # Convolution gradients inside a compiled loop are slow on XLA:CPU.
     is_cpu = mesh.devices.flat[0].platform == "cpu"
@@ -347,7 +345,7 @@ def _check_batch(config: TrainConfig, images: int, devices: int) -> None:
         )
     if size % devices:
         raise ValueError(
-            f"batch_size={size} must be a multiple of the {devices} local devices; "
+            f"batch_size={size} must be a multiple of the {devices} devices; "
             f"{max(size // devices, 1) * devices} would do."
         )
 

@@ -13,14 +13,14 @@ import orbax.checkpoint as ocp
 
 from zosam_jax._types import PyTree
 from zosam_jax.runs.errors import RunError, explained
-from zosam_jax.train import quiet
+from zosam_jax.train import processes, quiet
 
 
 def snapshot(state: PyTree) -> PyTree:
     """Returns a copy of `state` in host memory that outlives donated buffers.
 
     Args:
-      state: Pytree of arrays, fully addressable from this process.
+      state: Pytree of arrays, each whole on the devices of this process.
     """
     return jax.tree.map(lambda x: np.array(x, copy=True), state)
 
@@ -124,6 +124,17 @@ class Checkpoints:
         if self._read_only:
             # Orbax would clean up what a training process is writing.
             options = ocp.CheckpointManagerOptions(create=False)
+        if processes.are_several():
+            # Orbax would wait for the other processes, which do not come here.
+            own = jax.process_index()
+            options.multiprocessing_options = ocp.options.MultiprocessingOptions(
+                primary_host=own,
+                active_processes={own},
+                barrier_sync_key_prefix=f"process{own}",
+            )
+            if options.create:
+                self._directory.mkdir(parents=True, exist_ok=True)
+                options.create = False
         return ocp.CheckpointManager(self._directory, options=options)
 
     def steps(self) -> list[int]:
@@ -278,6 +289,75 @@ class Checkpoints:
     def close(self) -> None:
         """Waits for the background threads and ends them."""
         self._manager.close()
+
+
+class CheckpointsOfAll:
+    """The checkpoints of a run for all its processes: process 0 writes and reads them.
+
+    All methods are collective, see `zosam_jax.train.processes`.
+    """
+
+    def __init__(self, directory: Path, keep: int):
+        """Opens the folder, and creates it if it does not exist.
+
+        Args:
+          directory: As for `Checkpoints`.
+          keep: As for `Checkpoints`.
+
+        Raises:
+          RunError: The path is no folder, or cannot be used.
+        """
+        self._opened: list[Checkpoints] = []
+
+        def open_() -> None:
+            self._opened.append(Checkpoints(directory, keep))
+
+        processes.first(open_)
+
+    @property
+    def _own(self) -> Checkpoints:
+        """Those of process 0, where alone they are open."""
+        return self._opened[0]
+
+    def save(self, step: int, state: PyTree) -> None:
+        """Starts to write a snapshot, as `Checkpoints.save`."""
+        processes.first(lambda: self._own.save(step, state))
+
+    def wait(self) -> None:
+        """Waits until nothing is being written, as `Checkpoints.wait`."""
+        processes.first(lambda: self._own.wait())
+
+    def last_good(self) -> str:
+        """Returns a sentence that names the newest complete checkpoint."""
+        return processes.first(lambda: self._own.last_good())
+
+    def restore(
+        self,
+        template: PyTree,
+        warn: Callable[[str], None],
+        fault: Callable[[int], str | None],
+    ) -> PyTree | None:
+        """Returns the newest usable state in all processes, as `Checkpoints.restore`.
+
+        Args:
+          template: As for `Checkpoints.restore`.
+          warn: As for `Checkpoints.restore`.
+          fault: As for `Checkpoints.restore`.
+        """
+        found: list[PyTree] = []
+
+        def read() -> bool:
+            found.append(self._own.restore(template, warn, fault))
+            return found[0] is not None
+
+        if not processes.first(read):
+            return None
+        return processes.sent(found[0] if found else None, template)
+
+    def close(self) -> None:
+        """Waits for the background threads and ends them."""
+        for own in self._opened:
+            own.close()
 
 
 def _brief(error: Exception) -> str:

@@ -15,7 +15,7 @@ import numpy as np
 from zosam_jax._types import PyTree
 from zosam_jax.data import Dataset, Streamed
 from zosam_jax.sparsity import masks as sparse_masks
-from zosam_jax.train import accuracy
+from zosam_jax.train import accuracy, processes
 from zosam_jax.train import step as steps
 from zosam_jax.train.batch import class_balanced, epoch_order, gather
 from zosam_jax.train.experiment import Experiment
@@ -127,12 +127,12 @@ class CompiledRun:
         if self.is_compiled:
             return
         experiment, place = self.experiment, self.experiment.replicated()
-        self._teacher = jax.device_put(self._teacher, place)
+        self._teacher = processes.place(self._teacher, place)
         dataset = experiment.dataset
         if isinstance(dataset, Dataset):
             zero = self._abstract(np.int32(0))
             examples = dataset.train_images, dataset.train_labels
-            self._set = jax.device_put(examples, place)
+            self._set = processes.place(examples, place)
             self._order = self._compile(
                 "order", self._epoch_order, self._abstract(self._seed), zero
             )
@@ -243,7 +243,7 @@ class CompiledRun:
 
     def place(self, snapshot: TrainState) -> TrainState:
         """Returns a restored snapshot as a state on the devices."""
-        return jax.device_put(snapshot, self.experiment.replicated())
+        return processes.place(snapshot, self.experiment.replicated())
 
     def batches(self, step: int) -> Generator[tuple[jax.Array, ...], None, None]:
         """Yields the arguments of `advance` for every step of an epoch.
@@ -261,12 +261,18 @@ class CompiledRun:
             while True:
                 yield (order,)
         assert experiment.dataset is not None
+        host, hosts = experiment.host
         stream = experiment.dataset.batches(
-            int(self._seed), experiment.batch_size, step, workers=experiment.workers
+            int(self._seed),
+            experiment.batch_size,
+            step,
+            workers=experiment.workers,
+            host=host,
+            hosts=hosts,
         )
         with contextlib.closing(stream):
             for batch in stream:
-                yield jax.device_put(batch, experiment.over_devices())
+                yield experiment.put(batch)
 
     def advance(
         self, state: TrainState, batch: tuple[jax.Array, ...], stop: int
@@ -297,14 +303,14 @@ class CompiledRun:
         params, model_state = steps.evaluated(state)
         if self._live is not None:
             params = self._live(params, state.opt_state)
-        totals = jax.device_put(accuracy.no_totals(), experiment.replicated())
+        totals = processes.place(accuracy.no_totals(), experiment.replicated())
         examples = predictions = 0
         for images, labels, count in accuracy.batches(experiment, split):
-            batch = jax.device_put((images, labels), experiment.over_devices())
+            batch = experiment.put((images, labels))
             totals = self._evaluate(
                 params, model_state, *batch, np.int32(count), totals
             )
             examples += count
-            predictions += labels[:count].size
+            predictions += count * labels[0].size
         loss, correct = jax.device_get(totals)
         return float(loss) / examples, int(correct) / predictions

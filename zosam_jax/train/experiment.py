@@ -85,7 +85,7 @@ class Experiment:
         None if it is 0.
       augmentation: Augmentation of the training images; None for text.
       label_smoothing: Label-smoothing factor, in [0, 1).
-      batch_size: Examples of one batch, over all local devices together.
+      batch_size: Examples of one batch, over all devices together.
       workers: Processes that decode streamed images; 0: this one.
       model: Linen module, called with `(inputs, train=...)`.
       initialize: `key -> (params, model_state)`.
@@ -109,7 +109,7 @@ class Experiment:
       accumulate_steps: Batches of one optimizer step.
       epochs: Passes over the training set.
       seed: Seed of all random numbers; see `with_seed`.
-      mesh: Local devices along one axis, "data".
+      mesh: The devices, of all processes of the run, along one axis, "data".
       scans: Whether many steps run in one compiled loop.
       labels: What the dataset, model, method, gradient and optimizer are called in
         messages.
@@ -161,6 +161,12 @@ class Experiment:
         return isinstance(self.dataset, Streamed)
 
     @property
+    def host(self) -> tuple[int, int]:
+        """The number of this process among those of the devices, and their number."""
+        found = sorted({d.process_index for d in self.mesh.devices.flat})
+        return found.index(jax.process_index()), len(found)
+
+    @property
     def example(self) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
         """Shape and type of one example and of its label."""
         if not isinstance(self.dataset, Dataset):
@@ -209,6 +215,14 @@ class Experiment:
     def over_devices(self) -> NamedSharding:
         """Returns the sharding of a batch: its first axis over the devices."""
         return NamedSharding(self.mesh, PartitionSpec("data"))
+
+    def put(self, batch: PyTree) -> PyTree:
+        """Returns a batch on the devices.
+
+        Args:
+          batch: NumPy arrays: the rows of the devices of this process.
+        """
+        return jax.make_array_from_process_local_data(self.over_devices(), batch)
 
     def split(self, batch: PyTree) -> PyTree:
         """Returns the batch with the first axis of every array over the devices."""

@@ -5,7 +5,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from types import FrameType
 
 # Ctrl-C and `kill`, which mean "at once" if they are sent twice.
@@ -48,7 +48,7 @@ class Stop:
 
 
 @contextlib.contextmanager
-def interruptions(stop: Stop) -> Iterator[Stop]:
+def interruptions(stop: Stop, left: Collection[int] = ()) -> Iterator[Stop]:
     """Collects signals in `stop` and yields it.
 
     SIGINT, SIGTERM, SIGHUP and SIGUSR1 are collected. After a first SIGINT or SIGTERM,
@@ -56,6 +56,7 @@ def interruptions(stop: Stop) -> Iterator[Stop]:
 
     Args:
       stop: What takes the signals.
+      left: Signals that somebody else collects.
     """
     if threading.current_thread() is not threading.main_thread():
         yield stop
@@ -63,7 +64,8 @@ def interruptions(stop: Stop) -> Iterator[Stop]:
     found = {number: signal.getsignal(number) for number in (*_URGENT, *_WARNINGS)}
     # `nohup` ignores SIGHUP so that a lost connection ends nothing.
     ignored = [n for n in _WARNINGS if found[n] == signal.SIG_IGN]
-    replaced = {n: handler for n, handler in found.items() if n not in ignored}
+    kept = {*ignored, *left}
+    replaced = {n: handler for n, handler in found.items() if n not in kept}
 
     def note(number: int, frame: FrameType | None) -> None:
         del frame
@@ -76,7 +78,7 @@ def interruptions(stop: Stop) -> Iterator[Stop]:
                 )
         stop.signals.append(number)
         if number in _URGENT:
-            for urgent in _URGENT:
+            for urgent in replaced.keys() & _URGENT:
                 signal.signal(urgent, replaced[urgent])
 
     for number in replaced:

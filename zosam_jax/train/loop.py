@@ -6,11 +6,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
+import numpy as np
 import optax
 
 from zosam_jax import data
 from zosam_jax.gradients.transformation import GradientEstimator
-from zosam_jax.runs import dataset_facts, folder, metrics
+from zosam_jax.runs import dataset_facts, environment, folder, metrics
 from zosam_jax.runs.config import TrainConfig
 from zosam_jax.runs.dataset_facts import DatasetFacts
 from zosam_jax.runs.errors import RunError, sentence
@@ -24,7 +26,9 @@ from zosam_jax.train import (
     choices,
     effects,
     longer,
+    numerics,
     objects,
+    processes,
     resume,
     stored_run,
     trial,
@@ -85,6 +89,9 @@ def run(
     SIGHUP, SIGUSR1 and the time limit end the step, write a checkpoint and return. A
     second SIGINT or SIGTERM acts at once. A display that fails does not end the run.
 
+    After `jax.distributed.initialize`, all processes train the run together
+    (`zosam_jax.train.processes`).
+
     An object takes the place of what the configuration names, whose fields are then
     not read. `config.json` records it, and the run resumes with the same object only.
 
@@ -97,7 +104,7 @@ def run(
         `has_aux`, `aux_like` and `seed`.
       optimizer: Optax optimizer, as `optax.adam(1e-3)`, with its own learning rate,
         weight decay and clipping.
-      display: Where to show progress. Default: nowhere.
+      display: Where process 0 shows progress. Default: nowhere.
       command: The command line, for the record.
       compiled: The programs of an experiment, instead of new ones; see `prepare`.
       start: A state to begin with instead of the initial one, as NumPy arrays. Training
@@ -113,22 +120,27 @@ def run(
       RunError: The run cannot start or resume; the message says what would work.
       zosam_jax.data.DatasetError: The data set is missing or damaged.
     """
-    show = Shielded(display or Silent())
+    show = Shielded(display if display and processes.is_first() else Silent())
     stop = stop or Stop(config.time_limit)
     given = Objects(dataset, model, method, gradient, optimizer)
     chosen = _choose(config, given)
-    check_effects(config, given)
-    epochs, finished = _standing(config, given, show)
+    _check_processes(config, given)
+    processes.first(lambda: check_effects(config, given))
+    epochs, finished = processes.first(lambda: _standing(config, given, show))
     if finished is not None:
         return Result(config.folder, "unchanged", finished)
     compiled = compiled or prepare(config, given, chosen)
     if epochs < config.epochs:
         longer.check(config, epochs, chosen, compiled.experiment)
-    _check_space(config, compiled)
-    with folder.claim(config) as path, interruptions(stop), contextlib.closing(show):
+    processes.first(lambda: _check_space(config, compiled))
+    with (
+        _claimed(config) as path,
+        interruptions(stop, processes.signals()),
+        contextlib.closing(show),
+    ):
         if not config.overwrite:
             # Another process may have trained here while this one prepared.
-            now, finished = _standing(config, given, show)
+            now, finished = processes.first(lambda: _standing(config, given, show))
             if finished is not None:
                 return Result(path, "unchanged", finished)
             if now != epochs:
@@ -137,14 +149,14 @@ def run(
                     "command again."
                 )
         beside = {"objects": given.record(), **(record or {})}
-        beside |= _kept(config, compiled.experiment)
+        beside |= processes.first(lambda: _kept(config, compiled.experiment))
         if epochs < config.epochs:
             # Not finished any more, even if this process dies in a moment.
-            (path / "summary.json").unlink(missing_ok=True)
+            processes.first(lambda: (path / "summary.json").unlink(missing_ok=True))
         place = path / "checkpoints"
         with (
             contextlib.closing(
-                checkpoint.Checkpoints(place, config.keep)
+                checkpoint.CheckpointsOfAll(place, config.keep)
             ) as checkpoints,
             _explained(path, checkpoints),
         ):
@@ -163,11 +175,40 @@ def try_out(config: TrainConfig, display: Display | None = None) -> None:
       RunError: The run cannot start, or the loss of its first step is not finite.
       zosam_jax.data.DatasetError: The data set is missing or damaged.
     """
-    check_effects(config, Objects())
-    folder.check(config)
+    _check_processes(config, Objects())
+    processes.first(lambda: check_effects(config, Objects()))
+    processes.first(lambda: folder.check(config))
     compiled = prepare(config, Objects())
-    _check_space(config, compiled)
-    trial.one_step(compiled, display or Silent())
+    processes.first(lambda: _check_space(config, compiled))
+    trial.one_step(compiled, display if display and processes.is_first() else Silent())
+
+
+@contextlib.contextmanager
+def _claimed(config: TrainConfig) -> Iterator[Path]:
+    """Yields the folder of the run, which process 0 creates and locks."""
+    with contextlib.ExitStack() as stack:
+        claim = folder.claim(config)
+        processes.first(lambda: str(stack.enter_context(claim)))
+        yield config.folder
+
+
+# What may differ between the hosts of a run.
+_OF_HOSTS = ("data_dir", "out", "workers", "log_every", "time_limit")
+
+
+def _check_processes(config: TrainConfig, given: Objects) -> None:
+    """Raises `RunError` unless all processes train the same on as many devices."""
+    processes.check_devices()
+    settings = numerics.settings()
+    own = {k: v for k, v in config.record().items() if k not in _OF_HOSTS}
+    processes.check_same(
+        {
+            **environment.versions(),
+            **{name: settings[name] for name in numerics.OF_DRAWS},
+            **own,
+            **given.record(),
+        }
+    )
 
 
 def check_effects(config: TrainConfig, given: Objects) -> None:
@@ -239,15 +280,42 @@ def prepare(
     if config.tensorboard:
         metrics.check_tensorboard()
     chosen = chosen or _choose(config, given)
-    try:
-        experiment = build.experiment(config, given, chosen, _stored_facts(config))
-        _check_counts(config, experiment)
-        if config.teacher is not None:
-            teacher = load_teacher(config, experiment)
-            experiment = dataclasses.replace(experiment, teacher=teacher)
-        return CompiledRun(experiment)
-    except ValueError as error:
-        raise RunError(str(error)) from error
+    stored = processes.first(lambda: _stored_facts(config))
+    facts = None if stored is None else dataset_facts.from_record(stored)
+
+    def traced() -> CompiledRun:
+        try:
+            experiment = build.experiment(
+                config, given, chosen, facts, devices=jax.devices()
+            )
+            _check_counts(config, experiment)
+            if config.teacher is not None:
+                teacher = load_teacher(config, experiment)
+                experiment = dataclasses.replace(experiment, teacher=teacher)
+            return CompiledRun(experiment)
+        except ValueError as error:
+            raise RunError(str(error)) from error
+
+    compiled = processes.together(traced)
+    if processes.are_several():
+        processes.check_same(_fingerprints(compiled.experiment))
+    return compiled
+
+
+def _fingerprints(experiment: Experiment) -> JSON:
+    """Returns the CRC-32 of what every process has loaded for itself, by name."""
+    found: JSON = {"dataset": experiment.facts.record()}
+    if isinstance(experiment.dataset, data.Dataset):
+        arrays = dataclasses.asdict(experiment.dataset)
+        arrays = {k: v for k, v in arrays.items() if isinstance(v, np.ndarray)}
+        found["the CRC-32 of the examples"] = checkpoint.digest(arrays)
+    if experiment.teacher is not None:
+        found["the CRC-32 of the teacher"] = _crc(experiment.teacher)
+    return found
+
+
+def _crc(teacher: Teacher) -> int:
+    return checkpoint.digest(checkpoint.snapshot(teacher.variables))
 
 
 def load_teacher(
@@ -309,11 +377,12 @@ def _check_taught(
         )
 
 
-def _stored_facts(config: TrainConfig) -> DatasetFacts | None:
-    """Returns the facts that a run in the folder keeps, if it does."""
+def _stored_facts(config: TrainConfig) -> JSON | None:
+    """Returns the record of the facts that a run in the folder keeps, if it does."""
     if config.overwrite or not (config.folder / "config.json").exists():
         return None
-    return folder.read_facts(config.folder)
+    found = folder.read_facts(config.folder)
+    return None if found is None else found.record()
 
 
 def _check_counts(config: TrainConfig, experiment: Experiment) -> None:
@@ -337,11 +406,7 @@ def _kept(config: TrainConfig, experiment: Experiment) -> JSON:
     kept: JSON = {"dataset": experiment.facts.record()}
     if experiment.teacher is None:
         return kept
-    kept["teacher"] = {
-        "weights_crc32": checkpoint.digest(
-            checkpoint.snapshot(experiment.teacher.variables)
-        )
-    }
+    kept["teacher"] = {"weights_crc32": _crc(experiment.teacher)}
     if config.overwrite or not (config.folder / "config.json").exists():
         return kept
     stored = folder.read_config(config.folder).get("teacher")
@@ -393,9 +458,10 @@ def _run(
     try:
         state = session.train(state)
     finally:
-        session.log.close()
+        session.close()
     number = setup.stop.signals[0] if setup.stop.signals else None
     if not session.is_complete:
+        number = processes.reason(number, is_late=setup.stop.is_over)
         status = "out of time" if number is None else "interrupted"
         limit = setup.config.time_limit
         after = f" (--time-limit {limit:g})" if number is None and limit else ""

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from zosam_jax.runs import dataset_facts, folder, metrics
 from zosam_jax.runs.files import JSON
-from zosam_jax.train import numerics
+from zosam_jax.train import numerics, processes
 from zosam_jax.train.experiment import Experiment
 from zosam_jax.train.step import TrainState
 
@@ -42,20 +42,26 @@ def begin(
     devices = {
         "backend": jax.default_backend(),
         "device": jax.local_devices()[0].device_kind,
-        "devices": jax.local_device_count(),
+        "devices": compiled.experiment.mesh.size,
+        "processes": jax.process_count(),
         "numerics": numerics.settings(),
     }
-    changes = folder.write_config(
-        setup.folder, setup.config, command, step, devices, beside
+    changes = processes.first(
+        lambda: folder.write_config(
+            setup.folder, setup.config, command, step, devices, beside
+        )
     )
     show.message(_headline(setup))
+    if processes.are_several():
+        show.message(processes.listed())
     if text := _advice(setup.experiment):
         show.message(text)
     assert setup.experiment.dataset is not None
     now = dataset_facts.of(setup.experiment.dataset)
     for change in setup.experiment.facts.changes(now):
         show.message(change)
-    if given is None and metrics.read(setup.folder / "metrics.jsonl"):
+    lines = setup.folder / "metrics.jsonl"
+    if given is None and processes.first(lambda: bool(metrics.read(lines))):
         show.message("there is no checkpoint any more, so the run begins again")
     if restored is not None:
         show.message(f"resuming at step {step} of {setup.experiment.total_steps}")
@@ -64,7 +70,7 @@ def begin(
         show.message("compiling...")
     compiled.compile()
     state = compiled.init() if given is None else compiled.place(given)
-    records = metrics.cut(setup.folder / "metrics.jsonl", step)
+    records = processes.first(lambda: metrics.cut(lines, step))
     show.message(f"compiled in {sum(compiled.compile_seconds.values()):.1f} s")
     return state, records
 

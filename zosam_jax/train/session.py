@@ -17,7 +17,7 @@ from zosam_jax.runs.config import TrainConfig
 from zosam_jax.runs.errors import RunError
 from zosam_jax.runs.files import JSON
 from zosam_jax.runs.progress import Display, Status, duration
-from zosam_jax.train import checkpoint
+from zosam_jax.train import checkpoint, processes
 from zosam_jax.train.batch import normalized
 from zosam_jax.train.compiled_run import CompiledRun
 from zosam_jax.train.experiment import Experiment
@@ -40,7 +40,7 @@ class Setup:
       config: The configuration: where and how often to save and to log.
       compiled: The programs.
       folder: The run's folder, absolute.
-      checkpoints: Its checkpoints.
+      checkpoints: Its checkpoints, for all processes.
       display: Where to show progress.
       stop: What ends this call before the end of the run.
       on_epoch: Called at the end of every epoch, or None; see `loop.run`.
@@ -49,7 +49,7 @@ class Setup:
     config: TrainConfig
     compiled: CompiledRun
     folder: Path
-    checkpoints: checkpoint.Checkpoints
+    checkpoints: checkpoint.CheckpointsOfAll
     display: Display
     stop: Stop
     on_epoch: OnEpoch | None
@@ -109,7 +109,8 @@ class Session:
       first_step: The step at which this process began.
       started: When it began, in seconds.
       seconds_before: Seconds that earlier processes trained.
-      log: The metrics file.
+      log: The metrics file; None in all processes but the first.
+      ending: When all processes stop.
     """
 
     setup: Setup
@@ -119,7 +120,8 @@ class Session:
     first_step: int
     started: float
     seconds_before: float
-    log: metrics.MetricsLog
+    log: metrics.MetricsLog | None
+    ending: processes.Agreement
 
     def __init__(self, setup: Setup, state: TrainState, records: Sequence[JSON]):
         """Begins to train.
@@ -143,9 +145,21 @@ class Session:
         self.started = time.perf_counter()
         self.epoch = _Epoch(0, step, self.started, self.started, self.started)
         self.seconds_before = max((r["seconds"] for r in records), default=0.0)
+        self.ending = processes.Agreement()
+        self.log = None
+        processes.first(self._open_log)
+
+    def _open_log(self) -> None:
         self.log = metrics.MetricsLog(
-            setup.folder, tensorboard=setup.config.tensorboard, step=step
+            self.setup.folder,
+            tensorboard=self.setup.config.tensorboard,
+            step=self.position.step,
         )
+
+    def close(self) -> None:
+        """Closes the metrics file."""
+        if self.log is not None:
+            self.log.close()
 
     def train(self, state: TrainState) -> TrainState:
         """Returns the state at the end of the run, or where it was interrupted.
@@ -154,8 +168,8 @@ class Session:
         """
         setup, experiment, here = self.setup, self.setup.experiment, self.position
         first, within = divmod(here.step, experiment.steps_per_epoch)
-        if setup.on_epoch is not None and not within:
-            here.is_stopped = setup.on_epoch(first, state) and first > 0
+        if not within:
+            here.is_stopped = self._is_stopped_at(first, state) and first > 0
         self.started = time.perf_counter()
         for epoch in range(first, first if here.is_stopped else experiment.epochs):
             state, totals, speed = self._train_epoch(state, epoch)
@@ -163,8 +177,7 @@ class Session:
             if totals and here.step == (epoch + 1) * experiment.steps_per_epoch:
                 self._record(state, epoch, totals, speed)
                 is_due = (epoch + 1) % setup.config.checkpoint_every == 0
-                if setup.on_epoch is not None:
-                    here.is_stopped = setup.on_epoch(epoch + 1, state)
+                here.is_stopped = self._is_stopped_at(epoch + 1, state)
             is_last = here.step == experiment.total_steps
             is_end = is_last or here.is_stopped or self._must_stop()
             if here.step > here.saved_step and (is_due or is_end):
@@ -174,12 +187,19 @@ class Session:
         setup.checkpoints.wait()
         return state
 
+    def _is_stopped_at(self, epochs: int, state: TrainState) -> bool:
+        """Returns what `on_epoch` says in process 0."""
+        if self.setup.on_epoch is None:
+            return False
+        is_stopped = self.setup.on_epoch(epochs, state)
+        return processes.first(lambda: is_stopped)
+
     def _must_stop(self) -> bool:
-        """Whether a signal or the time limit ends this call."""
-        stop = self.setup.stop
+        """Whether a signal or the time limit ends this call, in all processes."""
+        stop, step = self.setup.stop, self.position.step
         # A limit shorter than one step would otherwise never end the run.
-        is_late = stop.is_over and self.position.step > self.first_step
-        return bool(stop.signals) or is_late
+        is_late = stop.is_over and step > self.first_step
+        return self.ending.stops(step, bool(stop.signals) or is_late)
 
     @property
     def is_complete(self) -> bool:
@@ -216,6 +236,9 @@ class Session:
     def _look(self, size: int, totals: Totals) -> None:
         """Waits for an earlier block of steps, and shows progress if it is time to."""
         jax.block_until_ready(totals)
+        if processes.are_several():
+            # All or none must fail, and only one shows progress.
+            self._check_finite(jax.device_get(totals))
         now, experiment = time.perf_counter(), self.setup.experiment
         if experiment.scans:
             per_step = max(now - self.epoch.ready, 1e-6) / size
@@ -285,9 +308,9 @@ class Session:
         seconds = self.seconds_before + time.perf_counter() - self.started
         status = self._status(here.step, totals, speed)
         where = {"step": here.step, "epoch": epoch + 1}
-        self.log.write(where | self._training_figures(totals, status, seconds))
+        lines = [where | self._training_figures(totals, status, seconds)]
         for split, (loss, accuracy) in tested.items():
-            self.log.write(
+            lines.append(
                 {
                     **where,
                     "split": split,
@@ -297,7 +320,18 @@ class Session:
                     "seconds": seconds,
                 }
             )
+        processes.first(lambda: self._write(lines))
         setup.display.epoch(status)
+
+    def _write(self, lines: Sequence[JSON]) -> None:
+        """Appends lines to `metrics.jsonl`."""
+        assert self.log is not None
+        for line in lines:
+            self.log.write(line)
+
+    def _sync(self) -> None:
+        assert self.log is not None
+        self.log.sync()
 
     def _training_figures(self, totals: Totals, status: Status, seconds: float) -> JSON:
         """Returns the training line of `metrics.jsonl` for an epoch."""
@@ -325,27 +359,14 @@ class Session:
         if not checkpoint.is_finite((saved.params, saved.model_state)):
             self._fail(-1)
         # A power cut must not leave a checkpoint of epochs without metrics.
-        self.log.sync()
+        processes.first(self._sync)
         self.setup.checkpoints.save(self.position.step, saved)
         self.position.saved_step = self.position.step
 
     def summarize(self, state: TrainState) -> JSON:
         """Writes `summary.json`, shows its numbers, and returns its contents."""
-        setup, show = self.setup, self.setup.display
-        found = summary.summarize(
-            metrics.read(setup.folder / "metrics.jsonl"),
-            step=self.position.step,
-            steps_per_epoch=setup.experiment.steps_per_epoch,
-            status="stopped" if self.position.is_stopped else "finished",
-            counts={
-                **count_weights(setup.experiment, state),
-                **_removable(setup.experiment, state),
-                **_costs(setup.experiment, state),
-            },
-            memorized=self._memorized(state),
-            compile_seconds=setup.compiled.compile_seconds,
-        )
-        files.write_json(setup.folder / "summary.json", found)
+        show, memorized = self.setup.display, self._memorized(state)
+        found = processes.first(lambda: self._summary(state, memorized))
         show.message(
             f"{found['status']}: test accuracy {found['test_accuracy']:.2%} at "
             f"sparsity {found['sparsity']:.2%} in {duration(found['seconds'])} and "
@@ -356,6 +377,30 @@ class Session:
                 f"the held-out images choose epoch {found['selected_epoch']}: test "
                 f"accuracy {found['selected_test_accuracy']:.2%}"
             )
+        return found
+
+    def _summary(
+        self, state: TrainState, memorized: tuple[float, float] | None
+    ) -> JSON:
+        """Writes `summary.json` and returns its contents."""
+        setup = self.setup
+        if processes.are_several():
+            # Process 0 computes alone.
+            state = checkpoint.snapshot(state)
+        found = summary.summarize(
+            metrics.read(setup.folder / "metrics.jsonl"),
+            step=self.position.step,
+            steps_per_epoch=setup.experiment.steps_per_epoch,
+            status="stopped" if self.position.is_stopped else "finished",
+            counts={
+                **count_weights(setup.experiment, state),
+                **_removable(setup.experiment, state),
+                **_costs(setup.experiment, state),
+            },
+            memorized=memorized,
+            compile_seconds=setup.compiled.compile_seconds,
+        )
+        files.write_json(setup.folder / "summary.json", found)
         return found
 
     def _memorized(self, state: TrainState) -> tuple[float, float] | None:

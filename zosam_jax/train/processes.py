@@ -1,0 +1,282 @@
+"""One run on several processes, with JAX's own runtime as the engine.
+
+**The program.** Every process runs the same training: the same command on every host,
+with `--distributed`. `jax.distributed.initialize` connects them before a backend
+starts (`zosam_jax.cli.distributed`; from Python, call it yourself). The mesh then spans
+all devices of all processes, in the order of the processes. A step is one program over
+that mesh, so a batch, its order, its augmentation and all draws are those of one
+process with as many devices. Only the order in which floating-point sums are reduced is
+the collectives' own.
+
+**The data.** Each host has the data set. One global order of the epoch, drawn from the
+seed, says which examples make a batch; a host reads the rows of its own devices, and a
+set in memory is gathered on them. The processes compare configuration, versions and
+examples before they train (`check_same`).
+
+**The record.** Only process 0 touches the folder of the run: the lock, the checks,
+`config.json`, metrics, checkpoints, summary. So the folder need not be on a shared file
+system. What process 0 finds or writes there, the others are told (`first`), errors
+included: they raise the same sentence. A checkpoint is read by process 0 and sent to
+the others bit for bit. It holds the whole state, and so goes on with any number of
+processes and devices.
+
+**Ends.** JAX's preemption service turns a SIGTERM on any process into one step at which
+all stop, save and exit with the same status (`Agreement`). SIGINT, SIGHUP, SIGUSR1 and
+the time limit go the same way. If a process dies, JAX's heartbeats tell, and JAX ends
+the others with a message that names it; the same commands go on from the last
+checkpoint.
+
+All functions here are collective when there are several processes: every process calls
+them, in the same order. With one process they cost nothing. `first` and `together` must
+not be nested.
+"""
+
+import collections
+import json
+import platform
+import signal
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import AxisType, Mesh, Sharding
+
+from zosam_jax._types import PyTree
+from zosam_jax.data import DatasetError
+from zosam_jax.runs.errors import RunError
+
+T = TypeVar("T")
+
+# The reasons of an early end, beside the numbers of signals.
+_NONE, _TIME_LIMIT = -1, 0
+# Hosts that are named.
+_LISTED = 16
+
+
+def are_several() -> bool:
+    """Whether the run has several processes."""
+    return jax.process_count() > 1
+
+
+def is_first() -> bool:
+    """Whether this is process 0, which keeps the record of the run."""
+    return jax.process_index() == 0
+
+
+def mesh(devices: Sequence[jax.Device]) -> Mesh:
+    """Returns devices along one axis, "data"; those of a process are neighbours.
+
+    Args:
+      devices: The devices, of one process or of all.
+    """
+    axes = ("data",), (AxisType.Auto,)
+    if len({d.process_index for d in devices}) == 1:
+        return jax.make_mesh((len(devices),), *axes, devices=devices)
+    # A host reads neighbouring rows of a batch.
+    ordered = sorted(devices, key=lambda d: (d.process_index, d.id))
+    return Mesh(np.array(ordered), *axes)
+
+
+def place(tree: PyTree, sharding: Sharding) -> PyTree:
+    """Returns arrays that every process has whole, laid out on the devices.
+
+    Args:
+      tree: NumPy arrays, the same in all processes.
+      sharding: The layout.
+    """
+    if sharding.is_fully_addressable:
+        return jax.device_put(tree, sharding)
+    # `device_put` would send every array to all processes to compare them.
+    return jax.tree.map(
+        lambda x: jax.make_array_from_callback(x.shape, sharding, x.__getitem__),
+        jax.tree.map(np.asarray, tree),
+    )
+
+
+def first(action: Callable[[], T]) -> T:
+    """Returns what an action returns in process 0; the others do not act.
+
+    Args:
+      action: Returns what JSON can say. It is not collective.
+
+    Raises:
+      RunError: The action failed, in the words of process 0. There its own error is
+        raised.
+    """
+    if not are_several():
+        return action()
+    found, failed = _attempt(action) if is_first() else (None, None)
+    said = {"error": _sentence(failed)} if failed else {"value": found}
+    told = json.loads(_tell(json.dumps(said).encode()))
+    if failed is not None:
+        raise failed
+    if "error" in told:
+        raise RunError(f"process 0 has ended the run: {told['error']}")
+    return found if is_first() else told["value"]
+
+
+def together(action: Callable[[], T]) -> T:
+    """Returns what an action returns, once it has succeeded in every process.
+
+    Args:
+      action: What all do, each for itself. It is not collective.
+
+    Raises:
+      RunError: The action failed in another process, which the message names.
+    """
+    if not are_several():
+        return action()
+    found, failed = _attempt(action)
+    errors = _gather(_sentence(failed) if failed else "")
+    if failed is not None:
+        raise failed
+    for number, error in enumerate(errors):
+        if error:
+            raise RunError(f"process {number} has ended the run: {error}")
+    return found
+
+
+def sent(tree: PyTree, like: PyTree) -> PyTree:
+    """Returns the arrays of process 0 in all processes, bit for bit.
+
+    Args:
+      tree: NumPy arrays; not read in the others.
+      like: Arrays of the same shapes and types.
+    """
+    if not are_several():
+        return tree
+
+    def send(x: np.ndarray | jax.ShapeDtypeStruct) -> np.ndarray:
+        whole = np.ascontiguousarray(x) if is_first() else np.zeros(x.shape, x.dtype)
+        # A sum with zeros would lose the sign of -0.0, but not of its bytes.
+        data = whole.reshape(-1).view(np.uint8)
+        told = multihost_utils.broadcast_one_to_all(data)
+        return np.asarray(told).view(whole.dtype).reshape(x.shape)
+
+    return jax.tree.map(send, tree if is_first() else like)
+
+
+def check_devices() -> None:
+    """Raises `RunError` unless all processes have as many devices."""
+    counts = collections.Counter(d.process_index for d in jax.devices())
+    if len(set(counts.values())) > 1:
+        listed = ", ".join(f"process {i}: {n}" for i, n in sorted(counts.items()))
+        raise RunError(
+            f"the processes have different numbers of devices ({listed}). Give each "
+            "as many."
+        )
+
+
+def check_same(values: Mapping[str, Any]) -> None:
+    """Raises `RunError` unless values are the same in all processes.
+
+    Args:
+      values: What JSON can say, by name.
+    """
+    if not are_several():
+        return
+    rows = [json.loads(text) for text in _gather(json.dumps(dict(values)))]
+    for number, row in enumerate(rows):
+        for name, value in rows[0].items():
+            if row.get(name) != value:
+                raise RunError(
+                    f"process {number} has {name}={row.get(name)!r}, and process 0 has "
+                    f"{name}={value!r}. Start all processes with the same command, "
+                    "versions and data."
+                )
+
+
+def listed() -> str:
+    """Returns the processes and their hosts, as "2 processes: 0 on a, 1 on b"."""
+    hosts = [f"{i} on {host}" for i, host in enumerate(_gather(platform.node()))]
+    more = ", ..." if len(hosts) > _LISTED else ""
+    return f"{len(hosts)} processes: {', '.join(hosts[:_LISTED])}{more}"
+
+
+def signals() -> tuple[int, ...]:
+    """Returns the signals that JAX's preemption service collects."""
+    return (signal.SIGTERM,) if are_several() else ()
+
+
+class Agreement:
+    """When a run stops early: all processes after the same step."""
+
+    def __init__(self):
+        """Nobody has asked yet."""
+        self._is_asked = self._is_reached = False
+        self._step = -1
+
+    def stops(self, step: int, wanted: bool) -> bool:
+        """Returns whether the run stops after a step.
+
+        JAX's preemption service chooses the step, within seconds.
+
+        Args:
+          step: The steps done. Every step asks, the same in all processes.
+          wanted: Whether this process wants to stop.
+        """
+        if not are_several():
+            return wanted
+        if wanted and not self._is_asked:
+            self._is_asked = True
+            # The service listens to this signal alone.
+            signal.raise_signal(signal.SIGTERM)
+        if step != self._step and not self._is_reached:
+            self._step = step
+            self._is_reached = multihost_utils.reached_preemption_sync_point(step)
+        return self._is_reached
+
+
+def reason(number: int | None, is_late: bool) -> int | None:
+    """Returns the signal that ended the run, the same in all processes.
+
+    None if it was the time limit.
+
+    Args:
+      number: The first signal that this process collected, or None.
+      is_late: Whether its time limit is over.
+    """
+    if not are_several():
+        return number
+    own = number or (_TIME_LIMIT if is_late else _NONE)
+    found = int(np.max(multihost_utils.process_allgather(np.int32(own))))
+    # JAX collects SIGTERM itself, unseen.
+    return signal.SIGTERM if found == _NONE else found or None
+
+
+def _attempt(action: Callable[[], Any]) -> tuple[Any, BaseException | None]:
+    """Returns the value of an action, or its error."""
+    try:
+        return action(), None
+    # The others wait for an answer, whatever happens here.
+    except BaseException as error:
+        return None, error
+
+
+def _sentence(error: BaseException) -> str:
+    if isinstance(error, RunError | DatasetError):
+        return str(error)
+    return f"{type(error).__name__}: {error}"
+
+
+def _tell(data: bytes) -> bytes:
+    """Returns the bytes of process 0."""
+    size = int(multihost_utils.broadcast_one_to_all(np.int32(len(data))))
+    room = _padded(data if is_first() else b"", size)
+    return multihost_utils.broadcast_one_to_all(room).tobytes()[:size]
+
+
+def _gather(text: str) -> list[str]:
+    """Returns the text of every process."""
+    data = text.encode()
+    sizes = multihost_utils.process_allgather(np.int32(len(data)))
+    rows = multihost_utils.process_allgather(_padded(data, int(sizes.max())))
+    return [r.tobytes()[:n].decode() for r, n in zip(rows, sizes, strict=True)]
+
+
+def _padded(data: bytes, size: int) -> np.ndarray:
+    """Returns bytes with zeros up to a power of two, so that few programs compile."""
+    room = 1 << max(size - 1, 255).bit_length()
+    return np.frombuffer(data.ljust(room, b"\0"), np.uint8)
