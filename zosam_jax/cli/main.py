@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from zosam_jax._version import __version__
-from zosam_jax.cli import parsing, terminal
+from zosam_jax.cli import distributed, parsing, terminal
 from zosam_jax.cli.analyze import Analyze
 from zosam_jax.cli.data import Data
 from zosam_jax.cli.evaluate import Evaluate
@@ -22,7 +22,7 @@ from zosam_jax.cli.presets import Presets
 from zosam_jax.cli.report import Report
 from zosam_jax.cli.sweep import Sweep
 from zosam_jax.cli.train import Train
-from zosam_jax.runs.errors import RunError, sentence
+from zosam_jax.runs.errors import LostProcess, RunError, sentence
 
 COMMANDS: dict[str, type[Command]] = {
     "train": Train,
@@ -43,7 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     The status is 0 on success, 2 after an error that the message explains, and 141 if
     the reader of standard output has gone. The same command goes on after 75, the time
-    limit, and after 128 plus the number of a signal, as 130 for SIGINT.
+    limit or a lost process, and after 128 plus the number of a signal, as 130 for
+    SIGINT.
 
     Args:
       arguments: The command line without the program's name. Default: `sys.argv`.
@@ -68,6 +69,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         message = terminal.as_typed(str(error), _fields(given))
         sys.stderr.write(f"error: {message}\n")
+        if isinstance(error, LostProcess):
+            # JAX would wait for the lost process at the exit of Python.
+            distributed.leave(75)
         return 2
 
 

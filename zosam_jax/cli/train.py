@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from zosam_jax.cli import compilation_cache, defaults, names, parsing, terminal
+from zosam_jax.cli.distributed import Distributed, is_first
 from zosam_jax.lottery.config import LotteryConfig
 from zosam_jax.runs.config import TrainConfig, default
 from zosam_jax.runs.errors import RunError
@@ -41,6 +42,18 @@ trains a run for longer if its learning rate is constant and its masks do not ch
     """Print the resulting configuration as JSON and exit."""
     dry_run: bool = False
     """Make every check, compile, train one step and exit; write nothing."""
+    distributed: bool = False
+    """Train with the processes of a cluster: the same command on every host. Cloud \
+TPU, GKE, SLURM and Open MPI tell who they are; else the next three flags do."""
+    coordinator: str | None = None
+    """HOST:PORT of process 0, with a free port."""
+    num_processes: int | None = None
+    """Number of processes."""
+    process_id: int | None = None
+    """Number of this process, from 0."""
+    process_timeout: int = 100
+    """Seconds after which a silent process counts as dead, and all end. At the start, \
+they wait three times as long for each other."""
 
     def __post_init__(self):
         """Checks nothing: `config` does, when the command line is complete."""
@@ -60,12 +73,17 @@ trains a run for longer if its learning rate is constant and its masks do not ch
             self, parsing.typed(line, type(self)), is_stored=self.resume is not None
         )
         check_modes(print_config=self.print_config, dry_run=self.dry_run)
+        processes = self._processes(line)
         if self.print_config:
             return print_config(config)
         from zosam_jax.runs import progress
 
         compilation_cache.use()
-        show = progress.display(config.log_every)
+        if processes is not None:
+            processes.connect()
+        show: progress.Display = progress.Silent()
+        if is_first():
+            show = progress.display(config.log_every)
         # The imports take seconds.
         show.message(opening(config))
         from zosam_jax.train import run, try_out
@@ -76,8 +94,34 @@ trains a run for longer if its learning rate is constant and its masks do not ch
         result = run(config, display=show, command=line)
         if result.ended_early:
             return early_exit(result.signal)
-        draw_curves(result.folder, [result.folder], show)
+        if is_first():
+            draw_curves(result.folder, [result.folder], show)
         return 0
+
+    def _processes(self, line: Sequence[str]) -> Distributed | None:
+        """Returns the processes of the run, checked; None without --distributed."""
+        found = Distributed(
+            self.coordinator, self.num_processes, self.process_id, self.process_timeout
+        )
+        others = {f.name for f in dataclasses.fields(Distributed)}
+        idle = sorted(others & parsing.typed(line, type(self)))
+        if self.distributed and self.resume is not None:
+            raise RunError(
+                "--resume reads the run's folder, which process 0 alone need have. Give "
+                "all processes the command that began the run: it goes on with it."
+            )
+        if not self.distributed:
+            if idle:
+                raise RunError(
+                    f"--{idle[0].replace('_', '-')} is for --distributed. Say both, or "
+                    "leave it out."
+                )
+            return None
+        try:
+            found.check()
+        except ValueError as error:
+            raise RunError(str(error)) from error
+        return found
 
 
 def checked(

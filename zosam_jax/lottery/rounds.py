@@ -31,7 +31,7 @@ from zosam_jax.runs.config import TrainConfig
 from zosam_jax.runs.errors import RunError, explained
 from zosam_jax.runs.files import JSON
 from zosam_jax.runs.progress import Display, Shielded, Silent
-from zosam_jax.train import checkpoint, choices, loop, trial
+from zosam_jax.train import checkpoint, choices, loop, processes, trial
 from zosam_jax.train.compiled_run import CompiledRun
 from zosam_jax.train.experiment import Model
 from zosam_jax.train.interruption import EARLY, Stop
@@ -113,6 +113,7 @@ def run_lottery(
       RunError: It cannot start or continue; the message says what would work.
       zosam_jax.data.DatasetError: The data set is missing or damaged.
     """
+    processes.check_alone("a search for lottery tickets")
     show = Shielded(display or Silent())
     stop = Stop(config.train.time_limit)
     folder.check(config, RECORD)
@@ -146,6 +147,7 @@ def try_lottery(config: LotteryConfig, display: Display | None = None) -> None:
       RunError: As for `run_lottery`.
       zosam_jax.data.DatasetError: As for `run_lottery`.
     """
+    processes.check_alone("a search for lottery tickets")
     folder.check(config, RECORD)
     rounds = _rounds(config)
     given = Objects(method=choices.ticket_method(rounds[0]))

@@ -13,6 +13,10 @@ class RunError(RuntimeError):
     """
 
 
+class LostProcess(RunError):
+    """Another process of the run has died or cannot be reached."""
+
+
 class PathError(RunError, ValueError):
     """A path that cannot be used, whatever lies there."""
 

@@ -134,8 +134,8 @@ def _scans(config: TrainConfig, dataset: Data | None, mesh: jax.sharding.Mesh) -
     if len({d.process_index for d in mesh.devices.flat}) > 1:
         if config.loop == "scan":
             raise ValueError(
-                "loop='scan' sizes its blocks of steps by a clock, and those of several "
-                "processes differ. Leave it out."
+                "loop='scan' sizes its blocks of steps by a clock, and the clocks of "
+                "several processes differ. Leave it out."
             )
         return False
     # Convolution gradients inside a compiled loop are slow on XLA:CPU.

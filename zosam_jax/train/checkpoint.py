@@ -294,8 +294,13 @@ class Checkpoints:
 class CheckpointsOfAll:
     """The checkpoints of a run for all its processes: process 0 writes and reads them.
 
-    All methods are collective, see `zosam_jax.train.processes`.
+    All methods but `close` are collective, see `zosam_jax.train.processes`.
+
+    Attributes:
+      own: The checkpoints themselves, in process 0; else None.
     """
+
+    own: Checkpoints | None
 
     def __init__(self, directory: Path, keep: int):
         """Opens the folder, and creates it if it does not exist.
@@ -307,29 +312,27 @@ class CheckpointsOfAll:
         Raises:
           RunError: The path is no folder, or cannot be used.
         """
-        self._opened: list[Checkpoints] = []
+        self.own = None
+        processes.first(lambda: self._open(directory, keep))
 
-        def open_() -> None:
-            self._opened.append(Checkpoints(directory, keep))
+    def _open(self, directory: Path, keep: int) -> None:
+        self.own = Checkpoints(directory, keep)
 
-        processes.first(open_)
-
-    @property
-    def _own(self) -> Checkpoints:
-        """Those of process 0, where alone they are open."""
-        return self._opened[0]
+    def _opened(self) -> Checkpoints:
+        assert self.own is not None
+        return self.own
 
     def save(self, step: int, state: PyTree) -> None:
         """Starts to write a snapshot, as `Checkpoints.save`."""
-        processes.first(lambda: self._own.save(step, state))
+        processes.first(lambda: self._opened().save(step, state))
 
     def wait(self) -> None:
         """Waits until nothing is being written, as `Checkpoints.wait`."""
-        processes.first(lambda: self._own.wait())
+        processes.first(lambda: self._opened().wait())
 
     def last_good(self) -> str:
         """Returns a sentence that names the newest complete checkpoint."""
-        return processes.first(lambda: self._own.last_good())
+        return processes.first(lambda: self._opened().last_good())
 
     def restore(
         self,
@@ -347,7 +350,7 @@ class CheckpointsOfAll:
         found: list[PyTree] = []
 
         def read() -> bool:
-            found.append(self._own.restore(template, warn, fault))
+            found.append(self._opened().restore(template, warn, fault))
             return found[0] is not None
 
         if not processes.first(read):
@@ -356,8 +359,8 @@ class CheckpointsOfAll:
 
     def close(self) -> None:
         """Waits for the background threads and ends them."""
-        for own in self._opened:
-            own.close()
+        if self.own is not None:
+            self.own.close()
 
 
 def _brief(error: Exception) -> str:

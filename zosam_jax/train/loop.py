@@ -435,14 +435,20 @@ def _check_objects(config: TrainConfig, given: Objects) -> None:
 
 
 @contextlib.contextmanager
-def _explained(path: Path, checkpoints: checkpoint.Checkpoints) -> Iterator[None]:
+def _explained(
+    path: Path, checkpoints: checkpoint.CheckpointsOfAll
+) -> Iterator[None]:
     """Names the last checkpoint if a file cannot be written."""
     try:
-        yield
+        with processes.losses("The same commands go on from the last checkpoint."):
+            yield
     except OSError as error:
+        # The other processes know already, and do not come here.
+        own = checkpoints.own
+        last = "" if own is None else f" {own.last_good()}"
         raise RunError(
-            f"{sentence(error, path, 'written')} {checkpoints.last_good()} The same "
-            "command goes on from there."
+            f"{sentence(error, path, 'written')}{last} The same command goes on from "
+            "there."
         ) from error
 
 

@@ -32,10 +32,12 @@ not be nested.
 """
 
 import collections
+import contextlib
 import json
 import platform
+import re
 import signal
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -45,12 +47,14 @@ from jax.sharding import AxisType, Mesh, Sharding
 
 from zosam_jax._types import PyTree
 from zosam_jax.data import DatasetError
-from zosam_jax.runs.errors import RunError
+from zosam_jax.runs.errors import LostProcess, RunError, sentence
 
 T = TypeVar("T")
 
 # The reasons of an early end, beside the numbers of signals.
 _NONE, _TIME_LIMIT = -1, 0
+# What the collectives of CPU and GPU, and JAX's own service, say of a lost peer.
+_LOST = re.compile("Gloo|NCCL|RCCL|UNAVAILABLE|ABORTED|DEADLINE_EXCEEDED")
 # Hosts that are named.
 _LISTED = 16
 
@@ -158,6 +162,18 @@ def sent(tree: PyTree, like: PyTree) -> PyTree:
     return jax.tree.map(send, tree if is_first() else like)
 
 
+def check_alone(what: str) -> None:
+    """Raises `RunError` if there are several processes.
+
+    Args:
+      what: What one process must do alone.
+    """
+    if are_several():
+        raise RunError(
+            f"{what} runs in one process, and here are {jax.process_count()}."
+        )
+
+
 def check_devices() -> None:
     """Raises `RunError` unless all processes have as many devices."""
     counts = collections.Counter(d.process_index for d in jax.devices())
@@ -198,6 +214,25 @@ def listed() -> str:
 def signals() -> tuple[int, ...]:
     """Returns the signals that JAX's preemption service collects."""
     return (signal.SIGTERM,) if are_several() else ()
+
+
+@contextlib.contextmanager
+def losses(advice: str) -> Iterator[None]:
+    """Makes what JAX raises where a process has died a `LostProcess`.
+
+    Args:
+      advice: Sentences for the end of its message.
+    """
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        text = str(error).splitlines()[0] if str(error) else ""
+        if not are_several() or not _LOST.search(text):
+            raise
+        raise LostProcess(
+            f"process {jax.process_index()} has lost another one, which died or cannot "
+            f"be reached. JAX says: {text.rstrip('.')}. {advice}"
+        ) from error
 
 
 class Agreement:
@@ -258,6 +293,8 @@ def _attempt(action: Callable[[], Any]) -> tuple[Any, BaseException | None]:
 def _sentence(error: BaseException) -> str:
     if isinstance(error, RunError | DatasetError):
         return str(error)
+    if isinstance(error, OSError):
+        return sentence(error, "a file", "used")
     return f"{type(error).__name__}: {error}"
 
 

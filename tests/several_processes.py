@@ -1,0 +1,170 @@
+"""Runs of several processes on this machine; also the program of each of them.
+
+    python several_processes.py PROCESS PROCESSES PORT TASK FOLDER
+
+The processes meet at 127.0.0.1 and exchange over gloo. A task trains some runs in FOLDER
+and prints what it finds as JSON, in its last line.
+"""
+
+import errno
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import devices
+
+FLAGS = {
+    "dataset": "digits",
+    "model": "mlp",
+    "width": 0.1,
+    "method": "set",
+    "update_interval": 3,
+    "gradient": "zosam",
+    "epochs": 4,
+    "batch_size": 360,
+    "checkpoint_every": 1,
+    "keep": 3,
+}
+"""Three steps an epoch, and new masks twice."""
+
+
+class Ended(NamedTuple):
+    """How a process has ended."""
+
+    status: int
+    found: dict
+    stderr: str
+
+
+def group(task, folder, processes, devices_each, timeout=240) -> list[Ended]:
+    """Runs a task in so many processes."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = os.environ | {
+        "XLA_FLAGS": devices.flags(devices_each),
+        "JAX_PLATFORMS": "cpu",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+    }
+    words = [str(processes), str(port), task, str(folder)]
+    running = [
+        subprocess.Popen(
+            [sys.executable, __file__, str(number), *words],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for number in range(processes)
+    ]
+    deadline, ended = time.monotonic() + timeout, []
+    try:
+        for process in running:
+            out, err = process.communicate(timeout=deadline - time.monotonic())
+            lines = [x for x in out.splitlines() if x.startswith("{")]
+            found = json.loads(lines[-1]) if lines else {}
+            ended.append(Ended(process.returncode, found, err))
+    finally:
+        for process in running:
+            process.kill()
+    return ended
+
+
+def at_step(step, act):
+    """Arranges that this process acts once before a step."""
+    from zosam_jax.train.compiled_run import CompiledRun
+
+    advance, left = CompiledRun.advance, [step]
+
+    def acting(self, state, batch, stop):
+        if left and stop == left[0]:
+            left.clear()
+            act()
+        return advance(self, state, batch, stop)
+
+    CompiledRun.advance = acting
+
+
+def config(out, **fields):
+    from zosam_jax.runs.config import TrainConfig
+
+    return TrainConfig(**{**FLAGS, "out": str(out), **fields})
+
+
+def refusal(out, **fields) -> str:
+    """What the run says that cannot start or go on."""
+    from zosam_jax.train import RunError, run
+
+    try:
+        run(config(out, **fields))
+    except RunError as error:
+        return str(error)
+    return ""
+
+
+def killed(folder, number, command):
+    """A run of which process 1 is killed in the second epoch."""
+    if number == 1:
+        at_step(5, lambda: os.kill(os.getpid(), signal.SIGKILL))
+    return {"status": command("killed")}
+
+
+def whole(folder, number, command):
+    """A run, undisturbed; the killed one to its end; one that is stopped; refusals."""
+    from zosam_jax.runs.metrics import MetricsLog
+    from zosam_jax.train import run
+
+    found = {"status": command("whole")}
+    found["killed"] = run(config(folder / "killed")).status
+    if number == 1:
+        at_step(4, lambda: signal.raise_signal(signal.SIGTERM))
+    # JAX looks for the signal once a second.
+    at_step(5, lambda: time.sleep(3))
+    stopped = run(config(folder / "stopped"))
+    found |= {"stopped": stopped.status, "signal": stopped.signal}
+    # What ends one process is known to the other.
+    found["other"] = refusal(folder / "other", seed=number)
+    found["file"] = refusal(folder / "file" / "run")
+    found["scan"] = refusal(folder / "scan", loop="scan")
+
+    def full(self, record):
+        raise OSError(errno.ENOSPC, "No space left on device", "metrics.jsonl")
+
+    MetricsLog.write = full
+    found["full"] = refusal(folder / "full")
+    return found
+
+
+def one(folder, number, command):
+    """A run of one process, and the rest of one that two processes began."""
+    from zosam_jax.train import run
+
+    found = {"status": command("one")}
+    found["stopped"] = run(config(folder / "stopped")).status
+    return found
+
+
+def main() -> int:
+    from zosam_jax.cli.main import main as zosam
+
+    number, count, port = map(int, sys.argv[1:4])
+    task, folder = {"killed": killed, "whole": whole, "one": one}[sys.argv[4]], Path(sys.argv[5])
+    words = ["train", *(f"--{k.replace('_', '-')}={v}" for k, v in FLAGS.items())]
+    if count > 1:
+        # The dead one is missed soon; a busy machine is not.
+        timeout = 10 if task is killed else 60
+        words += ["--distributed", f"--coordinator=127.0.0.1:{port}"]
+        words += [f"--num-processes={count}", f"--process-id={number}"]
+        words += [f"--process-timeout={timeout}"]
+    print(json.dumps(task(folder, number, lambda name: zosam([*words, f"--out={folder / name}"]))))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
