@@ -2,8 +2,8 @@
 
     python several_processes.py PROCESS PROCESSES PORT TASK FOLDER
 
-The processes meet at 127.0.0.1 and exchange over gloo. A task trains some runs in FOLDER
-and prints what it finds as JSON, in its last line.
+The processes meet at 127.0.0.1 and exchange over gloo. A task trains some runs in
+FOLDER and prints what it finds as JSON, in its last line.
 """
 
 import errno
@@ -39,7 +39,9 @@ class Ended(NamedTuple):
 
     status: int
     found: dict
+    stdout: str
     stderr: str
+    time: float
 
 
 def group(task, folder, processes, devices_each, timeout=240) -> list[Ended]:
@@ -63,13 +65,13 @@ def group(task, folder, processes, devices_each, timeout=240) -> list[Ended]:
         )
         for number in range(processes)
     ]
-    deadline, ended = time.monotonic() + timeout, []
+    began, ended = time.monotonic(), []
     try:
         for process in running:
-            out, err = process.communicate(timeout=deadline - time.monotonic())
+            out, err = process.communicate(timeout=began + timeout - time.monotonic())
             lines = [x for x in out.splitlines() if x.startswith("{")]
             found = json.loads(lines[-1]) if lines else {}
-            ended.append(Ended(process.returncode, found, err))
+            ended.append(Ended(process.returncode, found, out, err, time.time()))
     finally:
         for process in running:
             process.kill()
@@ -97,64 +99,83 @@ def config(out, **fields):
     return TrainConfig(**{**FLAGS, "out": str(out), **fields})
 
 
-def refusal(out, **fields) -> str:
-    """What the run says that cannot start or go on."""
-    from zosam_jax.train import RunError, run
+class Runs:
+    """Runs of one configuration, whose programs are compiled once."""
 
-    try:
-        run(config(out, **fields))
-    except RunError as error:
-        return str(error)
-    return ""
+    def __init__(self, folder):
+        from zosam_jax.train import loop
+        from zosam_jax.train.objects import Objects
+
+        self.folder = folder
+        self.compiled = loop.prepare(config(folder / "nothing"), Objects())
+
+    def run(self, name, **fields):
+        from zosam_jax.train import run
+
+        compiled = self.compiled
+        shared = compiled.again() if compiled.is_compiled else compiled
+        return run(config(self.folder / name, **fields), compiled=shared)
+
+    def refusal(self, name, **fields) -> str:
+        """What the run says that cannot start or go on."""
+        from zosam_jax.train import RunError
+
+        try:
+            self.run(name, **fields)
+        except RunError as error:
+            return str(error)
+        return ""
 
 
 def killed(folder, number, command):
     """A run of which process 1 is killed in the second epoch."""
+
+    def die():
+        (folder / "died").write_text(str(time.time()))
+        os.kill(os.getpid(), signal.SIGKILL)
+
     if number == 1:
-        at_step(5, lambda: os.kill(os.getpid(), signal.SIGKILL))
+        at_step(5, die)
     return {"status": command("killed")}
 
 
 def whole(folder, number, command):
     """A run, undisturbed; the killed one to its end; one that is stopped; refusals."""
     from zosam_jax.runs.metrics import MetricsLog
-    from zosam_jax.train import run
 
     found = {"status": command("whole")}
-    found["killed"] = run(config(folder / "killed")).status
+    runs = Runs(folder)
+    found["killed"] = runs.run("killed").status
     if number == 1:
         at_step(4, lambda: signal.raise_signal(signal.SIGTERM))
     # JAX looks for the signal once a second.
     at_step(5, lambda: time.sleep(3))
-    stopped = run(config(folder / "stopped"))
+    stopped = runs.run("stopped")
     found |= {"stopped": stopped.status, "signal": stopped.signal}
     # What ends one process is known to the other.
-    found["other"] = refusal(folder / "other", seed=number)
-    found["file"] = refusal(folder / "file" / "run")
-    found["scan"] = refusal(folder / "scan", loop="scan")
+    found["seeds"] = runs.refusal("seeds", seed=number)
+    found["file"] = runs.refusal("file/run")
 
     def full(self, record):
         raise OSError(errno.ENOSPC, "No space left on device", "metrics.jsonl")
 
     MetricsLog.write = full
-    found["full"] = refusal(folder / "full")
+    found["full"] = runs.refusal("full")
     return found
 
 
 def one(folder, number, command):
     """A run of one process, and the rest of one that two processes began."""
-    from zosam_jax.train import run
-
-    found = {"status": command("one")}
-    found["stopped"] = run(config(folder / "stopped")).status
-    return found
+    runs = Runs(folder)
+    return {name: runs.run(name).status for name in ("one", "stopped")}
 
 
 def main() -> int:
     from zosam_jax.cli.main import main as zosam
 
     number, count, port = map(int, sys.argv[1:4])
-    task, folder = {"killed": killed, "whole": whole, "one": one}[sys.argv[4]], Path(sys.argv[5])
+    task = {"killed": killed, "whole": whole, "one": one}[sys.argv[4]]
+    folder = Path(sys.argv[5])
     words = ["train", *(f"--{k.replace('_', '-')}={v}" for k, v in FLAGS.items())]
     if count > 1:
         # The dead one is missed soon; a busy machine is not.
@@ -162,7 +183,11 @@ def main() -> int:
         words += ["--distributed", f"--coordinator=127.0.0.1:{port}"]
         words += [f"--num-processes={count}", f"--process-id={number}"]
         words += [f"--process-timeout={timeout}"]
-    print(json.dumps(task(folder, number, lambda name: zosam([*words, f"--out={folder / name}"]))))
+
+    def command(name):
+        return zosam([*words, f"--out={folder / name}"])
+
+    sys.stdout.write(json.dumps(task(folder, number, command)) + "\n")
     return 0
 
 

@@ -1,13 +1,21 @@
-"""Two processes with two devices each train one run, and agree with one that has four."""
+"""Two processes with two devices each train one run, and agree with one that has four.
+
+The groups of processes run once for all tests: one in which a process is killed, one
+that goes on, and one process that goes on with what two began.
+"""
 
 import json
 import signal
 
+import jax
 import numpy as np
 import pytest
 import several_processes as several
+import tiny_run
 
+from zosam_jax.train import loop
 from zosam_jax.train.checkpoint import Checkpoints
+from zosam_jax.train.objects import Objects
 
 
 @pytest.fixture(scope="module")
@@ -15,8 +23,120 @@ def runs(tmp_path_factory):
     """The folder of all runs, and how the processes of each group have ended."""
     folder = tmp_path_factory.mktemp("runs")
     (folder / "file").write_text("")
-    ended = {
-        task: several.group(task, folder, *sizes)
-        for task, sizes in (("killed", (2, 2)), ("whole", (2, 2)), ("one", (1, 4)))
-    }
+    sizes = {"killed": (2, 2), "whole": (2, 2), "one": (1, 4)}
+    ended = {task: several.group(task, folder, *size) for task, size in sizes.items()}
     return folder, ended
+
+
+@pytest.fixture(scope="module")
+def final(runs):
+    """The final state of a run, by its name."""
+    folder, _ = runs
+    template = loop.prepare(several.config(folder / "nothing"), Objects()).abstract
+
+    def read(name):
+        checkpoints = Checkpoints(folder / name / "checkpoints", 1, read_only=True)
+        state = checkpoints.read(checkpoints.steps()[-1], template)
+        checkpoints.close()
+        return state
+
+    return read
+
+
+def lines(runs, name, *but):
+    """The lines of a run's metrics without what a clock measured."""
+    text = (runs[0] / name / "metrics.jsonl").read_text()
+    clocks = {"seconds", "images_per_second", *but}
+    return [
+        {k: v for k, v in json.loads(line).items() if k not in clocks}
+        for line in text.splitlines()
+    ]
+
+
+def found(runs, task, number=0):
+    ended = runs[1][task][number]
+    assert ended.status == 0, ended.stderr
+    return ended.found
+
+
+def test_two_processes_have_the_numbers_of_one(runs, final):
+    """Sums of four devices over gloo are rounded otherwise than within one process.
+
+    A slope of ZO-SAM divides the difference of two losses by 0.002, and their rounding
+    with it. Masks, orders and draws are the same.
+    """
+    assert found(runs, "whole")["status"] == 0
+    assert found(runs, "one")["one"] == "finished"
+    two, one = final("whole"), final("one")
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-6),
+        (two.params, two.opt_state.inner),
+        (one.params, one.opt_state.inner),
+    )
+    for a, b in zip(jax.tree.leaves(two), jax.tree.leaves(one), strict=True):
+        if a.dtype != np.float32:
+            np.testing.assert_array_equal(a, b)
+    for a, b in zip(lines(runs, "whole"), lines(runs, "one"), strict=True):
+        assert a.pop("split") == b.pop("split")
+        assert a == pytest.approx(b, rel=1e-4)
+
+
+def test_one_process_writes(runs):
+    folder, ended = runs
+    entries = {".lock", "checkpoints", "config.json", "curves.png", "metrics.jsonl"}
+    assert {p.name for p in (folder / "whole").iterdir()} == {*entries, "summary.json"}
+    assert len(lines(runs, "whole")) == 2 * several.FLAGS["epochs"]
+    first, second = ended["whole"]
+    assert "epoch 4/4" in first.stdout
+    assert "epoch" not in second.stdout
+    record = json.loads((folder / "whole" / "config.json").read_text())
+    session = record["sessions"][0]
+    assert (session["devices"], session["processes"]) == (4, 2)
+
+
+def test_a_killed_process_ends_the_others_and_the_run_goes_on(runs, final):
+    """To the same bits as an undisturbed run."""
+    survivor, dead = runs[1]["killed"]
+    assert dead.status == -signal.SIGKILL
+    # JAX aborts what waits in a collective; gloo may tell the program first.
+    assert survivor.status in (-signal.SIGABRT, 75)
+    assert "tasks are unhealthy" in survivor.stderr or "has lost another" in (
+        survivor.stderr
+    )
+    # Ten seconds without a sign of life, and the time to see it.
+    assert survivor.time - float((runs[0] / "died").read_text()) < 40
+    assert found(runs, "whole")["killed"] == "finished"
+    tiny_run.assert_same(final("killed"), final("whole"))
+    assert lines(runs, "killed") == lines(runs, "whole")
+
+
+def test_a_signal_to_one_process_stops_all_after_the_same_step(runs, final):
+    for number in (0, 1):
+        row = found(runs, "whole", number)
+        assert row["stopped"] == "interrupted"
+        assert row["signal"] == signal.SIGTERM
+    record = json.loads((runs[0] / "stopped" / "config.json").read_text())
+    first, second = record["sessions"]
+    assert (first["processes"], second["processes"]) == (2, 1)
+    assert 4 <= second["step"] < 12
+
+
+def test_one_process_goes_on_with_a_run_of_two(runs, final):
+    assert found(runs, "one")["stopped"] == "finished"
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-6),
+        final("stopped").params,
+        final("whole").params,
+    )
+    assert len(lines(runs, "stopped")) == 2 * several.FLAGS["epochs"]
+
+
+def test_all_processes_say_why_a_run_ends(runs):
+    rows = [found(runs, "whole", number) for number in (0, 1)]
+    for row in rows:
+        assert "process 1 has seed=1, and process 0 has seed=0" in row["seeds"]
+        assert "A part of the path is a file" in row["file"]
+        assert "no space left on device. Make room" in row["full"]
+    for name in ("file", "full"):
+        assert not rows[0][name].startswith("process 0 has ended")
+        assert rows[1][name].startswith("process 0 has ended the run: ")

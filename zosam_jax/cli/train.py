@@ -107,7 +107,7 @@ they wait three times as long for each other."""
         idle = sorted(others & parsing.typed(line, type(self)))
         if self.distributed and self.resume is not None:
             raise RunError(
-                "--resume reads the run's folder, which process 0 alone need have. Give "
+                "--resume reads the run's folder, which only process 0 need have. Give "
                 "all processes the command that began the run: it goes on with it."
             )
         if not self.distributed:

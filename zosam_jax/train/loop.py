@@ -435,9 +435,7 @@ def _check_objects(config: TrainConfig, given: Objects) -> None:
 
 
 @contextlib.contextmanager
-def _explained(
-    path: Path, checkpoints: checkpoint.CheckpointsOfAll
-) -> Iterator[None]:
+def _explained(path: Path, checkpoints: checkpoint.CheckpointsOfAll) -> Iterator[None]:
     """Names the last checkpoint if a file cannot be written."""
     try:
         with processes.losses("The same commands go on from the last checkpoint."):
