@@ -64,5 +64,5 @@ def test_eight_devices_agree_with_one(tmp_path, whole):
 def test_a_batch_that_does_not_divide_is_refused(tmp_path):
     failed = process(tmp_path / "run", "batch_size=12", devices=8)
     assert failed.returncode == 2
-    assert "batch_size=12 must be a multiple of the 8 local devices; 8" in failed.stderr
+    assert "batch_size=12 must be a multiple of the 8 devices; 8" in failed.stderr
     assert not (tmp_path / "run").exists()

@@ -36,7 +36,7 @@ class Distributed:
         if self.num_processes is not None:
             _check.whole("num_processes", self.num_processes)
         if self.process_id is not None:
-            most = None if self.num_processes is None else self.num_processes - 1
+            most = (self.num_processes or 2**31) - 1
             _check.whole("process_id", self.process_id, least=0, most=most)
         if self.coordinator is not None:
             host, _, port = self.coordinator.rpartition(":")

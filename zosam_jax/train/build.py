@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 import jax
@@ -53,7 +53,7 @@ def experiment(
     facts: DatasetFacts | None = None,
     *,
     examples: bool = True,
-    devices: Sequence[jax.Device] | None = None,
+    of_all: bool = False,
 ) -> Experiment:
     """Returns the objects of a run, all but its teacher; trains and writes nothing.
 
@@ -65,16 +65,15 @@ def experiment(
         those of the data set. None: those of the data set.
       examples: Whether to load the data set, if none is given. Without it, `facts` must
         be there, and nothing can be trained or evaluated.
-      devices: The devices, of all processes or of this one. Default: the local ones.
+      of_all: Whether to use the devices of all processes, or of this one.
 
     Raises:
       ValueError: The configuration, its data, model and devices do not fit together.
       zosam_jax.data.DatasetError: The data set is missing or damaged, or `facts` are
         those of other classes or other images.
     """
-    mesh = processes.mesh(devices or jax.local_devices())
-    if given.model is None:
-        _check.one_of("model", config.model, models.names())
+    mesh = processes.mesh(of_all=of_all)
+    _check_model(config, given)
     if examples or given.dataset is not None or facts is None:
         found = _examples(config, given, facts, mesh.size)
     else:
@@ -109,6 +108,12 @@ def experiment(
         optimization=parts_of,
         **parts_of(config.seed)._asdict(),
     )
+
+
+def _check_model(config: TrainConfig, given: Objects) -> None:
+    """Raises `ValueError` if there is no such model, before the data set is loaded."""
+    if given.model is None:
+        _check.one_of("model", config.model, models.names())
 
 
 def _score_images(config: TrainConfig, dataset: Data | None) -> int:

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 import optax
 
@@ -285,9 +284,7 @@ def prepare(
 
     def traced() -> CompiledRun:
         try:
-            experiment = build.experiment(
-                config, given, chosen, facts, devices=jax.devices()
-            )
+            experiment = build.experiment(config, given, chosen, facts, of_all=True)
             _check_counts(config, experiment)
             if config.teacher is not None:
                 teacher = load_teacher(config, experiment)

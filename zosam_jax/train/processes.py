@@ -37,7 +37,7 @@ import json
 import platform
 import re
 import signal
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import jax
@@ -69,17 +69,21 @@ def is_first() -> bool:
     return jax.process_index() == 0
 
 
-def mesh(devices: Sequence[jax.Device]) -> Mesh:
+def mesh(*, of_all: bool) -> Mesh:
     """Returns devices along one axis, "data"; those of a process are neighbours.
 
+    >>> mesh(of_all=True).axis_names
+    ('data',)
+
     Args:
-      devices: The devices, of one process or of all.
+      of_all: The devices of all processes, or of this one.
     """
     axes = ("data",), (AxisType.Auto,)
-    if len({d.process_index for d in devices}) == 1:
-        return jax.make_mesh((len(devices),), *axes, devices=devices)
+    if not (of_all and are_several()):
+        local = jax.local_devices()
+        return jax.make_mesh((len(local),), *axes, devices=local)
     # A host reads neighbouring rows of a batch.
-    ordered = sorted(devices, key=lambda d: (d.process_index, d.id))
+    ordered = sorted(jax.devices(), key=lambda d: (d.process_index, d.id))
     return Mesh(np.array(ordered), *axes)
 
 
@@ -102,6 +106,9 @@ def place(tree: PyTree, sharding: Sharding) -> PyTree:
 def first(action: Callable[[], T]) -> T:
     """Returns what an action returns in process 0; the others do not act.
 
+    >>> first(lambda: 3)
+    3
+
     Args:
       action: Returns what JSON can say. It is not collective.
 
@@ -111,18 +118,27 @@ def first(action: Callable[[], T]) -> T:
     """
     if not are_several():
         return action()
-    found, failed = _attempt(action) if is_first() else (None, None)
-    said = {"error": _sentence(failed)} if failed else {"value": found}
-    told = json.loads(_tell(json.dumps(said).encode()))
-    if failed is not None:
-        raise failed
-    if "error" in told:
-        raise RunError(f"process 0 has ended the run: {told['error']}")
-    return found if is_first() else told["value"]
+    if not is_first():
+        told = json.loads(_tell(b""))
+        if "error" in told:
+            raise RunError(f"process 0 has ended the run: {told['error']}")
+        return told["value"]
+    try:
+        found = action()
+        said = json.dumps({"value": found})
+    # The others wait for an answer, whatever happens here.
+    except BaseException as error:
+        _tell(json.dumps({"error": _sentence(error)}).encode())
+        raise
+    _tell(said.encode())
+    return found
 
 
 def together(action: Callable[[], T]) -> T:
     """Returns what an action returns, once it has succeeded in every process.
+
+    >>> together(lambda: 3)
+    3
 
     Args:
       action: What all do, each for itself. It is not collective.
@@ -132,13 +148,14 @@ def together(action: Callable[[], T]) -> T:
     """
     if not are_several():
         return action()
-    found, failed = _attempt(action)
-    errors = _gather(_sentence(failed) if failed else "")
-    if failed is not None:
-        raise failed
-    for number, error in enumerate(errors):
-        if error:
-            raise RunError(f"process {number} has ended the run: {error}")
+    try:
+        found = action()
+    except BaseException as error:
+        _gather(_sentence(error))
+        raise
+    for number, said in enumerate(_gather("")):
+        if said:
+            raise RunError(f"process {number} has ended the run: {said}")
     return found
 
 
@@ -165,6 +182,8 @@ def sent(tree: PyTree, like: PyTree) -> PyTree:
 def check_alone(what: str) -> None:
     """Raises `RunError` if there are several processes.
 
+    >>> check_alone("a search")
+
     Args:
       what: What one process must do alone.
     """
@@ -187,6 +206,8 @@ def check_devices() -> None:
 
 def check_same(values: Mapping[str, Any]) -> None:
     """Raises `RunError` unless values are the same in all processes.
+
+    >>> check_same({"seed": 0})
 
     Args:
       values: What JSON can say, by name.
@@ -279,15 +300,6 @@ def reason(number: int | None, is_late: bool) -> int | None:
     found = int(np.max(multihost_utils.process_allgather(np.int32(own))))
     # JAX collects SIGTERM itself, unseen.
     return signal.SIGTERM if found == _NONE else found or None
-
-
-def _attempt(action: Callable[[], Any]) -> tuple[Any, BaseException | None]:
-    """Returns the value of an action, or its error."""
-    try:
-        return action(), None
-    # The others wait for an answer, whatever happens here.
-    except BaseException as error:
-        return None, error
 
 
 def _sentence(error: BaseException) -> str:

@@ -39,13 +39,7 @@ def begin(
     )
     given = start if restored is None else restored
     step = 0 if given is None else int(given.step)
-    devices = {
-        "backend": jax.default_backend(),
-        "device": jax.local_devices()[0].device_kind,
-        "devices": compiled.experiment.mesh.size,
-        "processes": jax.process_count(),
-        "numerics": numerics.settings(),
-    }
+    devices = _devices(setup.experiment)
     changes = processes.first(
         lambda: folder.write_config(
             setup.folder, setup.config, command, step, devices, beside
@@ -73,6 +67,17 @@ def begin(
     records = processes.first(lambda: metrics.cut(lines, step))
     show.message(f"compiled in {sum(compiled.compile_seconds.values()):.1f} s")
     return state, records
+
+
+def _devices(experiment: Experiment) -> JSON:
+    """Returns what `config.json` says of the devices of a session."""
+    return {
+        "backend": jax.default_backend(),
+        "device": jax.local_devices()[0].device_kind,
+        "devices": experiment.mesh.size,
+        "processes": jax.process_count(),
+        "numerics": numerics.settings(),
+    }
 
 
 def _without_metrics(setup: "Setup", step: int) -> str | None:
