@@ -2,11 +2,12 @@
 
 `sparsify` wraps an optimizer. The methods it takes are `rigl`, `set_`, `mest`, `gmp`,
 `safe`, `static` and others; `nm`, `srigl`, `units`, `chex` and `chase` prune in a
-structure; `dynamic` makes a new method of two `scores`. `masks` reads the masks of a
-state, `apply_masks` applies them, and `report` counts weights and FLOPs. `compact` cuts
-out units that nothing reads, `accelerate` multiplies by sparse matrices where that is
-faster, and `cost` measures a network before and after. `ticket_sparsities`,
-`prune_ticket` and `early_bird` are for lottery tickets.
+structure; `product` joins a method for units and one for weights; `dynamic` makes a new
+method of two `scores`. `masks` reads the masks of a state, `apply_masks` applies them,
+and `report` counts weights and FLOPs. `compact` cuts out units that nothing reads,
+`accelerate` multiplies by sparse matrices where that is faster, and `cost` measures a
+network before and after. `ticket_sparsities`, `prune_ticket` and `early_bird` are for
+lottery tickets.
 """
 
 from zosam_jax._types import Units as Units
@@ -42,6 +43,8 @@ from zosam_jax.sparsity.moments import mean_second_moments as mean_second_moment
 from zosam_jax.sparsity.moments import reset_moments as reset_moments
 from zosam_jax.sparsity.packing import pack as pack
 from zosam_jax.sparsity.packing import unpack as unpack
+from zosam_jax.sparsity.products import Parts as Parts
+from zosam_jax.sparsity.products import product as product
 from zosam_jax.sparsity.reports.cost import Cost as Cost
 from zosam_jax.sparsity.reports.cost import cost as cost
 from zosam_jax.sparsity.reports.findings import SparsityReport as SparsityReport

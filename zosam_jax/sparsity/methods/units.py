@@ -69,8 +69,7 @@ def units(
     weight decay and momentum change them. `removable` counts those that a smaller
     network can leave out.
 
-    Unstructured sparsity of the same layers would be a second method, and `sparsify`
-    takes one.
+    `product` adds unstructured or N:M sparsity, of the same layers too.
 
     Args:
       sparsity: Fraction of pruned units of every layer, in [0, 1); or one for each name
