@@ -8,14 +8,16 @@ FOLDER and prints what it finds as JSON, in its last line.
 
 import errno
 import json
+import math
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import devices
 
@@ -165,9 +167,32 @@ def whole(folder, number, command):
 
 
 def one(folder, number, command):
-    """A run of one process, and the rest of one that two processes began."""
+    """A run of one process, and the rest of one that two began; the step's programs."""
     runs = Runs(folder)
-    return {name: runs.run(name).status for name in ("one", "stopped")}
+    found = {name: runs.run(name).status for name in ("one", "stopped")}
+    step = runs.compiled._train_traced.program
+    for platform in ("cuda", "tpu"):
+        text = step.lower(lowering_platforms=(platform,)).as_text()
+        main = next(x for x in text.splitlines() if "@main(" in x).split("->")[0]
+        arguments = re.findall(r"%arg\d+: tensor<(\S+)> \{(.*?)\}(?=, %|\))", main)
+        found[platform] = {
+            "calls": sorted(set(re.findall(r"custom_call @(\w+)", text))),
+            "donated": sum("aliasing_output" in x for _, x in arguments),
+            "kept": [kind for kind, x in arguments if "aliasing_output" not in x],
+        }
+    advance: Any = runs.compiled._advance
+    partitioned = advance.as_text()
+    found["exchanged"] = [
+        (name, [size(shape) for shape in re.findall(r"\w+\[([\d,]*)\]", shapes)])
+        for shapes, name in re.findall(
+            r"= (\(.*?\)|\S+) ((?:all|reduce|collective)-[a-z-]+)\(", partitioned
+        )
+    ]
+    return found
+
+
+def size(shape: str) -> int:
+    return math.prod(int(n) for n in shape.split(",") if n)
 
 
 def main() -> int:

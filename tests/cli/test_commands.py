@@ -182,6 +182,16 @@ def test_an_error_is_one_line_and_status_2(arguments, part, capsys, tmp_path):
         ("train --method dynamic", "needs --method-options: drop=VALUE grow=VALUE. dr"),
         ("train --method nm --method-options n=2", "--method-options: m=VALUE. m: We"),
         ("train --milestones nan --schedule step", "--milestones nan must be"),
+        ("train --num-processes 2", "--num-processes is for --distributed. Say both"),
+        (
+            "train --distributed --coordinator 10.0.0.1",
+            "must be HOST:PORT, as 10.0.0.2",
+        ),
+        (
+            "train --distributed --num-processes 2 --process-id 2",
+            "--process-id 2 must be an integer >= 0 and <= 1.",
+        ),
+        ("train --distributed --process-timeout 0", "--process-timeout 0 must be"),
         ("lottery --rewind weight", "Did you mean 'weights'"),
         ("lottery --method rigl", "zosam lottery has no flag --method."),
         ("lottery --early-bird --rounds 3", "--rounds 3 must be 1"),
@@ -301,6 +311,42 @@ def test_what_a_preset_sets_without_effect_falls_back_to_the_default(capsys):
 def test_every_preset_uses_all_its_fields():
     for name, preset in PRESETS.items():
         assert effects.without_effect(preset.config) == [], name
+
+
+def test_processes_that_nobody_tells_of_must_be_described(monkeypatch, capsys):
+    def initialize(*arguments, **options):
+        raise ValueError("coordinator_address should be defined.")
+
+    monkeypatch.setattr("jax.distributed.initialize", initialize)
+    assert cli.main(["train", "--distributed"]) == 2
+    text = capsys.readouterr().err
+    assert "JAX found no cluster" in text
+    assert "say --coordinator HOST:PORT --num-processes N --process-id I" in text
+
+
+def test_a_lost_process_is_not_waited_for(monkeypatch, capsys):
+    from zosam_jax.cli import distributed
+    from zosam_jax.runs.errors import LostProcess
+    from zosam_jax.train import loop
+
+    def run(config, **rest):
+        raise LostProcess("process 0 has lost another one")
+
+    left = []
+    monkeypatch.setattr(loop, "run", run)
+    monkeypatch.setattr(distributed, "leave", left.append)
+    cli.main(["train"])
+    assert left == [75]
+    assert "error: process 0 has lost another one" in capsys.readouterr().err
+
+
+def test_several_processes_go_on_by_the_command_that_began(tmp_path, capsys):
+    (tmp_path / "config.json").write_text(
+        json.dumps({"config": TrainConfig().record()})
+    )
+    line = ["train", "--distributed", "--resume", str(tmp_path)]
+    assert cli.main(line) == 2
+    assert "the command that began the run" in capsys.readouterr().err
 
 
 def test_an_interrupted_run_has_the_status_of_its_signal(monkeypatch):

@@ -140,3 +140,24 @@ def test_all_processes_say_why_a_run_ends(runs):
     for name in ("file", "full"):
         assert not rows[0][name].startswith("process 0 has ended")
         assert rows[1][name].startswith("process 0 has ended the run: ")
+
+
+def test_a_step_of_zosam_exchanges_the_gradient_and_a_few_scalars(runs):
+    """Losses of two probes; then the gradient, the loss and the correct examples."""
+    summary = json.loads((runs[0] / "one" / "summary.json").read_text())
+    probes, gradient = found(runs, "one")["exchanged"]
+    assert probes == ["all-reduce", [1, 1]]
+    name, sizes = gradient
+    assert name == "all-reduce"
+    assert len(sizes) == 6 + 2
+    assert sum(sizes) == summary["parameters"] + 2
+
+
+@pytest.mark.parametrize("platform", ["cuda", "tpu"])
+def test_a_step_runs_on_accelerators_without_the_host(runs, platform):
+    """It is lowered for them without the hardware; the state's buffers are reused."""
+    row = found(runs, "one")[platform]
+    assert row["calls"] == []
+    # The seed, the order of the epoch and the training set.
+    assert sorted(row["kept"]) == ["1437x8x8x1xui8", "1437xi32", "1437xi32", "i32"]
+    assert row["donated"] > 0

@@ -105,6 +105,22 @@ def test_two_steps_of_sgd_with_momentum_and_coupled_decay(experiment):
     assert int(state.totals.steps) == 2
 
 
+def test_hosts_share_each_evaluation_batch(experiment, monkeypatch):
+    """Also the padded last one, of which the second host has nothing that counts."""
+    monkeypatch.setattr(accuracy, "batch_size", lambda experiment: 16)
+    whole = list(accuracy.batches(experiment, "test"))
+    shares = []
+    for host in (0, 1):
+        monkeypatch.setattr(type(experiment), "host", (host, 2))
+        shares.append(list(accuracy.batches(experiment, "test")))
+    assert [count for _, _, count in whole] == [16, 6]
+    for batch, first, second in zip(whole, *shares, strict=True):
+        assert batch[2] == first[2] == second[2]
+        for x, a, b in zip(batch[:2], first[:2], second[:2], strict=True):
+            assert len(a) == len(b) == 8
+            np.testing.assert_array_equal(x, np.concatenate([a, b]))
+
+
 def test_the_last_evaluation_batch_counts_each_image_once(experiment, monkeypatch):
     """22 images in batches of 8, against all at once."""
     state = tiny_run.begin(experiment)
