@@ -16,21 +16,23 @@ class Export:
 
     A safetensors file has weights, masks (one bit a weight), classes and preprocessing.
     `zosam predict FILE PATH...` and `zs.load(FILE)` use it like the run. A StableHLO
-    file is the network as a program, which JAX runs without this package.
+    or ONNX file is the network as a program, which JAX or ONNX Runtime runs without
+    this package.
     """
 
     run: Annotated[Positional[Path], arg(metavar="RUN")]
     """Folder of a run, finished or not; or a safetensors file that was exported."""
-    to: Literal["safetensors", "stablehlo"] = "safetensors"
+    to: Literal["safetensors", "stablehlo", "onnx"] = "safetensors"
     """Format of the file. safetensors: arrays by name, which many languages read. \
 stablehlo: a program for CPUs, NVIDIA GPUs and TPUs, which `jax.export.deserialize` \
-reads; its classes and preprocessing are in a JSON file beside it."""
+reads; its classes and preprocessing are in a JSON file beside it. onnx: the same for \
+ONNX Runtime."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of the weights in a safetensors file. float32: nothing is rounded. \
 bfloat16: kernels and embeddings are rounded; biases, scales, statistics and masks are \
 exact."""
     out: Path | None = None
-    """The file. None: network.safetensors or network.stablehlo in the run folder."""
+    """The file. None: network.FORMAT in the run folder."""
     compact: bool = False
     """Cut out the units that nothing reads: the network is smaller and computes the \
 same."""

@@ -232,7 +232,7 @@ class ResNet(nn.Module):
         if is_large:
             # After a ReLU, padding by zeros gives the maximum that -inf would give.
             x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-            x = nn.max_pool(x, (3, 3), strides=(2, 2))
+            x = nn.max_pool(x, window_shape=(3, 3), strides=(2, 2))
         # One draw for all blocks; see `layers.depth_factors`.
         factors = iter(
             layers.block_factors(

@@ -91,7 +91,7 @@ class VGG(nn.Module):
         for stage, (base, count) in enumerate(self.stages):
             if stage:
                 # Between the stages only: the last stage keeps 2 x 2 positions.
-                x = nn.max_pool(x, (2, 2), strides=(2, 2))
+                x = nn.max_pool(x, window_shape=(2, 2), strides=(2, 2))
             for _ in range(count):
                 number += 1
                 usual = round(base * self.width)

@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import jax
-from jax.extend import core
 
+from zosam_jax import _operations
 from zosam_jax._types import PyTree
 
 Dimensions = tuple[
@@ -54,57 +54,28 @@ def with_weights(
 
     def run(x: PyTree) -> PyTree:
         made, shapes = jax.make_jaxpr(apply, return_shape=True)(like, x)
-        inputs = [*weights, *jax.tree.leaves(x)]
-        outputs = _run(made, inputs)
-        return jax.tree.unflatten(jax.tree.structure(shapes), outputs)
+        outputs = _operations.run(made, [*weights, *jax.tree.leaves(x)], _computed)
+        return jax.tree.unflatten(
+            jax.tree.structure(shapes), [_array(x) for x in outputs]
+        )
 
     return run
 
 
-# Operations that are nothing but a jaxpr, and the parameter that it is.
-_BODIES = {
-    "jit": "jaxpr",
-    "pjit": "jaxpr",
-    "closed_call": "call_jaxpr",
-    "remat": "jaxpr",
-    "checkpoint": "jaxpr",
-    "custom_jvp_call": "call_jaxpr",
-    "custom_vjp_call": "call_jaxpr",
-}
-
-
-def _run(closed: Any, inputs: Sequence[Any]) -> list[Any]:
-    jaxpr = getattr(closed, "jaxpr", closed)
-    env: dict[Any, Any] = dict(
-        zip(jaxpr.constvars, getattr(closed, "consts", ()), strict=True)
-    )
-    env.update(zip(jaxpr.invars, inputs, strict=True))
-
-    def read(atom: Any) -> Any:
-        return atom.val if isinstance(atom, core.Literal) else env[atom]
-
-    for eqn in jaxpr.eqns:
-        outputs = _equation(eqn, [read(x) for x in eqn.invars])
-        env.update(zip(eqn.outvars, outputs, strict=True))
-    return [_array(read(x)) for x in jaxpr.outvars]
-
-
-def _equation(eqn: Any, inputs: list[Any]) -> Sequence[Any]:
+def _computed(equation: Any, inputs: list[Any]) -> Sequence[Any] | None:
+    """Returns the outputs of an operation that reads weights; None of others."""
     is_weight = [hasattr(x, "product") for x in inputs]
-    if any(is_weight):
-        body = eqn.params.get(_BODIES.get(eqn.primitive.name, ""))
-        if body is not None:
-            return _run(body, inputs)
-        axes = _contracted(eqn)
-        if axes is not None and is_weight.count(True) == 1:
-            left = is_weight[0]
-            weight, other = inputs if left else inputs[::-1]
-            return [weight.product(other, axes if left else axes[::-1], left)]
-    bound = eqn.primitive.get_bind_params(eqn.params)
-    # Early versions of JAX 0.10 return functions beside the options.
-    functions, options = bound if isinstance(bound, tuple) else ((), bound)
-    outputs = eqn.primitive.bind(*functions, *map(_array, inputs), **options)
-    return outputs if eqn.primitive.multiple_results else [outputs]
+    if not any(is_weight):
+        return None
+    body = _operations.body(equation)
+    if body is not None:
+        return _operations.run(body, inputs, _computed)
+    axes = _contracted(equation)
+    if axes is None or all(is_weight):
+        return _operations.bound(equation, [_array(x) for x in inputs])
+    left = is_weight[0]
+    weight, other = inputs if left else inputs[::-1]
+    return [weight.product(other, axes if left else axes[::-1], left)]
 
 
 def _array(value: Any) -> Any:

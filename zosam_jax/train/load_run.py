@@ -34,7 +34,7 @@ from zosam_jax.train.experiment import Experiment, Model, ModelState
 from zosam_jax.train.objects import Objects
 from zosam_jax.train.prediction import BATCH_SIZE, Inputs, Prediction
 
-Format = Literal["safetensors", "stablehlo"]
+Format = Literal["safetensors", "stablehlo", "onnx"]
 """Formats of exported files."""
 
 
@@ -227,6 +227,8 @@ class LoadedRun:
           examples to logits, for batches of any size. `jax.export.deserialize` reads
           it, without this package and without Flax. Beside it is a JSON file with the
           classes and the preprocessing. It needs the package flatbuffers.
+        * "onnx": the same program for ONNX Runtime, by the converter jax2onnx, and
+          checked there: its logits are those of the network to 1e-5 of the largest.
 
         Args:
           file: The file, as `digits.safetensors`.
@@ -248,7 +250,7 @@ class LoadedRun:
         if to == "safetensors":
             exported.write(path, about, network, dtype)
         else:
-            program_file.write(path, about, self.experiment, network)
+            program_file.write(path, to, about, self.experiment, network)
         return path
 
 
