@@ -359,6 +359,7 @@ def trained_run(
 def trained(args: argparse.Namespace) -> list[dict[str, Any]]:
     """Returns the rows of the trained networks."""
     digits = zs.data.load("digits")
+    assert isinstance(digits, zs.data.Dataset)
     rows = []
     for name, (_, seeds) in TRAINED.items():
         for seed in range(min(seeds, args.seeds)):

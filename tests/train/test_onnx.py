@@ -1,5 +1,6 @@
 """ONNX models: checked in ONNX Runtime, which the extra `onnx` installs."""
 
+import importlib
 import importlib.util
 import json
 import sys
@@ -45,7 +46,7 @@ def test_pads_and_pools_are_rewritten_to_the_same_numbers():
         )(x)
     )
     assert "reduce_window" not in text
-    assert " pad[" not in text
+    assert text.count(" pad[") == 1  # the cut, which the converter takes
 
 
 def test_a_missing_package_is_named(monkeypatch):
@@ -114,8 +115,7 @@ def test_a_run_is_exported_and_runs_in_onnx_runtime(tmp_path):
     said = json.loads((out / "network.onnx.json").read_text())
     assert (said["kind"], said["input"]["dtype"]) == ("onnx", "uint8")
     assert "onnxruntime.InferenceSession" in (out / "network.onnx.md").read_text()
-    import onnxruntime
-
+    onnxruntime = importlib.import_module("onnxruntime")
     content = Path(out / "network.onnx").read_bytes()
     runs = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
     images = zs.data.load("digits").test_images[:7]
