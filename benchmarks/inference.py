@@ -16,6 +16,7 @@ processes can make both times longer, so trust ratios before times.
 """
 
 import argparse
+import importlib.metadata
 import importlib.util
 import json
 import statistics
@@ -497,13 +498,22 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def environment() -> dict[str, Any]:
+    """Returns the header of a part, with the versions of ONNX Runtime if it is there."""
+    found = record.environment()
+    for package in ("onnxruntime", "jax2onnx"):
+        if importlib.util.find_spec(package) is not None:
+            found["versions"][package] = importlib.metadata.version(package)
+    return found
+
+
 def main() -> None:
     """Measures the parts and writes the result file."""
     args = arguments()
     content = json.loads(args.out.read_text()) if args.out.exists() else {}
     for part in args.parts:
         rows = PARTS[part](args)
-        content[part] = {"environment": record.environment(), "rows": rows}
+        content[part] = {"environment": environment(), "rows": rows}
         record.replace(args.out, content)
     print(f"written: {args.out}")
 
