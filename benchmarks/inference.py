@@ -499,7 +499,7 @@ def arguments() -> argparse.Namespace:
 
 
 def environment() -> dict[str, Any]:
-    """Returns the header of a part, with the versions of ONNX Runtime if it is there."""
+    """Returns the header of a part, with the version of ONNX Runtime if any."""
     found = record.environment()
     for package in ("onnxruntime", "jax2onnx"):
         if importlib.util.find_spec(package) is not None:

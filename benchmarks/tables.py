@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import accelerator_tables, study_report
+from benchmarks import accelerator_tables, inference_tables, study_report
 from benchmarks.throughput import AESAM, SAM_STEP
 from zosam_jax.gradients.registry import METHODS as GRADIENT_METHODS
 from zosam_jax.gradients.registry import GradientMethod
@@ -34,6 +34,7 @@ GROWN = "grown-moments.json"
 STUDY = "study.json"
 COMPILE = ("compile-time-jax0.10.json", "compile-time-jax0.12.json")
 ACCELERATOR = "accelerator.json"
+INFERENCE = "inference-cpu.json"
 NOT_RUN = "not run"
 
 # Gradients of the sparse grid.
@@ -495,6 +496,7 @@ def tables() -> dict[str, list[list[str]]]:
         "presets": preset_rows(),
         "corruptions": corruption_rows(load(EVALUATION)),
         "grown-moments": grown_rows(load(GROWN)["summary"]),
+        **inference_tables.tables(load(INFERENCE)),
         "faults": fault_rows(),
         **accelerator_tables.tables(accelerator),
         "accelerator-changes": accelerator_changes(accelerator),
@@ -520,6 +522,9 @@ PAGES = {
         "presets",
         "corruptions",
         "grown-moments",
+        "inference-trained",
+        "inference",
+        "inference-files",
         "faults",
         "accelerator-correctness",
         "accelerator-throughput",

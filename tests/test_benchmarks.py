@@ -310,6 +310,7 @@ PROGRAMS = (
     "grown_moments",
     "guided",
     "house",
+    "inference",
     "norms",
     "sparse_training",
     "sparsity",
