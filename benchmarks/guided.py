@@ -11,7 +11,7 @@ running means of the slopes too. `guided-slopes-digits.json` has what came after
 """
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +25,6 @@ from benchmarks import command_line, record
 from benchmarks.alignment import running_mean
 from zosam_jax import data, models
 from zosam_jax._types import PyTree
-from zosam_jax.estimators.guided_directions import orthonormal
-from zosam_jax.gradients import Ascent, Row, sharpness_aware
-from zosam_jax.gradients.pieces import LossLook
 
 RHO, SPARSITY, MOMENTUM, BATCH, WARMUP = 0.1, 0.9, 0.9, 64, 20
 
@@ -36,61 +33,13 @@ def _guided(**options: Any) -> Callable[..., zs.GradientEstimator]:
     return functools.partial(zs.zosam, directions="guided", **options)
 
 
-def disjoint(
-    rho: float, guides: Sequence[float] = (0.5, 0.9), **options: Any
-) -> zs.GradientEstimator:
-    """Returns guided ZO-SAM whose slopes are of disjoint parts of the batch.
-
-    Each of the k guides has its own part of the batch, so that two forward passes
-    measure all slopes, and none is remembered. The library does not have it.
-
-    Args:
-      rho: Radius.
-      guides: Decays of the running means of the gradients.
-      options: Options that all gradients share.
-    """
-    count = len(guides)
-
-    def look(point: Any, means: PyTree) -> LossLook:
-        live, loss = point.support, point.losses.each
-        axes, _ = orthonormal(means, point.random(), 0.0, point.params, live)
-        step = 1e-3 * jnp.sqrt(zs.tree.live_count(point.params, live))
-        parts = np.arange(BATCH, dtype=np.int32).reshape(count, -1)
-        direction, aux = jax.tree.map(lambda x: x[0] * 0, axes), None
-        for j, part in enumerate(parts):
-            axis = jax.tree.map(lambda x, j=j: x[j], axes)
-            there = [
-                zs.tree.add_scaled(point.params, side, axis) for side in (step, -step)
-            ]
-            (up, aux), (down, _) = (loss(w, "ascent", part) for w in there)
-            slope = (up.mean() - down.mean()) / (2 * step)
-            direction = zs.tree.add_scaled(direction, slope, axis)
-        seen = zs.Estimate(jnp.zeros(()), direction, aux, zs.Info.zeros())
-        return LossLook(direction, seen, memory=means)
-
-    def learn(point: Any, means: PyTree, grad: PyTree) -> PyTree:
-        del point
-
-        def mean(old: jax.Array, g: jax.Array) -> jax.Array:
-            decay = jnp.asarray(guides, jnp.float32).reshape(-1, *[1] * g.ndim)
-            return decay * old + (1 - decay) * g
-
-        return jax.tree.map(mean, means, grad)
-
-    def init(params: PyTree) -> PyTree:
-        return jax.tree.map(lambda w: jnp.zeros((count, *w.shape)), params)
-
-    ascent = Ascent(look, LossLook, init, learn, by_example=True)
-    return sharpness_aware("disjoint", Row(ascent), rho, **options)
-
-
 RULES: Mapping[str, Callable[..., zs.GradientEstimator]] = {
     "SAM": zs.sam,
     "ZO-SAM, m=1": zs.zosam,
     "guided, m=1, aged slopes": _guided(),
     "guided, m=1, aged slopes, exploration": _guided(exploration=0.05),
     "guided, m=2, no exploration": _guided(num_directions=2),
-    "guided, slopes of two halves": disjoint,
+    "guided, slopes of two halves": _guided(disjoint=True),
     "no probe: mean of gradients, 0.9": functools.partial(running_mean, 0.9),
     "no probe: mean of gradients, 0.5": functools.partial(running_mean, 0.5),
     "no probe: last gradient (S2-SAM)": zs.s2sam,

@@ -21,7 +21,6 @@ from benchmarks import (
     alignment,
     command_line,
     grown_moments,
-    guided,
     record,
     sparsity,
     tables,
@@ -345,21 +344,3 @@ def test_a_finished_part_names_the_command_that_merges():
     assert command_line.merging("benchmarks.study", words) == (
         "python -m benchmarks.study --methods SGD 'RST, 1/2' --seeds 2 --merge"
     )
-
-
-def test_slopes_of_disjoint_parts_are_of_their_parts():
-    """Of a linear loss: each axis gets the slope of its own half of the examples."""
-    c = np.random.default_rng(0).normal(size=(guided.BATCH, 4)).astype(np.float32)
-    made = guided.disjoint(0.5, has_aux=True, aux_from="descent")
-
-    def losses(params, examples=None):
-        rows = jnp.asarray(c) if examples is None else jnp.asarray(c)[examples]
-        return rows @ params["w"], params["w"]
-
-    guides = {"w": jnp.eye(4)[:2]}
-    key, params = jax.random.key(0), {"w": jnp.zeros(4)}
-    _, combination = made.gradient(losses, params, key).memory
-    found = made.gradient(losses, params, key, memory=(guides, combination))
-    direction = np.array([c[:32, 0].mean(), c[32:, 1].mean(), 0, 0])
-    expected = 0.5 * direction / np.linalg.norm(direction)
-    np.testing.assert_allclose(found.aux, expected, atol=1e-5)

@@ -169,6 +169,21 @@ def test_what_is_no_key_is_answered_with_one(key):
             call()
 
 
+def test_losses_of_disjoint_parts_are_as_many_as_the_slopes():
+    key, losses = jax.random.key(0), [jnp.sum, jnp.max]
+    for number, guides in ((1, 2), (2, 3)):
+        with pytest.raises(ValueError, match="2 losses measure 2 slopes"):
+            estimators.guided(
+                losses,
+                jnp.ones(4),
+                key,
+                jnp.eye(4)[:guides],
+                jnp.zeros(guides),
+                0,
+                num_directions=number,
+            )
+
+
 def test_a_batch_of_keys_is_answered_with_vmap():
     keys, w = jax.random.split(jax.random.key(0)), jnp.ones(2)
     with pytest.raises(TypeError, match=r"key<fry>\[2\].*jax\.vmap"):

@@ -116,6 +116,9 @@ METHODS = {
     ),
     "zosam-guided": row(zs.zosam, directions="guided", **PROBES),
     "zosam-guided-every": row(zs.zosam, directions="guided", **PROBES | EVERY),
+    "zosam-guided-disjoint": row(
+        zs.zosam, directions="guided", disjoint=True, by_example=True, **PROBES
+    ),
     "zosam-zeroth-order": row(
         zs.zosam, descent="zeroth_order", **PROBES | NO_PASS | {"forward": (4,)}
     ),

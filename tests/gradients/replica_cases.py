@@ -93,6 +93,15 @@ def guided(number, **more):
     )
 
 
+def guided_by_halves():
+    options = {"guides": (0.0, 0.8), "exploration": 0.1, "disjoint": True}
+    return Case(
+        partial(zs.zosam, 0.05, directions="guided", **options),
+        partial(zo_replicas.guided, rho=0.05, delta=1e-3, number=2, **options),
+        by_example=True,
+    )
+
+
 def falling(step):
     return RATE * (1 - step / (2 * STEPS))
 
@@ -203,6 +212,7 @@ CASES = {
     ),
     "zosam, guided": guided(1),
     "zosam, guided by 2": guided(2),
+    "zosam, guided by disjoint halves": guided_by_halves(),
     "zosam, guided without exploration": guided(1, exploration=0.0),
     **{
         f"zeroth_order, {kind}": rge(

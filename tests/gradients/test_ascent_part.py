@@ -1,5 +1,7 @@
 """An ascent step that sees a part of the batch: `ascent_fraction`."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -236,3 +238,39 @@ def test_inside_inject_hyperparams_it_is_static():
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), updates, expected.grad
     )
+
+
+def test_slopes_of_disjoint_parts_are_of_their_parts(eager):
+    """Of a linear loss: each axis gets the slope of its own half of the examples."""
+    c = np.random.default_rng(0).normal(size=(64, 4)).astype(np.float32)
+    made = zs.zosam(0.5, directions="guided", disjoint=True, has_aux=True)
+
+    def losses(params, examples=None):
+        rows = c if examples is None else c[np.asarray(examples)]
+        return jnp.asarray(rows) @ params["w"], params["w"]
+
+    params, key = {"w": jnp.zeros(4)}, jax.random.key(0)
+    _, combination = made.gradient(losses, params, key).memory
+    guides = {"w": jnp.eye(4)[:2]}
+    memory = (guides, jnp.zeros(2), jnp.zeros((), jnp.int32)), combination
+    found = made.gradient(losses, params, key, memory=memory)
+    direction = np.array([c[:32, 0].mean(), c[32:, 1].mean(), 0, 0])
+    expected = 0.5 * direction / np.linalg.norm(direction)
+    np.testing.assert_allclose(found.aux, expected, atol=1e-5)
+    assert found.info.forward_evaluations == 2
+
+
+def test_disjoint_parts_that_do_not_fit_are_refused():
+    params, losses = network()
+    guided = functools.partial(zs.zosam, directions="guided", disjoint=True)
+    for options in ({"directions": "gaussian"}, {"num_directions": 2}):
+        with pytest.raises(ValueError, match="slopes along all guides"):
+            guided(**options)
+    with pytest.raises(ValueError, match="of a part of the batch"):
+        guided(aux_from="ascent")
+    with pytest.raises(ValueError, match="does not fit"):
+        guided(ascent_fraction=0.5)
+    tx = guided(guides=(0.1, 0.5, 0.9))
+    memory = tx.init(params).memory
+    with pytest.raises(ValueError, match="guides, 3, must divide the batch of 8"):
+        tx.gradient(losses, params, jax.random.key(0), memory=memory)

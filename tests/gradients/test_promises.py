@@ -201,12 +201,13 @@ def test_value_is_the_loss_that_the_documentation_names(name):
     method = METHODS[name]
     _, losses = network()
 
-    def loss(params):
-        return float(jnp.mean(losses(params)))
+    def loss(params, examples=None):
+        return float(jnp.mean(losses(params, examples)))
 
     for i, step in enumerate(trained(name)):
         seen = step.seen
-        probes = [loss(s.params) for s in step.passes if s.kind == "forward"]
+        forward = [s for s in step.passes if s.kind == "forward"]
+        probes = [loss(s.params, s.examples) for s in forward]
         if name in ZEROTH:
             # Two probes at w; then two at w + eps, where there is one.
             probes, moved = probes[:2], np.mean(probes[-2:])

@@ -1,5 +1,6 @@
 """Replicas of the methods that look uphill with forward passes; see `replicas`."""
 
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import numpy as np
@@ -88,7 +89,14 @@ def coordinates(at, memory, *, rho, delta, two_sided=True):
     return taken(at, eps, norm, forward, 1, at.uphill.loss(at.w)), memory
 
 
-def guided(at, memory, *, rho, delta, number, guides, exploration=0.0):
+def part_of(problem, i, count):
+    """The problem whose loss sees the i-th of equal parts of the examples alone."""
+    size = problem.examples // count
+    part = slice(i * size, (i + 1) * size)
+    return SimpleNamespace(loss=lambda w: problem.losses(w, part).mean())
+
+
+def guided(at, memory, *, rho, delta, number, guides, exploration=0.0, disjoint=False):
     if memory is None:
         past, slopes = [np.zeros_like(at.w) for _ in guides], np.zeros(len(guides))
     else:
@@ -99,10 +107,12 @@ def guided(at, memory, *, rho, delta, number, guides, exploration=0.0):
     slopes, values = slopes.copy(), []
     for i in range(number):
         j = (at.t * number + i) % len(guides)
-        slopes[j], value = slope(at.uphill, at.w, basis[j], step_size)
+        seen = part_of(at.uphill, j, number) if disjoint else at.uphill
+        slopes[j], value = slope(seen, at.w, basis[j], step_size)
         values.append(value)
     eps, norm = along(at, slopes @ np.array(basis), rho)
-    step = taken(at, eps, norm, 2 * number, 1, np.mean(values))
+    passes = 2 if disjoint else 2 * number
+    step = taken(at, eps, norm, passes, 1, np.mean(values))
     # What was measured along a random stand-in for a guide is not kept.
     slopes = slopes * known
     new = [a * m + (1 - a) * step.there for a, m in zip(guides, past, strict=True)]

@@ -1,5 +1,7 @@
 """Gradient estimation in a small subspace, such as the span of past gradients."""
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 
@@ -20,7 +22,7 @@ from zosam_jax.estimators.losses import difference_step, scalar_loss
 
 
 def guided(
-    value_fn: ValueFn,
+    value_fn: ValueFn | Sequence[ValueFn],
     params: Params,
     key: Key,
     guides: PyTree,
@@ -48,7 +50,9 @@ def guided(
     cost no more passes than one; `aged` fits them to guides that turn.
 
     Args:
-      value_fn: `params -> loss`, or `params -> (loss, aux)` with `has_aux`.
+      value_fn: `params -> loss`, or `params -> (loss, aux)` with `has_aux`. Or k of
+        them, losses of disjoint parts of a batch: each c_j is then measured on its own
+        part, all of them in one call (`num_directions` = k) of 2 passes.
       params: Pytree of floating point arrays, w.
       key: One PRNG key, for r.
       guides: k trees like the parameters, stacked: a tree like them, of float32 leaves
@@ -68,9 +72,15 @@ def guided(
       in `rge`; the slopes for the next call, 0 along a replaced guide.
     """
     _check.trainable(params)
-    loss = scalar_loss(value_fn, has_aux)
+    parts = value_fn if isinstance(value_fn, Sequence) else [value_fn]
+    if len(parts) > 1 and not len(parts) == len(slopes) == num_directions:
+        raise ValueError(
+            f"{len(parts)} losses measure {len(parts)} slopes: give as many guides and "
+            f"num_directions={len(parts)}; got {len(slopes)} and {num_directions}."
+        )
+    losses = [scalar_loss(part, has_aux) for part in parts]
     basis, known = orthonormal(guides, key, exploration, params, masks)
-    delta = difference_step(delta, loss, params)
+    delta = difference_step(delta, losses[0], params)
     # A unit vector has entries of about 1 / sqrt(d). The factor makes them as long as
     # those of a random direction in `rge`, so that one delta suits both.
     step = delta * jnp.sqrt(tree.live_count(params, masks))
@@ -78,6 +88,7 @@ def guided(
     for turn in range(num_directions):
         # The turn goes round, so every slope is measured anew within ceil(k / m) calls.
         j = (count * num_directions + turn) % len(slopes)
+        loss = losses[turn % len(losses)]
         q = jax.tree.map(lambda x, j=j: x[j], basis)
         up, seen = loss(tree.add_scaled(params, step, q))
         down, _ = loss(tree.add_scaled(params, -step, q))
@@ -88,7 +99,7 @@ def guided(
     # The slope along a random axis says nothing about the axis of the next call.
     slopes = jnp.where(known, slopes, 0)
     info = Info.zeros()._replace(
-        forward_evaluations=jnp.asarray(2.0 * num_directions, jnp.float32)
+        forward_evaluations=jnp.asarray(2 * num_directions / len(parts), jnp.float32)
     )
     return Estimate(value, grad, aux, info), slopes
 

@@ -87,19 +87,26 @@ class Calls:
 
             return Loss(mean, computed)
 
+        def ascent_parts(count: int) -> list[Loss]:
+            whole = self._indices(params, random, examples)
+            asked = f"The number of guides, {count},"
+            parts = _equal_parts(whole, count, asked)
+            return [loss("ascent", part) for part in parts]
+
         # If both passes call one function with one key, they share one object: `Point`
         # can then tell that the losses are the same.
         descent = loss("descent", examples)
         if self.ascent_fraction < 1:
             chosen, share = self._ascent_part(params, random, examples)
-            return Losses(loss("ascent", chosen), descent, each, examples, share)
+            ascent = loss("ascent", chosen)
+            return Losses(ascent, descent, each, ascent_parts, examples, share)
         one = self.functions["ascent"] is self.functions["descent"]
         ascent = descent if one and not self.fresh_keys else loss("ascent", examples)
-        return Losses(ascent, descent, each, examples)
+        return Losses(ascent, descent, each, ascent_parts, examples)
 
     def parts(
         self, params: Params, count: int, random: Callable[[], Key]
-    ) -> list[np.ndarray | None]:
+    ) -> list[Examples | None]:
         """Returns the indices of the examples of each part; None for all.
 
         Args:
@@ -109,17 +116,14 @@ class Calls:
         """
         if count == 1:
             return [None]
-        n = self._batch_size(params, random)
-        if n % count:
-            raise ValueError(f"microbatches={count} must divide the batch of {n}.")
-        return list(np.arange(n, dtype=np.int32).reshape(count, -1))
+        whole = self._indices(params, random, None)
+        return list(_equal_parts(whole, count, f"microbatches={count}"))
 
     def _ascent_part(
         self, params: Params, random: Callable[[], Key], examples: Examples | None
     ) -> tuple[Examples, float]:
         """The indices of the examples of the ascent, and the share that they are."""
-        if examples is None:
-            examples = np.arange(self._batch_size(params, random), dtype=np.int32)
+        examples = self._indices(params, random, examples)
         n = len(examples)
         count = max(1, round(self.ascent_fraction * n))
         if self.ascent_examples == "front":
@@ -127,12 +131,16 @@ class Calls:
         key = jax.random.fold_in(random(), _streams.EXAMPLES)
         return jax.random.permutation(key, examples)[:count], count / n
 
-    def _batch_size(self, params: Params, random: Callable[[], Key]) -> int:
-        """The number of examples of the whole batch."""
+    def _indices(
+        self, params: Params, random: Callable[[], Key], examples: Examples | None
+    ) -> Examples:
+        """The indices of the examples; None stands for the whole batch."""
+        if examples is not None:
+            return examples
         shape = jax.eval_shape(
             lambda p: self._each(p, "descent", None, random)[0], params
         )
-        return shape.shape[0]
+        return np.arange(shape.shape[0], dtype=np.int32)
 
     def _each(
         self,
@@ -207,3 +215,11 @@ class Calls:
             ) from None
         except ValueError:  # A builtin without a signature.
             return
+
+
+def _equal_parts(examples: Examples, count: int, asked: str) -> list[Examples]:
+    """The examples in `count` parts; `asked` names who wants them, for the error."""
+    size, rest = divmod(len(examples), count)
+    if rest:
+        raise ValueError(f"{asked} must divide the batch of {len(examples)}.")
+    return [examples[i * size : (i + 1) * size] for i in range(count)]

@@ -44,6 +44,8 @@ class Losses(NamedTuple):
         object as `ascent` if one function serves both.
       each: `(params, "ascent" or "descent", examples) -> (losses, aux)`, the losses of
         single examples, `[n]`. Only for pieces with `by_example=True`.
+      ascent_parts: `k -> k losses` of the ascent, `params -> (loss, aux)`, on disjoint
+        parts of the examples. Only for pieces with `by_example=True`.
       examples: Indices of the examples in this part of the batch, `[n]`; None for all.
       ascent_share: Fraction of these examples that `ascent` sees.
     """
@@ -51,6 +53,7 @@ class Losses(NamedTuple):
     ascent: Loss
     descent: Loss
     each: Callable[[Params, str, Examples | None], tuple[jax.Array, Aux]]
+    ascent_parts: Callable[[int], list[Loss]]
     examples: Examples | None = None
     ascent_share: float = 1.0
 

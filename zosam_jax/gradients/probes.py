@@ -147,6 +147,7 @@ def guided(
     decays: tuple[float, ...],
     exploration: Scalar,
     every: int,
+    disjoint: bool = False,
 ) -> Ascent[LossLook] | Ascent[OccasionalLook]:
     """Returns guided ZO-SAM: the span of running means of the perturbed gradients.
 
@@ -156,6 +157,7 @@ def guided(
       decays: Decays of the running means, in [0, 1); one guide for each.
       exploration: Fraction of a random direction in each guide, in [0, 1].
       every: Interval of the steps with probes, in estimates.
+      disjoint: Whether each slope is measured on its own part of the batch.
     """
 
     def init(params: Params) -> Memory:
@@ -168,8 +170,9 @@ def guided(
 
     def project(point: Point, memory: Memory, m: int) -> tuple[Estimate, jax.Array]:
         means, slopes, count = memory
+        apart = disjoint and m > 0
         return estimators.guided(
-            point.losses.ascent,
+            point.losses.ascent_parts(m) if apart else point.losses.ascent,
             point.params,
             point.random(),
             means,
@@ -216,5 +219,5 @@ def guided(
         return new, estimators.aged(slopes, means, new, point.support), count
 
     if every > 1:
-        return Ascent(look_if_due, OccasionalLook, init, learn)
-    return Ascent(look, LossLook, init, learn)
+        return Ascent(look_if_due, OccasionalLook, init, learn, by_example=disjoint)
+    return Ascent(look, LossLook, init, learn, by_example=disjoint)

@@ -50,6 +50,7 @@ def zosam(
     every: int = 1,
     guides: Sequence[float] = (0.5, 0.9),
     exploration: Scalar = 0.0,
+    disjoint: bool = False,
     layerwise: bool = False,
     descent: str = "backprop",
     **options: Unpack[SharedOptions],
@@ -92,6 +93,9 @@ def zosam(
         cosine by which their guides have turned.
       exploration: Fraction of a random direction in each guide, in [0, 1]. It costs
         alignment: 2.5 % of the cosine at 0.05.
+      disjoint: Measure the slopes along all guides in each step with probes, each on
+        its own part of the batch, for the 2 passes of `num_directions=1`. None is
+        reused. `value_fn` is called as with microbatches.
       layerwise: Perturb every leaf l by `rho (|w_l| / |w|) g_l / |g_l|`.
       descent: "backprop", or "zeroth_order" for a step without a backward pass, which
         takes 2m (one-sided m + 1) more forward passes; its gradient is zero off the
@@ -114,16 +118,26 @@ def zosam(
       11.5
       7.3
     """
-    _check.flags(two_sided=two_sided, layerwise=layerwise)
+    _check.flags(two_sided=two_sided, layerwise=layerwise, disjoint=disjoint)
     probes = Probes(delta, num_directions, directions, two_sided, chunk_size)
     _check_probes(probes, every, descent)
+    if disjoint and (directions != "guided" or num_directions != 1):
+        raise ValueError(
+            'disjoint=True measures the slopes along all guides: directions="guided" '
+            "and num_directions=1, its default."
+        )
+    if disjoint and options.get("aux_from") == "ascent":
+        raise ValueError(
+            'disjoint=True: aux_from="ascent" would be of a part of the batch. Say '
+            'aux_from="descent".'
+        )
     _check.number("exploration", exploration, least=0, most=1)
     written_out = None
     is_published = every == 1 and descent == "backprop" and not layerwise
     if is_published and directions == "gaussian" and delta is not None:
         written_out = published(probes, delta)
     row = Row(
-        _ascent(probes, every, guides, exploration),
+        _ascent(probes, every, guides, exploration, disjoint),
         geometries.l2(layerwise),
         Descent() if descent == "backprop" else without_backward_pass(probes),
         written_out=written_out,
@@ -146,6 +160,7 @@ def zosam_gradient(
     every: int = 1,
     guides: Sequence[float] = (0.5, 0.9),
     exploration: Scalar = 0.0,
+    disjoint: bool = False,
     layerwise: bool = False,
     descent: str = "backprop",
     **options: Unpack[PureOptions],
@@ -214,6 +229,7 @@ def _ascent(
     every: int,
     guides: Sequence[float],
     exploration: Scalar,
+    disjoint: bool,
 ) -> Ascent:
     """The ascent that `directions` names."""
     if probes.directions in estimators.DISTRIBUTIONS:
@@ -235,7 +251,9 @@ def _ascent(
             f"num_directions={probes.num_directions} is more than the {len(decays)} "
             "guides: there is nothing else to measure."
         )
-    return guided(probes, probes.delta, decays, exploration, every)
+    if disjoint:
+        probes = probes._replace(num_directions=len(decays))
+    return guided(probes, probes.delta, decays, exploration, every, disjoint)
 
 
 def _check_probes(probes: Probes, every: int, descent: str) -> None:
