@@ -23,6 +23,8 @@ from zosam_jax.sparsity.registry import NamedMethod
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 THROUGHPUT = "throughput-resnet32-cpu.json"
+# Timed later, in a run of their own.
+ASCENT_PART = "throughput-ascent-part-cpu.json"
 ALIGNMENT = "alignment-cifar10.json"
 GUIDED, GUIDED_SLOPES = "alignment-digits.json", "guided-slopes-digits.json"
 NORMS = "norms-digits.json"
@@ -89,10 +91,16 @@ def timed(throughput: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def gradient_rows(
-    throughput: dict[str, Any], gradients: Gradients = GRADIENT_METHODS
+    throughputs: Sequence[dict[str, Any]], gradients: Gradients = GRADIENT_METHODS
 ) -> list[list[str]]:
-    """Returns what every gradient costs and when to choose it, header first."""
-    measured = {row["step"]: row for row in timed(throughput)}
+    """Returns what every gradient costs and when to choose it, header first.
+
+    Args:
+      throughputs: Result files; of a step in several, the first counts.
+      gradients: The gradients.
+    """
+    found = (row for file in reversed(throughputs) for row in timed(file))
+    measured = {row["step"]: row for row in found}
     lines = [["gradient", "`zs.`", "passes a step", "memory", "share of SGD", "when"]]
     for label, constructor, _, when in _forms(gradients):
         row = measured.get(label)
@@ -480,15 +488,17 @@ def study_tables(rows: Sequence[dict[str, Any]]) -> dict[str, list[list[str]]]:
 def tables() -> dict[str, list[list[str]]]:
     """Returns every generated table by its name."""
     throughput, alignment = load(THROUGHPUT), load(ALIGNMENT)
+    part = load(ASCENT_PART)
     accelerator = load(ACCELERATOR) if (RESULTS / ACCELERATOR).exists() else None
     return {
-        "gradients": gradient_rows(throughput),
+        "gradients": gradient_rows([throughput, part]),
         "gradient-choice": gradient_choice(),
         "sparse-choice": sparse_choice(),
         "probes": probes(alignment, throughput),
         "guided": guided_rows(load(GUIDED)["rules"] + load(GUIDED_SLOPES)["rules"]),
         "norms": norms_rows(load(NORMS)["rules"]),
         "steps": steps(throughput),
+        "steps-ascent-part": steps(part),
         **study_tables(load(STUDY)["rows"]),
         "sparse-grid": grid_rows(load(GRID)["cells"], SPARSE_METHODS),
         **sparsity_rows(load(SPARSITY)["rows"]),
@@ -514,6 +524,7 @@ PAGES = {
         "guided",
         "norms",
         "steps",
+        "steps-ascent-part",
         "sparse-grid",
         "sparsity-changes",
         "sparsity-steps",

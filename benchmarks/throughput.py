@@ -93,6 +93,7 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
         "guided ZO-SAM, m=2": {**GUIDED, "num_directions": 2},
         "guided ZO-SAM, quarter batch": GUIDED,
         "guided ZO-SAM, every 5": {**GUIDED, "every": 5},
+        "guided ZO-SAM, disjoint": {**GUIDED, "disjoint": True},
         "ZO-SAM, zeroth-order descent": {"descent": "zeroth_order"},
     },
 }

@@ -246,6 +246,7 @@ def test_every_sparse_method_is_timed():
     ("file", "rows", "key", "known"),
     [
         (tables.THROUGHPUT, "steps", "step", throughput.methods),
+        (tables.ASCENT_PART, "steps", "step", throughput.methods),
         (tables.ALIGNMENT, "rules", "rule", alignment.rules),
         (tables.SPARSITY, "rows", "method", sparsity.measured),
     ],

@@ -132,7 +132,7 @@ def test_the_tables_are_those_of_the_files(page):
 
 
 def test_a_gradient_without_a_measurement_is_not_run():
-    throughput = tables.load(tables.THROUGHPUT)
+    throughput = [tables.load(tables.THROUGHPUT)]
     new = tables.GRADIENT_METHODS["sam"]._replace(label="NEW-SAM", when="Never.")
     *lines, last = tables.gradient_rows(
         throughput, {**tables.GRADIENT_METHODS, "newsam": new}
