@@ -213,6 +213,29 @@ def test_the_figures_of_the_throughput_are_the_measured_ones():
         assert f"{value:.3f}" in MEASUREMENTS or f"{value:.3%}" in MEASUREMENTS, name
 
 
+def test_the_prices_of_a_part_of_the_batch_are_the_measured_ones():
+    shares = {
+        row["step"]: row["share_of_sgd"]
+        for row in tables.load(tables.ASCENT_PART)["steps"]
+    }
+    text = MEASUREMENTS[MEASUREMENTS.index("- **A sixteenth of the batch costs") :]
+    text = " ".join(text[: text.index("## Sparse methods")].split())
+    part, eighth, quarter, whole, s2sam, plain, guided, disjoint = (
+        f"{1 / shares[name]:.2f}"
+        for name in (
+            *("SAM, 1/16 of the batch", "SAM, 1/8 of the batch"),
+            *("SAM, 1/4 of the batch", "SAM", "S2-SAM", "AE-SAM, plain step"),
+            *("guided ZO-SAM", "guided ZO-SAM, disjoint"),
+        )
+    )
+    assert (
+        f"the step took {part} of SGD's time, an eighth took {eighth}, a quarter "
+        f"{quarter}, and the whole batch {whole}." in text
+    )
+    assert f"at {s2sam}, and AE-SAM's plain step at {plain}:" in text
+    assert f"takes {guided} of SGD's time, and {disjoint} with slopes" in text
+
+
 def test_the_figures_of_the_alignment_are_the_measured_ones():
     found = tables.load(tables.ALIGNMENT)
     means = {row["rule"]: row["cosine_large"] for row in found["rules"]}
