@@ -4,7 +4,11 @@ import tempfile
 from importlib.metadata import version
 from pathlib import Path
 
+import mlir_contexts
 import pytest
+
+# Tests import and trace a lot that lives long: to look for garbage often finds none.
+gc.set_threshold(20_000, 20, 50)
 
 # Compiled programs are kept between modules, processes and test runs, small ones too,
 # since every module builds its arrays with the same few hundred.
@@ -79,5 +83,6 @@ def _programs(request):
 
     fast = {request.path.stem, request.path.parent.name}.isdisjoint(OPTIMISED)
     jax.config.update("jax_disable_most_optimizations", fast)
+    mlir_contexts.share()
     yield
     jax.clear_caches()

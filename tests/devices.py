@@ -4,7 +4,16 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
+
+# Of every program, which finds the modules of the tests.
+START = f"""
+import sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+import mlir_contexts
+mlir_contexts.share()
+"""
 
 
 def flags(devices: int) -> str:
@@ -19,7 +28,7 @@ def run(program: str, devices: int) -> Any:
     LLVM does not optimise its programs, so that they compile in two thirds of the time.
     """
     result = subprocess.run(
-        [sys.executable, "-c", program],
+        [sys.executable, "-c", START + program],
         env=os.environ
         | {
             "XLA_FLAGS": flags(devices),

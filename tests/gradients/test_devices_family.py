@@ -9,6 +9,7 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import mlir_contexts
 import numpy as np
 import pytest
 from devices import flags
@@ -32,6 +33,7 @@ PARTS = ["sam", "zosam"]
 
 def report() -> None:
     """Prints, as JSON, the largest difference of each comparison over two steps."""
+    mlir_contexts.share()
     devices = Devices()
     found = {}
     for check, names in (

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import mlir_contexts
 import numpy as np
 import optax
 import pytest
@@ -283,6 +284,7 @@ def test_a_thousand_steps_equal_the_numpy_replica(name):
 
 def report(folder):
     """Runs `ON_EIGHT`, for a process with eight devices."""
+    mlir_contexts.share()
     for name, layout in ON_EIGHT:
         masks, weights = run(name, layout, FAST, FEWER.get(name, STEPS))
         arrays = {f"mask {k}": np.packbits(m, axis=0) for k, m in masks.items()}
