@@ -1,4 +1,4 @@
-"""MLIR contexts that programs share, as JAX 0.12 shares them; JAX 0.10 makes one for each.
+"""MLIR contexts that programs of JAX 0.10 share, as those of JAX 0.12 do.
 
 To load its dialects into a new context takes two thirds of the time of lowering a small
 program. A context lives as long as a program that was lowered in it, and takes more

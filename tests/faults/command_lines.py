@@ -17,7 +17,6 @@ Which values make sense is said here, by `SENSE`, and not by the library.
 
 # ruff: noqa: T201
 import argparse
-import collections
 import contextlib
 import dataclasses
 import io
@@ -37,6 +36,9 @@ from unittest import mock
 HERE = Path(__file__).resolve()
 sys.path[:0] = [str(HERE.parents[2])]
 
+import attacks  # noqa: E402
+from attacks import ENDINGS, FAULTS  # noqa: E402
+
 from zosam_jax.cli import main as cli  # noqa: E402
 from zosam_jax.gradients import registry as gradients  # noqa: E402
 from zosam_jax.models.table import MODELS  # noqa: E402
@@ -48,7 +50,6 @@ from zosam_jax.train.compiled_run import CompiledRun  # noqa: E402
 
 SEED = 0
 RUN = HERE.parents[2] / "benchmarks" / "results" / "digits"
-ENDINGS = ("clean error", "survival", "silent acceptance", "traceback")
 
 # A training whose programs are traced in a fraction of a second.
 SMALL = {
@@ -509,7 +510,7 @@ def attack(lines: Sequence[Line], show: Callable[[str], None]) -> list[Ending]:
                 for number, line in enumerate(lines, start=1):
                     endings.append(run(line))
                     last = endings[-1]
-                    if last.ending in ENDINGS[2:] or last.seconds > 20:
+                    if last.ending in FAULTS or last.seconds > 20:
                         show(
                             f"{last.ending}: {shlex.join(line.words)}\n  {last.detail}"
                         )
@@ -522,12 +523,7 @@ def attack(lines: Sequence[Line], show: Callable[[str], None]) -> list[Ending]:
 
 def report(endings: Sequence[Ending]) -> dict[str, Any]:
     """Returns the figures of an attack, with examples of every ending."""
-    counts = collections.Counter(ending.ending for ending in endings)
-    kinds: dict[str, collections.Counter[str]] = collections.defaultdict(
-        collections.Counter
-    )
-    for ending in endings:
-        kinds[ending.line.words[0]][ending.ending] += 1
+    commands = sorted({ending.line.words[0] for ending in endings})
     examples = {
         name: [
             {"line": shlex.join(e.line.words), "detail": e.detail.splitlines()[:1]}
@@ -541,10 +537,12 @@ def report(endings: Sequence[Ending]) -> dict[str, Any]:
         "lines": len(endings),
         "seconds": round(sum(e.seconds for e in endings)),
         "slowest_seconds": round(max(e.seconds for e in endings), 1),
-        "all": {name: counts[name] for name in ENDINGS},
+        "all": attacks.count(ending.ending for ending in endings),
         "by_command": {
-            command: {name: found[name] for name in ENDINGS}
-            for command, found in sorted(kinds.items())
+            command: attacks.count(
+                e.ending for e in endings if e.line.words[0] == command
+            )
+            for command in commands
         },
         "examples": {
             name: draw.sample(found, min(len(found), 12))
@@ -564,14 +562,9 @@ def main() -> int:
     endings = attack(lines[:: chosen.share], lambda text: print(text, flush=True))
     found = report(endings)
     print(f"{found['lines']} lines in {found['seconds']} s")
-    rows = {**found["by_command"], "all": found["all"]}
-    for name, row in rows.items():
-        print(f"{name:10}", *(f"{n} {ending}" for ending, n in row.items()), sep="  ")
-    if chosen.out:
-        from benchmarks import record
-
-        record.write(chosen.out, found)
-    return int(any(e.ending in ENDINGS[2:] for e in endings))
+    attacks.show({**found["by_command"], "all": found["all"]})
+    attacks.write(chosen.out, found)
+    return int(any(e.ending in FAULTS for e in endings))
 
 
 if __name__ == "__main__":

@@ -19,7 +19,6 @@ beyond any reader and not part of this.
 
 # ruff: noqa: T201
 import argparse
-import collections
 import functools
 import json
 import os
@@ -36,7 +35,9 @@ from typing import Any, NamedTuple
 HERE = Path(__file__).resolve()
 sys.path[:0] = [str(HERE.parents[2]), str(HERE.parents[1])]
 
+import attacks  # noqa: E402
 import tiny_run  # noqa: E402
+from attacks import FAULTS  # noqa: E402
 
 from zosam_jax.cli import comparison  # noqa: E402
 from zosam_jax.data import DatasetError  # noqa: E402
@@ -47,7 +48,6 @@ from zosam_jax.runs.progress import Silent  # noqa: E402
 from zosam_jax.train import checkpoint, load_run, run  # noqa: E402
 
 FIELDS = {"method": "random", "gradient": "backprop"}
-ENDINGS = ("clean error", "survival", "silent acceptance", "traceback")
 SEED = 0
 
 READERS = {
@@ -82,7 +82,7 @@ class Reading(NamedTuple):
     Attributes:
       variant: The damage.
       entry: The way: report, evaluate, load, resume or repeat.
-      ending: One of `ENDINGS`.
+      ending: One of `attacks.ENDINGS`.
       detail: The message or the traceback.
     """
 
@@ -527,8 +527,7 @@ _WARNINGS = ("damaged", "lost", "missing", "again", "unfinished")
 
 def count(readings: list[Reading]) -> dict[str, int]:
     """Returns the number of readings with each ending."""
-    found = collections.Counter(reading.ending for reading in readings)
-    return {ending: found[ending] for ending in ENDINGS}
+    return attacks.count(reading.ending for reading in readings)
 
 
 def main() -> int:
@@ -547,7 +546,7 @@ def main() -> int:
             for entry in READERS[variant.record]:
                 reading = read(reader, variant, entry, scratch)
                 readings.append(reading)
-                if reading.ending in ENDINGS[2:]:
+                if reading.ending in FAULTS:
                     print(reading.ending, *variant[:3], entry, sep=" | ")
                     print(reading.detail[-1500:])
     seconds = time.perf_counter() - started
@@ -563,21 +562,12 @@ def main() -> int:
             ("by_kind", lambda r: r.variant.kind),
         )
     }
-    for name, row in {
-        **by["by_record"],
-        **by["by_entry"],
-        "all": count(readings),
-    }.items():
-        print(f"{name:18}", *(f"{n} {ending}" for ending, n in row.items()), sep="  ")
-    if options.out:
-        from benchmarks import record as results
-
-        content = {"folders": len(chosen), "readings": len(readings)}
-        results.write(
-            options.out,
-            {**content, "seconds": round(seconds), "all": count(readings), **by},
-        )
-    return int(any(r.ending in ENDINGS[2:] for r in readings))
+    everything = count(readings)
+    attacks.show({**by["by_record"], **by["by_entry"], "all": everything})
+    content = {"folders": len(chosen), "readings": len(readings)}
+    content |= {"seconds": round(seconds), "all": everything, **by}
+    attacks.write(options.out, content)
+    return int(any(r.ending in FAULTS for r in readings))
 
 
 if __name__ == "__main__":

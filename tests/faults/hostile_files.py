@@ -18,7 +18,6 @@ one of
 
 # ruff: noqa: T201
 import argparse
-import collections
 import itertools
 import multiprocessing
 import os
@@ -35,15 +34,16 @@ from typing import Any, NamedTuple
 HERE = Path(__file__).resolve()
 sys.path[:0] = [str(HERE.parents[2])]
 
+import attacks  # noqa: E402
 import hostile_arrays  # noqa: E402
 import hostile_folders  # noqa: E402
 import hostile_images  # noqa: E402
+from attacks import FAULTS  # noqa: E402
 from hostile_images import REFUSED, Case  # noqa: E402
 
 from zosam_jax import data  # noqa: E402
 from zosam_jax.data import tfds_reader  # noqa: E402
 
-ENDINGS = ("clean error", "survival", "silent acceptance", "traceback")
 SECONDS = 20
 BYTES = 1 << 30
 
@@ -53,7 +53,7 @@ class Reading(NamedTuple):
 
     Attributes:
       case: The case.
-      ending: One of `ENDINGS`.
+      ending: One of `attacks.ENDINGS`.
       detail: The message, the difference or the traceback.
       seconds: Time that it took.
       megabytes: Memory that it took.
@@ -140,8 +140,7 @@ def _judged(case: Case, scratch: Path, text: str) -> tuple[str, str]:
 
 def count(readings: list[Reading]) -> dict[str, int]:
     """Returns the number of readings with each ending."""
-    found = collections.Counter(reading.ending for reading in readings)
-    return {ending: found[ending] for ending in ENDINGS}
+    return attacks.count(reading.ending for reading in readings)
 
 
 def main() -> int:
@@ -169,7 +168,7 @@ def main() -> int:
             scratch.mkdir()
             reading = run(case, scratch)
             readings.append(reading)
-            if reading.ending in ENDINGS[2:]:
+            if reading.ending in FAULTS:
                 print(reading.ending, case.group, case.name, sep=" | ")
                 print(reading.detail[-1500:])
     hostile_folders.clean()
@@ -179,11 +178,9 @@ def main() -> int:
         for group in dict.fromkeys(r.case.group for r in readings)
     }
     print(f"{len(readings)} files in {seconds:.0f} s")
-    for name, row in {**groups, "all": readings}.items():
-        print(f"{name:14}", *(f"{n} {e}" for e, n in count(row).items()), sep="  ")
+    counts = {name: count(row) for name, row in groups.items()}
+    attacks.show({**counts, "all": count(readings)})
     if options.out:
-        from benchmarks import record
-
         slowest = max(readings, key=lambda r: r.seconds)
         largest = max(readings, key=lambda r: r.megabytes)
         examples = {
@@ -193,7 +190,7 @@ def main() -> int:
             ]
             for name, row in groups.items()
         }
-        record.write(
+        attacks.write(
             options.out,
             {
                 "files": len(readings),
@@ -201,11 +198,11 @@ def main() -> int:
                 "slowest": {slowest.case.name: round(slowest.seconds, 1)},
                 "most_mebibytes": {largest.case.name: largest.megabytes},
                 "all": count(readings),
-                "by_group": {name: count(row) for name, row in groups.items()},
+                "by_group": counts,
                 "examples": examples,
             },
         )
-    return int(any(r.ending in ENDINGS[2:] for r in readings))
+    return int(any(r.ending in FAULTS for r in readings))
 
 
 if __name__ == "__main__":

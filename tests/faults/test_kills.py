@@ -4,11 +4,14 @@ import json
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
-import kills
+import killed
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from kill_cases import COMMANDS, cases
+from run_differences import differences
 
 LINES = [
     {"step": 4, "split": "test", "loss": 0.5, "seconds": 1.0},
@@ -39,7 +42,7 @@ def whole(tmp_path_factory):
 
 def test_times_are_no_difference(whole, tmp_path):
     later = [{**line, "seconds": 9.0} for line in LINES]
-    assert kills.differences(whole, write(tmp_path / "run", lines=later)) == []
+    assert differences(whole, write(tmp_path / "run", lines=later)) == []
 
 
 @pytest.mark.parametrize(
@@ -55,25 +58,25 @@ def test_times_are_no_difference(whole, tmp_path):
     ],
 )
 def test_every_other_bit_is_one(change, name, whole, tmp_path):
-    (found,) = kills.differences(whole, write(tmp_path / "run", **change))
+    (found,) = differences(whole, write(tmp_path / "run", **change))
     assert name in found
 
 
 def test_an_older_checkpoint_is_no_difference(whole, tmp_path):
-    assert kills.differences(whole, write(tmp_path / "run", steps=(4, 8))) == []
+    assert differences(whole, write(tmp_path / "run", steps=(4, 8))) == []
 
 
 def test_what_is_left_behind_is_a_difference(whole, tmp_path):
     other = write(tmp_path / "run")
     (other / "summary.json.tmp").touch()
-    (found,) = kills.differences(whole, other)
+    (found,) = differences(whole, other)
     assert found == "only in one folder: summary.json.tmp"
 
 
 def test_the_kills_are_many_and_spread():
-    every = [(case.command, *kill) for case in kills.cases() for kill in case.kills]
+    every = [(case.command, *kill) for case in cases() for kill in case.kills]
     assert len(every) >= 40
-    assert {name for name, *_ in every} == set(kills.COMMANDS)
+    assert {name for name, *_ in every} == set(COMMANDS)
     for command in ("train", "lottery", "evaluate"):
         signals = {number for name, number, _ in every if name == command}
         assert signals >= {"KILL", "TERM", "HUP", "USR1"}
@@ -100,7 +103,7 @@ for name in "new1", "new2", "new2", "new3":
     Path("old").touch()
     shutil.move("old", name)
 """
-    environment = {"PYTHONPATH": str(kills.HERE.parent)}
+    environment = {"PYTHONPATH": str(Path(killed.__file__).parent)}
     command = [sys.executable, "-c", program]
     ended = subprocess.run(command, cwd=tmp_path, env=environment, check=False)
     assert ended.returncode == -signal.SIGKILL

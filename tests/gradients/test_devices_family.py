@@ -63,6 +63,12 @@ class Devices:
             jax.jit, compiler_options={"xla_backend_optimization_level": 0}
         )
 
+    @functools.cache  # noqa: B019
+    def jitted(self, name, **options):
+        """As `step`, jitted: compiled once for all checks of the same shapes."""
+        step, memory = self.step(name, **options)
+        return self.jit(step), memory
+
     def step(self, name, **options):
         """`(params, memory, data, i) -> Estimate`, where `data` is what it sees."""
         method = METHODS[name]
@@ -108,13 +114,9 @@ class Devices:
 
     def sharded(self, name):
         """Under jit: a batch over eight devices, and on one."""
-        step, memory = self.step(name)
-        split = NamedSharding(self.mesh, P("data"))
-        spread = jax.device_put(self.data, split)
-        with_split = self.jit(step)
-        return self.compare(
-            with_split, self.jit(step), (memory, memory), spread, self.data
-        )
+        step, memory = self.jitted(name)
+        spread = jax.device_put(self.data, NamedSharding(self.mesh, P("data")))
+        return self.compare(step, step, (memory, memory), spread, self.data)
 
     def parts(self, name):
         """As `own`, and each device's ascent sees the front of its own examples."""
@@ -123,7 +125,7 @@ class Devices:
     def own(self, name, **options):
         """Under shard_map: the mean of what every part of the batch finds alone."""
         spread, memory = self.mapped(name, **options)
-        alone = self.jit(self.step(name, **options)[0])
+        alone, _ = self.jitted(name, **options)
         parts = jax.tree.map(lambda x: x.reshape(DEVICES, -1, 4), self.data)
 
         def apart(params, memory, data, i):
@@ -142,9 +144,9 @@ class Devices:
     def synced(self, name, **options):
         """With one perturbation for all: the method on the whole batch."""
         spread, memory = self.mapped(name, sync_ascent=True, **options)
-        whole, _ = self.step(name, **options)
+        whole, _ = self.jitted(name, **options)
         return self.compare(
-            self.jit(spread), self.jit(whole), (memory, memory), self.data, self.data
+            self.jit(spread), whole, (memory, memory), self.data, self.data
         )
 
     def plain(self, name):
