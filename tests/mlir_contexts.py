@@ -11,22 +11,24 @@ from importlib.metadata import version
 
 
 def share() -> None:
-    """Lets the programs of a thread share a context from here on."""
+    """Lets all programs that a thread lowers from here on share a new context."""
     if not version("jax").startswith("0.10."):
         return
     from jax._src.interpreters import mlir
 
-    make = mlir.make_ir_context
-    if hasattr(make, "renew"):
-        make.renew()
-        return
+    _make()
+    _of_thread.cache_clear()
+    mlir.make_ir_context = lambda: _of_thread(threading.get_ident())
 
-    @functools.cache
-    def of_thread(_: int):
-        return make()
 
-    def shared():
-        return of_thread(threading.get_ident())
+@functools.cache
+def _make():
+    """JAX's own function."""
+    from jax._src.interpreters import mlir
 
-    shared.renew = of_thread.cache_clear
-    mlir.make_ir_context = shared
+    return mlir.make_ir_context
+
+
+@functools.cache
+def _of_thread(_: int):
+    return _make()()
