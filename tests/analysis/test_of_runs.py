@@ -74,7 +74,8 @@ def test_figures_are_those_of_the_instruments(analysed, runs):
 
 def test_heights_are_in_the_file_of_arrays(analysed):
     found, out, _ = analysed
-    arrays = np.load(out / "analysis.npz")
+    with np.load(out / "analysis.npz") as file:
+        arrays = dict(file)
     for run in found["runs"]:
         heights = arrays[f"{run['run']}/heights"]
         assert heights.shape == (3, 3)
@@ -103,7 +104,8 @@ def test_progress_rises_to_the_end(analysed):
 
 def test_every_part_has_a_picture(analysed, tmp_path):
     found, out, _ = analysed
-    arrays = np.load(out / "analysis.npz")
+    with np.load(out / "analysis.npz") as file:
+        arrays = dict(file)
     assert pictures.drawable(found) == list(of_runs.PARTS)
     for part in pictures.drawable(found):
         pictures.draw(part, found, arrays, tmp_path / f"{part}.png")

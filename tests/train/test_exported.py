@@ -262,7 +262,8 @@ def test_a_program_runs_with_jax_alone(trained, tmp_path, capsys):
     np.save(tmp_path / "images.npy", images)
     places = [str(tmp_path / x) for x in ("a.stablehlo", "images.npy", "logits.npz")]
     subprocess.run([sys.executable, "-c", RUN, *places], check=True)
-    found = np.load(places[-1])
+    with np.load(places[-1]) as arrays:
+        found = dict(arrays)
     x = (images / 255 - net.facts.mean) / net.facts.std
     expected = net.model.apply(net.variables, x.astype(np.float32), train=False)
     np.testing.assert_allclose(found["arr_0"], expected, rtol=1e-5, atol=1e-5)
