@@ -58,6 +58,7 @@ os.environ["XLA_FLAGS"] = " ".join([*flags, os.environ.get("XLA_FLAGS", "")])
 
 OPTIMISED = (
     "data",
+    "test_estimators",
     "test_reductions",
     "test_sparse_replicas",
     "test_tree",
@@ -65,8 +66,8 @@ OPTIMISED = (
 )
 """Folders and modules whose programs LLVM optimises.
 
-They compare different programs bit for bit, work on many images, or choose themselves.
-The programs of all others compile in two thirds of the time.
+They compare different programs bit for bit, work on many images, draw a lot, or choose
+themselves. The programs of all others compile in two thirds of the time.
 """
 
 

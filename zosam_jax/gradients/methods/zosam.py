@@ -234,13 +234,14 @@ def _ascent(
     """The ascent that `directions` names."""
     if probes.directions in estimators.DISTRIBUTIONS:
         return random_directions(probes, every)
-    if probes.delta is None:
+    delta = probes.delta
+    if delta is None:
         raise ValueError(
             "delta=None, the exact derivative, goes with random directions and without "
             "chunk_size. Give a number."
         )
     if probes.directions == "coordinates":
-        return coordinates(probes, probes.delta)
+        return coordinates(probes, delta)
     decays = tuple(float(decay) for decay in np.atleast_1d(guides))
     for decay in decays:
         _check.number("guides", decay, least=0, below=1)
@@ -253,7 +254,7 @@ def _ascent(
         )
     if disjoint:
         probes = probes._replace(num_directions=len(decays))
-    return guided(probes, probes.delta, decays, exploration, every, disjoint)
+    return guided(probes, delta, decays, exploration, every, disjoint)
 
 
 def _check_probes(probes: Probes, every: int, descent: str) -> None:
