@@ -166,7 +166,9 @@ def _examples(experiment: Experiment) -> tuple[np.ndarray, np.ndarray]:
 def _evaluated(experiment: Experiment, state: PyTree, lanes: int) -> list[Result]:
     """Returns the ends of trainings whose states are stacked."""
     if experiment.holds_pruned:
-        raise TypeError("straight-through methods are not trained side by side.")
+        raise TypeError(
+            "methods that keep the values of pruned weights do not train side by side."
+        )
     params, model_state = steps.evaluated(state)
     split = "test" if experiment.validation is None else "validation"
     add = jax.jit(

@@ -44,6 +44,20 @@ class Net(nn.Module):
         return nn.Dense(4, name="head")(nn.relu(x).mean((1, 2)))
 
 
+def half_of_the_units(out: Path) -> TrainConfig:
+    """A small MLP on the digits, of which half of the hidden units are pruned."""
+    return TrainConfig(
+        model="mlp",
+        model_options=("hidden=(12, 8)",),
+        method="units",
+        gradient="backprop",
+        rho=None,
+        sparsity=0.5,
+        epochs=1,
+        out=str(out),
+    )
+
+
 def dataset(train: int = 70, test: int = 22) -> Dataset:
     """Four classes of noisy 6 x 6 images, told apart by the bright quadrant."""
     rng = np.random.default_rng(0)

@@ -21,7 +21,7 @@ from zosam_jax.evaluate import evaluate
 from zosam_jax.runs import tensor_file
 from zosam_jax.runs.errors import RunError
 from zosam_jax.runs.tensor_file import TensorFile
-from zosam_jax.train import TrainConfig, exported, run
+from zosam_jax.train import exported, run
 
 ARRAYS = {
     "a": np.arange(6, dtype=np.float32).reshape(2, 3),
@@ -91,17 +91,7 @@ def deflated(content):
 def trained(tmp_path_factory):
     """A small MLP of which half of the hidden units are pruned, and the commands."""
     out = tmp_path_factory.mktemp("runs") / "mlp"
-    config = TrainConfig(
-        model="mlp",
-        model_options=("hidden=(12, 8)",),
-        method="units",
-        gradient="backprop",
-        rho=None,
-        sparsity=0.5,
-        epochs=1,
-        out=str(out),
-    )
-    run(config)
+    run(tiny_run.half_of_the_units(out))
     return out
 
 

@@ -11,12 +11,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny_run
 
 import zosam_jax as zs
 from zosam_jax import _operations, models
 from zosam_jax.cli import main as cli
 from zosam_jax.runs.errors import RunError
-from zosam_jax.train import TrainConfig, onnx_conversion, run
+from zosam_jax.train import onnx_conversion, run
 
 IS_INSTALLED = all(map(importlib.util.find_spec, ("jax2onnx", "onnxruntime")))
 needs_onnx = pytest.mark.skipif(
@@ -100,17 +101,7 @@ def test_networks_run_in_onnx_runtime(name, options):
 @pytest.mark.filterwarnings("ignore")
 def test_a_run_is_exported_and_runs_in_onnx_runtime(tmp_path):
     out = tmp_path / "mlp"
-    config = TrainConfig(
-        model="mlp",
-        model_options=("hidden=(12, 8)",),
-        method="units",
-        gradient="backprop",
-        rho=None,
-        sparsity=0.5,
-        epochs=1,
-        out=str(out),
-    )
-    run(config)
+    run(tiny_run.half_of_the_units(out))
     assert cli.main(["export", str(out), "--compact", "--to", "onnx"]) == 0
     said = json.loads((out / "network.onnx.json").read_text())
     assert (said["kind"], said["input"]["dtype"]) == ("onnx", "uint8")
