@@ -66,6 +66,8 @@ same."""
             place = folder / f"network.{self.to}"
         path = net.save(place, to=self.to, dtype=self.dtype)
         size, dense = path.stat().st_size, 4 * before
-        ratio = f"{dense / size:.1f} times as many"
-        terminal.write(f"{path}: {size:,} bytes; dense weights: {dense:,}, {ratio}\n")
+        terminal.write(
+            f"{path}: {size:,} bytes, 1/{dense / size:.1f} of dense float32 weights "
+            f"({dense:,} bytes); model card: {path.name}.md\n"
+        )
         return 0
