@@ -2,10 +2,11 @@
 
     python -m benchmarks.study --problems digits-noise40 --part 1/2
     python -m benchmarks.study --problems digits-noise40 --part 2/2
-    python -m benchmarks.study --merge
+    python -m benchmarks.study --problems digits-noise40 --merge
 
 The parts are processes side by side, and the same commands go on after they were
-stopped. The study has four stages, each of which needs the one before it:
+stopped, from the line that each training leaves in `--results`. The study has four
+stages, each of which needs the one before it:
 
 1. `tune`: each method trains with as many radii as the others, on seeds of its own,
    and the radius with the best mean accuracy on held-out images wins.
@@ -14,9 +15,9 @@ stopped. The study has four stages, each of which needs the one before it:
 3. `epochs`: trainings at that radius, of equal numbers of epochs.
 4. `time`: trainings of equal time, that of SAM. A cheaper method gets more epochs.
 
-`--merge` writes the result file: paired differences to SGD with 95 % intervals. The
-accuracy is that after the last step. A training whose loss is not finite counts as the
-accuracy of guessing.
+`--merge` writes the result of each problem: paired differences to SGD with 95 %
+intervals. The accuracy is that after the last step. A training whose loss is not finite
+counts as the accuracy of guessing.
 """
 
 import argparse
@@ -79,7 +80,8 @@ class Study:
         settings = json.loads(json.dumps(PROBLEMS[name]._asdict()))
         own = settings.pop("methods")
         self.methods = [m for m in args.methods if own is None or m in own]
-        self.log = record.Log(args.runs / name / "trainings.jsonl", settings)
+        self.folder = args.results / name
+        self.log = record.Log(self.folder / "trainings.jsonl", settings)
         self._dataset: data.Dataset | None = None
 
     def dataset(self) -> data.Dataset:
@@ -261,12 +263,21 @@ class Study:
                 flush=True,
             )
 
+    def sessions(self) -> list[dict[str, Any]]:
+        """Returns each combination of commit, versions and device that trained."""
+        found = []
+        for row in self.log.rows():
+            kept = {k: row[k] for k in ("commit", "versions", "device")}
+            if kept not in found:
+                found.append(kept)
+        return found
+
     def _write(self, path: Path, content: Any) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(content))
 
     def _file(self, name: str) -> Path:
-        return self.args.runs / self.name / f"{name}.json"
+        return self.folder / f"{name}.json"
 
 
 def _whole(perturbed: Mapping[str, float]) -> dict[str, float]:
@@ -408,36 +419,27 @@ def merge(args: argparse.Namespace) -> None:
                 f"done{lacking if missing else ''}. Run the study to its end with "
                 "these --methods and --seeds."
             )
-    rows = [row for name in args.problems for row in _rows(Study(name, args))]
-    settings = {
-        "problems": {n: PROBLEMS[n]._asdict() for n in args.problems},
-        "radii": {label: list(CONTENDERS[label].radii) for label in args.methods},
-        "tune_seeds": TUNE_SEEDS,
-        "held_out": HELD_OUT,
-        "trained": _sessions(args),
-    }
-    record.write(args.result, {"settings": settings, "rows": rows})
-    study_report.draw(rows, args.result.with_suffix(".png"))
     for name in args.problems:
-        own = [row for row in rows if row["problem"] == name]
-        print(f"\n{name}\n\n{tables.markdown(study_report.table(own))}")
+        study = Study(name, args)
+        rows = _rows(study)
+        settings = {
+            "problem": PROBLEMS[name]._asdict(),
+            "radii": {label: list(CONTENDERS[label].radii) for label in study.methods},
+            "tune_seeds": TUNE_SEEDS,
+            "held_out": HELD_OUT,
+            "trained": study.sessions(),
+        }
+        path = study.folder / study_report.RESULT
+        record.write(path, {"settings": settings, "rows": rows})
+        print(f"\n{name}\n\n{tables.markdown(study_report.table(rows))}\n")
+    known = study_report.results(args.results).values()
+    study_report.draw(list(itertools.chain(*known)), args.results / "gains.png")
 
 
 def _rows(study: Study) -> list[dict[str, Any]]:
     groups = study.finals(study.methods)
     costs = {"time": study.prices() or {}, "passes": study.passes()}
     return study_report.summarize(groups, study.done(), costs)
-
-
-def _sessions(args: argparse.Namespace) -> list[dict[str, Any]]:
-    """Returns commit, versions and device of the trainings, each combination once."""
-    found = []
-    for name in args.problems:
-        for row in Study(name, args).log.rows():
-            kept = {k: row[k] for k in ("commit", "versions", "device")}
-            if kept not in found:
-                found.append(kept)
-    return found
 
 
 def main() -> None:
@@ -478,14 +480,14 @@ def main() -> None:
         metavar="DIR",
         type=Path,
         default=Path("runs/study"),
-        help="folder of logs and runs",
+        help="folder of the runs that go on when interrupted",
     )
     parser.add_argument(
-        "--result",
-        metavar="FILE",
+        "--results",
+        metavar="DIR",
         type=Path,
-        default=tables.RESULTS / "study.json",
-        help="result file of --merge",
+        default=tables.RESULTS / "study",
+        help="a folder for each problem: its finished trainings, and what they say",
     )
     args = parser.parse_args()
     if not {SGD, SAM} <= set(args.methods):

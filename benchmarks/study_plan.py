@@ -172,7 +172,9 @@ PROBLEMS: dict[str, Problem] = {
             "weight_decay": 0.05,
             "sparsity": 0.5,
             "epochs": 30,
-        }
+        },
+        5_000,
+        methods=_FEW,
     ),
     "cifar-resnet32": Problem(
         {"dataset": "cifar10", "model": "resnet32", "width": 2.0, "epochs": 160}

@@ -1,5 +1,6 @@
 """What a study found: paired gains with their intervals, the table and the picture."""
 
+import json
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,7 +10,7 @@ from typing import Any
 import matplotlib
 
 from benchmarks.side_by_side import Result
-from benchmarks.study_plan import CONTENDERS, SAM, SGD, Training
+from benchmarks.study_plan import CONTENDERS, PROBLEMS, SAM, SGD, Training
 from zosam_jax.runs import intervals
 
 matplotlib.use("agg")
@@ -17,6 +18,8 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, NullLocator
 
+RESULT = "result.json"
+"""Name of the result file in the folder of a problem."""
 COSTS = {"time": "time of a step", "passes": "gradients of a step"}
 """The two prices of a step, in steps of SGD."""
 TICKS = (1, 1.2, 1.5, 2, 3, 4, 6, 8)
@@ -63,6 +66,20 @@ def summarize(
         row |= compare("to_sam", found, values.get(("epochs", SAM), {}))
         rows.append(row)
     return rows
+
+
+def results(folder: Path) -> dict[str, list[dict[str, Any]]]:
+    """Returns the rows of each problem with a result, in the order of the plan.
+
+    Args:
+      folder: That of all problems.
+    """
+    paths = {name: folder / name / RESULT for name in PROBLEMS}
+    return {
+        name: json.loads(path.read_text())["rows"]
+        for name, path in paths.items()
+        if path.exists()
+    }
 
 
 def compare(

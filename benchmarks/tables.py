@@ -33,7 +33,6 @@ GRID = "sparse-grid-cifar10.json"
 SPARSITY = "sparsity-cpu.json"
 EVALUATION = "imagenet-resnet50-quick/evaluation.json"
 GROWN = "grown-moments.json"
-STUDY = "study.json"
 COMPILE = ("compile-time-jax0.10.json", "compile-time-jax0.12.json")
 ACCELERATOR = "accelerator.json"
 INFERENCE = "inference-cpu.json"
@@ -470,21 +469,6 @@ def markdown(lines: list[list[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in (header, rule, *rest))
 
 
-def study_tables(rows: Sequence[dict[str, Any]]) -> dict[str, list[list[str]]]:
-    """Returns the table of each problem of the study by its name.
-
-    Args:
-      rows: Of all problems.
-    """
-    problems = dict.fromkeys(row["problem"] for row in rows)
-    return {
-        f"study-{problem}": study_report.table(
-            [row for row in rows if row["problem"] == problem]
-        )
-        for problem in problems
-    }
-
-
 def tables() -> dict[str, list[list[str]]]:
     """Returns every generated table by its name."""
     throughput, alignment = load(THROUGHPUT), load(ALIGNMENT)
@@ -499,7 +483,10 @@ def tables() -> dict[str, list[list[str]]]:
         "norms": norms_rows(load(NORMS)["rules"]),
         "steps": steps(throughput),
         "steps-ascent-part": steps(part),
-        **study_tables(load(STUDY)["rows"]),
+        **{
+            f"study-{problem}": study_report.table(rows)
+            for problem, rows in study_report.results(RESULTS / "study").items()
+        },
         "sparse-grid": grid_rows(load(GRID)["cells"], SPARSE_METHODS),
         **sparsity_rows(load(SPARSITY)["rows"]),
         "compile-time": compile_rows(map(load, COMPILE)),

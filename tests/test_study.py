@@ -29,7 +29,7 @@ def args(tmp_path):
         rounds=2,
         data_dir=None,
         runs=tmp_path / "runs",
-        result=tmp_path / "study.json",
+        results=tmp_path,
     )
 
 
@@ -37,7 +37,7 @@ def args(tmp_path):
 def planned(args, monkeypatch):
     """A study with prices, and whose results the test says."""
     found = Study("digits-noise40", args)
-    path = args.runs / found.name / "prices.json"
+    path = found.folder / "prices.json"
     path.parent.mkdir(parents=True)
     path.write_text(
         json.dumps({SGD: [1, 1, 1], SAM: [1.9, 2.0, 2.1], "SAM, last half": [2, 2, 3]})
@@ -142,7 +142,7 @@ def test_a_study_that_is_not_done_is_not_merged(planned, args):
     known |= dict.fromkeys(flat(found.tuning()), ended(0.5))
     with pytest.raises(SystemExit, match=r"24 of 39 trainings are done\. Run"):
         study.merge(args)
-    assert not args.result.exists()
+    assert not (found.folder / study_report.RESULT).exists()
 
 
 def test_gains_are_paired_by_seed(planned):
@@ -249,7 +249,7 @@ def test_trainings_side_by_side_are_those_one_by_one(args, monkeypatch):
     ]
     alone = small(args, monkeypatch)
     assert alone.execute(trainings)
-    args.runs = args.runs / "together"
+    args.results = args.results / "together"
     together = small(args, monkeypatch, side_by_side=True)
     assert together.execute(trainings[:1])
     assert together.execute(trainings)
