@@ -8,6 +8,7 @@ import pytest
 
 from zosam_jax.sparsity.methods.synflow import shares_of_flow
 from zosam_jax.train import criteria
+from zosam_jax.train.loss import cross_entropy
 
 
 class Chain(nn.Module):
@@ -29,7 +30,7 @@ class Chain(nn.Module):
 def test_the_flow_of_a_deep_network_neither_overflows_nor_vanishes(depth):
     model, image = Chain(depth), jnp.zeros((2, 16))
     params = model.init(jax.random.key(0), image, train=False)["params"]
-    flow = criteria.flow(model, {}, image, jnp.zeros(2, jnp.int32))
+    flow = criteria.flow(cross_entropy, model, {}, image, jnp.zeros(2, jnp.int32))
     kernels, treedef = jax.tree.flatten(params)
     total, shares = jax.jit(
         lambda theta: shares_of_flow(lambda t: flow(treedef.unflatten(t)), theta)

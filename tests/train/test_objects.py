@@ -1,8 +1,10 @@
-"""The user's own gradient, method, optimizer, model and data set in a run."""
+"""The user's own gradient, method, optimizer, loss, model and data set in a run."""
 
 import dataclasses
 import json
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -14,15 +16,24 @@ from zosam_jax.runs import record
 from zosam_jax.train import RunError, TrainConfig, load_run, run
 
 STEPS = 12  # Of three epochs.
+
+
+def squares(outputs, labels):
+    """The Brier score."""
+    return jnp.sum((jax.nn.softmax(outputs) - jax.nn.one_hot(labels, 4)) ** 2, -1)
+
+
 OBJECTS = {
     "gradient": lambda: zs.vasso(rho=0.1),
     "method": lambda: zs.sparsity.set_(0.5, STEPS, interval=3, seed=7),
     "optimizer": lambda: optax.adam(1e-2),
+    "loss": lambda: squares,
 }
 KINDS = {
     "gradient": "vasso (given)",
     "method": "set_ (given)",
     "optimizer": "ScaleByAdam (given)",
+    "loss": "squares (given)",
 }
 
 
@@ -73,6 +84,7 @@ def test_a_given_object_trains_resumes_and_is_reported(tmp_path, kind):
         tmp_path / "a", corruptions=("fog",), severities=(1,), **given(kind)
     )
     assert figures["clean"]["accuracy"] == whole.summary["test_accuracy"]
+    assert np.isclose(figures["clean"]["loss"], whole.summary["test_loss"], rtol=1e-5)
 
 
 def test_a_run_is_not_continued_without_its_object_or_with_another(tmp_path):

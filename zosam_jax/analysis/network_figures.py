@@ -14,8 +14,7 @@ from zosam_jax.analysis import hessian, landscape, masks, noise, sharpness
 from zosam_jax.analysis.objective import BatchLoss
 from zosam_jax.gradients.transformation import GradientEstimator
 from zosam_jax.runs.files import JSON
-from zosam_jax.train.experiment import Model
-from zosam_jax.train.loss import cross_entropy
+from zosam_jax.train.experiment import Loss, Model
 
 EIGENVALUES = 5
 """Number of largest eigenvalues that are computed."""
@@ -63,14 +62,15 @@ class Network(NamedTuple):
 
 
 @functools.cache
-def mean_loss(model: Model) -> BatchLoss:
-    """Returns the mean cross-entropy of a model, one function for equal models.
+def mean_loss(model: Model, loss: Loss) -> BatchLoss:
+    """Returns the mean loss of a model, one function for equal models and losses.
 
     It is `(params, (inputs, targets, model_state)) -> loss`, with BatchNorm at its
     running statistics. Called with `examples=`, it returns the losses of examples.
 
     Args:
       model: Linen module.
+      loss: The loss of every example.
     """
 
     def value_fn(params: Params, batch: PyTree, **asked: jax.Array | None) -> jax.Array:
@@ -79,7 +79,7 @@ def mean_loss(model: Model) -> BatchLoss:
         if examples is not None:
             inputs, targets = inputs[examples], targets[examples]
         logits = model.apply({"params": params, **model_state}, inputs, train=False)
-        losses = cross_entropy(logits, targets)
+        losses = loss(logits, targets)
         return losses if asked else jnp.mean(losses)
 
     return value_fn

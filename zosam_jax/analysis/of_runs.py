@@ -26,7 +26,7 @@ from zosam_jax.runs.files import JSON
 from zosam_jax.sparsity import SparseMethod
 from zosam_jax.train import load_run
 from zosam_jax.train.batch import normalized
-from zosam_jax.train.experiment import Experiment, Model
+from zosam_jax.train.experiment import Experiment, Loss, Model
 from zosam_jax.train.load_run import LoadedRun
 
 PathLike = str | os.PathLike[str]
@@ -118,12 +118,13 @@ def analyze(
     method: SparseMethod | None = None,
     gradient: GradientEstimator | None = None,
     optimizer: optax.GradientTransformation | None = None,
+    loss: Loss | None = None,
     on_progress: Callable[[Progress], None] | None = None,
     command: Sequence[str] | None = None,
 ) -> JSON:
     """Analyses trained runs, finished or not, and writes figures and arrays.
 
-    The loss is the mean cross-entropy of the same examples for every run, without
+    The loss is the mean loss of the same examples for every run, without
     augmentation and label smoothing, with BatchNorm at its running statistics and the
     labels of the training, wrong ones too. Of a sparse run, everything is on its mask.
 
@@ -138,6 +139,7 @@ def analyze(
       method: The sparse method that the runs were given, if they were.
       gradient: The gradient estimator that the runs were given, if they were.
       optimizer: The optimizer that the runs were given, if they were.
+      loss: The loss that the runs were given, if they were.
       on_progress: Called as the work goes on.
       command: The command line, for the record.
 
@@ -152,8 +154,9 @@ def analyze(
     if not folders:
         raise RunError("analyze needs at least one run folder.")
     objects = {"dataset": dataset, "model": model, "method": method}
-    objects |= {"gradient": gradient, "optimizer": optimizer, "data_dir": data_dir}
-    loaded = [load_run.load(folder, examples=True, **objects) for folder in folders]
+    objects |= {"gradient": gradient, "optimizer": optimizer, "loss": loss}
+    objects |= {"examples": True, "data_dir": data_dir}
+    loaded = [load_run.load(folder, **objects) for folder in folders]
     names = _names(loaded)
     chosen = settings or Settings()
     size = chosen.batch_size or loaded[0].config.batch_size
@@ -280,7 +283,7 @@ def _network(run: LoadedRun, settings: Settings) -> Network:
     ]
     gradient = experiment.gradient
     return Network(
-        value_fn=mean_loss(run.model),
+        value_fn=mean_loss(run.model, experiment.loss),
         params=jax.device_put(run.params),
         masks=run.masks if is_sparse(run.masks) else None,
         batches=batches,

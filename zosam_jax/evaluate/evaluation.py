@@ -26,7 +26,7 @@ from zosam_jax.runs.files import JSON
 from zosam_jax.sparsity import SparseMethod
 from zosam_jax.train import checkpoint as checkpoints
 from zosam_jax.train import effects, load_run
-from zosam_jax.train.experiment import Model
+from zosam_jax.train.experiment import Loss, Model
 
 
 def evaluate(
@@ -48,6 +48,7 @@ def evaluate(
     method: SparseMethod | None = None,
     gradient: GradientEstimator | None = None,
     optimizer: optax.GradientTransformation | None = None,
+    loss: Loss | None = None,
     on_progress: Callable[[Progress], None] | None = None,
     command: Sequence[str] | None = None,
 ) -> JSON:
@@ -81,12 +82,13 @@ def evaluate(
       method: The sparse method that the run was given, if it was.
       gradient: The gradient estimator that the run was given, if it was.
       optimizer: The optimizer that the run was given, if it was.
+      loss: The loss that the run was given, if it was.
       on_progress: Called after every batch, and once for a finished set.
       command: The command line, for the record.
 
     Returns:
       The contents of `evaluation.json`. Accuracies and ECEs are from 0 to 1; losses are
-      negative log-likelihoods in nats.
+      negative log-likelihoods in nats, or those of the run's own loss.
 
     Raises:
       RunError: The run cannot be evaluated this way; the message says what would work.
@@ -110,6 +112,7 @@ def evaluate(
         method=method,
         gradient=gradient,
         optimizer=optimizer,
+        loss=loss,
     )
     is_read = dataset is None or isinstance(dataset, str)
     is_of_tfds = is_read and table.is_of_tfds(found.config.dataset)
@@ -130,6 +133,8 @@ def evaluate(
     same = {
         "weights_crc32": checkpoints.digest(checkpoints.snapshot(network)),
         "versions": environment.versions(),
+        # A loss of the user's own, if there is one.
+        **{k: v for k, v in experiment.labels.items() if k == "loss"},
     }
     chosen = [(CLEAN, 0)] + [(n, s) for n in names for s in sorted(set(severities))]
     keys = [sets.key(name, severity) | same for name, severity in chosen]

@@ -69,7 +69,7 @@ _SUMS = schema.list_of(schema.POSITIVE, calibration.NUM_BINS)
 _LINE = {
     "key": schema.OBJECT,
     "accuracy": schema.SHARE,
-    "loss": schema.POSITIVE,
+    "loss": schema.NUMBER,
     "ece": schema.SHARE,
     "bins": schema.OBJECT,
 }

@@ -22,7 +22,6 @@ from zosam_jax.runs.files import JSON
 from zosam_jax.train import accuracy
 from zosam_jax.train.batch import normalized
 from zosam_jax.train.experiment import Experiment
-from zosam_jax.train.loss import cross_entropy
 
 # Threads that read or corrupt images while the devices compute.
 _THREADS = 4
@@ -51,7 +50,7 @@ class Progress(NamedTuple):
 
 
 class _Sums(NamedTuple):
-    """Sums over images: the losses in nats, and the bins of confidence."""
+    """Sums over images: the losses, and the bins of confidence."""
 
     loss: jax.Array
     bins: calibration.Bins
@@ -71,7 +70,7 @@ def _step(
     logits = experiment.model.apply(variables, inputs, train=False)
     logits = logits.astype(jnp.float32)
     counts = labels >= 0
-    losses = cross_entropy(logits, jnp.maximum(labels, 0))
+    losses = experiment.loss(logits, jnp.maximum(labels, 0))
     added = _Sums(
         jnp.sum(jnp.where(counts, losses, 0.0)),
         calibration.bins(logits, labels, counts),

@@ -33,7 +33,7 @@ from zosam_jax.runs.files import JSON
 from zosam_jax.runs.progress import Display, Shielded, Silent
 from zosam_jax.train import checkpoint, choices, loop, processes, trial
 from zosam_jax.train.compiled_run import CompiledRun
-from zosam_jax.train.experiment import Model
+from zosam_jax.train.experiment import Loss, Model
 from zosam_jax.train.interruption import EARLY, Stop
 from zosam_jax.train.objects import Objects
 from zosam_jax.train.step import TrainState
@@ -92,6 +92,7 @@ def run_lottery(
     model: Model | None = None,
     gradient: GradientEstimator | None = None,
     optimizer: optax.GradientTransformation | None = None,
+    loss: Loss | None = None,
     display: Display | None = None,
     command: Sequence[str] | None = None,
 ) -> LotteryResult:
@@ -106,6 +107,7 @@ def run_lottery(
       model: As for `run`.
       gradient: As for `run`.
       optimizer: As for `run`.
+      loss: As for `run`.
       display: Where to show progress. Default: nowhere.
       command: The command line, for the record.
 
@@ -127,7 +129,7 @@ def run_lottery(
             )
             return LotteryResult(config.folder, "unchanged", done)
     method = choices.ticket_method(rounds[0])
-    given = Objects(dataset, model, method, gradient, optimizer)
+    given = Objects(dataset, model, method, gradient, optimizer, loss)
     compiled = _prepare(config, rounds, given)
     search = _Search(config, rounds, given, compiled, show, command, stop)
     with folder.claim(config, RECORD, _clear) as path, explained(path):

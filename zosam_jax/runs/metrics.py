@@ -18,7 +18,7 @@ _LINE = {
     "step": schema.WHOLE,
     "epoch": schema.WHOLE,
     "split": schema.one_of(*_SPLITS),
-    "loss": schema.POSITIVE,
+    "loss": schema.NUMBER,
     "accuracy": schema.POSITIVE,
     "sparsity": schema.SHARE,
     "seconds": schema.POSITIVE,

@@ -82,7 +82,7 @@ _EVALUATION = {
     "mean_corrupted_accuracy": schema.SHARE,
     "mean_corrupted_ece": schema.SHARE,
 }
-_CLEAN = {"accuracy": schema.SHARE, "loss": schema.POSITIVE, "ece": schema.SHARE}
+_CLEAN = {"accuracy": schema.SHARE, "loss": schema.NUMBER, "ece": schema.SHARE}
 
 
 def _evaluation(folder: Path, summary: JSON | None) -> JSON | None:

@@ -12,7 +12,7 @@ from zosam_jax._types import Params
 from zosam_jax.data import Dataset, Streamed
 from zosam_jax.train.batch import normalized
 from zosam_jax.train.experiment import Experiment, ModelState
-from zosam_jax.train.loss import cross_entropy, is_correct
+from zosam_jax.train.loss import is_correct
 
 _LARGEST = 512
 
@@ -106,7 +106,7 @@ def add_batch(
     variables = {"params": params, **model_state}
     logits = experiment.model.apply(variables, inputs, train=False)
     counts = jnp.arange(len(labels)) < count
-    losses = jnp.where(counts, cross_entropy(logits, labels), 0.0)
+    losses = jnp.where(counts, experiment.loss(logits, labels), 0.0)
     hits = is_correct(logits, labels) & counts.reshape(-1, *(1,) * (labels.ndim - 1))
     return EvalTotals(
         totals.loss + jnp.sum(losses), totals.correct + jnp.sum(hits, dtype=jnp.int32)

@@ -20,16 +20,17 @@ from zosam_jax.runs import dataset_facts
 from zosam_jax.runs.config import TrainConfig
 from zosam_jax.runs.dataset_facts import DatasetFacts
 from zosam_jax.sparsity import SparseMethod
-from zosam_jax.train import criteria, learning_rates, optimizers, processes
+from zosam_jax.train import criteria, learning_rates, loss, optimizers, processes
 from zosam_jax.train.experiment import (
     Criterion,
     Experiment,
+    Loss,
     Model,
     ModelState,
     Optimization,
 )
 from zosam_jax.train.named_method import Needs
-from zosam_jax.train.objects import Objects
+from zosam_jax.train.objects import Objects, loss_name
 
 if TYPE_CHECKING:
     from zosam_jax.train.choices import Choices
@@ -74,10 +75,7 @@ def experiment(
     """
     mesh = processes.mesh(of_all=of_all)
     _check_model(config, given)
-    if examples or given.dataset is not None or facts is None:
-        found = _examples(config, given, facts, mesh.size)
-    else:
-        found = _Examples(None, None, None, None, facts)
+    found = _examples(config, given, facts, mesh.size, are_needed=examples)
     facts = found.facts
     model = _model(config, given, chosen, facts)
     shape = facts.image_shape
@@ -93,6 +91,7 @@ def experiment(
         workers=config.workers,
         model=model,
         initialize=initialize,
+        loss=_loss(given),
         dtype=jnp.dtype(config.dtype),
         teacher=None,
         probe_model=_probe_model(config, model),
@@ -108,6 +107,12 @@ def experiment(
         optimization=parts_of,
         **parts_of(config.seed)._asdict(),
     )
+
+
+def _loss(given: Objects) -> Loss:
+    if given.loss is None:
+        return loss.cross_entropy
+    return loss.checked(given.loss, loss_name(given.loss))
 
 
 def _check_model(config: TrainConfig, given: Objects) -> None:
@@ -366,8 +371,15 @@ class _Examples(NamedTuple):
 
 
 def _examples(
-    config: TrainConfig, given: Objects, facts: DatasetFacts | None, devices: int
+    config: TrainConfig,
+    given: Objects,
+    facts: DatasetFacts | None,
+    devices: int,
+    *,
+    are_needed: bool,
 ) -> _Examples:
+    if not are_needed and given.dataset is None and facts is not None:
+        return _Examples(None, None, None, None, facts)
     dataset, validation = _data(config, given, facts)
     facts = facts or dataset_facts.of(dataset)
     _check_batch(config, facts.num_train, devices)

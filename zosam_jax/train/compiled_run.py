@@ -49,10 +49,11 @@ class CompiledRun:
     """
 
     def __init__(self, experiment: Experiment):
-        """Traces the initial state and a step, which checks methods; compiles nothing.
+        """Traces all that depends on the user's choices; compiles nothing.
 
         Raises:
           ValueError: The gradient or the method does not fit the model or the data.
+          RunError: A given loss does not fit them.
         """
         self.experiment = experiment
         self.compile_seconds: dict[str, float] = {}
@@ -72,6 +73,12 @@ class CompiledRun:
             advance, self.abstract, seed, *self._examples(), *rest, donate=0
         )
         self.compile_seconds["train"] = self._train_traced.seconds
+        self._evaluate_traced = self._trace(
+            lambda *arguments: accuracy.add_batch(experiment, *arguments),
+            *(self.abstract.params, self.abstract.model_state),
+            *self._batch(accuracy.batch_size(experiment)),
+            *self._abstract((np.int32(0), accuracy.no_totals())),
+        )
 
     def _abstract(self, tree: PyTree) -> PyTree:
         """Returns the shapes and types of a tree of arrays, replicated."""
@@ -145,13 +152,7 @@ class CompiledRun:
                 lambda *arguments: steps.live_params(experiment, *arguments),
                 *(steps.evaluated(state)[0], state.opt_state),
             )
-        self._evaluate = self._compile(
-            "evaluate",
-            lambda *arguments: accuracy.add_batch(experiment, *arguments),
-            *(self.abstract.params, self.abstract.model_state),
-            *self._batch(accuracy.batch_size(experiment)),
-            *self._abstract((np.int32(0), accuracy.no_totals())),
-        )
+        self._evaluate = self._finish("evaluate", self._evaluate_traced)
         self.is_compiled = True
 
     def check_live(self, sparsity: float) -> None:

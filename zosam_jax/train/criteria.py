@@ -7,8 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from zosam_jax._types import Key, Params, ValueFn
-from zosam_jax.train.experiment import Model, ModelState
-from zosam_jax.train.loss import cross_entropy
+from zosam_jax.train.experiment import Loss, Model, ModelState
 
 # GraSP's public code divides the logits by 200: a flatter softmax gives the Hessian
 # term more weight against the gradient.
@@ -16,6 +15,7 @@ _TEMPERATURE = 200.0
 
 
 def loss(
+    losses: Loss,
     model: Model,
     model_state: ModelState,
     inputs: jax.Array,
@@ -24,15 +24,16 @@ def loss(
     *,
     temperature: float = 1.0,
 ) -> ValueFn:
-    """Returns the mean cross-entropy of a batch, in training mode (SNIP, GraSP).
+    """Returns the mean loss of a batch, in training mode (SNIP, GraSP).
 
     Args:
+      losses: The loss of every example.
       model: Linen module, called with `(inputs, train=...)`.
       model_state: Its collections other than the parameters.
       inputs: The batch as the model takes it, `[N, ...]`.
       targets: Classes, int32 `[N]`, or their probabilities, float32 `[N, K]`.
       key: PRNG key of dropout; None for a model without dropout.
-      temperature: Divisor of the logits.
+      temperature: Divisor of the outputs.
 
     Returns:
       `params -> scalar`.
@@ -50,12 +51,13 @@ def loss(
         logits = outputs[0] if isinstance(outputs, tuple) else outputs
         if temperature != 1:
             logits = logits.astype(jnp.float32) / temperature
-        return jnp.mean(cross_entropy(logits, targets))
+        return jnp.mean(losses(logits, targets))
 
     return value
 
 
 def flow(
+    losses: Loss,
     model: Model,
     model_state: ModelState,
     inputs: jax.Array,
@@ -65,6 +67,7 @@ def flow(
     """Returns the sum of the logits for an input of ones, in evaluation mode (SynFlow).
 
     Args:
+      losses: Unused.
       model: As in `loss`.
       model_state: As in `loss`.
       inputs: A batch, of which the shape is used.
@@ -74,7 +77,7 @@ def flow(
     Returns:
       `params -> scalar`.
     """
-    del targets, key
+    del losses, targets, key
 
     def value(params: Params) -> jax.Array:
         variables = {"params": params, **model_state}

@@ -24,8 +24,11 @@ Model = Any
 ModelState = dict[str, PyTree]
 """The collections of a model other than its parameters, as `{"batch_stats": ...}`."""
 
-Score = Callable[[Model, ModelState, jax.Array, jax.Array, Key], ValueFn]
-"""`(model, model_state, inputs, targets, dropout_key) -> (params -> scalar)`."""
+Loss = Callable[[jax.Array, jax.Array], jax.Array]
+"""`(outputs, labels) -> losses`: one for each example, `[N]`."""
+
+Score = Callable[[Loss, Model, ModelState, jax.Array, jax.Array, Key], ValueFn]
+"""`(loss, model, model_state, inputs, targets, dropout_key) -> (params -> scalar)`."""
 
 
 class Criterion(NamedTuple):
@@ -89,6 +92,7 @@ class Experiment:
       workers: Processes that decode streamed images; 0: this one.
       model: Linen module, called with `(inputs, train=...)`.
       initialize: `key -> (params, model_state)`.
+      loss: The loss of every example, for training, scores of masks and evaluation.
       dtype: Data type of the model's inputs.
       teacher: The distilled network, or None.
       gradient: Gradient estimator. Its `value_fn` returns `(loss, aux)` with aux
@@ -112,7 +116,7 @@ class Experiment:
       mesh: The devices, of all processes of the run, along one axis, "data".
       scans: Whether many steps run in one compiled loop.
       labels: What the dataset, model, method, gradient and optimizer are called in
-        messages.
+        messages, and a given loss.
     """
 
     dataset: Dataset | Streamed | None
@@ -125,6 +129,7 @@ class Experiment:
     workers: int
     model: Model
     initialize: Callable[[Key], tuple[Params, ModelState]]
+    loss: Loss
     dtype: np.dtype
     teacher: Teacher | None
     gradient: GradientEstimator

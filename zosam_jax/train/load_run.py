@@ -30,7 +30,7 @@ from zosam_jax.train import (
     program_file,
     stored_run,
 )
-from zosam_jax.train.experiment import Experiment, Model, ModelState
+from zosam_jax.train.experiment import Experiment, Loss, Model, ModelState
 from zosam_jax.train.objects import Objects
 from zosam_jax.train.prediction import BATCH_SIZE, Inputs, Prediction
 
@@ -265,6 +265,7 @@ def load(
     method: SparseMethod | None = None,
     gradient: GradientEstimator | None = None,
     optimizer: optax.GradientTransformation | None = None,
+    loss: Loss | None = None,
 ) -> LoadedRun:
     """Returns a trained network from the folder of its run, which does not change.
 
@@ -274,8 +275,8 @@ def load(
 
     The folder holds all that the network needs: names and order of the classes, image
     shape and normalisation. Runs of older versions lack these facts, and take them from
-    their data set. Objects that `run` was given must be given again, but for the data
-    set.
+    their data set. Objects that `run` was given must be given again. Data set and loss
+    need not, unless the examples are loaded.
 
     Args:
       run: Its folder; the run may be unfinished. Or a file that `LoadedRun.save` or
@@ -291,6 +292,7 @@ def load(
       method: The sparse method that the run was given.
       gradient: The gradient estimator that the run was given.
       optimizer: The Optax optimizer that the run was given.
+      loss: The loss that the run was given.
 
     Raises:
       RunError: There is no such run or checkpoint, or a file of it is damaged.
@@ -299,16 +301,13 @@ def load(
     """
     stored, file = _read(paths.absolute(run, "RUN"), checkpoint, data_dir)
     config, facts = stored.config, stored.facts
-    recorded = dict(stored.objects or {})
+    needed = _needed(stored, dataset, examples)
     if isinstance(dataset, str):
         config, dataset, examples = _named(config, dataset), None, True
-        recorded.pop("dataset", None)
-    elif dataset is None and not examples and facts is not None:
-        recorded.pop("dataset", None)
-    given = Objects(dataset, model, method, gradient, optimizer)
     if config.method == "ticket":
-        given = given._replace(method=choices.ticket_method(config))
-    objects.check_loaded(recorded, given.record(), stored.folder)
+        method = choices.ticket_method(config)
+    given = Objects(dataset, model, method, gradient, optimizer, loss)
+    objects.check_loaded(needed, given.record(), stored.folder)
     experiment = _experiment(config, given, facts, examples)
     notes = []
     if experiment.dataset is not None:
@@ -329,6 +328,20 @@ def load(
         step=found.step,
         notes=(*notes, *found.notes),
     )
+
+
+def _needed(
+    stored: stored_run.StoredRun,
+    dataset: data.Dataset | data.Streamed | str | None,
+    examples: bool,
+) -> dict[str, str]:
+    """Returns the objects of the run that must be given again, as recorded."""
+    spare: tuple[str, ...] = ()
+    if isinstance(dataset, str):
+        spare = ("dataset",)
+    elif dataset is None and not examples and stored.facts is not None:
+        spare = ("dataset", "loss")
+    return {k: v for k, v in (stored.objects or {}).items() if k not in spare}
 
 
 def _read(

@@ -34,7 +34,7 @@ from zosam_jax.train import (
 )
 from zosam_jax.train.choices import Choices
 from zosam_jax.train.compiled_run import CompiledRun
-from zosam_jax.train.experiment import Experiment, Model, Teacher
+from zosam_jax.train.experiment import Experiment, Loss, Model, Teacher
 from zosam_jax.train.interruption import EARLY, Stop, interruptions
 from zosam_jax.train.objects import Objects
 from zosam_jax.train.session import OnEpoch, Session, Setup
@@ -71,6 +71,7 @@ def run(
     method: SparseMethod | None = None,
     gradient: GradientEstimator | None = None,
     optimizer: optax.GradientTransformation | None = None,
+    loss: Loss | None = None,
     display: Display | None = None,
     command: Sequence[str] | None = None,
     compiled: CompiledRun | None = None,
@@ -103,6 +104,12 @@ def run(
         `has_aux`, `aux_like` and `seed`.
       optimizer: Optax optimizer, as `optax.adam(1e-3)`, with its own learning rate,
         weight decay and clipping.
+      loss: Loss in place of the cross-entropy, `(outputs, labels) -> losses`: one for
+        each example, `[N]`, or of the shape of the labels, then averaged. The trainer
+        averages over the batch. The outputs are those of the model, in float32. The
+        labels are the data set's; in training, `label_smoothing`, mixup and cutmix make
+        probabilities of classes, float32 `[N, K]`. Masks of snip and grasp, training,
+        evaluation and analysis use it; the accuracy stays that of the largest output.
       display: Where process 0 shows progress. Default: nowhere.
       command: The command line, for the record.
       compiled: The programs of an experiment, instead of new ones; see `prepare`.
@@ -121,7 +128,7 @@ def run(
     """
     show = Shielded(display if display and processes.is_first() else Silent())
     stop = stop or Stop(config.time_limit)
-    given = Objects(dataset, model, method, gradient, optimizer)
+    given = Objects(dataset, model, method, gradient, optimizer, loss)
     chosen = _choose(config, given)
     _check_processes(config, given)
     processes.first(lambda: check_effects(config, given))
@@ -343,7 +350,8 @@ def load_teacher(
     given = Objects(dataset, model)
     if found.config.method == "ticket":
         given = given._replace(method=choices.ticket_method(found.config))
-    recorded = dict(found.objects or {})
+    # Its classes alone are used.
+    recorded = {k: v for k, v in (found.objects or {}).items() if k != "loss"}
     if dataset is None:
         recorded.pop("dataset", None)
     objects.check_loaded(recorded, given.record(), found.folder)

@@ -1,4 +1,4 @@
-"""The training loss as a function of the parameters."""
+"""The loss of examples, and of a batch as a function of the parameters."""
 
 from typing import TYPE_CHECKING
 
@@ -6,10 +6,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from zosam_jax._calls import of_value
 from zosam_jax._streams import DROPOUT
 from zosam_jax._types import Aux, Key, Params, ValueFn
 from zosam_jax.gradients.pieces import Examples
-from zosam_jax.train.experiment import Experiment, Model, ModelState
+from zosam_jax.runs.errors import RunError
+from zosam_jax.train.experiment import Experiment, Loss, Model, ModelState
 
 if TYPE_CHECKING:
     from zosam_jax.train.batch import Batch
@@ -31,7 +33,43 @@ def cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
     else:
         losses = optax.softmax_cross_entropy(logits, targets)
+    return _by_example(losses)
+
+
+def _by_example(losses: jax.Array) -> jax.Array:
     return losses if losses.ndim == 1 else jnp.mean(losses, range(1, losses.ndim))
+
+
+def checked(function: Loss, name: str) -> Loss:
+    """Returns a user's loss with outputs and losses in float32, and its result checked.
+
+    Args:
+      function: `(outputs, labels) -> losses`, of the shape `[N]`, or of that of the
+        labels: these are averaged over all axes but the first.
+      name: Its name, for messages.
+
+    Raises:
+      RunError: In the call: the function raises an error, or returns another shape.
+    """
+
+    def losses(outputs: jax.Array, targets: jax.Array) -> jax.Array:
+        of = f"for outputs {of_value(outputs)} and labels {of_value(targets)}"
+        try:
+            found = jnp.asarray(function(outputs.astype(jnp.float32), targets))
+        except Exception as error:
+            said = (str(error).strip().splitlines() or [""])[0].rstrip(".")
+            raise RunError(
+                f"loss={name} raised {type(error).__name__} {of}: {said}. It must be a "
+                "function (outputs, labels) -> losses of arrays that jax.jit can trace."
+            ) from error
+        if found.shape not in (targets.shape[:1], targets.shape):
+            raise RunError(
+                f"loss={name} returned {of_value(found)} {of}. It must return one loss "
+                f"for each example, [{len(targets)}]: the trainer averages them."
+            )
+        return _by_example(found.astype(jnp.float32))
+
+    return losses
 
 
 def is_correct(logits: jax.Array, targets: jax.Array) -> jax.Array:
@@ -59,9 +97,9 @@ def _losses(
         mutable=list(model_state) if train else [],
     )
     logits, distilled = outputs if isinstance(outputs, tuple) else (outputs, outputs)
-    losses = cross_entropy(logits, batch.targets)
+    losses = experiment.loss(logits, batch.targets)
     if batch.taught is not None:
-        taught = cross_entropy(distilled, batch.taught)
+        taught = experiment.loss(distilled, batch.taught)
         losses = (1 - _TAUGHT) * losses + _TAUGHT * taught
     hits = is_correct(logits, batch.targets)
     correct = jnp.sum(hits, dtype=jnp.float32)

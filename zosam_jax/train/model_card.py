@@ -46,7 +46,7 @@ FIGURES = {
     "status": schema.one_of("finished", "stopped"),
     "steps": schema.WHOLE,
     "test_accuracy": schema.SHARE,
-    "test_loss": schema.POSITIVE,
+    "test_loss": schema.NUMBER,
     "sparsity": schema.SHARE,
     "parameters_live": schema.WHOLE,
 }

@@ -1,5 +1,6 @@
 """Objects that a user gives in place of what the configuration names."""
 
+import functools
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -7,14 +8,16 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from zosam_jax import _check
+from zosam_jax._calls import of_value
 from zosam_jax.data import Dataset, Streamed
 from zosam_jax.gradients.transformation import GradientEstimator
 from zosam_jax.runs.config import TrainConfig
 from zosam_jax.runs.errors import RunError
 from zosam_jax.sparsity import SparseMethod
-from zosam_jax.train.experiment import Model
+from zosam_jax.train.experiment import Loss, Model
 
-KINDS = ("dataset", "model", "method", "gradient", "optimizer")
+KINDS = ("dataset", "model", "method", "gradient", "optimizer", "loss")
 
 
 class Objects(NamedTuple):
@@ -27,6 +30,7 @@ class Objects(NamedTuple):
       gradient: Gradient estimator. The trainer sets `has_aux`, `aux_like` and `seed`.
       optimizer: Update rule with its learning rate and weight decay, such as
         `optax.adam(1e-3)`.
+      loss: `(outputs, labels) -> losses`, one for each example.
     """
 
     dataset: Dataset | Streamed | None = None
@@ -34,9 +38,10 @@ class Objects(NamedTuple):
     method: SparseMethod | None = None
     gradient: GradientEstimator | None = None
     optimizer: optax.GradientTransformation | None = None
+    loss: Loss | None = None
 
     def check_types(self) -> None:
-        """Raises `ValueError` for objects that are no gradient and no method."""
+        """Raises `ValueError` for objects of another type than their part needs."""
         for kind, wanted, example in (
             ("gradient", GradientEstimator, "zs.zosam(rho=0.1)"),
             ("method", SparseMethod, "zs.sparsity.rigl(0.9, total_steps)"),
@@ -48,6 +53,11 @@ class Objects(NamedTuple):
                     f"{kind}= must be a {wanted.__name__}, as {example}; got "
                     f"{type(value).__name__}."
                 )
+        if self.loss is not None:
+            try:
+                _check.callable_as("loss", self.loss, "(outputs, labels) -> losses")
+            except TypeError as error:
+                raise ValueError(str(error)) from error
 
     def record(self) -> dict[str, str]:
         """Returns what `config.json` says of the objects, as `{"model": "Net"}`."""
@@ -57,6 +67,7 @@ class Objects(NamedTuple):
             "method": lambda x: x.name or type(x).__name__,
             "gradient": lambda x: x.name,
             "optimizer": _optimizer_name,
+            "loss": loss_name,
         }
         given = {kind: getattr(self, kind) for kind in KINDS}
         return {
@@ -67,7 +78,20 @@ class Objects(NamedTuple):
 
     def labels(self, config: TrainConfig) -> dict[str, str]:
         """Returns the name of each part of a run in messages."""
-        return {kind: getattr(config, kind) for kind in KINDS} | self.record()
+        named = {kind: getattr(config, kind) for kind in KINDS if kind != "loss"}
+        return named | self.record()
+
+
+def loss_name(loss: Loss) -> str:
+    """Returns the name of a loss: of the function, or of the type of its object.
+
+    >>> loss_name(functools.partial(optax.huber_loss, delta=0.5))
+    'huber_loss'
+    """
+    while isinstance(loss, functools.partial):
+        loss = loss.func
+    is_named = hasattr(loss, "__qualname__")
+    return of_value(loss) if is_named else type(loss).__name__
 
 
 def _optimizer_name(optimizer: optax.GradientTransformation) -> str:

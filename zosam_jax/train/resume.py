@@ -128,12 +128,13 @@ def _headline(setup: "Setup") -> str:
     facts = experiment.facts
     examples = "images" if facts.kind == "image" else "sequences"
     noise = setup.config.label_noise
+    own = f", loss {labels['loss']}" if "loss" in labels else ""
     wrong = f" ({noise:.3g} of its labels wrong)" if noise else ""
     return (
         f"{labels['dataset']}{wrong}: {facts.num_train:,} training and "
         f"{facts.num_test:,} test {examples}; {labels['model']} with "
         f"{count:,} parameters; {labels['method']}{sparse}, {labels['gradient']}, "
-        f"{labels['optimizer']}; {experiment.mesh.size} x "
+        f"{labels['optimizer']}{own}; {experiment.mesh.size} x "
         f"{jax.local_devices()[0].device_kind}; {setup.folder}"
     )
 

@@ -78,7 +78,8 @@ def init(experiment: Experiment, images: jax.Array, labels: jax.Array) -> TrainS
         def score(params: Params) -> jax.Array:
             inputs, targets = scored(experiment, images, labels)
             key = experiment.key(DROPOUT, zero)
-            value = criterion.score(experiment.model, model_state, inputs, targets, key)
+            network = experiment.model, model_state
+            value = criterion.score(experiment.loss, *network, inputs, targets, key)
             return value(params)
 
         optimizer = criterion.optimizer(score)
