@@ -16,7 +16,7 @@ import zosam_jax as zs
 from zosam_jax.cli import main as cli
 from zosam_jax.data import DatasetError, encoded_images, preprocessing
 from zosam_jax.runs.dataset_facts import DatasetFacts
-from zosam_jax.train import RunError, load_run, prediction
+from zosam_jax.train import RunError, load_run, prediction, stored_run
 
 FIELDS = {"method": "rigl", "epochs": 2, "ema": 0.5}
 IMAGES = tiny_run.dataset().test_images
@@ -196,7 +196,7 @@ def test_any_checkpoint_of_an_unfinished_run_is_loaded(finished, tmp_path):
 
 def test_a_dense_run_has_masks_of_dense_leaves():
     experiment = SimpleNamespace(method=None)
-    masks = load_run.stored_run.masks_of(experiment, {"w": np.ones(3)}, ())
+    masks = stored_run.masks_of(experiment, {"w": np.ones(3)}, ())
     assert masks == {"w": True}
 
 

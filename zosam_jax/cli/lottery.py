@@ -39,8 +39,10 @@ class Lottery(TrainConfig, LotteryOptions):
     stop_fraction: Suppress[float | None] = None
     method_options: Suppress[tuple[str, ...]] = ()
     score_images: Suppress[int] = 0
+    from_masks: Suppress[str] = "auto"
     gradient: names.Gradient = "zosam"
     optimizer: names.Optimizer = "sgd"
+    from_: names.From = None
     preset: str = "digits"
     """Preset that sets the defaults of all flags; its sparse method is not used. \
 `zosam presets` lists them."""

@@ -8,6 +8,7 @@ from tyro.conf import arg
 from zosam_jax.data.table import DATASETS
 from zosam_jax.gradients import registry as gradients
 from zosam_jax.models.table import MODELS
+from zosam_jax.runs.config import TrainConfig, field_texts
 from zosam_jax.sparsity import registry as sparsity
 from zosam_jax.train.optimizers import OPTIMIZERS
 
@@ -58,3 +59,5 @@ Gradient = Annotated[
 ]
 
 Optimizer = Annotated[str, arg(help=f"Optimizer: {', '.join(OPTIMIZERS)}.")]
+
+From = Annotated[str | None, arg(name="from", help=field_texts(TrainConfig)["from_"])]

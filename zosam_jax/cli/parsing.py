@@ -186,7 +186,8 @@ def flags(kind: type) -> dict[str, str]:
         marks = getattr(field.type, "__metadata__", ())
         if actions or Suppress in marks or Positional in marks:
             continue
-        flag = f"--{field.name.replace('_', '-')}"
+        # A field may not be named as a word of Python, so "from_" is --from.
+        flag = f"--{field.name.rstrip('_').replace('_', '-')}"
         found[flag] = field.name
         if field.type is bool:
             found[f"--no-{flag[2:]}"] = field.name

@@ -140,7 +140,7 @@ def as_typed(message: str, fields: Collection[str]) -> str:
 
     def flag(match: re.Match[str]) -> str:
         joint = {"=": " ", ":": ":"}[match[2]]
-        return f"--{match[1].replace('_', '-')}{joint}"
+        return f"--{match[1].rstrip('_').replace('_', '-')}{joint}"
 
     return re.sub(rf"(?<![\w'\"/.-])({names})([=:])", flag, own) + rest
 

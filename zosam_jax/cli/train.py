@@ -31,6 +31,7 @@ class Train(TrainConfig):
     method: names.Method = "rigl"
     gradient: names.Gradient = "zosam"
     optimizer: names.Optimizer = "sgd"
+    from_: names.From = None
     preset: str = "digits"
     """Preset that sets the defaults of all flags; `zosam presets` lists them."""
     config: str | None = None

@@ -245,7 +245,7 @@ def _run_round(search: _Search, number: int) -> loop.Result:
     start = observer = None
     if number == 0:
         observer = tickets.observer(config, search.compiled.experiment)
-    elif not _has_checkpoint(chosen):
+    elif not checkpoint.exists(chosen.folder / "checkpoints"):
         start = _start(search, number)
         _warn_of_empty_layers(start, search.display)
     return loop.run(
@@ -259,15 +259,6 @@ def _run_round(search: _Search, number: int) -> loop.Result:
         record={"lottery": _origin(config, number)},
         stop=search.stop,
     )
-
-
-def _has_checkpoint(config: TrainConfig) -> bool:
-    """Returns whether a round resumes from a checkpoint of its own."""
-    path = config.folder / "checkpoints"
-    if not path.exists():
-        return False
-    with contextlib.closing(checkpoint.Checkpoints(path, config.keep)) as found:
-        return bool(found.steps())
 
 
 def _start(search: _Search, number: int) -> TrainState:

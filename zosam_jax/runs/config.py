@@ -27,6 +27,7 @@ DTYPES = ("float32", "bfloat16")
 PROBE_NORMS = ("batch", "running")
 SCHEDULES = ("cosine", "step", "constant")
 DECAYS = ("all", "kernels")
+FROM_MASKS = ("auto", "keep", "drawn")
 LOOPS = ("auto", "scan", "steps")
 
 # Beyond this, a radius, a rate or a norm is a mistake.
@@ -238,6 +239,22 @@ accuracy on the given and on the clean labels. For images in memory."""
     validation: float = 0.0
     """Fraction of the training images, stratified by class, to hold out for \
 validation. The summary then names the epoch of the best validation accuracy."""
+    from_: str | None = None
+    """Trained weights to start from: folder of a run, or a safetensors file. Other \
+classes get new outputs, and position embeddings are resized to the image size. All \
+else, as the learning rate, is that of a new training."""
+    from_masks: str = "auto"
+    """First masks of a training that starts from sparse weights: keep (those of the \
+weights; rigl, set and others go on from them, and magnitude keeps them to the end), \
+drawn (the method's own) or auto (keep where that can be)."""
+    freeze: tuple[str, ...] = ()
+    """Parameters that do not move: glob patterns of "/"-joined paths, as "stem*" \
+"block[0-5]/*". They are not pruned, not perturbed and not decayed. Statistics of \
+BatchNorm still follow the data."""
+    layer_decay: float = 1.0
+    """Layer-wise decay of the learning rate, as 0.75: block l of L learns at the rate \
+times decay^(L + 1 - l), embeddings and stem as block 0, the head and the last norm at \
+the whole rate (BEiT, arXiv:2106.08254). For models of blocks. 1: none."""
     teacher: str | None = None
     """Run folder of a teacher for hard-label distillation: half of the loss is the \
 cross-entropy to its predicted classes (arXiv:2012.12877)."""
@@ -283,11 +300,13 @@ scan)."""
                 f"warmup_epochs={self.warmup_epochs:g} must be less than epochs="
                 f"{self.epochs}. (A preset may have set either.)"
             )
-        if self.teacher and Path(self.teacher) == self.folder:
-            raise ValueError(
-                f"teacher={self.teacher!r} is the folder of this very run. Choose "
-                "another --out."
-            )
+        for name in ("teacher", "from_"):
+            path = getattr(self, name)
+            if path and Path(path) == self.folder:
+                raise ValueError(
+                    f"{name}={path!r} is the folder of this very run. Choose another "
+                    "--out."
+                )
         self._check_milestones()
 
     def _make_plain(self) -> None:
@@ -300,7 +319,7 @@ scan)."""
     def _make_absolute(self) -> None:
         """Makes paths mean the same from every working directory."""
         object.__setattr__(self, "dataset", paths.dataset(self.dataset))
-        for name in ("data_dir", "teacher", "out"):
+        for name in ("data_dir", "teacher", "from_", "out"):
             if getattr(self, name) is not None:
                 path = paths.absolute(getattr(self, name), name)
                 object.__setattr__(self, name, str(path))
@@ -313,6 +332,7 @@ scan)."""
             ("schedule", SCHEDULES),
             ("decay", DECAYS),
             ("loop", LOOPS),
+            ("from_masks", FROM_MASKS),
         ):
             _check.one_of(name, getattr(self, name), choices)
         if self.aux_from is not None:
@@ -340,6 +360,7 @@ scan)."""
         _check.number("probe_fraction", self.probe_fraction, above=0, most=1)
         _check.number("learning_rate", self.learning_rate, above=0, most=_LARGE)
         self._check_final_learning_rate()
+        _check.number("layer_decay", self.layer_decay, above=0, most=1)
         _check.number("width", self.width, above=0, most=64)
         for name in ("sparsity", "momentum", "ema", "label_smoothing", "validation"):
             _check.number(name, getattr(self, name), least=0, below=1)

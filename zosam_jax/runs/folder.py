@@ -62,8 +62,8 @@ def check(config: RecordedConfig, record: str = "config.json") -> int | None:
     same if they differ in
 
     - fields of `zosam_jax.runs.config.HOUSEKEEPING`;
-    - the path of the data or of the teacher, if the run keeps what lay there: the
-      trainer compares that;
+    - the path of the data, of the teacher or of the weights that it starts from, if the
+      run keeps what lay there: the trainer compares that;
     - the number of epochs, if it grew: whether a run can be longer, the trainer knows.
 
     Args:
@@ -124,7 +124,8 @@ def _is_moved(name: str, pair: tuple[Any, Any], content: JSON) -> bool:
     """Whether a field differs by a path alone, and the run keeps what lay there."""
     if name == "dataset":
         return name in content and paths.is_moved(*pair)
-    return name == "teacher" and name in content and None not in pair
+    entry = {"teacher": "teacher", "from_": "from"}.get(name)
+    return entry is not None and entry in content and None not in pair
 
 
 def check_space(config: RecordedConfig, needed: int) -> None:
@@ -163,6 +164,7 @@ _PARTS = {
     "objects": schema.TEXTS,
     "dataset": schema.OBJECT,
     "teacher": schema.OBJECT,
+    "from": schema.OBJECT,
     "lottery": schema.OBJECT,
 }
 _RESTORE = (

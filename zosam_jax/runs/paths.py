@@ -1,8 +1,9 @@
 """Paths as a user types them, made absolute.
 
-A configuration stores the paths of its data and of its teacher absolute, so that it
-means the same from every working directory. If they move, the path alone is no other
-configuration: `zosam_jax.runs.folder.check` compares what lies there instead.
+A configuration stores the paths of its data, of its teacher and of the weights that it
+starts from absolute, so that it means the same from every working directory. If they
+move, the path alone is no other configuration: `zosam_jax.runs.folder.check` compares
+what lies there instead.
 """
 
 import errno

@@ -4,10 +4,10 @@
 `safe`, `static` and others; `nm`, `srigl`, `units`, `chex` and `chase` prune in a
 structure; `product` joins a method for units and one for weights; `dynamic` makes a new
 method of two `scores`. `masks` reads the masks of a state, `apply_masks` applies them,
-and `report` counts weights and FLOPs. `compact` cuts out units that nothing reads,
-`accelerate` multiplies by sparse matrices where that is faster, and `cost` measures a
-network before and after. `ticket_sparsities`, `prune_ticket` and `early_bird` are for
-lottery tickets.
+and `report` counts weights and FLOPs. `start_from` begins with given masks. `compact`
+cuts out units that nothing reads, `accelerate` multiplies by sparse matrices where that
+is faster, and `cost` measures a network before and after. `ticket_sparsities`,
+`prune_ticket` and `early_bird` are for lottery tickets.
 """
 
 from zosam_jax._types import Units as Units
@@ -49,6 +49,7 @@ from zosam_jax.sparsity.reports.cost import Cost as Cost
 from zosam_jax.sparsity.reports.cost import cost as cost
 from zosam_jax.sparsity.reports.findings import SparsityReport as SparsityReport
 from zosam_jax.sparsity.reports.report import report as report
+from zosam_jax.sparsity.starting_masks import start_from as start_from
 from zosam_jax.sparsity.tickets import EarlyBird as EarlyBird
 from zosam_jax.sparsity.tickets import EarlyBirdState as EarlyBirdState
 from zosam_jax.sparsity.tickets import early_bird as early_bird

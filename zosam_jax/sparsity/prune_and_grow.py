@@ -130,7 +130,9 @@ def prune_and_grow(
     _check.whole("seed", seed, least=0)
 
     def init(params: Params) -> Topology:
-        masks = first(params)
+        return begin(params, first(params))
+
+    def begin(params: Params, masks: Masks) -> Topology:
         leaves = SparseLeaves.of_masks(masks, stacked)
         warn_of_biases(leaves)
         live = live_counts(leaves.of(masks))
@@ -185,6 +187,8 @@ def prune_and_grow(
         change,
         dense_gradient_every=dense_gradient_every,
         mean_pruned=mean_pruned,
+        # Any masks will do if the counts follow from them, and growth has no structure.
+        begin=begin if target is None and arrange is None else None,
         stacked=stacked,
     )
 

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from zosam_jax import _check, data, models, sparsity
-from zosam_jax._types import Aux, Schedule, Seed, SharedOptions, ValueFn
+from zosam_jax import _check, data, models, sparsity, tree
+from zosam_jax._types import Aux, Masks, Params, Schedule, Seed, SharedOptions, ValueFn
 from zosam_jax.data import augment
 from zosam_jax.data.augment import Augmentation
 from zosam_jax.gradients.methods.wsam import decoupled
@@ -80,10 +80,12 @@ def experiment(
     model = _model(config, given, chosen, facts)
     shape = facts.image_shape
     initialize = functools.partial(models.initialize, model, image_shape=shape)
-    _, model_state = jax.eval_shape(initialize, jax.random.key(0))
+    params, model_state = jax.eval_shape(initialize, jax.random.key(0))
+    _check_leaves(config, params)
     aux_like = model_state, jax.ShapeDtypeStruct((), jnp.float32)
     total_steps = _optimizer_steps(config, facts)
     parts_of = optimization(config, given, chosen, total_steps, aux_like)
+    _check_frozen(config, chosen, parts_of(config.seed).method, params)
     return Experiment(
         **found._asdict(),
         label_smoothing=config.label_smoothing,
@@ -113,6 +115,39 @@ def _loss(given: Objects) -> Loss:
     if given.loss is None:
         return loss.cross_entropy
     return loss.checked(given.loss, loss_name(given.loss))
+
+
+def _check_leaves(config: TrainConfig, params: Params) -> None:
+    """Raises `ValueError` unless parameters can be frozen, and layers counted."""
+    paths = tree.paths(params)
+    if len(tree.matching("freeze", config.freeze, paths)) == len(paths):
+        raise ValueError(f"freeze={list(config.freeze)} leaves nothing to train.")
+    if config.layer_decay < 1:
+        try:
+            models.depths(paths)
+        except ValueError as error:
+            raise ValueError(f"layer_decay={config.layer_decay:g}: {error}") from error
+
+
+def _check_frozen(
+    config: TrainConfig,
+    chosen: "Choices",
+    method: SparseMethod | None,
+    params: Params,
+) -> None:
+    """Raises `ValueError` if the sparse method would prune frozen parameters."""
+    takes_patterns = chosen.method is not None and "dense" in chosen.method.takes
+    if method is None or not config.freeze or takes_patterns:
+        return
+    masks = jax.eval_shape(method.init, params).masks
+    paths = tree.paths(params)
+    frozen = tree.matching("freeze", config.freeze, paths)
+    for path, mask in zip(paths, jax.tree.leaves(masks), strict=True):
+        if path in frozen and not tree.is_dense(mask):
+            raise ValueError(
+                f"freeze: {path} does not move, and method={method.name!r} would prune "
+                "it. Keep it dense in the method, or do not freeze it."
+            )
 
 
 def _check_model(config: TrainConfig, given: Objects) -> None:
@@ -194,11 +229,13 @@ def optimization(
     if rate is not None:
         rule = optimizers.update_rule(config, rate, own)
     assert rule is not None
+    rule = optimizers.of_trained(rule, config.freeze)
     if gradient.decoupled:
         rule = _decoupled(rule, rate)
+    rule = optimizers.by_leaf(rule, config.freeze, config.layer_decay)
     needs = Needs(
         total_steps,
-        dense=(*own, *config.dense),
+        dense=(*own, *config.dense, *config.freeze),
         groups=lambda: chosen.unit_groups(config),
         seed=config.seed,
     )
@@ -211,14 +248,31 @@ def optimization(
         options = SharedOptions(seed=seed)
         if config.probe_fraction < 1:
             options["ascent_fraction"] = config.probe_fraction
+        if config.freeze and gradient.takes("exclude"):
+            left_out = _check.patterns("exclude", gradient.option("exclude"))
+            options["exclude"] = (*left_out, *config.freeze)
         seeded = gradient.with_options(**options)
         optimizer = functools.partial(
             _optimizer, rule, gradient=seeded, accumulate_steps=config.accumulate_steps
         )
         criterion = _criterion(config, chosen, drawn, optimizer)
-        return Optimization(seeded, method, criterion, optimizer(method), rate)
+        begun = _optimizer_from(optimizer, method)
+        return Optimization(seeded, method, criterion, optimizer(method), begun, rate)
 
     return with_seed
+
+
+def _optimizer_from(
+    optimizer: Callable[[SparseMethod], optax.GradientTransformationExtraArgs],
+    method: SparseMethod | None,
+) -> Callable[[Masks], optax.GradientTransformationExtraArgs]:
+    """Returns how the whole optimizer is made of the first masks of its method."""
+
+    def begun(masks: Masks) -> optax.GradientTransformationExtraArgs:
+        assert method is not None
+        return optimizer(sparsity.start_from(method, masks))
+
+    return begun
 
 
 def _criterion(

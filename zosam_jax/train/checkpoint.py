@@ -1,5 +1,6 @@
 """The checkpoints of a run: written atomically, kept few, verified when read."""
 
+import contextlib
 import shutil
 import zlib
 from collections.abc import Callable, Iterable
@@ -81,6 +82,14 @@ def _layout(state: PyTree) -> dict[str, tuple[tuple[int, ...], str]]:
 
 def _is_mask(x: np.ndarray | jax.Array) -> bool:
     return x.dtype == np.bool_ and x.ndim > 0
+
+
+def exists(directory: Path) -> bool:
+    """Returns whether a folder has a complete checkpoint. Nothing in it changes."""
+    if not directory.is_dir():
+        return False
+    with contextlib.closing(Checkpoints(directory, 1, read_only=True)) as found:
+        return bool(found.steps())
 
 
 class Checkpoints:

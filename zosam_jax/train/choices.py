@@ -18,6 +18,7 @@ from zosam_jax.sparsity.method import SparseMethod
 from zosam_jax.train import learning_rates, named_gradient, named_method, option_strings
 from zosam_jax.train.named_gradient import ChosenGradient
 from zosam_jax.train.named_method import ChosenMethod, Needs
+from zosam_jax.train.objects import Objects
 from zosam_jax.train.optimizers import OPTIMIZERS
 
 METHODS = ("dense", *(name for name in sparse_methods.METHODS if name != "ticket"))
@@ -137,6 +138,23 @@ def check(config: TrainConfig) -> None:
         needs = Needs(_LONG, (), lambda: choices.unit_groups(config), config.seed)
         method = choices.method.build(config, needs)
     choices.check_together(config, gradient, method)
+
+
+def of_stored(config: TrainConfig, given: Objects) -> tuple[Objects, Choices]:
+    """Returns the objects of a run that is read back, and what its names stand for.
+
+    A lottery round has the method of tickets, which no name stands for.
+
+    Args:
+      config: The configuration of the run.
+      given: The objects that it was given.
+
+    Raises:
+      ValueError: A name or an option is unknown, or fields do not go together.
+    """
+    if config.method == "ticket":
+        given = given._replace(method=ticket_method(config))
+    return given, choose(config, gradient=given.gradient, method=given.method)
 
 
 def ticket_method(config: TrainConfig) -> SparseMethod:

@@ -20,6 +20,7 @@ from zosam_jax.train import step as steps
 from zosam_jax.train.batch import class_balanced, epoch_order, gather
 from zosam_jax.train.experiment import Experiment
 from zosam_jax.train.step import Totals, TrainState
+from zosam_jax.train.transfer import Arrays, Start
 
 Program = Callable[..., Any]
 """A compiled function of arrays."""
@@ -43,25 +44,32 @@ class CompiledRun:
 
     Attributes:
       experiment: The experiment.
+      start: What it starts from; None: the initial weights of its seed.
       abstract: Shapes and shardings of the state.
       is_compiled: Whether `compile` was called.
       compile_seconds: Seconds of tracing and compilation, by program.
     """
 
-    def __init__(self, experiment: Experiment):
+    def __init__(self, experiment: Experiment, start: Start | None = None):
         """Traces all that depends on the user's choices; compiles nothing.
+
+        Args:
+          experiment: The experiment.
+          start: Trained weights to start from.
 
         Raises:
           ValueError: The gradient or the method does not fit the model or the data.
           RunError: A given loss does not fit them.
         """
         self.experiment = experiment
+        self.start = start
         self.compile_seconds: dict[str, float] = {}
         self.is_compiled = False
         self._teacher = experiment.teacher and experiment.teacher.variables
         self._seed = np.int32(experiment.seed)
         seed = self._abstract(self._seed)
-        self._first_traced = self._trace(self._first, seed, *self._examples())
+        begin = None if start is None else self._abstract(start.arrays)
+        self._first_traced = self._trace(self._first, seed, *self._examples(), begin)
         self.abstract = self._abstract(self._first_traced.program.out_info)
         advance, rest = self._advance_batch, []
         if not experiment.streams:
@@ -185,7 +193,11 @@ class CompiledRun:
         return epoch_order(dataclasses.replace(self.experiment, seed=seed), epoch)
 
     def _first(
-        self, seed: jax.Array, images: jax.Array, labels: jax.Array
+        self,
+        seed: jax.Array,
+        images: jax.Array,
+        labels: jax.Array,
+        start: Arrays | None = None,
     ) -> TrainState:
         experiment = self.experiment.with_seed(seed)
         zero = jnp.zeros((), jnp.int32)
@@ -195,7 +207,7 @@ class CompiledRun:
             if experiment.score_images:
                 pick = functools.partial(class_balanced, experiment)
             images, labels = pick(order, images, labels)
-        return steps.init(experiment, images, labels)
+        return steps.init(experiment, images, labels, start)
 
     def _advance_batch(
         self,
@@ -237,10 +249,13 @@ class CompiledRun:
     def init(self) -> TrainState:
         """Returns the state before the first step."""
         create = self._finish("init", self._first_traced)
+        place, start = self.experiment.replicated(), None
+        if self.start is not None:
+            start = processes.place(self.start.arrays, place)
         if not self.experiment.streams:
-            return create(self._seed, *self._set)
+            return create(self._seed, *self._set, start)
         with contextlib.closing(self.batches(0)) as batches:
-            return create(self._seed, *next(batches))
+            return create(self._seed, *next(batches), start)
 
     def place(self, snapshot: TrainState) -> TrainState:
         """Returns a restored snapshot as a state on the devices."""

@@ -77,6 +77,7 @@ NEEDS: dict[str, Need] = {
         )
     },
     "score_images": Need(_scores_by_loss, "methods snip and grasp", "method"),
+    "from_masks": Need(lambda c: c.from_ is not None, "--from", "weights"),
     "rho": Need(_gradient_takes("rho"), "sharpness-aware gradients", "gradient"),
     "aux_from": Need(
         _gradient_takes("aux_from"), "gradients of several passes", "gradient"

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from zosam_jax._types import Key, Params, PyTree, Schedule, Seed, ValueFn
+from zosam_jax._types import Key, Masks, Params, PyTree, Schedule, Seed, ValueFn
 from zosam_jax.data import Dataset, Streamed
 from zosam_jax.gradients.transformation import GradientEstimator
 from zosam_jax.runs.dataset_facts import DatasetFacts
@@ -52,6 +52,7 @@ class Optimization(NamedTuple):
       method: See `Experiment`.
       criterion: See `Experiment`.
       optimizer: See `Experiment`.
+      optimizer_from: See `Experiment`.
       learning_rate: See `Experiment`.
     """
 
@@ -59,6 +60,7 @@ class Optimization(NamedTuple):
     method: SparseMethod | None
     criterion: Criterion | None
     optimizer: optax.GradientTransformationExtraArgs
+    optimizer_from: Callable[[Masks], optax.GradientTransformationExtraArgs]
     learning_rate: Schedule | None
 
 
@@ -106,9 +108,11 @@ class Experiment:
         first one of the training.
       optimizer: The whole optimizer: gradient, clipping, weight decay, update rule and
         masks. `update` takes `value_fn` and no incoming gradient.
+      optimizer_from: Makes it of the masks that the method is to start from. Only its
+        `init` is called.
       learning_rate: Learning-rate schedule over optimizer steps; None if unknown, for
         an optimizer that the user made.
-      optimization: Makes the five fields above of a seed, which may be traced.
+      optimization: Makes the six fields above of a seed, which may be traced.
       ema: Decay of the exponential moving average of the weights; 0: no average.
       accumulate_steps: Batches of one optimizer step.
       epochs: Passes over the training set.
@@ -139,6 +143,7 @@ class Experiment:
     criterion: Criterion | None
     score_images: int
     optimizer: optax.GradientTransformationExtraArgs
+    optimizer_from: Callable[[Masks], optax.GradientTransformationExtraArgs]
     learning_rate: Schedule | None
     optimization: Callable[[Seed], Optimization]
     ema: float

@@ -21,14 +21,12 @@ from zosam_jax.runs.errors import RunError, explained
 from zosam_jax.runs.files import JSON
 from zosam_jax.sparsity import SparseMethod
 from zosam_jax.train import (
-    build,
     choices,
     exported,
     model_card,
-    objects,
+    network,
     prediction,
     program_file,
-    stored_run,
 )
 from zosam_jax.train.experiment import Experiment, Loss, Model, ModelState
 from zosam_jax.train.objects import Objects
@@ -244,13 +242,13 @@ class LoadedRun:
         if to != "safetensors" and dtype != "float32":
             raise RunError(f"dtype={dtype!r} has no effect with to={to!r}.")
         about = model_card.about(self.config, self.facts, self.step, self.summary)
-        network = exported.Network(self.params, self.model_state, self.masks)
+        arrays = exported.Network(self.params, self.model_state, self.masks)
         with explained(path):
             path.parent.mkdir(parents=True, exist_ok=True)
         if to == "safetensors":
-            exported.write(path, about, network, dtype)
+            exported.write(path, about, arrays, dtype)
         else:
-            program_file.write(path, to, about, self.experiment, network)
+            program_file.write(path, to, about, self.experiment, arrays)
         return path
 
 
@@ -299,97 +297,34 @@ def load(
       zosam_jax.data.DatasetError: The data set is missing or damaged, or is not one of
         the run's classes and image shape.
     """
-    stored, file = _read(paths.absolute(run, "RUN"), checkpoint, data_dir)
-    config, facts = stored.config, stored.facts
-    needed = _needed(stored, dataset, examples)
-    if isinstance(dataset, str):
-        config, dataset, examples = _named(config, dataset), None, True
-    if config.method == "ticket":
-        method = choices.ticket_method(config)
-    given = Objects(dataset, model, method, gradient, optimizer, loss)
-    objects.check_loaded(needed, given.record(), stored.folder)
-    experiment = _experiment(config, given, facts, examples)
+    found = network.record(paths.absolute(run, "RUN"), checkpoint, data_dir)
+    stored = found.run
+    given = Objects(None, model, method, gradient, optimizer, loss)
+    try:
+        config, experiment, weights = network.restore(
+            found,
+            given,
+            choices.of_stored,
+            checkpoint=checkpoint,
+            dataset=dataset,
+            examples=examples,
+        )
+    except RunError:
+        raise
+    except ValueError as error:
+        raise RunError(f"the run in {stored.config.folder}: {error}") from error
     notes = []
     if experiment.dataset is not None:
         notes = experiment.facts.changes(dataset_facts.of(experiment.dataset))
-    if file is None:
-        found = stored_run.weights(stored, experiment, checkpoint)
-    else:
-        found = _weights(file, experiment, stored.folder)
-    is_end = stored.summary and found.step == stored.summary["steps"]
+    is_end = stored.summary and weights.step == stored.summary["steps"]
     return LoadedRun(
         folder=stored.folder,
         config=config,
         experiment=experiment,
-        params=found.params,
-        model_state=found.model_state,
-        masks=found.masks,
+        params=weights.params,
+        model_state=weights.model_state,
+        masks=weights.masks,
         summary=stored.summary if is_end else None,
-        step=found.step,
-        notes=(*notes, *found.notes),
+        step=weights.step,
+        notes=(*notes, *weights.notes),
     )
-
-
-def _needed(
-    stored: stored_run.StoredRun,
-    dataset: data.Dataset | data.Streamed | str | None,
-    examples: bool,
-) -> dict[str, str]:
-    """Returns the objects of the run that must be given again, as recorded."""
-    spare: tuple[str, ...] = ()
-    if isinstance(dataset, str):
-        spare = ("dataset",)
-    elif dataset is None and not examples and stored.facts is not None:
-        spare = ("dataset", "loss")
-    return {k: v for k, v in (stored.objects or {}).items() if k not in spare}
-
-
-def _read(
-    path: Path, checkpoint: int | None, data_dir: str | None
-) -> tuple[stored_run.StoredRun, exported.Exported | None]:
-    """Returns the record of a run, or of an exported file, and the file's contents."""
-    if not path.is_file():
-        return stored_run.read(path, data_dir=data_dir), None
-    try:
-        file = exported.read(path)
-    except RunError:
-        program_file.refuse(path)
-        raise
-    about = file.about
-    if checkpoint is not None:
-        raise RunError(
-            f"checkpoint={checkpoint!r} has no effect: {path} is of step {about.step}. "
-            "Leave it out."
-        )
-    config = about.config
-    if data_dir is not None:
-        config = dataclasses.replace(config, data_dir=data_dir)
-    figures = about.figures or None
-    return stored_run.StoredRun(path, config, None, about.facts, figures), file
-
-
-def _weights(
-    file: exported.Exported, experiment: Experiment, path: Path
-) -> stored_run.Weights:
-    """Returns the weights of an exported file."""
-    like = jax.eval_shape(experiment.initialize, jax.random.key(0))
-    network = exported.unpack(file, like, path)
-    return stored_run.Weights(file.about.step, *network, notes=())
-
-
-def _experiment(
-    config: TrainConfig, given: Objects, facts: DatasetFacts | None, examples: bool
-) -> Experiment:
-    try:
-        chosen = choices.choose(config, gradient=given.gradient, method=given.method)
-        return build.experiment(config, given, chosen, facts, examples=examples)
-    except ValueError as error:
-        raise RunError(f"the run in {config.folder}: {error}") from error
-
-
-def _named(config: TrainConfig, dataset: str) -> TrainConfig:
-    """Returns a configuration with another data set."""
-    try:
-        return dataclasses.replace(config, dataset=dataset)
-    except ValueError as error:
-        raise RunError(str(error)) from error

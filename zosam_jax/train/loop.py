@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import optax
 
-from zosam_jax import data
+from zosam_jax import data, models
 from zosam_jax.gradients.transformation import GradientEstimator
 from zosam_jax.runs import dataset_facts, environment, folder, metrics
 from zosam_jax.runs.config import TrainConfig
@@ -25,8 +25,10 @@ from zosam_jax.train import (
     choices,
     effects,
     longer,
+    network,
     numerics,
     objects,
+    origin,
     processes,
     resume,
     stored_run,
@@ -37,8 +39,10 @@ from zosam_jax.train.compiled_run import CompiledRun
 from zosam_jax.train.experiment import Experiment, Loss, Model, Teacher
 from zosam_jax.train.interruption import EARLY, Stop, interruptions
 from zosam_jax.train.objects import Objects
+from zosam_jax.train.origin import Weights
 from zosam_jax.train.session import OnEpoch, Session, Setup
 from zosam_jax.train.step import TrainState
+from zosam_jax.train.transfer import Source
 
 
 class Result(NamedTuple):
@@ -76,6 +80,7 @@ def run(
     command: Sequence[str] | None = None,
     compiled: CompiledRun | None = None,
     start: TrainState | None = None,
+    weights: Weights | None = None,
     on_epoch: OnEpoch | None = None,
     record: Mapping[str, Any] | None = None,
     stop: Stop | None = None,
@@ -115,6 +120,9 @@ def run(
       compiled: The programs of an experiment, instead of new ones; see `prepare`.
       start: A state to begin with instead of the initial one, as NumPy arrays. Training
         goes on from its step. Not used if the run resumes.
+      weights: Trained weights to start from, in place of `config.from_`: what `load`
+        returns, a tree like the model's parameters, or all its variables, as
+        `{"params": ..., "batch_stats": ...}`. Not needed if the run resumes.
       on_epoch: Called with the number of epochs done and the state: before the first
         step, and after every epoch, before its checkpoint is written. True ends the run
         there, if a step was done. A run that resumes repeats the calls from its
@@ -131,11 +139,11 @@ def run(
     given = Objects(dataset, model, method, gradient, optimizer, loss)
     chosen = _choose(config, given)
     _check_processes(config, given)
-    processes.first(lambda: check_effects(config, given))
+    processes.first(lambda: check_effects(config, given, weights))
     epochs, finished = processes.first(lambda: _standing(config, given, show))
     if finished is not None:
         return Result(config.folder, "unchanged", finished)
-    compiled = compiled or prepare(config, given, chosen)
+    compiled = compiled or prepare(config, given, chosen, weights)
     if epochs < config.epochs:
         longer.check(config, epochs, chosen, compiled.experiment)
     processes.first(lambda: _check_space(config, compiled))
@@ -156,6 +164,7 @@ def run(
                 )
         beside = {"objects": given.record(), **(record or {})}
         beside |= processes.first(lambda: _kept(config, compiled.experiment))
+        beside |= processes.first(lambda: origin.kept(config, compiled.start))
         if epochs < config.epochs:
             # Not finished any more, even if this process dies in a moment.
             processes.first(lambda: (path / "summary.json").unlink(missing_ok=True))
@@ -217,7 +226,9 @@ def _check_processes(config: TrainConfig, given: Objects) -> None:
     )
 
 
-def check_effects(config: TrainConfig, given: Objects) -> None:
+def check_effects(
+    config: TrainConfig, given: Objects, weights: Weights | None = None
+) -> None:
     """Raises `RunError` if a field is set that has no effect on a new run.
 
     A run that is in the folder already keeps its fields.
@@ -225,11 +236,13 @@ def check_effects(config: TrainConfig, given: Objects) -> None:
     Args:
       config: The configuration.
       given: Objects in place of what the configuration names.
+      weights: Weights in place of those that it names.
     """
     if not config.overwrite and (config.folder / "config.json").exists():
         return
     try:
-        effects.check(config, given.record())
+        others = [] if weights is None else ["weights"]
+        effects.check(config, [*given.record(), *others])
     except ValueError as error:
         raise RunError(str(error)) from error
 
@@ -268,7 +281,10 @@ def _finished(config: TrainConfig, epochs: int, show: Display) -> JSON | None:
 
 
 def prepare(
-    config: TrainConfig, given: Objects, chosen: Choices | None = None
+    config: TrainConfig,
+    given: Objects,
+    chosen: Choices | None = None,
+    weights: Weights | None = None,
 ) -> CompiledRun:
     """Returns the programs of a configuration, traced and not compiled.
 
@@ -278,6 +294,7 @@ def prepare(
       config: The configuration.
       given: Objects in place of what the configuration names.
       chosen: What the names stand for, if it is known.
+      weights: Weights to start from, in place of those that the configuration names.
 
     Raises:
       RunError: They do not fit together.
@@ -288,6 +305,7 @@ def prepare(
     chosen = chosen or _choose(config, given)
     stored = processes.first(lambda: _stored_facts(config))
     facts = None if stored is None else dataset_facts.from_record(stored)
+    starts = processes.first(lambda: origin.is_needed(config, weights))
 
     def traced() -> CompiledRun:
         try:
@@ -296,18 +314,23 @@ def prepare(
             if config.teacher is not None:
                 teacher = load_teacher(config, experiment)
                 experiment = dataclasses.replace(experiment, teacher=teacher)
-            return CompiledRun(experiment)
+            start = None
+            if starts:
+                found = _source(config, given, weights)
+                start = origin.start(config, found, experiment)
+            return CompiledRun(experiment, start)
         except ValueError as error:
             raise RunError(str(error)) from error
 
     compiled = processes.together(traced)
     if processes.are_several():
-        processes.check_same(_fingerprints(compiled.experiment))
+        processes.check_same(_fingerprints(compiled))
     return compiled
 
 
-def _fingerprints(experiment: Experiment) -> JSON:
+def _fingerprints(compiled: CompiledRun) -> JSON:
     """Returns the CRC-32 of what every process has loaded for itself, by name."""
+    experiment = compiled.experiment
     found: JSON = {"dataset": experiment.facts.record()}
     if isinstance(experiment.dataset, data.Dataset):
         arrays = dataclasses.asdict(experiment.dataset)
@@ -315,6 +338,9 @@ def _fingerprints(experiment: Experiment) -> JSON:
         found["the CRC-32 of the examples"] = checkpoint.digest(arrays)
     if experiment.teacher is not None:
         found["the CRC-32 of the teacher"] = _crc(experiment.teacher)
+    if compiled.start is not None:
+        crc = compiled.start.record["weights_crc32"]
+        found["the CRC-32 of the weights to start from"] = crc
     return found
 
 
@@ -339,29 +365,43 @@ def load_teacher(
       RunError: There is no such run, or a file of it is damaged.
     """
     assert config.teacher is not None
-    found = stored_run.read(config.teacher)
-    if found.summary is None:
+    found = network.record(Path(config.teacher))
+    if found.run.summary is None:
         raise ValueError(
             f"teacher={config.teacher!r} is not finished. The command that began it "
             "goes on with it."
         )
-    _check_taught(config, found, student.facts)
-    dataset = student.dataset if found.facts is None else None
-    given = Objects(dataset, model)
-    if found.config.method == "ticket":
-        given = given._replace(method=choices.ticket_method(found.config))
-    # Its classes alone are used.
-    recorded = {k: v for k, v in (found.objects or {}).items() if k != "loss"}
-    if dataset is None:
-        recorded.pop("dataset", None)
-    objects.check_loaded(recorded, given.record(), found.folder)
-    chosen = _choose(found.config, given)
-    experiment = build.experiment(
-        found.config, given, chosen, found.facts, examples=False
+    _check_taught(config, found.run, student.facts)
+    dataset = student.dataset if found.run.facts is None else None
+    _, experiment, weights = network.restore(
+        found, Objects(model=model), choices.of_stored, dataset=dataset
     )
-    weights = stored_run.weights(found, experiment)
     variables = {"params": weights.params, **weights.model_state}
     return Teacher(experiment.model, variables)
+
+
+def _source(config: TrainConfig, given: Objects, weights: Weights | None) -> Source:
+    """Returns the weights that a run starts from.
+
+    A run that was given objects of its own is read with those of this one.
+    """
+    if weights is not None:
+        return origin.of_memory(weights)
+    assert config.from_ is not None
+    path = Path(config.from_)
+    try:
+        found = network.record(path)
+        recorded = set(found.run.objects or {}) - {"dataset"}
+        if found.file is not None and found.run.config.model not in models.names():
+            # A file does not say that its model was given.
+            recorded = {"model"}
+        own = {kind: x for kind, x in given._asdict().items() if kind in recorded}
+        _, experiment, trained = network.restore(
+            found, Objects(**own), choices.of_stored
+        )
+        return origin.of_run(path, experiment, trained)
+    except (RunError, ValueError) as error:
+        raise RunError(f"from_={config.from_!r}: {error}") from error
 
 
 def _check_taught(

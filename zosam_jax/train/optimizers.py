@@ -4,9 +4,10 @@ import fnmatch
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 import optax
 
-from zosam_jax import tree
+from zosam_jax import models, tree
 from zosam_jax._types import Params, PyTree, Schedule
 from zosam_jax.runs.config import TrainConfig
 
@@ -54,6 +55,76 @@ def update_rule(
     if config.clip_norm:
         rule = optax.chain(optax.clip_by_global_norm(config.clip_norm), rule)
     return rule
+
+
+def of_trained(
+    rule: optax.GradientTransformation, freeze: tuple[str, ...]
+) -> optax.GradientTransformation:
+    """Returns the optimizer of the leaves that are not frozen.
+
+    Frozen leaves have no moments, and do not count for clipping. `by_leaf` makes their
+    updates zero.
+
+    Args:
+      rule: The optimizer.
+      freeze: Patterns of the frozen leaves.
+    """
+    if not freeze:
+        return rule
+
+    def trained(params: Params) -> PyTree:
+        paths = tree.paths(params)
+        frozen = tree.matching("freeze", freeze, paths)
+        return jax.tree.unflatten(
+            jax.tree.structure(params), [path not in frozen for path in paths]
+        )
+
+    return optax.masked(rule, trained)
+
+
+def by_leaf(
+    rule: optax.GradientTransformation, freeze: tuple[str, ...], layer_decay: float
+) -> optax.GradientTransformation:
+    r"""Returns the optimizer with a learning rate for each leaf.
+
+    With L blocks, decay d and the rate :math:`\eta`, the leaves of layer l (see
+    `models.depths`) learn at
+
+    .. math:: \eta_l = \eta \, d^{L + 1 - l}
+
+    (BEiT, arXiv:2106.08254). Frozen leaves do not move, nor decay.
+
+    Args:
+      rule: The optimizer. Its updates must be linear in the learning rate, as those of
+        all optimizers here are.
+      freeze: Patterns of the frozen leaves.
+      layer_decay: d, in (0, 1].
+
+    Raises:
+      ValueError: At init, a pattern matches no leaf, or the model has no blocks.
+    """
+    if not freeze and layer_decay == 1:
+        return rule
+
+    def factors(paths: list[str]) -> list[float]:
+        found = [1.0] * len(paths)
+        if layer_decay < 1:
+            layers = models.depths(paths)
+            found = [layer_decay ** (max(layers) - layer) for layer in layers]
+        frozen = tree.matching("freeze", freeze, paths)
+        pairs = zip(paths, found, strict=True)
+        return [0.0 if path in frozen else x for path, x in pairs]
+
+    def scale(updates: PyTree, params: Params | None) -> PyTree:
+        del params
+        leaves, structure = jax.tree.flatten(updates)
+        scaled = [
+            u * jnp.asarray(x, u.dtype) if x else jnp.zeros_like(u)
+            for u, x in zip(leaves, factors(tree.paths(updates)), strict=True)
+        ]
+        return jax.tree.unflatten(structure, scaled)
+
+    return optax.chain(rule, optax.stateless(scale))
 
 
 def _decay_mask(config: TrainConfig, embeddings: tuple[str, ...]) -> DecayMask:

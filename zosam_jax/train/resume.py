@@ -60,6 +60,8 @@ def begin(
     if restored is not None:
         show.message(f"resuming at step {step} of {setup.experiment.total_steps}")
         _tell_changes(setup, changes)
+    elif given is None and compiled.start is not None:
+        show.message(compiled.start.said)
     if not compiled.is_compiled:
         show.message("compiling...")
     compiled.compile()

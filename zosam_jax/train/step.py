@@ -11,9 +11,10 @@ from zosam_jax import sparsity
 from zosam_jax._streams import DROPOUT, INIT
 from zosam_jax._types import Estimate, OptState, Params, PyTree
 from zosam_jax.gradients.transformation import estimate
-from zosam_jax.train import loss
+from zosam_jax.train import loss, transfer
 from zosam_jax.train.batch import prepare, scored
 from zosam_jax.train.experiment import Experiment, ModelState
+from zosam_jax.train.transfer import Arrays
 
 
 class Totals(NamedTuple):
@@ -62,15 +63,24 @@ class TrainState(NamedTuple):
     average: PyTree = ()
 
 
-def init(experiment: Experiment, images: jax.Array, labels: jax.Array) -> TrainState:
+def init(
+    experiment: Experiment,
+    images: jax.Array,
+    labels: jax.Array,
+    start: Arrays | None = None,
+) -> TrainState:
     """Returns the state before the first step, with the masks applied.
 
     Args:
       experiment: The experiment.
       images: The raw examples which criteria score by; see `batch.scored`.
       labels: Their labels.
+      start: Trained weights, and perhaps masks, to start from.
     """
     params, model_state = experiment.initialize(experiment.key(INIT))
+    if start is not None:
+        params = transfer.replaced(params, start.params)
+        model_state = transfer.replaced(model_state, start.model_state)
     zero = jnp.zeros((), jnp.int32)
     optimizer, criterion = experiment.optimizer, experiment.criterion
     if criterion is not None:
@@ -83,6 +93,8 @@ def init(experiment: Experiment, images: jax.Array, labels: jax.Array) -> TrainS
             return value(params)
 
         optimizer = criterion.optimizer(score)
+    if start is not None and start.masks is not None:
+        optimizer = experiment.optimizer_from(start.masks)
     opt_state = optimizer.init(params)
     if not experiment.holds_pruned:
         params = live_params(experiment, params, opt_state)
@@ -159,11 +171,12 @@ def _average(experiment: Experiment, old: TrainState, new: TrainState) -> PyTree
     # Nothing moves between two optimizer steps.
     is_step = new.step % experiment.accumulate_steps == 0
     decay = jnp.where(is_step, decay, 1.0)
-    params, model_state = jax.tree.map(
-        lambda a, x: (decay * a + (1 - decay) * x).astype(a.dtype),
-        old.average,
-        (new.params, new.model_state),
-    )
+
+    def leaf(a: jax.Array, x: jax.Array) -> jax.Array:
+        # Rounding would move what does not move.
+        return jnp.where(a == x, a, (decay * a + (1 - decay) * x).astype(a.dtype))
+
+    params, model_state = jax.tree.map(leaf, old.average, (new.params, new.model_state))
     if not experiment.holds_pruned:
         params = live_params(experiment, params, new.opt_state)
     return params, model_state

@@ -22,6 +22,8 @@ def one_step(compiled: CompiledRun, show: Display) -> None:
     Raises:
       RunError: The loss is not finite.
     """
+    if compiled.start is not None:
+        show.message(compiled.start.said)
     show.message("compiling...")
     compiled.compile()
     state, batches = compiled.init(), compiled.batches(0)

@@ -173,11 +173,7 @@ def static(
        [False  True]]
     """
     if masks is not None:
-        return SparseMethod(
-            lambda params: Topology(_fitting(masks, params)),
-            name="static",
-            stacked=stacked,
-        )
+        return _made(lambda params: _given(params, masks), stacked)
     _check.whole("seed", seed, least=0)
     row = _row(criterion)
     chosen: MaskBudget
@@ -200,7 +196,21 @@ def static(
         warn_of_biases(SparseLeaves.of_masks(found, stacked))
         return Topology(found)
 
-    return SparseMethod(init, name="static", stacked=stacked)
+    # A pattern and a criterion of the loss leave no choice to the caller.
+    is_free = pattern is None and not row.needs
+    return _made(init, stacked, _given if is_free else None)
+
+
+def _made(
+    init: Callable[[Params], Topology],
+    stacked: StackRule,
+    begin: Callable[[Params, Masks], Topology] | None = None,
+) -> SparseMethod:
+    return SparseMethod(init, begin=begin, name="static", stacked=stacked)
+
+
+def _given(params: Params, masks: Masks) -> Topology:
+    return Topology(_fitting(masks, params))
 
 
 def _row(criterion: str | scores.Score) -> _Row:
