@@ -1,6 +1,7 @@
 """The table of runs, and the fields in which they differ."""
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from rich import box
@@ -120,6 +121,12 @@ def _noise(run: RunRecord) -> str:
     return _number(run.config.get("label_noise") or None, ".0%")
 
 
+def _from(run: RunRecord) -> str:
+    """Returns the name of the weights that a run started from."""
+    path = run.config.get("from_")
+    return Path(path).name if path else "-"
+
+
 def _of_labels(kind: str) -> Callable[[RunRecord], str]:
     """Returns the function that shows the training accuracy on one kind of labels."""
     figure = f"train_accuracy_{kind}_labels"
@@ -128,6 +135,7 @@ def _of_labels(kind: str) -> Callable[[RunRecord], str]:
 
 # They stand behind the others if a run has a value.
 RARE_COLUMNS = (
+    Column("starts from", _from, is_text=True, least_width=90),
     Column("label noise", _noise),
     Column("train accuracy, given labels", _of_labels("given"), least_width=_WIDE),
     Column("train accuracy, clean labels", _of_labels("clean"), least_width=100),

@@ -225,14 +225,7 @@ def optimization(
     if given.optimizer is None:
         rate = learning_rates.schedule(config, total_steps)
     gradient = _gradient(config, given, chosen, total_steps, rate, aux_like)
-    rule = given.optimizer
-    if rate is not None:
-        rule = optimizers.update_rule(config, rate, own)
-    assert rule is not None
-    rule = optimizers.of_trained(rule, config.freeze)
-    if gradient.decoupled:
-        rule = _decoupled(rule, rate)
-    rule = optimizers.by_leaf(rule, config.freeze, config.layer_decay)
+    rule = _rule(config, given, gradient, rate, own)
     needs = Needs(
         total_steps,
         dense=(*own, *config.dense, *config.freeze),
@@ -273,6 +266,24 @@ def _optimizer_from(
         return optimizer(sparsity.start_from(method, masks))
 
     return begun
+
+
+def _rule(
+    config: TrainConfig,
+    given: Objects,
+    gradient: GradientEstimator,
+    rate: Schedule | None,
+    own: tuple[str, ...],
+) -> optax.GradientTransformation:
+    """Returns the update rule, with a rate for each leaf where that is asked for."""
+    rule = given.optimizer
+    if rate is not None:
+        rule = optimizers.update_rule(config, rate, own)
+    assert rule is not None
+    rule = optimizers.of_trained(rule, config.freeze)
+    if gradient.decoupled:
+        rule = _decoupled(rule, rate)
+    return optimizers.by_leaf(rule, config.freeze, config.layer_decay)
 
 
 def _criterion(
