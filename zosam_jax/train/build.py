@@ -81,11 +81,11 @@ def experiment(
     shape = facts.image_shape
     initialize = functools.partial(models.initialize, model, image_shape=shape)
     params, model_state = jax.eval_shape(initialize, jax.random.key(0))
-    _check_leaves(config, params)
     aux_like = model_state, jax.ShapeDtypeStruct((), jnp.float32)
     total_steps = _optimizer_steps(config, facts)
     parts_of = optimization(config, given, chosen, total_steps, aux_like)
-    _check_frozen(config, chosen, parts_of(config.seed).method, params)
+    parts = parts_of(config.seed)
+    _check_leaves(config, chosen, parts.method, params)
     return Experiment(
         **found._asdict(),
         label_smoothing=config.label_smoothing,
@@ -107,7 +107,7 @@ def experiment(
         scans=_scans(config, found.dataset, mesh),
         labels=given.labels(config),
         optimization=parts_of,
-        **parts_of(config.seed)._asdict(),
+        **parts._asdict(),
     )
 
 
@@ -117,32 +117,27 @@ def _loss(given: Objects) -> Loss:
     return loss.checked(given.loss, loss_name(given.loss))
 
 
-def _check_leaves(config: TrainConfig, params: Params) -> None:
-    """Raises `ValueError` unless parameters can be frozen, and layers counted."""
-    paths = tree.paths(params)
-    if len(tree.matching("freeze", config.freeze, paths)) == len(paths):
-        raise ValueError(f"freeze={list(config.freeze)} leaves nothing to train.")
-    if config.layer_decay < 1:
-        try:
-            models.depths(paths)
-        except ValueError as error:
-            raise ValueError(f"layer_decay={config.layer_decay:g}: {error}") from error
-
-
-def _check_frozen(
+def _check_leaves(
     config: TrainConfig,
     chosen: "Choices",
     method: SparseMethod | None,
     params: Params,
 ) -> None:
-    """Raises `ValueError` if the sparse method would prune frozen parameters."""
-    takes_patterns = chosen.method is not None and "dense" in chosen.method.takes
-    if method is None or not config.freeze or takes_patterns:
-        return
-    masks = jax.eval_shape(method.init, params).masks
+    """Raises `ValueError` unless parameters can be frozen, and layers counted."""
     paths = tree.paths(params)
+    if config.layer_decay < 1:
+        try:
+            models.depths(paths)
+        except ValueError as error:
+            raise ValueError(f"layer_decay={config.layer_decay:g}: {error}") from error
     frozen = tree.matching("freeze", config.freeze, paths)
-    for path, mask in zip(paths, jax.tree.leaves(masks), strict=True):
+    if len(frozen) == len(paths):
+        raise ValueError(f"freeze={list(config.freeze)} leaves nothing to train.")
+    takes_patterns = chosen.method is not None and "dense" in chosen.method.takes
+    if method is None or not frozen or takes_patterns:
+        return
+    masks = jax.tree.leaves(jax.eval_shape(method.init, params).masks)
+    for path, mask in zip(paths, masks, strict=True):
         if path in frozen and not tree.is_dense(mask):
             raise ValueError(
                 f"freeze: {path} does not move, and method={method.name!r} would prune "
