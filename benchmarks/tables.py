@@ -12,7 +12,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import accelerator_tables, inference_tables, study_report
+from benchmarks import (
+    accelerator_tables,
+    convergence_report,
+    inference_tables,
+    study_report,
+)
 from benchmarks.throughput import AESAM, SAM_STEP
 from zosam_jax.gradients.registry import METHODS as GRADIENT_METHODS
 from zosam_jax.gradients.registry import GradientMethod
@@ -35,6 +40,7 @@ EVALUATION = "imagenet-resnet50-quick/evaluation.json"
 GROWN = "grown-moments.json"
 COMPILE = ("compile-time-jax0.10.json", "compile-time-jax0.12.json")
 ACCELERATOR = "accelerator.json"
+CONVERGENCE = "convergence.json"
 INFERENCE = "inference-cpu.json"
 NOT_RUN = "not run"
 
@@ -479,6 +485,7 @@ def tables() -> dict[str, list[list[str]]]:
         "gradient-choice": gradient_choice(),
         "sparse-choice": sparse_choice(),
         "probes": probes(alignment, throughput),
+        **convergence_report.tables(load(CONVERGENCE)),
         "guided": guided_rows(load(GUIDED)["rules"] + load(GUIDED_SLOPES)["rules"]),
         "norms": norms_rows(load(NORMS)["rules"]),
         "steps": steps(throughput),
@@ -509,6 +516,10 @@ PAGES = {
         "gradients",
         "probes",
         "guided",
+        "convergence-slopes",
+        "convergence-floors",
+        "convergence-bias",
+        "convergence-wells",
         "norms",
         "steps",
         "steps-ascent-part",

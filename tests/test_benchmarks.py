@@ -307,6 +307,7 @@ PROGRAMS = (
     "aesam",
     "alignment",
     "compile_time",
+    "convergence",
     "grown_moments",
     "guided",
     "house",
