@@ -141,8 +141,10 @@ def descend(
             w, state, total = carry
             noise = jax.random.normal(jax.random.fold_in(key, t), (2, dim))
             added, moved = lane.added * noise[0], lane.moved * noise[1]
+            # The incoming gradient is not used.
             grad, state = tx.update(
-                *(None, state, w), value_fn=lambda w: batch_loss(w, added, moved, lane)
+                *(jnp.zeros(dim), state, w),
+                value_fn=lambda w: batch_loss(w, added, moved, lane),
             )
             rate = lane.rate / (1 + lane.decay * t)
             w = jnp.asarray(optax.apply_updates(w, -rate * jnp.asarray(grad)))

@@ -16,8 +16,11 @@ from benchmarks import (
     accelerator_tables,
     convergence_report,
     inference_tables,
+    paper_tables,
     study_report,
 )
+from benchmarks.paper_plan import SCALES
+from benchmarks.paper_plan import TABLES as PAPER_TABLES
 from benchmarks.throughput import AESAM, SAM_STEP
 from zosam_jax.gradients.registry import METHODS as GRADIENT_METHODS
 from zosam_jax.gradients.registry import GradientMethod
@@ -41,6 +44,7 @@ GROWN = "grown-moments.json"
 COMPILE = ("compile-time-jax0.10.json", "compile-time-jax0.12.json")
 ACCELERATOR = "accelerator.json"
 CONVERGENCE = "convergence.json"
+PAPER = "paper-{}.json"
 INFERENCE = "inference-cpu.json"
 NOT_RUN = "not run"
 
@@ -486,6 +490,7 @@ def tables() -> dict[str, list[list[str]]]:
         "sparse-choice": sparse_choice(),
         "probes": probes(alignment, throughput),
         **convergence_report.tables(load(CONVERGENCE)),
+        **paper_tables.tables(_papers()),
         "guided": guided_rows(load(GUIDED)["rules"] + load(GUIDED_SLOPES)["rules"]),
         "norms": norms_rows(load(NORMS)["rules"]),
         "steps": steps(throughput),
@@ -507,6 +512,12 @@ def tables() -> dict[str, list[list[str]]]:
     }
 
 
+def _papers() -> dict[str, dict[str, Any]]:
+    """Returns the result files of `benchmarks.paper` by scale."""
+    names = {scale: PAPER.format(scale) for scale in SCALES}
+    return {s: load(name) for s, name in names.items() if (RESULTS / name).exists()}
+
+
 # The pages with generated tables.
 PAGES = {
     "benchmarks/README.md": (
@@ -520,6 +531,7 @@ PAGES = {
         "convergence-floors",
         "convergence-bias",
         "convergence-wells",
+        *(f"paper-{name}" for name in PAPER_TABLES),
         "norms",
         "steps",
         "steps-ascent-part",

@@ -83,6 +83,7 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
         "SAM, 1/8 of the batch": {"ascent_fraction": 1 / 8},
         "SAM, 1/16 of the batch": {"ascent_fraction": 1 / 16},
     },
+    "looksam": {"LookSAM, k=10": {"every": 10}},
     "zosam": {
         "ZO-SAM, m=2": {"num_directions": 2},
         "ZO-SAM, vmapped": {"chunk_size": 1},
@@ -117,6 +118,7 @@ def methods() -> dict[str, tuple[Callable[..., zs.GradientEstimator], dict[str, 
 # Steps of these methods differ; one measurement is the mean over so many steps.
 PERIODS = {
     "LookSAM, k=5": 5,
+    "LookSAM, k=10": 10,
     "ZO-SAM, every 5": 5,
     "guided ZO-SAM, every 5": 5,
 }

@@ -313,6 +313,7 @@ PROGRAMS = (
     "house",
     "inference",
     "norms",
+    "paper",
     "sparse_training",
     "sparsity",
     "study",
