@@ -46,6 +46,7 @@ HEAVY = {
     "orbax": ("train",),
     "tensorboardX": ("runs",),
     "matplotlib": ("analysis", "cli", "evaluate", "sparsity.reports.picture"),
+    "plotly": ("analysis.interactive",),
     "rich": ("cli", "runs"),
     "tyro": ("cli",),
     "jinja2": ("cli",),

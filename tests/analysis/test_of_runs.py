@@ -1,6 +1,9 @@
 """`analyze` on runs that take seconds: its figures are those of the instruments."""
 
+import csv
+import importlib.util
 import json
+import re
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +12,7 @@ import pytest
 import tiny_run
 
 from zosam_jax import analysis
-from zosam_jax.analysis import of_runs, pictures
+from zosam_jax.analysis import interactive, of_runs, pictures
 from zosam_jax.cli import main as cli
 from zosam_jax.train import RunError, load_run
 
@@ -106,15 +109,154 @@ def test_every_part_has_a_picture(analysed, tmp_path):
     found, out, _ = analysed
     with np.load(out / "analysis.npz") as file:
         arrays = dict(file)
-    assert pictures.drawable(found) == list(of_runs.PARTS)
+    assert pictures.drawable(found) == [
+        *("curvature", "sharpness", "landscape", "landscape-3d", "noise", "masks"),
+        *("errors", "features"),
+    ]
     for part in pictures.drawable(found):
         pictures.draw(part, found, arrays, tmp_path / f"{part}.png")
         assert (tmp_path / f"{part}.png").read_bytes()[1:4] == b"PNG"
 
 
+def answers(run):
+    """Logits of all test images."""
+    net, data = load_run.load(run, **OBJECTS), OBJECTS["dataset"]
+    x = ((data.test_images / 255 - 0.3) / 0.2).astype(np.float32)
+    return np.asarray(net.model.apply(net.variables, x, train=False)), data.test_labels
+
+
+def test_errors_are_those_of_all_test_images(analysed, runs):
+    """22 images are two batches of 16, of which the second is filled up."""
+    found, out, _ = analysed
+    logits, labels = answers(runs[1])
+    run, predicted = found["runs"][1], logits.argmax(1)
+    with np.load(out / "analysis.npz") as file:
+        np.testing.assert_array_equal(file["seed1/predictions"], predicted)
+        np.testing.assert_array_equal(file["seed1/labels"], labels)
+        confusion = file["seed1/confusion"]
+    for i, j in np.ndindex(4, 4):
+        assert confusion[i, j] == np.sum((labels == i) & (predicted == j))
+    assert run["errors"]["accuracy"] == np.mean(predicted == labels)
+    assert run["errors"]["by_class"] == [
+        pytest.approx(np.mean(predicted[labels == i] == i)) for i in range(4)
+    ]
+    assert run["errors"]["classes"] == ["a", "b", "c", "d"]
+
+
+def test_of_many_classes_the_hardest_are_shown():
+    names = [f"class {i}" for i in range(40)]
+    by_class = [None, *(i / 40 for i in range(39, 0, -1))]
+    run = {"run": "many", "errors": {"classes": names, "by_class": by_class}}
+    (axis,) = pictures.errors({"runs": [run]}, {}).axes
+    shown = [text.get_text() for text in axis.get_yticklabels()]
+    assert shown == [f"class {i}" for i in range(39, 14, -1)]
+
+
+def test_runs_of_other_classes_have_a_matrix_each():
+    runs = [
+        {"run": name, "errors": {"classes": list(name), "by_class": [1.0] * len(name)}}
+        for name in ("ab", "xyz")
+    ]
+    arrays = {f"{name}/confusion": np.eye(len(name)) for name in ("ab", "xyz")}
+    figure = pictures.errors({"runs": runs}, arrays)
+    labels = [[t.get_text() for t in axis.get_yticklabels()] for axis in figure.axes]
+    assert labels == [["a", "b"], ["x", "y", "z"]]
+
+
+def test_features_are_the_strengths_of_activations(analysed, runs):
+    found, out, _ = analysed
+    assert found["runs"][0]["features"]["layers"] == ["conv", "norm"]
+    net, data = load_run.load(runs[0], **OBJECTS), OBJECTS["dataset"]
+    x = ((data.test_images[:6] / 255 - 0.3) / 0.2).astype(np.float32)
+    kernel, bias = (net.params["conv"][name] for name in ("kernel", "bias"))
+    made = jax.lax.conv_general_dilated(
+        *(x, kernel, (1, 1), "SAME"), dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+    strength = np.sqrt(np.mean(np.square(made + bias), -1))
+    with np.load(out / "analysis.npz") as file:
+        np.testing.assert_allclose(file["seed0/features/conv"], strength, rtol=1e-4)
+        np.testing.assert_array_equal(file["seed0/images"], data.test_images[:6])
+
+
+@pytest.fixture(scope="module")
+def plane(runs, tmp_path_factory):
+    """The plane through two runs and a third, of another seed."""
+    third = tmp_path_factory.mktemp("runs") / "seed2"
+    tiny_run.train(third, **{"epochs": 1, "gradient": "sam", "seed": 2})
+    out, three = tmp_path_factory.mktemp("plane"), [*runs, third]
+    parts = {"parts": ("landscape",), "directions": "runs"}
+    settings = of_runs.Settings(images=32, points=5, **parts)
+    found = of_runs.analyze(three, settings, out=out, **OBJECTS)
+    with np.load(out / "analysis.npz") as file:
+        return found, dict(file), three
+
+
+def test_one_landscape_goes_through_three_runs(plane):
+    """Its heights are those of direct evaluation, BatchNorm at a batch's statistics."""
+    found, arrays, runs = plane
+    points = np.array(found["plane"]["points"])
+    params = [load_run.load(run, **OBJECTS).params for run in runs]
+    first, second, third = (jax.flatten_util.ravel_pytree(p)[0] for p in params)
+    length = np.linalg.norm(second - first)
+    np.testing.assert_allclose(points[:2], [[0, 0], [length, 0]], atol=1e-5)
+    away = [np.linalg.norm(third - x) for x in (first, second)]
+    np.testing.assert_allclose(
+        [np.linalg.norm(points[2] - x) for x in points[:2]], away, rtol=1e-4
+    )
+    # The grid begins a quarter of the width before the runs.
+    x, y = arrays["plane_x"], arrays["plane_y"]
+    low, high = points.min(0), points.max(0)
+    np.testing.assert_allclose([x[0], y[0]], low - (high - low) / 4, atol=1e-5)
+    net, _, batches = by_hand(runs[0])
+    # The point of the grid in coordinates of the three networks.
+    share = np.linalg.solve(np.vstack([points.T, np.ones(3)]), [x[1], y[3], 1])
+    mixed = jax.tree.map(lambda *w: sum(map(jnp.multiply, share, w)), *params)
+    losses = []
+    for images, labels in batches:
+        variables = {"params": mixed, **net.model_state}
+        logits, _ = net.model.apply(
+            variables, images, train=True, mutable=["batch_stats"]
+        )
+        p = jax.nn.log_softmax(logits)
+        losses.append(-np.mean(np.asarray(p)[np.arange(16), labels]))
+    np.testing.assert_allclose(
+        arrays["plane_heights"][1, 3], np.mean(losses), rtol=1e-4
+    )
+
+
+def test_landscapes_become_pictures_and_a_page(plane, analysed, tmp_path):
+    found, out, _ = analysed
+    with np.load(out / "analysis.npz") as file:
+        both = [("two", found, dict(file)), ("plane", *plane[:2])]
+    for name, figures, arrays in both:
+        for picture in ("landscape", "landscape-3d"):
+            path = tmp_path / f"{name}-{picture}.png"
+            pictures.draw(picture, figures, arrays, path)
+        interactive.write(figures, arrays, tmp_path / f"{name}.html")
+        page = (tmp_path / f"{name}.html").read_text()
+        assert "plotly" in page
+        # It loads nothing; the library that it contains has links in its menus.
+        assert not re.search(r"<(script|link|img)[^>]*(src|href)=", page[:10_000])
+    assert len(list(tmp_path.iterdir())) == 6
+
+
+def test_a_page_without_landscape_or_plotly_is_refused_before_the_work(monkeypatch):
+    with pytest.raises(RunError, match="--parts leaves out"):
+        interactive.check(("noise",))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(RunError, match="pip install 'zosam-jax"):
+        interactive.check(("landscape",))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"directions": "runs"}, "through 3 runs; 1 are given"),
+        ({"examples": (22,)}, "22 test images are numbered from 0 to 21"),
+        (
+            {"layers": ("stage*",), "parts": ("features",)},
+            "layers='stage.' fits no layer .* conv, norm",
+        ),
         ({"parts": ("hessian",)}, "parts='hessian' is unknown"),
         ({"points": 4}, "points=4 must be odd"),
         ({"images": 71}, "images=71 is more than the 70 examples of split=train"),
@@ -147,9 +289,16 @@ def test_the_command_writes_beside_the_run(runs, monkeypatch, capsys):
 
     of_runs_analyze = of_runs.analyze
     monkeypatch.setattr(of_runs, "analyze", analyze)
-    line = ["analyze", str(runs[0]), "--parts", "sharpness", "--images", "32"]
-    assert cli.main(line) == 0
+    line = ["analyze", str(runs[0]), "--parts", "sharpness", "errors"]
+    assert cli.main([*line, "--images", "32"]) == 0
     shown = capsys.readouterr().out
     assert "worst rise" in shown
-    written = sorted(path.name for path in (runs[0] / "analysis").iterdir())
-    assert written == ["analysis.json", "analysis.npz", "sharpness.png"]
+    folder = runs[0] / "analysis"
+    pictures_ = ["errors.png", "predictions.csv", "sharpness.png"]
+    written = sorted(path.name for path in folder.iterdir())
+    assert written == ["analysis.json", "analysis.npz", *pictures_]
+    with (folder / "predictions.csv").open() as file:
+        lines = list(csv.DictReader(file))
+    logits, labels = answers(runs[0])
+    assert [line["class"] for line in lines] == ["abcd"[i] for i in labels]
+    assert [x["prediction"] for x in lines] == ["abcd"[i] for i in logits.argmax(1)]

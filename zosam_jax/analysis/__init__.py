@@ -18,6 +18,8 @@ Python: the batches may come from the host, and the functions are not for `jax.j
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from zosam_jax.analysis.errors import Errors as Errors
+from zosam_jax.analysis.errors import classification_errors as classification_errors
 from zosam_jax.analysis.hessian import Eigenpairs as Eigenpairs
 from zosam_jax.analysis.hessian import SpectralDensity as SpectralDensity
 from zosam_jax.analysis.hessian import Trace as Trace

@@ -1,7 +1,7 @@
 """The figures of one trained network, by the instruments of this package."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -10,9 +10,12 @@ import numpy as np
 
 from zosam_jax import tree
 from zosam_jax._types import Masks, Params, PyTree
-from zosam_jax.analysis import hessian, landscape, masks, noise, sharpness
+from zosam_jax.analysis import errors, hessian, landscape, masks, noise
+from zosam_jax.analysis import sharpness as sharpness_
 from zosam_jax.analysis.objective import BatchLoss
+from zosam_jax.analysis.run_examples import Shown
 from zosam_jax.gradients.transformation import GradientEstimator
+from zosam_jax.models import feature_maps
 from zosam_jax.runs.files import JSON
 from zosam_jax.train.experiment import Loss, Model
 
@@ -30,23 +33,35 @@ class Network(NamedTuple):
     """A trained network, the examples to analyse it on, and the settings.
 
     Attributes:
+      model: Its Linen module.
       value_fn: `(params, batch) -> loss`.
       params: Its parameters.
+      model_state: Its BatchNorm statistics, or {}.
       masks: Its mask tree; None if all leaves are dense.
       batches: Batches, `(inputs, targets, model_state)`.
+      tests: Yields the test examples as `(batch, labels)`, with label -1 where a batch
+        was filled up.
+      shown: Test images whose features are shown; None where examples are no images.
+      layers: Patterns of the layers that are shown; none: some of the outermost.
       gradient: The gradient of its training; None if it cannot be analysed.
       step: Number of its optimizer steps.
       key: PRNG key of all draws.
       rho: Radius of the sharpness.
       points: Number of landscape points along each direction.
       extent: The landscape goes from -extent to extent.
-      directions: "random", filter-normalised, or "eigenvectors".
+      directions: "random", filter-normalised; "eigenvectors"; or "runs", the plane
+        through three runs, which is no plane of one network.
     """
 
+    model: Model
     value_fn: BatchLoss
     params: Params
+    model_state: PyTree
     masks: Masks | None
     batches: list[PyTree]
+    tests: Callable[[], Iterator[tuple[PyTree, np.ndarray]]]
+    shown: Shown | None
+    layers: tuple[str, ...]
     gradient: GradientEstimator | None
     step: int
     key: jax.Array
@@ -83,6 +98,23 @@ def mean_loss(model: Model, loss: Loss) -> BatchLoss:
         return losses if asked else jnp.mean(losses)
 
     return value_fn
+
+
+@functools.cache
+def logits_of(model: Model) -> errors.Logits:
+    """Returns the logits of a model, one function for equal models.
+
+    It is `(params, (inputs, targets, model_state)) -> logits`.
+
+    Args:
+      model: Linen module.
+    """
+
+    def logits_fn(params: Params, batch: PyTree) -> jax.Array:
+        inputs, _, model_state = batch
+        return model.apply({"params": params, **model_state}, inputs, train=False)
+
+    return logits_fn
 
 
 def curvature(network: Network, report: Report) -> tuple[JSON, dict[str, np.ndarray]]:
@@ -127,9 +159,9 @@ def sharpness_figures(
     n, figures = network, {}
     for number, (name, factor) in enumerate((("plain", 1.0), ("adaptive", ADAPTIVE))):
         radius = {"rho": n.rho * factor, "adaptive": name == "adaptive"}
-        worst = sharpness.worst_case_sharpness(n.value_fn, n.params, **radius, **n.on)
+        worst = sharpness_.worst_case_sharpness(n.value_fn, n.params, **radius, **n.on)
         report(number / 2 + 0.25)
-        average = sharpness.average_sharpness(
+        average = sharpness_.average_sharpness(
             n.value_fn, n.params, n.key, **radius, **n.on
         )
         report(number / 2 + 0.5)
@@ -146,6 +178,8 @@ def sharpness_figures(
 
 def surface(network: Network, report: Report) -> tuple[JSON, dict[str, np.ndarray]]:
     """Returns Ra of a plane through the network, and the heights."""
+    if network.directions == "runs":
+        return {}, {}
     n, axis = network, np.linspace(-network.extent, network.extent, network.points)
     if n.directions == "eigenvectors":
         top = hessian.hessian_eigenvalues(n.value_fn, n.params, n.key, k=2, **n.on)
@@ -209,6 +243,40 @@ def mask_figures(
     return {"densities": {path: d.density for path, d in found.items()}}, {}
 
 
+def error_figures(
+    network: Network, report: Report
+) -> tuple[JSON, dict[str, np.ndarray]]:
+    """Returns the accuracy on each class, and the answers to all test examples."""
+    del report
+    n = network
+    found = errors.classification_errors(logits_of(n.model), n.params, n.tests())
+    figures = {
+        "examples": found.labels.size,
+        "accuracy": found.accuracy,
+        "by_class": [_finite(float(x)) for x in found.by_class],
+    }
+    return figures, found._asdict()
+
+
+def feature_figures(
+    network: Network, report: Report
+) -> tuple[JSON, dict[str, np.ndarray]]:
+    """Returns the layers that are shown, and their features of the shown images."""
+    n = network
+    if n.shown is None:
+        return {}, {}
+    network_of = n.model, {"params": n.params, **n.model_state}, n.shown.inputs
+    paths = feature_maps.feature_layers(*network_of)
+    if not paths and not n.layers:
+        return {}, {}
+    layers = feature_maps.chosen(paths, n.layers)
+    report(0.2)
+    maps = feature_maps.feature_maps(*network_of, layers)
+    arrays = {f"features/{layer}": found for layer, found in maps.items()}
+    figures = {"layers": layers, "labels": n.shown.labels.tolist()}
+    return figures, {"images": n.shown.images, **arrays}
+
+
 def is_sparse(found: Masks) -> bool:
     """Whether a mask tree has a sparse leaf."""
     return any(not tree.is_dense(m) for m in jax.tree.leaves(found))
@@ -225,5 +293,7 @@ PARTS: dict[str, Callable[[Network, Report], tuple[JSON, dict[str, np.ndarray]]]
     "landscape": surface,
     "noise": gradient_noise,
     "masks": mask_figures,
+    "errors": error_figures,
+    "features": feature_figures,
 }
 """`(network, report) -> (figures, arrays)`, by the part's name."""

@@ -5,6 +5,7 @@
 
 import dataclasses
 import datetime
+import functools
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,9 +16,14 @@ import numpy as np
 import optax
 
 from zosam_jax import _check, data
-from zosam_jax._types import PyTree
+from zosam_jax.analysis import run_examples, through_runs
 from zosam_jax.analysis.masks import overlap_matrix
-from zosam_jax.analysis.network_figures import PARTS, Network, is_sparse, mean_loss
+from zosam_jax.analysis.network_figures import (
+    PARTS,
+    Network,
+    is_sparse,
+    mean_loss,
+)
 from zosam_jax.data import Streamed
 from zosam_jax.gradients.transformation import GradientEstimator
 from zosam_jax.runs import environment, files, paths
@@ -25,11 +31,13 @@ from zosam_jax.runs.errors import RunError, explained
 from zosam_jax.runs.files import JSON
 from zosam_jax.sparsity import SparseMethod
 from zosam_jax.train import load_run
-from zosam_jax.train.batch import normalized
-from zosam_jax.train.experiment import Experiment, Loss, Model
+from zosam_jax.train.experiment import Loss, Model
 from zosam_jax.train.load_run import LoadedRun
 
 PathLike = str | os.PathLike[str]
+
+DIRECTIONS = {"random": 1.0, "eigenvectors": 1.0, "runs": 0.25}
+"""Directions of a landscape, and their default extent."""
 
 
 class Progress(NamedTuple):
@@ -54,16 +62,23 @@ class Settings:
 
     Attributes:
       parts: "curvature" (eigenvalues, trace, spectral density), "sharpness",
-        "landscape", "noise" (of gradients) and "masks", or some of them.
+        "landscape", "noise" (of gradients), "masks", "errors" (classes that are taken
+        for others, on all test examples) and "features" (of test images), or some of
+        them.
       images: Number of examples, at random from the split.
       batch_size: Examples of a batch. None: that of the first run's training.
       split: "train" or "test". A streamed data set has "test" alone, its first images.
       rho: Radius of the sharpness; the adaptive radius is ten times that.
       directions: Of the landscape: "random", filter-normalised, the same draws for
-        every run; or "eigenvectors", of the two largest eigenvalues.
+        every run; "eigenvectors", of the two largest eigenvalues; or "runs", one
+        landscape on the plane through three runs of one model.
       points: Number of landscape points along each of two directions; odd, so that the
         network is one of them.
-      extent: The landscape goes from -extent to extent.
+      extent: The landscape goes from -extent to extent; through three runs, from that
+        much of their width before the first to that much behind the last.
+      examples: Numbers of the test images whose features are shown, from 0.
+      layers: The layers whose features are shown, as paths in which `*` stands for any
+        letters. None: four of the outermost modules.
       seed: Seed of all draws.
 
     Raises:
@@ -77,7 +92,9 @@ class Settings:
     rho: float = 0.05
     directions: str = "random"
     points: int = 21
-    extent: float = 1.0
+    extent: float | None = None
+    examples: tuple[int, ...] = tuple(range(6))
+    layers: tuple[str, ...] = ()
     seed: int = 0
 
     def __post_init__(self):
@@ -93,14 +110,17 @@ class Settings:
         for part in self.parts:
             _check.one_of("parts", part, PARTS)
         _check.one_of("split", self.split, ("train", "test"))
-        _check.one_of("directions", self.directions, ("random", "eigenvectors"))
+        _check.one_of("directions", self.directions, DIRECTIONS)
         _check.whole("images", self.images)
         _check.whole("points", self.points)
         _check.whole("seed", self.seed, least=0)
         if self.batch_size is not None:
             _check.whole("batch_size", self.batch_size)
         _check.number("rho", self.rho, above=0)
-        _check.number("extent", self.extent, above=0)
+        if self.extent is not None:
+            _check.number("extent", self.extent, above=0)
+        for example in self.examples:
+            _check.whole("examples", example, least=0)
         if self.points % 2 == 0:
             raise ValueError(
                 f"points={self.points} must be odd, so that the network is one of them."
@@ -158,26 +178,55 @@ def analyze(
     objects |= {"examples": True, "data_dir": data_dir}
     loaded = [load_run.load(folder, **objects) for folder in folders]
     names = _names(loaded)
-    chosen = settings or Settings()
-    size = chosen.batch_size or loaded[0].config.batch_size
-    chosen = dataclasses.replace(chosen, batch_size=size)
+    chosen = _settled(settings or Settings(), loaded)
     place = place_of(out, [run.folder for run in loaded])
     with explained(place):
         place.mkdir(parents=True, exist_ok=True)
-    figures, arrays = [], {}
-    for number, (name, run) in enumerate(zip(names, loaded, strict=True)):
-        progress = _Progress(on_progress, name, number, len(loaded), chosen.parts)
-        found, found_arrays = _analysed(run, chosen, progress)
-        figures.append({"run": name, **found})
-        arrays |= {f"{name}/{key}": value for key, value in found_arrays.items()}
+    found, arrays = _found(loaded, names, chosen, on_progress)
     result = {
-        "settings": {**dataclasses.asdict(chosen), "parts": [*chosen.parts]},
-        "runs": figures,
-        "overlap": _overlap(names, loaded) if "masks" in chosen.parts else None,
+        "settings": {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in dataclasses.asdict(chosen).items()
+        },
+        **found,
         **_record(command),
     }
     _write(place, result, arrays)
     return result
+
+
+def _settled(settings: Settings, loaded: Sequence[LoadedRun]) -> Settings:
+    """The settings with the defaults that depend on others, or on the runs."""
+    if settings.directions == "runs" and "landscape" in settings.parts:
+        through_runs.check([run.params for run in loaded])
+    return dataclasses.replace(
+        settings,
+        batch_size=settings.batch_size or loaded[0].config.batch_size,
+        extent=settings.extent or DIRECTIONS[settings.directions],
+    )
+
+
+def _found(
+    loaded: Sequence[LoadedRun],
+    names: Sequence[str],
+    settings: Settings,
+    on_progress: Callable[[Progress], None] | None,
+) -> tuple[JSON, dict[str, np.ndarray]]:
+    """The figures and arrays of each run, and of all together."""
+    figures, arrays, networks = [], {}, []
+    for number, (name, run) in enumerate(zip(names, loaded, strict=True)):
+        progress = _Progress(on_progress, name, number, len(loaded), settings.parts)
+        networks.append(_network(run, settings))
+        found, found_arrays = _analysed(run, networks[-1], progress)
+        figures.append({"run": name, **found})
+        arrays |= {f"{name}/{key}": value for key, value in found_arrays.items()}
+    plane = None
+    if settings.directions == "runs" and "landscape" in settings.parts:
+        loss = loaded[0].experiment.loss
+        plane, found_arrays = through_runs.landscape(networks, loss)
+        arrays |= found_arrays
+    overlap = _overlap(names, loaded) if "masks" in settings.parts else None
+    return {"runs": figures, "overlap": overlap, "plane": plane}, arrays
 
 
 def _record(command: Sequence[str] | None) -> JSON:
@@ -247,9 +296,8 @@ class _Progress:
 
 
 def _analysed(
-    run: LoadedRun, settings: Settings, progress: _Progress
+    run: LoadedRun, network: Network, progress: _Progress
 ) -> tuple[JSON, dict[str, np.ndarray]]:
-    network = _network(run, settings)
     figures: JSON = {
         "step": run.step,
         "status": run.summary["status"] if run.summary else "unfinished",
@@ -269,24 +317,32 @@ def _analysed(
             raise RunError(f"{part} of {run.folder}: {error}") from error
         arrays |= found
         progress(part, 1.0, finished=True)
+    if "errors" in figures:
+        figures["errors"]["classes"] = list(run.classes)
     return figures, arrays
 
 
 def _network(run: LoadedRun, settings: Settings) -> Network:
     experiment = run.experiment
     assert settings.batch_size is not None
+    assert settings.extent is not None
     size = min(settings.batch_size, settings.images)
     state = jax.device_put(run.model_state)
-    batches = [
-        (normalized(experiment, jax.numpy.asarray(raw)), jax.numpy.asarray(y), state)
-        for raw, y in _examples(experiment, settings, size)
-    ]
+    chosen = run_examples.drawn(
+        *(experiment, settings.split, settings.images, size, settings.seed)
+    )
+    is_shown = "features" in settings.parts
     gradient = experiment.gradient
     return Network(
+        model=run.model,
         value_fn=mean_loss(run.model, experiment.loss),
         params=jax.device_put(run.params),
+        model_state=state,
         masks=run.masks if is_sparse(run.masks) else None,
-        batches=batches,
+        batches=[(inputs, labels, state) for inputs, labels in chosen],
+        tests=functools.partial(run_examples.tests, experiment, size, state),
+        shown=run_examples.shown(experiment, settings.examples) if is_shown else None,
+        layers=settings.layers,
         gradient=None
         if gradient.decoupled
         else gradient.with_options(has_aux=False, aux_like=None),
@@ -297,35 +353,6 @@ def _network(run: LoadedRun, settings: Settings) -> Network:
         extent=settings.extent,
         directions=settings.directions,
     )
-
-
-def _examples(experiment: Experiment, settings: Settings, size: int) -> list[PyTree]:
-    """Returns `(raw examples, labels)` of each batch; all batches have one size."""
-    dataset, count = experiment.dataset, settings.images // size * size
-    assert dataset is not None
-    if isinstance(dataset, Streamed):
-        if settings.split == "train":
-            raise RunError("a streamed data set is analysed on split=test alone.")
-        _check_images(dataset.num_test, settings)
-        found = dataset.evaluation_batches(size)
-        try:
-            return [next(found)[:2] for _ in range(count // size)]
-        finally:
-            found.close()
-    train = settings.split == "train"
-    examples = dataset.train_images if train else dataset.test_images
-    labels = dataset.train_labels if train else dataset.test_labels
-    _check_images(len(labels), settings)
-    order = np.random.default_rng(settings.seed).permutation(len(labels))[:count]
-    return [(examples[i], labels[i]) for i in order.reshape(-1, size)]
-
-
-def _check_images(total: int, settings: Settings) -> None:
-    if settings.images > total:
-        raise RunError(
-            f"images={settings.images} is more than the {total} examples of "
-            f"split={settings.split}."
-        )
 
 
 def _overlap(names: Sequence[str], loaded: Sequence[LoadedRun]) -> JSON | None:

@@ -8,7 +8,7 @@ import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -31,30 +31,33 @@ COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#00
 _STYLES = ("-", "--", "-.", ":")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _WIDTH, _HEIGHT = 4.2, 3.4
+_MATRIX = 25
+"""Number of classes of which a picture shows each."""
 
 
 def drawable(found: JSON) -> list[str]:
-    """Returns the parts of an analysis that have a picture.
+    """Returns the names of the pictures that an analysis has.
 
     Args:
       found: The contents of `analysis.json`.
     """
-    sparse = any(run.get("masks", {}).get("densities") for run in found["runs"])
-    parts = found["settings"]["parts"]
-    return [part for part in PICTURES if part in parts and (part != "masks" or sparse)]
+    return [name for name, picture in PICTURES.items() if picture.shows(found)]
 
 
-def draw(part: str, found: JSON, arrays: Arrays, path: Path) -> None:
-    """Writes the picture of a part.
+def draw(name: str, found: JSON, arrays: Arrays, path: Path) -> None:
+    """Writes a picture.
 
     Args:
-      part: One of `drawable(found)`.
+      name: One of `drawable(found)`.
       found: The contents of `analysis.json`.
       arrays: The contents of `analysis.npz`.
       path: File to write, ending in .png or another suffix that Matplotlib knows. Its
         folder must exist.
     """
-    figure, temporary = PICTURES[part](found, arrays), path.with_name(f".{path.name}")
+    figure, temporary = (
+        PICTURES[name].draw(found, arrays),
+        path.with_name(f".{path.name}"),
+    )
     with warnings.catch_warnings():
         # A name in a script that the font does not have is drawn as boxes.
         warnings.filterwarnings("ignore", "Glyph .* missing from")
@@ -116,34 +119,86 @@ def sharpness(found: JSON, arrays: Arrays) -> Figure:
     return figure
 
 
+class Surface(NamedTuple):
+    """A landscape.
+
+    Attributes:
+      title: Its name.
+      x: Places along the first direction.
+      y: Places along the second.
+      heights: The losses, `[len(x), len(y)]`.
+      labels: Names of the directions.
+      points: Where the networks are, `[n, 2]`.
+    """
+
+    title: str
+    x: np.ndarray
+    y: np.ndarray
+    heights: np.ndarray
+    labels: tuple[str, str]
+    points: np.ndarray
+
+
+def surfaces_of(found: JSON, arrays: Arrays) -> list[Surface]:
+    """Returns the landscape of every run, or the one through three runs.
+
+    Args:
+      found: The contents of `analysis.json`.
+      arrays: The contents of `analysis.npz`.
+    """
+    if found["plane"] is not None:
+        x, y, heights = (arrays[f"plane_{name}"] for name in ("x", "y", "heights"))
+        title = f"through the runs, {_roughness(found['plane'])}"
+        labels = "distance along the first two runs", "distance from their line"
+        points = np.array(found["plane"]["points"])
+        return [Surface(title, x, y, heights, labels, points)]
+    kind = found["settings"]["directions"].removesuffix("s")
+    name = kind if kind == "eigenvector" else f"{kind} direction"
+    labels = f"along {name} 1", f"along {name} 2"
+    surfaces = []
+    for run in found["runs"]:
+        axis, heights = (arrays[f"{run['run']}/{key}"] for key in ("axis", "heights"))
+        title = f"{_short(run['run'])}\n{_roughness(run['landscape'])}"
+        surfaces.append(Surface(title, axis, axis, heights, labels, np.zeros((1, 2))))
+    return surfaces
+
+
+def _roughness(figures: JSON) -> str:
+    value = figures["roughness"]
+    return f"Ra = {'not finite' if value is None else f'{value:.3g}'}"
+
+
 def surface(found: JSON, arrays: Arrays) -> Figure:
-    """Returns a contour map for every run, on common levels, and lines through them."""
-    runs = found["runs"]
-    columns = min(len(runs) + 1, 3)
-    figure, axes = _panels(len(runs) + 1, columns)
-    heights = [arrays[f"{run['run']}/heights"] for run in runs]
-    levels = _levels(heights)
-    settings = found["settings"]
-    maps = axes[: len(runs)]
+    """Returns a contour map for every run, on common levels, and lines through them.
+
+    Of the plane through three runs, it has one map with the places of the runs.
+    """
+    runs, surfaces = found["runs"], surfaces_of(found, arrays)
+    has_lines = found["plane"] is None
+    count = len(surfaces) + has_lines
+    figure, axes = _panels(count, min(count, 3))
+    levels = common_levels([each.heights for each in surfaces])
+    maps = axes[: len(surfaces)]
     shown = [
-        _map(axis, arrays[f"{run['run']}/axis"], height, levels)
-        for axis, run, height in zip(maps, runs, heights, strict=True)
+        _map(axis, each, levels) for axis, each in zip(maps, surfaces, strict=True)
     ]
-    for axis, run in zip(maps, runs, strict=True):
-        roughness = run["landscape"]["roughness"]
-        text = "not finite" if roughness is None else f"{roughness:.3g}"
-        axis.set_title(f"{_short(run['run'])}\nRa = {text}", parse_math=False)
-        axis.set_xlabel(_direction(settings, 1))
-        axis.set_ylabel(_direction(settings, 2))
+    for axis, each in zip(maps, surfaces, strict=True):
+        axis.set_title(each.title, parse_math=False)
+        axis.set(xlabel=each.labels[0], ylabel=each.labels[1])
     bar = figure.colorbar(shown[0], ax=list(maps), label="loss", shrink=0.9)
     bar.ax.minorticks_off()
     chosen = levels[:: max(1, len(levels) // 6)]
     bar.set_ticks(list(chosen), labels=[f"{level:.3g}" for level in chosen])
-    line = axes[len(runs)]
-    for number, (run, height) in enumerate(zip(runs, heights, strict=True)):
-        middle = height.shape[1] // 2
-        line.plot(arrays[f"{run['run']}/axis"], height[:, middle], **_line(number))
-    line.set_xlabel(_direction(settings, 1))
+    if not has_lines:
+        for number, (x, y) in enumerate(surfaces[0].points):
+            maps[0].plot(x, y, _marker(number), color=COLORS[number], mec="white", ms=8)
+        _legend(figure, runs)
+        return figure
+    line = axes[len(surfaces)]
+    for number, each in enumerate(surfaces):
+        middle = each.heights.shape[1] // 2
+        line.plot(each.x, each.heights[:, middle], **_line(number))
+    line.set_xlabel(surfaces[0].labels[0])
     line.set_ylabel("loss")
     line.set_title("through the networks")
     _log_if_wide(line)
@@ -151,17 +206,20 @@ def surface(found: JSON, arrays: Arrays) -> Figure:
     return figure
 
 
-def _map(
-    axis: Axes, x: np.ndarray, heights: np.ndarray, levels: np.ndarray
-) -> QuadContourSet:
+def _map(axis: Axes, each: Surface, levels: np.ndarray) -> QuadContourSet:
     """Draws a contour map; the first direction is horizontal."""
-    clipped = np.clip(np.nan_to_num(heights.T, nan=np.inf), levels[0], levels[-1])
-    shown = axis.contourf(x, x, clipped, levels=levels, cmap="cividis", norm="log")
-    axis.contour(x, x, clipped, levels=levels[::3], colors="white", linewidths=0.5)
-    axis.plot(0, 0, "+", color="white", ms=8, mew=1.5)
+    clipped = _clipped(each.heights, levels).T
+    grid = each.x, each.y, clipped
+    shown = axis.contourf(*grid, levels=levels, cmap="cividis", norm="log")
+    axis.contour(*grid, levels=levels[::3], colors="white", linewidths=0.5)
+    axis.plot(*each.points.T, "+", color="white", ms=8, mew=1.5)
     axis.grid(visible=False)
     axis.set_aspect("equal")
     return shown
+
+
+def _clipped(heights: np.ndarray, levels: np.ndarray) -> np.ndarray:
+    return np.clip(np.nan_to_num(heights, nan=np.inf), levels[0], levels[-1])
 
 
 def noise(found: JSON, arrays: Arrays) -> Figure:
@@ -260,12 +318,152 @@ def _matrix(axis: Axes, overlap: JSON) -> None:
     axis.set_title("overlap of the masks (Jaccard)")
 
 
-PICTURES: dict[str, Callable[[JSON, Arrays], Figure]] = {
-    "curvature": curvature,
-    "sharpness": sharpness,
-    "landscape": surface,
-    "noise": noise,
-    "masks": masks,
+def relief(found: JSON, arrays: Arrays) -> Figure:
+    """Returns the surface of every landscape in three dimensions, on common axes."""
+    surfaces = surfaces_of(found, arrays)
+    figure = Figure(figsize=(_WIDTH * len(surfaces), 1.1 * _WIDTH))
+    levels = common_levels([each.heights for each in surfaces])
+    low, high = np.log10(levels[[0, -1]])
+    for number, each in enumerate(surfaces):
+        axis = figure.add_subplot(1, len(surfaces), number + 1, projection="3d")
+        heights = np.log10(_clipped(each.heights, levels))
+        x, y = np.meshgrid(each.x, each.y, indexing="ij")
+        axis.plot_surface(  # pyright: ignore[reportAttributeAccessIssue]
+            *(x, y, heights),
+            cmap="cividis",
+            vmin=low,
+            vmax=high,
+            rstride=1,
+            cstride=1,
+            linewidth=0.2,
+            edgecolor="0.3",
+        )
+        axis.set(xlabel=each.labels[0], ylabel=each.labels[1], zlabel="log10 of loss")
+        axis.set_zlim(low, high)  # pyright: ignore[reportAttributeAccessIssue]
+        axis.set_title(each.title, parse_math=False, fontsize=10)
+    figure.subplots_adjust(left=0.02, right=0.94, bottom=0.06, top=0.9, wspace=0.15)
+    return figure
+
+
+def errors(found: JSON, arrays: Arrays) -> Figure:
+    """Returns which classes are taken for which, and the accuracy on each class.
+
+    Of more classes than a picture can show, it has the accuracy on the hardest.
+    """
+    runs = found["runs"]
+    names = [run["errors"]["classes"] for run in runs]
+    maps = [i for i, each in enumerate(names) if len(each) <= _MATRIX]
+    by_class = all(each == names[0] for each in names)
+    count = len(maps) + by_class
+    figure, axes = _panels(count, min(count, 3))
+    for axis, i in zip(axes, maps, strict=False):
+        _confusion(axis, arrays[f"{runs[i]['run']}/confusion"], names[i])
+        axis.set_title(_short(runs[i]["run"]), parse_math=False)
+    if by_class:
+        _by_class(axes[len(maps)], runs)
+        _legend(figure, runs)
+    return figure
+
+
+def _by_class(axis: Axes, runs: Sequence[JSON]) -> None:
+    """Plots the accuracy on each class, or on the hardest."""
+    names = runs[0]["errors"]["classes"]
+    values = np.array([run["errors"]["by_class"] for run in runs], np.float64)
+    rows, title = np.arange(len(names)), "by class"
+    if len(names) > _MATRIX:
+        # A class without examples is no hard one.
+        means = np.where(np.isnan(values), np.inf, values).mean(0)
+        rows, title = np.argsort(means)[:_MATRIX], f"the {_MATRIX} hardest classes"
+    for number, run in enumerate(values):
+        places = np.arange(len(rows)) + 0.4 * ((number + 0.5) / len(values) - 0.5)
+        style: dict[str, Any] = {"color": COLORS[number % len(COLORS)]}
+        axis.plot(run[rows], places, _marker(number), ms=4, **style)
+    shown = [_short(names[i], 14) for i in rows]
+    axis.set_yticks(range(len(rows)), shown, fontsize=7, parse_math=False)
+    axis.set_ylim(len(rows) - 0.4, -0.6)
+    axis.set_xlabel("accuracy on the test examples")
+    axis.set_title(title)
+
+
+def _confusion(axis: Axes, counts: np.ndarray, names: Sequence[str]) -> None:
+    """Draws the shares of each class. The diagonal would hide the rest: numbers."""
+    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    wrong = np.where(np.eye(len(shares), dtype=bool), 0, shares)
+    top = max(wrong.max(), 0.01)
+    axis.imshow(wrong, cmap="Blues", vmin=0, vmax=top)
+    for (i, j), share in np.ndenumerate(shares):
+        if share >= 0.005:
+            axis.text(
+                *(j, i, f"{100 * share:.0f}"),
+                ha="center",
+                va="center",
+                fontsize=6 if len(shares) <= 12 else 4,
+                color="white" if wrong[i, j] > 0.6 * top else "black",
+            )
+    axis.grid(visible=False)
+    shown = [_short(name, 14) for name in names]
+    axis.set_yticks(range(len(names)), shown, fontsize=6, parse_math=False)
+    axis.set_xticks(range(len(names)), shown, fontsize=6, rotation=90, parse_math=False)
+    axis.set_xlabel("taken for, % of the class")
+    axis.set_ylabel("class")
+
+
+def features(found: JSON, arrays: Arrays) -> Figure:
+    """Returns the strength of the features of each layer, for every run and image."""
+    runs = [run for run in found["runs"] if run["features"]]
+    images = arrays[f"{runs[0]['run']}/images"]
+    rows = [(run, layer) for run in runs for layer in run["features"]["layers"]]
+    # The same layer of all runs, one below the other.
+    rows.sort(key=lambda row: row[0]["features"]["layers"].index(row[1]))
+    size = 1.1 * len(images) + 2.4, 1.1 * (len(rows) + 1)
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots(len(rows) + 1, len(images), squeeze=False)
+    for axis, image in zip(axes[0], images, strict=True):
+        axis.imshow(image.squeeze(), cmap="gray")
+    for line, (run, layer) in zip(axes[1:], rows, strict=True):
+        maps = arrays[f"{run['run']}/features/{layer}"]
+        for axis, found_map in zip(line, maps, strict=True):
+            axis.imshow(found_map, cmap="cividis")
+        label = f"{layer}\n{_short(run['run'], 24)}" if len(runs) > 1 else layer
+        line[0].set_ylabel(
+            label, rotation=0, ha="right", va="center", fontsize=7, parse_math=False
+        )
+    for axis in axes.flat:
+        axis.set(xticks=[], yticks=[])
+    return figure
+
+
+class _Picture(NamedTuple):
+    """A picture.
+
+    Attributes:
+      part: The part of the analysis that it shows.
+      draw: `(contents of analysis.json, of analysis.npz) -> figure`.
+      needs: The figures of a run without which it shows nothing; None: none.
+    """
+
+    part: str
+    draw: Callable[[JSON, Arrays], Figure]
+    needs: str | None = None
+
+    def shows(self, found: JSON) -> bool:
+        """Whether an analysis has it."""
+        if self.part not in found["settings"]["parts"]:
+            return False
+        return self.needs is None or any(
+            run[self.part].get(self.needs) for run in found["runs"]
+        )
+
+
+PICTURES = {
+    "curvature": _Picture("curvature", curvature),
+    "sharpness": _Picture("sharpness", sharpness),
+    "landscape": _Picture("landscape", surface),
+    "landscape-3d": _Picture("landscape", relief),
+    "noise": _Picture("noise", noise),
+    "masks": _Picture("masks", masks, needs="densities"),
+    "errors": _Picture("errors", errors),
+    "features": _Picture("features", features, needs="layers"),
 }
 
 
@@ -330,14 +528,12 @@ def _ticks(axis: Axes, runs: Sequence[JSON]) -> None:
     axis.grid(visible=False, axis="x")
 
 
-def _direction(settings: JSON, number: int) -> str:
-    if settings["directions"] == "eigenvectors":
-        return f"along eigenvector {number}"
-    return f"along random direction {number}"
+def common_levels(heights: Sequence[np.ndarray]) -> np.ndarray:
+    """Returns logarithmic levels common to all surfaces, without the highest peaks.
 
-
-def _levels(heights: Sequence[np.ndarray]) -> np.ndarray:
-    """Logarithmic levels common to all surfaces, without the highest peaks."""
+    Args:
+      heights: The heights of each surface.
+    """
     finite = np.concatenate([h[np.isfinite(h)] for h in heights])
     low = max(float(finite.min()), 1e-6) if finite.size else 1.0
     high = max(float(np.quantile(finite, 0.98)) if finite.size else 1.0, 1.01 * low)

@@ -1,37 +1,40 @@
 """`zosam analyze`."""
 
+import csv
 import dataclasses
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from tyro.conf import Positional
 
 if TYPE_CHECKING:
+    import numpy as np
     from rich.table import Table
 
     from zosam_jax.runs.files import JSON
 
-_PARTS = ("curvature", "sharpness", "landscape", "noise", "masks")
-
+_Part = Literal[
+    "curvature", "sharpness", "landscape", "noise", "masks", "errors", "features"
+]
+_PARTS: tuple[_Part, ...] = get_args(_Part)
 # Without a terminal, the table may be wider than the usual 80 columns.
 _WIDTH = 200
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Analyze:
-    """Analyse runs: curvature, sharpness, loss landscape, gradient noise, masks.
+    """Analyse runs: curvature, sharpness, landscape, noise, masks, errors, features.
 
     The loss is that of the same training examples for every run, without augmentation.
-    Writes analysis.json (figures), analysis.npz (arrays) and a picture for each part.
+    Writes analysis.json (figures), analysis.npz (arrays), predictions.csv (the answers
+    to all test examples) and a picture for each part.
     """
 
     runs: Positional[tuple[Path, ...]]
     """Run folders, finished or not."""
-    parts: tuple[
-        Literal["curvature", "sharpness", "landscape", "noise", "masks"], ...
-    ] = _PARTS
+    parts: tuple[_Part, ...] = _PARTS
     """Parts of the analysis."""
     images: int = 512
     """Number of examples, drawn at random."""
@@ -41,12 +44,22 @@ class Analyze:
     """Where the examples come from. A streamed data set has test alone."""
     rho: float = 0.05
     """Radius of the sharpness. The adaptive radius is ten times that."""
-    directions: Literal["random", "eigenvectors"] = "random"
-    """Of the landscape. random: filter-normalised. eigenvectors: of the Hessian."""
+    directions: Literal["random", "eigenvectors", "runs"] = "random"
+    """Of the landscape. random: filter-normalised. eigenvectors: of the Hessian. \
+runs: one landscape on the plane through three runs."""
     points: int = 21
     """Landscape points along each of two directions, an odd number."""
-    extent: float = 1.0
-    """The landscape goes from -extent to extent."""
+    extent: float | None = None
+    """The landscape goes from -extent to extent. None: 1; through three runs, a \
+quarter of their width beyond them."""
+    interactive: bool = False
+    """Also write landscape.html, surfaces to turn and zoom. Needs \
+pip install 'zosam-jax[interactive]'."""
+    examples: tuple[int, ...] = (0, 1, 2, 3, 4, 5)
+    """Numbers of the test images whose features are shown, from 0."""
+    layers: tuple[str, ...] = ()
+    """Layers whose features are shown, as block* for all that begin so. None: four of \
+the outermost modules."""
     seed: int = 0
     """Seed of all draws."""
     dataset: str | None = None
@@ -62,10 +75,12 @@ None: that of each run."""
         import numpy as np
         from rich.console import Console
 
-        from zosam_jax.analysis import of_runs, pictures
+        from zosam_jax.analysis import interactive, of_runs, pictures
         from zosam_jax.cli import compilation_cache, terminal
         from zosam_jax.cli.analysis_progress import AnalysisDisplay
 
+        if self.interactive:
+            interactive.check(self.parts)
         compilation_cache.use()
         names = [f.name for f in dataclasses.fields(of_runs.Settings)]
         settings = of_runs.Settings(**{name: getattr(self, name) for name in names})
@@ -82,13 +97,39 @@ None: that of each run."""
         for name in ("analysis.json", "analysis.npz"):
             terminal.write(f"{folder / name}\n")
         arrays = np.load(folder / "analysis.npz")
-        for part in pictures.drawable(found):
+        if "errors" in self.parts:
+            terminal.write(f"{_predictions(found, arrays, folder)}\n")
+        for name in pictures.drawable(found):
 
-            def draw(path: Path, part: str = part) -> None:
-                pictures.draw(part, found, arrays, path)
+            def draw(path: Path, name: str = name) -> None:
+                pictures.draw(name, found, arrays, path)
 
-            terminal.write(f"{terminal.drawn(draw, folder / f'{part}.png')}\n")
+            terminal.write(f"{terminal.drawn(draw, folder / f'{name}.png')}\n")
+        if self.interactive:
+            page = folder / "landscape.html"
+            interactive.write(found, arrays, page)
+            terminal.write(f"{page}\n")
         return 0
+
+
+def _predictions(
+    found: "JSON", arrays: "Mapping[str, np.ndarray]", folder: Path
+) -> Path:
+    """Writes the answers of all runs to all test examples; returns the file."""
+    path = folder / "predictions.csv"
+    with path.open("w", newline="") as file:
+        lines = csv.writer(file)
+        lines.writerow(("run", "example", "class", "prediction", "probability"))
+        for run in found["runs"]:
+            names = run["errors"]["classes"]
+            columns = (
+                arrays[f"{run['run']}/{key}"]
+                for key in ("labels", "predictions", "probabilities")
+            )
+            for number, (label, answer, share) in enumerate(zip(*columns, strict=True)):
+                row = (names[label], names[answer], f"{share:.4f}")
+                lines.writerow((run["run"], number, *row))
+    return path
 
 
 def _table(found: "JSON") -> "Table":
@@ -122,12 +163,16 @@ _COLUMNS = (
     ("adaptive worst rise", "sharpness", ("adaptive", "best")),
     ("Ra", "landscape", ("roughness",)),
     ("signal/noise", "noise", ("backprop", "ratio")),
+    ("accuracy", "errors", ("accuracy",)),
 )
 
 
 def _at(figures: "JSON", path: tuple[str | int, ...]) -> float | None:
     found: Any = figures
     for key in path:
+        # The plane through three runs is none of a single one.
+        if isinstance(found, dict) and key not in found:
+            return None
         found = found[key]
     return found
 

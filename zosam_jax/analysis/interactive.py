@@ -1,0 +1,87 @@
+"""Loss landscapes as a page on which surfaces can be turned and zoomed."""
+
+import importlib.util
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from zosam_jax.analysis import pictures
+from zosam_jax.runs.errors import RunError
+from zosam_jax.runs.files import JSON
+
+_COLUMNS = 2
+
+
+def check(parts: Sequence[str]) -> None:
+    """Raises `RunError` if there will be no landscape, or Plotly is missing.
+
+    Args:
+      parts: Parts of the analysis.
+    """
+    if "landscape" not in parts:
+        raise RunError("--interactive shows the landscape, which --parts leaves out.")
+    if importlib.util.find_spec("plotly") is None:
+        raise RunError(
+            "--interactive needs Plotly: pip install 'zosam-jax[interactive]'."
+        )
+
+
+def write(found: JSON, arrays: Mapping[str, np.ndarray], path: Path) -> None:
+    """Writes one page with the surface of every landscape; it needs no network.
+
+    Heights are on a logarithmic axis, the same for all.
+
+    Args:
+      found: The contents of `analysis.json`.
+      arrays: The contents of `analysis.npz`.
+      path: File to write.
+    """
+    from plotly import graph_objects, subplots
+
+    surfaces = pictures.surfaces_of(found, arrays)
+    columns = min(len(surfaces), _COLUMNS)
+    rows = -(-len(surfaces) // columns)
+    figure = subplots.make_subplots(
+        rows=rows,
+        cols=columns,
+        specs=[[{"type": "surface"}] * columns] * rows,
+        # A name of a run is no markup.
+        subplot_titles=[_escaped(each.title) for each in surfaces],
+        horizontal_spacing=0.02,
+        vertical_spacing=0.06,
+    )
+    levels = pictures.common_levels([each.heights for each in surfaces])
+    for number, each in enumerate(surfaces):
+        heights = np.clip(np.nan_to_num(each.heights, nan=np.inf), None, levels[-1])
+        trace = graph_objects.Surface(
+            x=each.x,
+            y=each.y,
+            z=heights.T,
+            surfacecolor=np.log10(heights.T),
+            cmin=np.log10(levels[0]),
+            cmax=np.log10(levels[-1]),
+            colorscale="Cividis",
+            showscale=False,
+            hovertemplate="%{x:.3g}, %{y:.3g}: loss %{z:.4g}<extra></extra>",
+        )
+        figure.add_trace(trace, row=number // columns + 1, col=number % columns + 1)
+        axes = {
+            "xaxis_title": each.labels[0],
+            "yaxis_title": each.labels[1],
+            "zaxis_title": "loss",
+            "zaxis_type": "log",
+            "zaxis_range": [np.log10(levels[0]), np.log10(levels[-1])],
+        }
+        figure.update_scenes(
+            **axes, row=number // columns + 1, col=number % columns + 1
+        )
+    figure.update_layout(height=640 * rows, margin={"l": 10, "r": 10, "t": 60, "b": 10})
+    temporary = path.with_name(f".{path.name}")
+    figure.write_html(temporary, include_plotlyjs=True)
+    temporary.replace(path)
+
+
+def _escaped(title: str) -> str:
+    lines = title.replace("&", "&amp;").replace("<", "&lt;").split("\n")
+    return "<br>".join(lines)
