@@ -5,6 +5,7 @@ import inspect
 import json
 import re
 import runpy
+import shlex
 import shutil
 import subprocess
 import sys
@@ -108,8 +109,8 @@ def test_the_commands_exist(page, tmp_path, monkeypatch):
         shutil.copy(stored, tmp_path / name)
     monkeypatch.chdir(tmp_path)
     for block in blocks((ROOT / page).read_text(), "sh"):
-        for line in block.splitlines():
-            words = re.split("[#>]", line)[0].split()
+        for line in block.replace("\\\n", " ").splitlines():
+            words = shlex.split(re.split("[#>]", line)[0])
             if words[:1] != ["zosam"]:
                 continue
             if words[1] in ("train", "lottery") and "--help" not in words:
