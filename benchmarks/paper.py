@@ -347,7 +347,12 @@ def main() -> None:
     args = parser.parse_args()
     if unknown := [name for name in args.tables if name not in TABLES]:
         parser.error(f"no table {unknown[0]!r}; there are {', '.join(TABLES)}")
-    _run(args)
+    if args.seeds is not None and args.seeds < 1:
+        parser.error("--seeds must be at least 1")
+    try:
+        _run(args)
+    except (RunError, data.DatasetError) as error:
+        raise SystemExit(f"{parser.prog}: {error}") from error
 
 
 def _run(args: argparse.Namespace) -> None:
