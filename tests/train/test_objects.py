@@ -1,6 +1,7 @@
 """The user's own gradient, method, optimizer, loss, model and data set in a run."""
 
 import dataclasses
+import functools
 import json
 
 import jax
@@ -13,7 +14,7 @@ import tiny_run
 import zosam_jax as zs
 from zosam_jax.evaluate import evaluate
 from zosam_jax.runs import record
-from zosam_jax.train import RunError, TrainConfig, load_run, run
+from zosam_jax.train import RunError, TrainConfig, load_run, optimizers, run
 
 STEPS = 12  # Of three epochs.
 
@@ -90,15 +91,15 @@ def test_a_given_object_trains_resumes_and_is_reported(tmp_path, kind):
 def test_a_run_is_not_continued_without_its_object_or_with_another(tmp_path):
     path = tmp_path / "run"
     run(config(path, "gradient"), display=tiny_run.Recorder(2), **given("gradient"))
-    with pytest.raises(RunError, match=r"vasso \(given\).* gradient= is missing"):
+    with pytest.raises(RunError, match=r"gradient, vasso \(given\), and none is"):
         run(config(path, "gradient"), **given(""))
     other = given("") | {"gradient": zs.sam(0.1)}
-    with pytest.raises(RunError, match=r"gradient= is sam \(given\)"):
+    with pytest.raises(RunError, match=r"sam \(given\) is given here"):
         run(config(path, "gradient"), **other)
     with pytest.raises(RunError, match="optimizer that its configuration names"):
         run(config(path, "x"), **given("gradient"), optimizer=optax.adam(1e-2))
     assert run(config(path, "x"), **given("gradient")).status == "finished"
-    with pytest.raises(RunError, match="gradient= is missing"):
+    with pytest.raises(RunError, match="none is given here"):
         load_run.load(path, **given(""))
 
 
@@ -129,10 +130,93 @@ def test_fields_of_a_name_do_not_go_with_an_object(tmp_path, fields, kind, part)
         run(config(tmp_path / "run", kind, **fields), **given(kind))
 
 
-def test_what_is_no_gradient_and_no_method_is_refused(tmp_path):
-    for kind, wrong in (("gradient", zs.zosam), ("method", zs.sparsity.rigl)):
-        with pytest.raises(RunError, match=f"{kind}= must be a"):
-            run(config(tmp_path / "run", ""), **given(""), **{kind: wrong})
+@pytest.mark.parametrize(
+    ("kind", "wrong", "part"),
+    [
+        ("gradient", 5, "must be a GradientEstimator, .* got int"),
+        ("gradient", lambda: optax.sgd(0.1), "it returned GradientTransform.*, and"),
+        ("gradient", lambda: 1 / 0, "raised ZeroDivisionError in test_objects.py, li"),
+        ("gradient", functools.partial(zs.sam, rho=-1), "rho=-1 must be"),
+        ("method", "rigl", "method= must be a SparseMethod"),
+        ("method", lambda sparsity: {}, "it returned dict, and must return a Sparse"),
+        ("optimizer", 0.1, "optimizer= must be a"),
+        ("optimizer", optax.identity, "optimizer=identity has no parameter learning_"),
+        ("optimizer", lambda learning_rate: 3, "returned int, and must return an opt"),
+        ("model", 3, "model= must be a Linen module"),
+        ("model", lambda train: 3, "raised TypeError: "),
+        ("model", lambda: 3, "model= must be a Linen module"),
+    ],
+)
+def test_what_is_no_such_object_is_refused(kind, wrong, part):
+    chosen, usual = config("no folder", ""), {"model": tiny_run.Net()}
+    with pytest.raises(RunError, match=part):
+        tiny_run.prepare(chosen, tiny_run.dataset(), **usual | {kind: wrong})
+
+
+class Wide(tiny_run.Net):
+    """It has parameters for what the trainer knows, and an option."""
+
+    num_classes: int
+    width: float
+    features: int = 1
+
+
+def test_constructors_get_the_fields_of_the_configuration():
+    chosen = tiny_run.config(
+        "no folder",
+        model="mine",
+        gradient="mine",
+        method="mine",
+        optimizer="mine",
+        rho=0.3,
+        gradient_options=("steps=2",),
+        update_interval=2,
+        method_options=("soft=True",),
+        model_options=("features=3",),
+        width=2.0,
+        momentum=0.5,
+    )
+    seen = {}
+
+    def rule(learning_rate, momentum, weight_decay, mask):
+        seen.update(momentum=momentum, weight_decay=weight_decay, mask=mask)
+        return optax.sgd(learning_rate, momentum)
+
+    made = tiny_run.prepare(
+        chosen,
+        model=Wide,
+        gradient=zs.sam,
+        method=zs.sparsity.mest,
+        optimizer=rule,
+    ).experiment
+    assert (made.model.num_classes, made.model.width, made.model.features) == (4, 2, 3)
+    assert "sam(rho=0.3, steps=2, " in repr(made.gradient)
+    assert "mest(sparsity=0.5, total_steps=12, soft=True, interval=2" in repr(
+        made.method
+    )
+    assert seen == {"momentum": 0.5, "weight_decay": 5e-4, "mask": None}
+    assert made.learning_rate(0) == chosen.learning_rate
+    assert made.labels["optimizer"].endswith("rule (given)")
+
+
+def test_the_weight_decay_reaches_an_optimizer_without_one():
+    chosen = TrainConfig(weight_decay=0.5, clip_norm=1.0)
+    rule = optimizers.update_rule(chosen, lambda _: 0.1, (), optax.sign_sgd)
+    weights = jnp.asarray([2.0, -4.0])
+    updates, _ = rule.update(jnp.zeros(2), rule.init(weights), weights)
+    # The gradient is 0, and the decay's is (1, -2): the step is against its signs.
+    np.testing.assert_allclose(updates, [-0.1, 0.1], rtol=1e-6)
+
+
+def test_a_field_that_a_constructor_does_not_take_is_refused():
+    for fields, kind, make in (
+        ({"rho": 0.2}, "gradient", zs.backprop),
+        ({"momentum": 0.5}, "optimizer", optax.adam),
+        ({"width": 2.0}, "model", tiny_run.Net),
+    ):
+        chosen = config("no folder", kind, **fields)
+        with pytest.raises(RunError, match="has no effect: the constructor of the"):
+            tiny_run.prepare(chosen, **{kind: make})
 
 
 def test_a_given_gradient_may_look_at_part_of_the_batch(tmp_path):

@@ -67,7 +67,7 @@ def test_analysis_and_loading_use_the_loss(twice):
     np.testing.assert_allclose(
         found["runs"][0]["loss"], twice.summary["test_loss"], rtol=1e-5
     )
-    with pytest.raises(RunError, match=r"doubled \(given\); here loss= is missing"):
+    with pytest.raises(RunError, match=r"loss, doubled \(given\), and none is"):
         of_runs.analyze(twice.folder, settings, **GIVEN)
     # Its predictions need none.
     net = load_run.load(twice.folder, model=tiny_run.Net())

@@ -13,9 +13,8 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-import optax
 
-from zosam_jax import _check, data
+from zosam_jax import _check
 from zosam_jax.analysis import run_examples, through_runs
 from zosam_jax.analysis.masks import overlap_matrix
 from zosam_jax.analysis.network_figures import (
@@ -24,15 +23,18 @@ from zosam_jax.analysis.network_figures import (
     is_sparse,
     mean_loss,
 )
-from zosam_jax.data import Streamed
-from zosam_jax.gradients.transformation import GradientEstimator
 from zosam_jax.runs import environment, files, paths
 from zosam_jax.runs.errors import RunError, explained
 from zosam_jax.runs.files import JSON
-from zosam_jax.sparsity import SparseMethod
 from zosam_jax.train import load_run
 from zosam_jax.train.experiment import Loss, Model
 from zosam_jax.train.load_run import LoadedRun
+from zosam_jax.train.objects import (
+    GivenData,
+    GivenGradient,
+    GivenMethod,
+    GivenOptimizer,
+)
 
 PathLike = str | os.PathLike[str]
 
@@ -133,11 +135,11 @@ def analyze(
     *,
     out: PathLike | None = None,
     data_dir: str | None = None,
-    dataset: data.Dataset | Streamed | str | None = None,
+    dataset: GivenData | str | None = None,
     model: Model | None = None,
-    method: SparseMethod | None = None,
-    gradient: GradientEstimator | None = None,
-    optimizer: optax.GradientTransformation | None = None,
+    method: GivenMethod | None = None,
+    gradient: GivenGradient | None = None,
+    optimizer: GivenOptimizer | None = None,
     loss: Loss | None = None,
     on_progress: Callable[[Progress], None] | None = None,
     command: Sequence[str] | None = None,

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from tyro.conf import Positional
 
+from zosam_jax.cli.own_code import OwnCode
+
 if TYPE_CHECKING:
     import numpy as np
     from rich.table import Table
@@ -24,7 +26,7 @@ _WIDTH = 200
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Analyze:
+class Analyze(OwnCode):
     """Analyse runs: curvature, sharpness, landscape, noise, masks, errors, features.
 
     The loss is that of the same training examples for every run, without augmentation.
@@ -85,6 +87,7 @@ None: that of each run."""
         names = [f.name for f in dataclasses.fields(of_runs.Settings)]
         settings = of_runs.Settings(**{name: getattr(self, name) for name in names})
         where = {"out": self.out, "dataset": self.dataset, "data_dir": self.data_dir}
+        where |= self.given()
         show = AnalysisDisplay(Console(file=sys.stdout))
         try:
             found = of_runs.analyze(

@@ -8,6 +8,7 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
+from zosam_jax.cli.own_code import OwnCode
 from zosam_jax.data.corruptions import COMMON, EXTRA, SEVERITIES, STANDIN
 from zosam_jax.runs import paths
 
@@ -18,7 +19,7 @@ _CORRUPTIONS = (
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Evaluate:
+class Evaluate(OwnCode):
     """Evaluate a run: accuracy on clean and corrupted images, calibration.
 
     An unfinished run is evaluated at its last checkpoint.
@@ -64,6 +65,7 @@ None: that of the run."""
 
         compilation_cache.use()
         options = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        options |= self.given()
         show = evaluation_report.EvaluationDisplay(Console(file=sys.stdout))
         try:
             figures = evaluate(

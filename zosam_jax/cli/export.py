@@ -7,11 +7,12 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
+from zosam_jax.cli.own_code import OwnCode
 from zosam_jax.runs.errors import RunError
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Export:
+class Export(OwnCode):
     """Write the network of a run to one file, with a model card beside it.
 
     A safetensors file has weights, masks (one bit a weight), classes and preprocessing.
@@ -52,7 +53,7 @@ same."""
         if self.dtype != "float32" and self.to != "safetensors":
             raise RunError(f"dtype={self.dtype} has no effect with --to {self.to}.")
         compilation_cache.use()
-        net = load_run.load(self.run, checkpoint=self.checkpoint)
+        net = load_run.load(self.run, checkpoint=self.checkpoint, **self.given())
         before = net.num_parameters
         if self.compact:
             try:

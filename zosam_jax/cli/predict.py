@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import Positional, arg
 
+from zosam_jax.cli.own_code import OwnCode
 from zosam_jax.runs.errors import RunError
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Predict:
+class Predict(OwnCode):
     """Predict the classes of images by the network of a run.
 
     The data set of the run is not needed. Images are prepared as its test images were.
@@ -47,7 +48,7 @@ class Predict:
         if not self.paths:
             raise RunError("predict needs at least one image: zosam predict RUN PATH")
         compilation_cache.use()
-        net = load_run.load(self.run, checkpoint=self.checkpoint)
+        net = load_run.load(self.run, checkpoint=self.checkpoint, **self.given())
         options = {"top": self.top, "batch_size": self.batch_size}
         try:
             found = net.predict(self.paths, **options)

@@ -17,7 +17,7 @@ from zosam_jax.runs import sweep as record
 from zosam_jax.runs.config import HOUSEKEEPING, TrainConfig, default, field_texts
 from zosam_jax.runs.errors import RunError
 from zosam_jax.runs.files import JSON
-from zosam_jax.train import choices, effects
+from zosam_jax.train import choices, effects, objects
 from zosam_jax.train import sweep as processes
 
 _LEFT_OUT = ("overwrite",)
@@ -151,6 +151,7 @@ class _Base:
             idle = effects.without_effect(config, typed)
             used.update(set(typed) - set(idle))
             config = dataclasses.replace(config, **{n: default(n) for n in idle})
+            objects.check_named(config)
             choices.check(config)
             return config, [name for name in grid if not effects.is_used(config, name)]
 

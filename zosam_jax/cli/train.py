@@ -4,18 +4,28 @@ import dataclasses
 import json
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
-from zosam_jax.cli import compilation_cache, defaults, names, parsing, terminal
+from zosam_jax.cli import (
+    compilation_cache,
+    defaults,
+    names,
+    own_code,
+    parsing,
+    terminal,
+)
 from zosam_jax.cli.distributed import Distributed, is_first
 from zosam_jax.lottery.config import LotteryConfig
 from zosam_jax.runs.config import TrainConfig, default
 from zosam_jax.runs.errors import RunError
 from zosam_jax.runs.files import JSON
-from zosam_jax.train import choices, effects
+from zosam_jax.train import choices, constructors, effects, objects
 
 if TYPE_CHECKING:
     from zosam_jax.runs.progress import Display
+
+
+_CHOSEN = ("gradient", "method", "optimizer")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,7 +33,8 @@ class Train(TrainConfig):
     """Train a sparse network and write a run folder.
 
     The same command resumes an interrupted run; so does --resume. Flags override the
-    preset.
+    preset. --dataset, --model, --method, --gradient, --optimizer and --loss take code
+    of your own, as MODULE:NAME: an object, or a function that makes it.
     """
 
     dataset: names.Dataset = "digits"
@@ -31,6 +42,9 @@ class Train(TrainConfig):
     method: names.Method = "rigl"
     gradient: names.Gradient = "zosam"
     optimizer: names.Optimizer = "sgd"
+    loss: str | None = None
+    """Loss of your own in place of the cross-entropy, as MODULE:NAME: a function of \
+outputs and labels that returns the losses of all examples."""
     from_: names.From = None
     preset: str = "digits"
     """Preset that sets the defaults of all flags; `zosam presets` lists them."""
@@ -70,9 +84,9 @@ they wait three times as long for each other."""
 
     def execute(self, line: Sequence[str]) -> int:
         """Trains, draws the curves and returns the exit status."""
-        config = checked(
-            self, parsing.typed(line, type(self)), is_stored=self.resume is not None
-        )
+        typed = parsing.typed(line, type(self))
+        given = own_code.typed(self, typed)
+        config = checked(self, typed, is_stored=self.resume is not None, given=given)
         check_modes(print_config=self.print_config, dry_run=self.dry_run)
         processes = self._processes(line)
         if self.print_config:
@@ -90,9 +104,9 @@ they wait three times as long for each other."""
         from zosam_jax.train import run, try_out
 
         if self.dry_run:
-            try_out(config, show)
+            try_out(config, show, objects.Objects(**given))
             return 0
-        result = run(config, display=show, command=line)
+        result = run(config, display=show, command=line, **given)
         if result.ended_early:
             return early_exit(result.signal)
         if is_first():
@@ -131,6 +145,7 @@ def checked(
     *,
     is_stored: bool,
     method: str | None = None,
+    given: Mapping[str, Any] = {},
 ) -> TrainConfig:
     """Returns the configuration of a command, checked.
 
@@ -142,13 +157,17 @@ def checked(
       typed: The fields whose flags are on the command line.
       is_stored: Whether the other fields are those of a run.
       method: The sparse method that uses the fields; None: that of the command.
+      given: Objects in place of what the command names, by part of the run.
 
     Raises:
       RunError: A value is unknown or out of range, or a flag has no effect.
     """
     try:
-        config = TrainConfig(**fields(TrainConfig, command))
+        config = _without_idle(
+            TrainConfig(**fields(TrainConfig, command)), typed, given
+        )
         used = dataclasses.replace(config, method=method or config.method)
+        objects.check_named(config, given)
         idle = effects.without_effect(used, typed)
         for name in idle:
             if name in typed:
@@ -157,9 +176,31 @@ def checked(
             config = dataclasses.replace(
                 config, **{name: default(name) for name in idle}
             )
-        choices.check(config)
+        choices.check(config, **{k: given.get(k) for k in _CHOSEN})
     except ValueError as error:
         raise RunError(str(error)) from error
+    return config
+
+
+def _without_idle(
+    config: TrainConfig, typed: Collection[str], given: Mapping[str, Any]
+) -> TrainConfig:
+    """Returns a configuration without the fields that given objects do not read.
+
+    Raises:
+      ValueError: Such a field is on the command line.
+    """
+    for kind, value in given.items():
+        if constructors.is_one(value):
+            continue
+        for name in objects.FIELDS.get(kind, ()):
+            if name in typed:
+                raise ValueError(
+                    f"{name}={getattr(config, name)!r} has no effect: {kind}="
+                    f"{getattr(config, kind)} is an object that is made already. Name "
+                    "a function that makes it, or leave it out."
+                )
+            config = dataclasses.replace(config, **{name: default(name)})
     return config
 
 

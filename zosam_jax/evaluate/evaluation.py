@@ -10,23 +10,25 @@ import datetime
 import os
 from collections.abc import Callable, Sequence
 
-import optax
-
-from zosam_jax import _check, data
+from zosam_jax import _check
 from zosam_jax.data import corruptions as corruptions_
 from zosam_jax.data import table
 from zosam_jax.evaluate import figures as figures_
 from zosam_jax.evaluate.image_sets import CLEAN, SOURCES, ImageSets
 from zosam_jax.evaluate.results import open_results
 from zosam_jax.evaluate.scoring import Progress, score
-from zosam_jax.gradients.transformation import GradientEstimator
 from zosam_jax.runs import environment, files, paths
 from zosam_jax.runs.errors import RunError, explained
 from zosam_jax.runs.files import JSON
-from zosam_jax.sparsity import SparseMethod
 from zosam_jax.train import checkpoint as checkpoints
 from zosam_jax.train import effects, load_run
 from zosam_jax.train.experiment import Loss, Model
+from zosam_jax.train.objects import (
+    GivenData,
+    GivenGradient,
+    GivenMethod,
+    GivenOptimizer,
+)
 
 
 def evaluate(
@@ -43,11 +45,11 @@ def evaluate(
     frost_dir: str | os.PathLike[str] | None = None,
     out: str | os.PathLike[str] | None = None,
     overwrite: bool = False,
-    dataset: data.Dataset | data.Streamed | str | None = None,
+    dataset: GivenData | str | None = None,
     model: Model | None = None,
-    method: SparseMethod | None = None,
-    gradient: GradientEstimator | None = None,
-    optimizer: optax.GradientTransformation | None = None,
+    method: GivenMethod | None = None,
+    gradient: GivenGradient | None = None,
+    optimizer: GivenOptimizer | None = None,
     loss: Loss | None = None,
     on_progress: Callable[[Progress], None] | None = None,
     command: Sequence[str] | None = None,

@@ -20,10 +20,8 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-import optax
 
-from zosam_jax import data, sparsity, tree
-from zosam_jax.gradients.transformation import GradientEstimator
+from zosam_jax import sparsity, tree
 from zosam_jax.lottery import tickets
 from zosam_jax.lottery.config import LotteryConfig
 from zosam_jax.runs import files, folder
@@ -35,7 +33,7 @@ from zosam_jax.train import checkpoint, choices, loop, processes, trial
 from zosam_jax.train.compiled_run import CompiledRun
 from zosam_jax.train.experiment import Loss, Model
 from zosam_jax.train.interruption import EARLY, Stop
-from zosam_jax.train.objects import Objects
+from zosam_jax.train.objects import GivenData, GivenGradient, GivenOptimizer, Objects
 from zosam_jax.train.step import TrainState
 
 RECORD = folder.LOTTERY_RECORD
@@ -88,10 +86,10 @@ class _Search(NamedTuple):
 def run_lottery(
     config: LotteryConfig,
     *,
-    dataset: data.Dataset | None = None,
+    dataset: GivenData | None = None,
     model: Model | None = None,
-    gradient: GradientEstimator | None = None,
-    optimizer: optax.GradientTransformation | None = None,
+    gradient: GivenGradient | None = None,
+    optimizer: GivenOptimizer | None = None,
     loss: Loss | None = None,
     display: Display | None = None,
     command: Sequence[str] | None = None,
@@ -129,7 +127,7 @@ def run_lottery(
             )
             return LotteryResult(config.folder, "unchanged", done)
     method = choices.ticket_method(rounds[0])
-    given = Objects(dataset, model, method, gradient, optimizer, loss)
+    given = Objects(dataset, model, method, gradient, optimizer, loss).made()
     compiled = _prepare(config, rounds, given)
     search = _Search(config, rounds, given, compiled, show, command, stop)
     with folder.claim(config, RECORD, _clear) as path, explained(path):

@@ -416,6 +416,8 @@ scan)."""
         kind, _, path = self.dataset.partition(":")
         dataset = f"{kind}-{Path(path).name}" if path else kind.replace("/", "-")
         name = f"{dataset}-{self.model}-{method}-{self.gradient}-s{self.seed}"
+        # Code of the user's own is named by its module.
+        name = name.replace(":", "-")
         return paths.absolute(self.out or Path("runs", name), "out")
 
 

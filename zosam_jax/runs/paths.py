@@ -75,6 +75,16 @@ def dataset(name: str) -> str:
     return f"{kind}:{absolute(path, f'dataset={kind}')}"
 
 
+def in_name(name: str) -> bool:
+    """Whether the name of a data set has a path in it.
+
+    >>> in_name("folder:/photos"), in_name("cifar10")
+    (True, False)
+    """
+    kind, colon, _ = name.partition(":")
+    return bool(colon) and kind in _KINDS
+
+
 def is_moved(old: object, new: object) -> bool:
     """Whether two names of data sets differ in nothing but a path.
 
@@ -84,4 +94,4 @@ def is_moved(old: object, new: object) -> bool:
     if not (isinstance(old, str) and isinstance(new, str)):
         return False
     kinds = {name.partition(":")[0] for name in (old, new)}
-    return len(kinds) == 1 and kinds <= set(_KINDS) and ":" in old and ":" in new
+    return len(kinds) == 1 and in_name(old) and in_name(new)

@@ -20,7 +20,14 @@ from zosam_jax.runs import dataset_facts
 from zosam_jax.runs.config import TrainConfig
 from zosam_jax.runs.dataset_facts import DatasetFacts
 from zosam_jax.sparsity import SparseMethod
-from zosam_jax.train import criteria, learning_rates, loss, optimizers, processes
+from zosam_jax.train import (
+    constructors,
+    criteria,
+    learning_rates,
+    loss,
+    optimizers,
+    processes,
+)
 from zosam_jax.train.experiment import (
     Criterion,
     Experiment,
@@ -30,7 +37,7 @@ from zosam_jax.train.experiment import (
     Optimization,
 )
 from zosam_jax.train.named_method import Needs
-from zosam_jax.train.objects import Objects, loss_name
+from zosam_jax.train.objects import Objects, check_code, check_model, loss_name
 
 if TYPE_CHECKING:
     from zosam_jax.train.choices import Choices
@@ -148,6 +155,7 @@ def _check_leaves(
 def _check_model(config: TrainConfig, given: Objects) -> None:
     """Raises `ValueError` if there is no such model, before the data set is loaded."""
     if given.model is None:
+        check_code("model", config.model)
         _check.one_of("model", config.model, models.names())
 
 
@@ -217,7 +225,7 @@ def optimization(
     if config.model in models.names():
         own = models.dense_paths(config.model)
     rate = None
-    if given.optimizer is None:
+    if not isinstance(given.optimizer, optax.GradientTransformation):
         rate = learning_rates.schedule(config, total_steps)
     gradient = _gradient(config, given, chosen, total_steps, rate, aux_like)
     rule = _rule(config, given, gradient, rate, own)
@@ -232,6 +240,7 @@ def optimization(
         drawn, method = needs._replace(seed=seed), given.method
         if chosen.method is not None:
             method = chosen.method.build(config, drawn)
+        assert method is None or isinstance(method, SparseMethod)
         chosen.check_together(config, gradient, method)
         options = SharedOptions(seed=seed)
         if config.probe_fraction < 1:
@@ -272,9 +281,9 @@ def _rule(
 ) -> optax.GradientTransformation:
     """Returns the update rule, with a rate for each leaf where that is asked for."""
     rule = given.optimizer
-    if rate is not None:
-        rule = optimizers.update_rule(config, rate, own)
-    assert rule is not None
+    if not isinstance(rule, optax.GradientTransformation):
+        assert rate is not None
+        rule = optimizers.update_rule(config, rate, own, rule)
     rule = optimizers.of_trained(rule, config.freeze)
     if gradient.decoupled:
         rule = _decoupled(rule, rate)
@@ -306,15 +315,19 @@ def _gradient(
     rate: Schedule | None,
     aux_like: Aux,
 ) -> GradientEstimator:
+    gradient = given.gradient
     if chosen.gradient is not None:
-        return chosen.gradient.build(config, total_steps, rate, aux_like)
-    assert given.gradient is not None
-    if given.gradient.decoupled and config.clip_norm:
+        made = chosen.gradient.build(config, total_steps, rate, aux_like)
+        if gradient is None:
+            return made
+        gradient = made
+    assert isinstance(gradient, GradientEstimator)
+    if gradient.decoupled and config.clip_norm:
         raise ValueError(
             f"clip_norm={config.clip_norm:g} would clip one part of a gradient in two "
             "parts. Leave it out, and say max_norm= in the gradient= that you give."
         )
-    gradient = given.gradient.with_options(has_aux=True, aux_like=aux_like)
+    gradient = gradient.with_options(has_aux=True, aux_like=aux_like)
     aux_from = "descent" if config.probes else config.aux_from
     return gradient if aux_from is None else gradient.with_options(aux_from=aux_from)
 
@@ -355,11 +368,33 @@ def _model(
         if models.kind(config.model) != facts.kind:
             raise ValueError(_MISFIT[facts.kind].format(config))
         model = create_model(config, facts, chosen)
+    elif constructors.is_one(model):
+        model = _own_model(config, model, facts, chosen)
     if getattr(model, "distillation", False) and config.teacher is None:
         raise ValueError(
             "model_options: distillation=True adds a head that learns from a teacher. "
             "Say --teacher RUN, the folder of a finished run."
         )
+    return model
+
+
+def _own_model(
+    config: TrainConfig,
+    make: Callable[..., Model],
+    facts: DatasetFacts,
+    chosen: "Choices",
+) -> Model:
+    """Returns what a user's constructor makes."""
+    values = {
+        "num_classes": facts.num_classes,
+        "image_size": facts.image_shape[0],
+        "width": config.width,
+        "dtype": jnp.dtype(config.dtype),
+    }
+    fields = {"width": config.width} if config.width != 1 else {}
+    constructors.refuse_idle("model", constructors.takes(make), fields)
+    model = constructors.call("model", make, values, chosen.model_options)
+    check_model(model)
     return model
 
 
@@ -453,6 +488,7 @@ def _data(
 ) -> tuple[Data, Images | None]:
     """Returns the data set and the held-out validation images."""
     found = given.dataset or _load(config, facts)
+    assert isinstance(found, data.Dataset | data.Streamed)
     if facts is not None:
         wrong = facts.misfit(dataset_facts.of(found))
         if wrong is not None:
@@ -466,6 +502,7 @@ def _data(
 
 
 def _load(config: TrainConfig, facts: DatasetFacts | None) -> Data:
+    check_code("dataset", config.dataset)
     size = config.image_size
     # A streamed set chooses a size by its images, unless the run has one already.
     own = facts.image_shape[0] if facts and facts.resize else None

@@ -4,9 +4,13 @@ It needs neither the data set nor the model, so that the command line refuses an
 name at once. `build` makes the objects.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
+import optax
+
 from zosam_jax import _check
+from zosam_jax._calls import of_value
 from zosam_jax._types import Units
 from zosam_jax.gradients import registry as gradients
 from zosam_jax.gradients.transformation import GradientEstimator
@@ -15,10 +19,16 @@ from zosam_jax.runs.config import TrainConfig
 from zosam_jax.sparsity import registry as sparse_methods
 from zosam_jax.sparsity.budgets import BUDGETS
 from zosam_jax.sparsity.method import SparseMethod
-from zosam_jax.train import learning_rates, named_gradient, named_method, option_strings
+from zosam_jax.train import (
+    constructors,
+    learning_rates,
+    named_gradient,
+    named_method,
+    option_strings,
+)
 from zosam_jax.train.named_gradient import ChosenGradient
 from zosam_jax.train.named_method import ChosenMethod, Needs
-from zosam_jax.train.objects import Objects
+from zosam_jax.train.objects import Objects, check_code
 from zosam_jax.train.optimizers import OPTIMIZERS
 
 METHODS = ("dense", *(name for name in sparse_methods.METHODS if name != "ticket"))
@@ -40,8 +50,9 @@ class Choices(NamedTuple):
     """What the names of a configuration stand for.
 
     Attributes:
-      gradient: The gradient; None if an object is given in its place.
-      method: The sparse method; None if an object is given, or for "dense".
+      gradient: The gradient, named or of a given constructor; None if an object is
+        given in its place.
+      method: The sparse method, likewise; None also for "dense".
       model_options: The options of the model, by name.
     """
 
@@ -74,20 +85,24 @@ class Choices(NamedTuple):
 def choose(
     config: TrainConfig,
     *,
-    gradient: GradientEstimator | None = None,
-    method: SparseMethod | None = None,
+    gradient: GradientEstimator | Callable[..., GradientEstimator] | None = None,
+    method: SparseMethod | Callable[..., SparseMethod] | None = None,
+    optimizer: object = None,
 ) -> Choices:
     """Returns what the names of a configuration stand for.
 
     Args:
       config: The configuration.
-      gradient: An object in place of `config.gradient`.
-      method: An object in place of `config.method`.
+      gradient: An object in place of `config.gradient`, or its constructor.
+      method: An object in place of `config.method`, or its constructor.
+      optimizer: What is given in place of `config.optimizer`.
 
     Raises:
       ValueError: A name or an option is unknown, or fields do not go together.
     """
-    _check.one_of("optimizer", config.optimizer, OPTIMIZERS)
+    if optimizer is None:
+        check_code("optimizer", config.optimizer)
+        _check.one_of("optimizer", config.optimizer, OPTIMIZERS)
     model_options = option_strings.parse("model_options", config.model_options)
     for name in model_options:
         if name in _MODEL_FIELDS:
@@ -96,47 +111,83 @@ def choose(
     if config.model in models.names():
         owner = f"model_options: {config.model}"
         models.check_options(config.model, model_options, owner)
-    if gradient is not None:
+    return Choices(_gradient(config, gradient), _method(config, method), model_options)
+
+
+def _gradient(
+    config: TrainConfig,
+    given: GradientEstimator | Callable[..., GradientEstimator] | None,
+) -> ChosenGradient | None:
+    if isinstance(given, GradientEstimator):
         named_gradient.check_unset(config)
-    if method is not None:
-        named_method.check_unset(config)
-    return Choices(
-        _gradient(config) if gradient is None else None,
-        _method(config) if method is None else None,
-        model_options,
-    )
+        return None
+    if given is None:
+        return _named_gradient(config)
+    make = constructors.explained(given, GradientEstimator)
+    found = named_gradient.choose(config, make, of_value(given))
+    if config.rho is not None:
+        constructors.refuse_idle("gradient", found.takes, {"rho": config.rho})
+    return found
 
 
-def _gradient(config: TrainConfig) -> ChosenGradient:
+def _named_gradient(config: TrainConfig) -> ChosenGradient:
+    check_code("gradient", config.gradient)
     _check.one_of("gradient", config.gradient, gradients.METHODS)
-    return named_gradient.choose(config, gradients.METHODS[config.gradient].make)
+    make = gradients.METHODS[config.gradient].make
+    return named_gradient.choose(config, make, config.gradient)
 
 
-def _method(config: TrainConfig) -> ChosenMethod | None:
+def _method(
+    config: TrainConfig, given: SparseMethod | Callable[..., SparseMethod] | None
+) -> ChosenMethod | None:
+    if isinstance(given, SparseMethod):
+        named_method.check_unset(config)
+        return None
+    if given is not None:
+        name = of_value(given)
+        make = constructors.explained(given, SparseMethod)
+        row = sparse_methods.NamedMethod(make, name, "", "")
+        return named_method.choose(config, row, name)
     if config.method == "ticket":
         raise ValueError(
             "method='ticket' is a round of lottery tickets, the outcome of earlier "
             "rounds. Use `zosam lottery` (or run_lottery)."
         )
+    check_code("method", config.method)
     _check.one_of("method", config.method, METHODS)
     _check.one_of("budget", config.budget, ("auto", *BUDGETS, "global"))
-    return named_method.choose(config, sparse_methods.METHODS.get(config.method))
+    row = sparse_methods.METHODS.get(config.method)
+    return named_method.choose(config, row, config.method)
 
 
-def check(config: TrainConfig) -> None:
+def check(
+    config: TrainConfig,
+    *,
+    gradient: GradientEstimator | Callable[..., GradientEstimator] | None = None,
+    method: SparseMethod | Callable[..., SparseMethod] | None = None,
+    optimizer: object = None,
+) -> None:
     """Raises `ValueError` unless the gradient and the method can be made.
 
     Everything is made once for a long training, without data set and model.
+
+    Args:
+      config: The configuration.
+      gradient: As in `choose`.
+      method: As in `choose`.
+      optimizer: As in `choose`.
     """
-    choices = choose(config)
-    assert choices.gradient is not None
-    gradient = choices.gradient.build(
-        config, _LONG, learning_rates.schedule(config, _LONG)
-    )
-    method = None
+    choices = choose(config, gradient=gradient, method=method, optimizer=optimizer)
+    rate = None
+    if not isinstance(optimizer, optax.GradientTransformation):
+        rate = learning_rates.schedule(config, _LONG)
+    if choices.gradient is not None:
+        gradient = choices.gradient.build(config, _LONG, rate)
     if choices.method is not None:
         needs = Needs(_LONG, (), lambda: choices.unit_groups(config), config.seed)
         method = choices.method.build(config, needs)
+    assert isinstance(gradient, GradientEstimator)
+    assert method is None or isinstance(method, SparseMethod)
     choices.check_together(config, gradient, method)
 
 
@@ -154,7 +205,13 @@ def of_stored(config: TrainConfig, given: Objects) -> tuple[Objects, Choices]:
     """
     if config.method == "ticket":
         given = given._replace(method=ticket_method(config))
-    return given, choose(config, gradient=given.gradient, method=given.method)
+    chosen = choose(
+        config,
+        gradient=given.gradient,
+        method=given.method,
+        optimizer=given.optimizer,
+    )
+    return given, chosen
 
 
 def ticket_method(config: TrainConfig) -> SparseMethod:
@@ -176,6 +233,6 @@ def _direction_only() -> list[str]:
     for name in gradients.METHODS:
         config = TrainConfig(gradient=name)
         rate = learning_rates.schedule(config, _LONG)
-        if _gradient(config).build(config, _LONG, rate).direction_only:
+        if _named_gradient(config).build(config, _LONG, rate).direction_only:
             found.append(name)
     return found

@@ -9,17 +9,14 @@ from typing import Literal
 
 import jax
 import numpy as np
-import optax
 
-from zosam_jax import _check, data, models, sparsity
+from zosam_jax import _check, models, sparsity
 from zosam_jax._types import Masks, Params, PyTree
-from zosam_jax.gradients.transformation import GradientEstimator
 from zosam_jax.runs import dataset_facts, paths
 from zosam_jax.runs.config import TrainConfig
 from zosam_jax.runs.dataset_facts import DatasetFacts
 from zosam_jax.runs.errors import RunError, explained
 from zosam_jax.runs.files import JSON
-from zosam_jax.sparsity import SparseMethod
 from zosam_jax.train import (
     choices,
     exported,
@@ -29,7 +26,13 @@ from zosam_jax.train import (
     program_file,
 )
 from zosam_jax.train.experiment import Experiment, Loss, Model, ModelState
-from zosam_jax.train.objects import Objects
+from zosam_jax.train.objects import (
+    GivenData,
+    GivenGradient,
+    GivenMethod,
+    GivenOptimizer,
+    Objects,
+)
 from zosam_jax.train.prediction import BATCH_SIZE, Inputs, Prediction
 
 Format = Literal["safetensors", "stablehlo", "onnx"]
@@ -258,11 +261,11 @@ def load(
     checkpoint: int | None = None,
     examples: bool = False,
     data_dir: str | None = None,
-    dataset: data.Dataset | data.Streamed | str | None = None,
+    dataset: GivenData | str | None = None,
     model: Model | None = None,
-    method: SparseMethod | None = None,
-    gradient: GradientEstimator | None = None,
-    optimizer: optax.GradientTransformation | None = None,
+    method: GivenMethod | None = None,
+    gradient: GivenGradient | None = None,
+    optimizer: GivenOptimizer | None = None,
     loss: Loss | None = None,
 ) -> LoadedRun:
     """Returns a trained network from the folder of its run, which does not change.
@@ -274,7 +277,7 @@ def load(
     The folder holds all that the network needs: names and order of the classes, image
     shape and normalisation. Runs of older versions lack these facts, and take them from
     their data set. Objects that `run` was given must be given again. Data set and loss
-    need not, unless the examples are loaded.
+    need not, unless the examples are loaded. A run of a constructor needs that again.
 
     Args:
       run: Its folder; the run may be unfinished. Or a file that `LoadedRun.save` or

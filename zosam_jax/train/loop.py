@@ -7,10 +7,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import optax
 
 from zosam_jax import data, models
-from zosam_jax.gradients.transformation import GradientEstimator
 from zosam_jax.runs import dataset_facts, environment, folder, metrics
 from zosam_jax.runs.config import TrainConfig
 from zosam_jax.runs.dataset_facts import DatasetFacts
@@ -18,7 +16,6 @@ from zosam_jax.runs.errors import RunError, sentence
 from zosam_jax.runs.files import JSON
 from zosam_jax.runs.progress import Display, Shielded, Silent
 from zosam_jax.runs.record import read as read_record
-from zosam_jax.sparsity import SparseMethod
 from zosam_jax.train import (
     build,
     checkpoint,
@@ -38,7 +35,13 @@ from zosam_jax.train.choices import Choices
 from zosam_jax.train.compiled_run import CompiledRun
 from zosam_jax.train.experiment import Experiment, Loss, Model, Teacher
 from zosam_jax.train.interruption import EARLY, Stop, interruptions
-from zosam_jax.train.objects import Objects
+from zosam_jax.train.objects import (
+    GivenData,
+    GivenGradient,
+    GivenMethod,
+    GivenOptimizer,
+    Objects,
+)
 from zosam_jax.train.origin import Weights
 from zosam_jax.train.session import OnEpoch, Session, Setup
 from zosam_jax.train.step import TrainState
@@ -70,11 +73,11 @@ class Result(NamedTuple):
 def run(
     config: TrainConfig,
     *,
-    dataset: data.Dataset | data.Streamed | None = None,
+    dataset: GivenData | None = None,
     model: Model | None = None,
-    method: SparseMethod | None = None,
-    gradient: GradientEstimator | None = None,
-    optimizer: optax.GradientTransformation | None = None,
+    method: GivenMethod | None = None,
+    gradient: GivenGradient | None = None,
+    optimizer: GivenOptimizer | None = None,
     loss: Loss | None = None,
     display: Display | None = None,
     command: Sequence[str] | None = None,
@@ -99,16 +102,22 @@ def run(
 
     An object takes the place of what the configuration names, whose fields are then
     not read. `config.json` records it, and the run resumes with the same object only.
+    A constructor is called with those fields that it has parameters for.
 
     Args:
       config: The configuration.
-      dataset: Training and test examples.
-      model: Linen module, called with `(images, train=...)`.
-      method: Sparse method, as `zs.sparsity.rigl(0.9, total_steps)`.
+      dataset: Training and test examples, or a function that returns them.
+      model: Linen module, called with `(images, train=...)`; or its class, called with
+        `num_classes`, `image_size`, `width`, `dtype` and `model_options`.
+      method: Sparse method, as `zs.sparsity.rigl(0.9, total_steps)`; or a constructor,
+        called as those of `zs.sparsity` are, with `method_options`.
       gradient: Gradient estimator, as `zs.zosam(rho=0.1)`. The trainer sets its
-        `has_aux`, `aux_like` and `seed`.
+        `has_aux`, `aux_like` and `seed`. Or a constructor, as `zs.zosam`, called with
+        `rho` and `gradient_options`.
       optimizer: Optax optimizer, as `optax.adam(1e-3)`, with its own learning rate,
-        weight decay and clipping.
+        weight decay and clipping. Or a constructor, as `optax.adam`, called with the
+        learning-rate schedule, behind the clipping; with `momentum`, `nesterov` and
+        `weight_decay`, which is added to the gradient if it has no such parameter.
       loss: Loss in place of the cross-entropy, `(outputs, labels) -> losses`: one for
         each example, `[N]`, or of the shape of the labels, then averaged. The trainer
         averages over the batch. The outputs are those of the model, in float32. The
@@ -136,7 +145,7 @@ def run(
     """
     show = Shielded(display if display and processes.is_first() else Silent())
     stop = stop or Stop(config.time_limit)
-    given = Objects(dataset, model, method, gradient, optimizer, loss)
+    given = Objects(dataset, model, method, gradient, optimizer, loss).made()
     chosen = _choose(config, given)
     _check_processes(config, given)
     processes.first(lambda: check_effects(config, given, weights))
@@ -179,21 +188,27 @@ def run(
             return _run(setup, start, command, beside)
 
 
-def try_out(config: TrainConfig, display: Display | None = None) -> None:
+def try_out(
+    config: TrainConfig,
+    display: Display | None = None,
+    given: Objects = Objects(),  # noqa: B008
+) -> None:
     """Makes every check of `run`, compiles, trains one step and writes nothing.
 
     Args:
       config: The configuration.
       display: Where to show the figures of the step. Default: nowhere.
+      given: Objects in place of what the configuration names.
 
     Raises:
       RunError: The run cannot start, or the loss of its first step is not finite.
       zosam_jax.data.DatasetError: The data set is missing or damaged.
     """
-    _check_processes(config, Objects())
-    processes.first(lambda: check_effects(config, Objects()))
+    given = given.made()
+    _check_processes(config, given)
+    processes.first(lambda: check_effects(config, given))
     processes.first(lambda: folder.check(config))
-    compiled = prepare(config, Objects())
+    compiled = prepare(config, given)
     processes.first(lambda: _check_space(config, compiled))
     trial.one_step(compiled, display if display and processes.is_first() else Silent())
 
@@ -466,7 +481,12 @@ def _kept(config: TrainConfig, experiment: Experiment) -> JSON:
 def _choose(config: TrainConfig, given: Objects) -> Choices:
     try:
         given.check_types()
-        return choices.choose(config, gradient=given.gradient, method=given.method)
+        return choices.choose(
+            config,
+            gradient=given.gradient,
+            method=given.method,
+            optimizer=given.optimizer,
+        )
     except ValueError as error:
         raise RunError(str(error)) from error
 

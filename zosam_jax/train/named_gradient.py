@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 
 from zosam_jax import _check
-from zosam_jax._types import Aux, Radius, Schedule
+from zosam_jax._types import Aux, Radius, Schedule, SharedOptions
 from zosam_jax.gradients.methods.gsam import tied_radius
 from zosam_jax.gradients.transformation import GradientEstimator
 from zosam_jax.runs.config import TrainConfig, default
@@ -37,11 +37,13 @@ class ChosenGradient(NamedTuple):
     """A gradient estimator whose name and options are known to exist.
 
     Attributes:
+      name: Its name, as its user wrote it.
       make: The constructor.
       takes: Its arguments with their defaults.
       options: The options of the configuration, by name.
     """
 
+    name: str
     make: Callable[..., GradientEstimator]
     takes: Mapping[str, Any]
     options: Mapping[str, Any]
@@ -67,9 +69,9 @@ class ChosenGradient(NamedTuple):
         """
         if "learning_rate" in self.takes and learning_rate is None:
             raise ValueError(
-                f"gradient={config.gradient!r} takes steps of the learning rate, which "
-                "is unknown with your own optimizer=. Call run(gradient="
-                f"zs.{config.gradient}(learning_rate=...)) with it."
+                f"gradient={self.name!r} takes steps of the learning rate, which is "
+                "unknown with your own optimizer=. Call run(gradient="
+                f"zs.{self.name}(learning_rate=...)) with it."
             )
         options = dict(self.options)
         rho: Radius | None = config.rho
@@ -91,7 +93,7 @@ class ChosenGradient(NamedTuple):
             return self.make(**{**values, **options})
         except (TypeError, ValueError) as error:
             raise ValueError(
-                f"gradient={config.gradient!r} with "
+                f"gradient={self.name!r} with "
                 f"gradient_options={list(config.gradient_options)}: {error}"
             ) from error
 
@@ -105,7 +107,7 @@ class ChosenGradient(NamedTuple):
         if "max_norm" in self.options:
             raise ValueError(
                 f"clip_norm={config.clip_norm:g} is the max_norm of gradient="
-                f"{config.gradient!r} with decouple=True. Leave max_norm out of "
+                f"{self.name!r} with decouple=True. Leave max_norm out of "
                 "gradient_options."
             )
         return config.clip_norm
@@ -145,26 +147,26 @@ class ChosenGradient(NamedTuple):
 
 
 def choose(
-    config: TrainConfig, make: Callable[..., GradientEstimator]
+    config: TrainConfig, make: Callable[..., GradientEstimator], name: str
 ) -> ChosenGradient:
-    """Returns the named gradient, its options parsed and checked against its signature.
+    """Returns a gradient, its options parsed and checked against its signature.
 
     Args:
       config: The configuration.
-      make: The constructor that `config.gradient` names.
+      make: The constructor.
+      name: Its name, as its user wrote it.
 
     Raises:
       ValueError: An option is unknown, or the trainer sets it.
     """
-    takes = option_strings.defaults(make)
+    takes = option_strings.defaults(make, SharedOptions)
     options = option_strings.parse("gradient_options", config.gradient_options)
-    known = takes | ({"rho_min": None} if config.gradient == "gsam" else {})
-    owner = config.gradient
+    known = takes | ({"rho_min": None} if name == "gsam" else {})
     types = option_strings.types(make)
-    option_strings.check("gradient_options", owner, options, known, _RESERVED, types)
+    option_strings.check("gradient_options", name, options, known, _RESERVED, types)
     if "rho_min" in options:
         _check.number("gradient_options: rho_min", options["rho_min"], least=0)
-    return ChosenGradient(make, takes, options)
+    return ChosenGradient(name, make, takes, options)
 
 
 def check_unset(config: TrainConfig) -> None:

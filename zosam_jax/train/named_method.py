@@ -61,11 +61,13 @@ class ChosenMethod(NamedTuple):
     """A sparse method whose name and options are known to exist.
 
     Attributes:
+      name: Its name, as its user wrote it.
       row: Its row of the table of sparse methods.
       takes: The constructor's arguments with their defaults.
       options: The options of the configuration, by name.
     """
 
+    name: str
     row: "NamedMethod"
     takes: Mapping[str, Any]
     options: Mapping[str, Any]
@@ -96,7 +98,7 @@ class ChosenMethod(NamedTuple):
                 made = self.row.make(**{**values, **self.row.fixed, **self.options})
             except (TypeError, ValueError) as error:
                 raise ValueError(
-                    f"method={config.method!r} with "
+                    f"method={self.name!r} with "
                     f"method_options={list(config.method_options)}: {error}"
                 ) from error
         if self.row.make is nm:
@@ -111,7 +113,7 @@ class ChosenMethod(NamedTuple):
                 continue
             if given not in (default(field), []):
                 raise ValueError(
-                    f"{field}={given!r}: method={config.method!r} has none. Where a "
+                    f"{field}={given!r}: method={self.name!r} has none. Where a "
                     f"preset set it, say --{field.replace('_', '-')} None."
                 )
         missing = [
@@ -123,7 +125,7 @@ class ChosenMethod(NamedTuple):
         if missing:
             said = _options.entries(self.row.make.__doc__)
             raise ValueError(
-                f"method={config.method!r} needs method_options: "
+                f"method={self.name!r} needs method_options: "
                 f"{' '.join(f'{name}=VALUE' for name in missing)}. "
                 f"{' '.join(said[name] for name in missing if name in said)}"
             )
@@ -154,12 +156,15 @@ def _check_pattern(config: TrainConfig, n: int, m: int) -> None:
         )
 
 
-def choose(config: TrainConfig, row: "NamedMethod | None") -> ChosenMethod | None:
-    """Returns the named method, its options parsed and checked; None for "dense".
+def choose(
+    config: TrainConfig, row: "NamedMethod | None", name: str
+) -> ChosenMethod | None:
+    """Returns a method, its options parsed and checked; None for "dense".
 
     Args:
       config: The configuration.
-      row: The row that `config.method` names; None for "dense".
+      row: The row of the method; None for "dense".
+      name: Its name, as its user wrote it.
 
     Raises:
       ValueError: An option is unknown, or the trainer sets it.
@@ -170,10 +175,9 @@ def choose(config: TrainConfig, row: "NamedMethod | None") -> ChosenMethod | Non
             _check.option("method_options: dense", option, ())
         return None
     takes = option_strings.defaults(row.make, Options)
-    owner = config.method
     types = option_strings.types(row.make)
-    option_strings.check("method_options", owner, options, takes, _RESERVED, types)
-    named = ChosenMethod(row, takes, options)
+    option_strings.check("method_options", name, options, takes, _RESERVED, types)
+    named = ChosenMethod(name, row, takes, options)
     named.check(config)
     return named
 

@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 
-from zosam_jax import data
 from zosam_jax.runs.config import TrainConfig
 from zosam_jax.runs.errors import RunError
 from zosam_jax.train import build, exported, objects, program_file, stored_run
 from zosam_jax.train.experiment import Experiment
-from zosam_jax.train.objects import Objects
+from zosam_jax.train.objects import GivenData, Objects
 from zosam_jax.train.stored_run import StoredRun, Weights
 
 if TYPE_CHECKING:
@@ -76,7 +75,7 @@ def restore(
     choose: "Choose",
     *,
     checkpoint: int | None = None,
-    dataset: data.Dataset | data.Streamed | str | None = None,
+    dataset: GivenData | str | None = None,
     examples: bool = False,
 ) -> tuple[TrainConfig, Experiment, Weights]:
     """Returns the configuration of a network, its experiment and its weights.
@@ -101,7 +100,7 @@ def restore(
     if isinstance(dataset, str):
         config, dataset = dataclasses.replace(config, dataset=dataset), None
         examples = True
-    given, chosen = choose(config, given._replace(dataset=dataset))
+    given, chosen = choose(config, given._replace(dataset=dataset).made())
     objects.check_loaded(needed, given.record(), run.folder)
     experiment = build.experiment(config, given, chosen, facts, examples=examples)
     if found.file is None:
@@ -110,7 +109,7 @@ def restore(
 
 
 def _needed(
-    run: StoredRun, dataset: data.Dataset | data.Streamed | str | None, examples: bool
+    run: StoredRun, dataset: GivenData | str | None, examples: bool
 ) -> dict[str, str]:
     """Returns the objects of the run that must be given again, as recorded."""
     spare: tuple[str, ...] = ()

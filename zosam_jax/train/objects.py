@@ -1,8 +1,9 @@
 """Objects that a user gives in place of what the configuration names."""
 
 import functools
-from collections.abc import Mapping
-from typing import NamedTuple
+import re
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,35 +11,91 @@ import optax
 
 from zosam_jax import _check
 from zosam_jax._calls import of_value
-from zosam_jax.data import Dataset, Streamed
+from zosam_jax.data import Dataset, DatasetError, Streamed
 from zosam_jax.gradients.transformation import GradientEstimator
-from zosam_jax.runs.config import TrainConfig
+from zosam_jax.runs import paths
+from zosam_jax.runs.config import METHOD_FIELDS, TrainConfig
 from zosam_jax.runs.errors import RunError
 from zosam_jax.sparsity import SparseMethod
+from zosam_jax.train import constructors
 from zosam_jax.train.experiment import Loss, Model
 
 KINDS = ("dataset", "model", "method", "gradient", "optimizer", "loss")
 
 
+GivenData = Dataset | Streamed | Callable[[], Dataset | Streamed]
+GivenMethod = SparseMethod | Callable[..., SparseMethod]
+GivenGradient = GradientEstimator | Callable[..., GradientEstimator]
+GivenOptimizer = (
+    optax.GradientTransformation | Callable[..., optax.GradientTransformation]
+)
+
+
+FIELDS = {
+    "model": ("width", "model_options"),
+    "method": ("sparsity", "dense", *METHOD_FIELDS[1:]),
+    "gradient": ("rho", "gradient_options"),
+    "optimizer": (
+        "learning_rate",
+        "momentum",
+        "weight_decay",
+        "nesterov",
+        "decay",
+        "schedule",
+        "milestones",
+        "final_learning_rate",
+        "warmup_epochs",
+        "clip_norm",
+    ),
+}
+"""The fields that describe a part of a run: an object in its place does not read them,
+but its constructor does."""
+
+
 class Objects(NamedTuple):
-    """The given objects; None where the configuration's name applies.
+    """The given objects, or their constructors; None where the name applies.
 
     Attributes:
-      dataset: Training and test examples.
-      model: Linen module, called with `(inputs, train=...)`.
-      method: Sparse method, made for the steps of this run.
-      gradient: Gradient estimator. The trainer sets `has_aux`, `aux_like` and `seed`.
+      dataset: Training and test examples, or a function without arguments.
+      model: Linen module, called with `(inputs, train=...)`, or its class. That gets
+        `num_classes`, `image_size`, `width` and `dtype`, if it has parameters for them,
+        and `model_options`.
+      method: Sparse method, made for the steps of this run, or a constructor. That gets
+        the fields of the configuration, as those of `zs.sparsity`, and
+        `method_options`.
+      gradient: Gradient estimator, or a constructor. That gets `rho` and
+        `gradient_options`. The trainer sets `has_aux`, `aux_like` and `seed`.
       optimizer: Update rule with its learning rate and weight decay, such as
-        `optax.adam(1e-3)`.
+        `optax.adam(1e-3)`, or a constructor, such as `optax.adam`; see
+        `optimizers.update_rule`.
       loss: `(outputs, labels) -> losses`, one for each example.
     """
 
-    dataset: Dataset | Streamed | None = None
+    dataset: GivenData | None = None
     model: Model | None = None
-    method: SparseMethod | None = None
-    gradient: GradientEstimator | None = None
-    optimizer: optax.GradientTransformation | None = None
+    method: GivenMethod | None = None
+    gradient: GivenGradient | None = None
+    optimizer: GivenOptimizer | None = None
     loss: Loss | None = None
+
+    def made(self) -> "Objects":
+        """Returns them checked, with the data set itself in place of a function.
+
+        Raises:
+          RunError: An object has another type than its part needs, or the function
+            raises an error.
+          zosam_jax.data.DatasetError: The function raises it.
+        """
+        found, make = self, self.dataset
+        try:
+            found.check_types()
+            if constructors.is_one(make):
+                dataset = constructors.call("dataset", make, passes=(DatasetError,))
+                found = self._replace(dataset=dataset)
+                found.check_types()
+        except ValueError as error:
+            raise RunError(str(error)) from error
+        return found
 
     def check_types(self) -> None:
         """Raises `ValueError` for objects of another type than their part needs."""
@@ -48,11 +105,20 @@ class Objects(NamedTuple):
             ("optimizer", optax.GradientTransformation, "optax.adam(1e-3)"),
         ):
             value = getattr(self, kind)
-            if value is not None and not isinstance(value, wanted):
-                raise ValueError(
-                    f"{kind}= must be a {wanted.__name__}, as {example}; got "
-                    f"{type(value).__name__}."
-                )
+            if value is None or isinstance(value, wanted) or constructors.is_one(value):
+                continue
+            raise ValueError(
+                f"{kind}= must be a {wanted.__name__}, as {example}, or a function "
+                f"that returns one; got {type(value).__name__}."
+            )
+        is_data = isinstance(self.dataset, Dataset | Streamed | None)
+        if not (is_data or constructors.is_one(self.dataset)):
+            raise ValueError(
+                "dataset= must be a zosam_jax.data.Dataset, or a function that returns "
+                f"one; got {type(self.dataset).__name__}."
+            )
+        if self.model is not None and not constructors.is_one(self.model):
+            check_model(self.model)
         if self.loss is not None:
             try:
                 _check.callable_as("loss", self.loss, "(outputs, labels) -> losses")
@@ -71,7 +137,7 @@ class Objects(NamedTuple):
         }
         given = {kind: getattr(self, kind) for kind in KINDS}
         return {
-            kind: f"{describe[kind](value)} (given)"
+            kind: f"{_name(value, describe[kind])} (given)"
             for kind, value in given.items()
             if value is not None
         }
@@ -80,6 +146,69 @@ class Objects(NamedTuple):
         """Returns the name of each part of a run in messages."""
         named = {kind: getattr(config, kind) for kind in KINDS if kind != "loss"}
         return named | self.record()
+
+
+def check_model(model: object) -> None:
+    """Raises `ValueError` unless an object has the functions of a Linen module."""
+    if not (hasattr(model, "apply") and hasattr(model, "init")):
+        raise ValueError(
+            "model= must be a Linen module, called with (inputs, train=...), or its "
+            f"class; got {type(model).__name__}."
+        )
+
+
+# A name in a module, as package.module:Name.
+_CODE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
+
+
+def is_code(kind: str, name: str) -> bool:
+    """Whether a name stands for a user's own code.
+
+    >>> is_code("gradient", "mine.ascents:signs"), is_code("dataset", "folder:pets")
+    (True, False)
+
+    Args:
+      kind: The part of the run, as in `KINDS`.
+      name: Its name.
+    """
+    is_path = kind == "dataset" and paths.in_name(name)
+    return bool(_CODE.fullmatch(name)) and not is_path
+
+
+def check_code(kind: str, name: str) -> None:
+    """Raises `ValueError` if a name that must be known stands for a user's own code.
+
+    A file, a stored run or a variable may hold such a name: it must not be imported.
+
+    Args:
+      kind: The part of the run, as in `KINDS`.
+      name: Its name.
+    """
+    if is_code(kind, name):
+        raise ValueError(
+            f"{kind}={name!r} is code of your own. It is imported only where the "
+            "command line of zosam train, predict, evaluate, export or analyze itself "
+            "names it, never from a file or a stored run. From Python, give what it "
+            "names as an argument."
+        )
+
+
+def check_named(config: TrainConfig, given: Collection[str] = ()) -> None:
+    """Raises `ValueError` if a configuration names code of the user's own.
+
+    Args:
+      config: The configuration.
+      given: The parts that objects take the place of.
+    """
+    for kind in KINDS:
+        if kind not in (*given, "loss"):
+            check_code(kind, getattr(config, kind))
+
+
+def _name(value: Any, describe: Callable[[Any], str]) -> str:
+    if isinstance(value, type):
+        return value.__name__
+    return of_value(value) if constructors.is_one(value) else describe(value)
 
 
 def loss_name(loss: Loss) -> str:
@@ -134,10 +263,11 @@ def check_recorded(
                 f"the run in {folder} uses the {kind} that its configuration names, "
                 f"and {kind}= is {new}. Leave it out, or choose another --out."
             )
-        now = f"is {new}" if new else "is missing"
+        now = f"{new} is" if new else "none is"
         raise RunError(
-            f"the run in {folder} was made with an object for its {kind}: {old}; here "
-            f"{kind}= {now}. Pass the same object again, or choose another --out."
+            f"the run in {folder} was made with an object as its {kind}, {old}, and "
+            f"{now} given here. Pass the same object again (on a command line, as "
+            f"--{kind} MODULE:NAME), or choose another --out."
         )
 
 

@@ -1,6 +1,7 @@
 """Update rules by name."""
 
 import fnmatch
+import functools
 from collections.abc import Callable
 
 import jax
@@ -8,8 +9,10 @@ import jax.numpy as jnp
 import optax
 
 from zosam_jax import models, tree
+from zosam_jax._calls import of_value
 from zosam_jax._types import Params, PyTree, Schedule
-from zosam_jax.runs.config import TrainConfig
+from zosam_jax.runs.config import TrainConfig, default
+from zosam_jax.train import constructors
 
 DecayMask = Callable[[Params], PyTree] | None
 """`params -> tree of bool`, the parameters with weight decay; None for all."""
@@ -41,8 +44,15 @@ OPTIMIZERS: dict[
 }
 
 
+Rule = Callable[..., optax.GradientTransformation]
+"""A constructor of optimizers, as `optax.adam`."""
+
+
 def update_rule(
-    config: TrainConfig, rate: Schedule, embeddings: tuple[str, ...]
+    config: TrainConfig,
+    rate: Schedule,
+    embeddings: tuple[str, ...],
+    own: Rule | None = None,
 ) -> optax.GradientTransformation:
     """Returns the optimizer that a configuration names, behind gradient clipping.
 
@@ -50,8 +60,15 @@ def update_rule(
       config: Gives `optimizer`, `momentum`, `weight_decay`, `clip_norm` and so on.
       rate: The learning-rate schedule.
       embeddings: Patterns of parameters that are no kernels, though they have two axes.
+      own: A constructor in place of the named one. It gets the learning rate, and
+        momentum, weight decay and its mask if it has parameters for them. Without one
+        for the weight decay, the decay is added to the gradient.
+
+    Raises:
+      ValueError: The constructor does not fit, or raises an error.
     """
-    rule = OPTIMIZERS[config.optimizer](config, rate, _decay_mask(config, embeddings))
+    make = OPTIMIZERS[config.optimizer] if own is None else functools.partial(_own, own)
+    rule = make(config, rate, _decay_mask(config, embeddings))
     if config.clip_norm:
         rule = optax.chain(optax.clip_by_global_norm(config.clip_norm), rule)
     return rule
@@ -125,6 +142,35 @@ def by_leaf(
         return jax.tree.unflatten(structure, scaled)
 
     return optax.chain(rule, optax.stateless(scale))
+
+
+def _own(
+    make: Rule, config: TrainConfig, rate: Schedule, mask: DecayMask
+) -> optax.GradientTransformation:
+    """Returns what a user's constructor makes."""
+    name, takes = of_value(make), constructors.takes(make)
+    if "learning_rate" not in takes:
+        raise ValueError(
+            f"optimizer={name} has no parameter learning_rate, which the trainer sets "
+            "to its schedule. Give it one, or give the object that it makes."
+        )
+    fields = {"momentum": config.momentum, "nesterov": config.nesterov}
+    set_ = {k: v for k, v in fields.items() if v != default(k)}
+    constructors.refuse_idle("optimizer", takes, set_)
+    values = {
+        "learning_rate": rate,
+        **fields,
+        "weight_decay": config.weight_decay,
+        "mask": mask,
+        "weight_decay_mask": mask,
+    }
+    rule = constructors.call("optimizer", make, values)
+    if not isinstance(rule, optax.GradientTransformation):
+        raise ValueError(
+            f"optimizer={name} returned {type(rule).__name__}, and must return an "
+            "optax.GradientTransformation."
+        )
+    return rule if "weight_decay" in takes else _coupled(config, rule, mask)
 
 
 def _decay_mask(config: TrainConfig, embeddings: tuple[str, ...]) -> DecayMask:
