@@ -108,7 +108,14 @@ def test_the_commands_exist(page, tmp_path, monkeypatch):
     for name in ("runs/photos/config.json", "mine.json"):
         shutil.copy(stored, tmp_path / name)
     monkeypatch.chdir(tmp_path)
-    for block in blocks((ROOT / page).read_text(), "sh"):
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    text = (ROOT / page).read_text()
+    # Modules that the commands import.
+    for name, code in re.findall(
+        r"`(\w+\.py)`:\n\n```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE
+    ):
+        (tmp_path / name).write_text(code)
+    for block in blocks(text, "sh"):
         for line in block.replace("\\\n", " ").splitlines():
             words = shlex.split(re.split("[#>]", line)[0])
             if words[:1] != ["zosam"]:

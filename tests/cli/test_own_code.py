@@ -1,6 +1,7 @@
 """Code of the user's own that a command line names; no file can have it imported."""
 
 import dataclasses
+import importlib
 import json
 import sys
 import textwrap
@@ -34,12 +35,12 @@ MODULE = """
         raise LookupError("no such ascent")
 """
 OWN = {
-    "dataset": "mine:tiny_run.dataset",
-    "model": "mine:Net",
+    "dataset": "pieces:tiny_run.dataset",
+    "model": "pieces:Net",
     "method": "zosam_jax.sparsity:rigl",
-    "gradient": "mine:ascent",
+    "gradient": "pieces:ascent",
     "optimizer": "optax:adam",
-    "loss": "mine:squares",
+    "loss": "pieces:squares",
 }
 FLAGS = [word for kind, name in OWN.items() for word in (f"--{kind}", name)]
 
@@ -47,7 +48,7 @@ FLAGS = [word for kind, name in OWN.items() for word in (f"--{kind}", name)]
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("own")
-    (path / "mine.py").write_text(textwrap.dedent(MODULE))
+    (path / "pieces.py").write_text(textwrap.dedent(MODULE))
     (path / "broken.py").write_text("import json\n\nvalue = {}['rho']\n")
     (path / "needs.py").write_text("import not_there\n")
     (path / "trap.py").write_text("import os\n\nos.mkdir('imported')\n")
@@ -108,11 +109,10 @@ def test_a_command_line_trains_as_python_does(here, trained, tmp_path):
         TrainConfig(**json.loads((trained / "config.json").read_text())["config"]),
         out=str(tmp_path / "python"),
     )
-    import mine
-
+    pieces = importlib.import_module("pieces")
     found = {"dataset": tiny_run.dataset(), "model": tiny_run.Net()}
-    found |= {"method": zs.sparsity.rigl, "gradient": mine.ascent}
-    found |= {"optimizer": optax.adam, "loss": mine.squares}
+    found |= {"method": zs.sparsity.rigl, "gradient": pieces.ascent}
+    found |= {"optimizer": optax.adam, "loss": pieces.squares}
     again = run(config, **found)
     a, b = (load_run.load(path, **found) for path in (trained, again.folder))
     tiny_run.assert_same(a.variables, b.variables)
@@ -180,19 +180,31 @@ def test_the_trap_springs_where_the_command_line_names_it(here, capsys):
     ("flags", "part"),
     [
         (["--gradient", "nothere:x"], "there is no module 'nothere' in "),
-        (["--gradient", "mine.sub:x"], "there is no module 'mine.sub' in "),
-        (["--gradient", "mine:asent"], "has no 'asent'. Did you mean 'ascent'?"),
+        (["--gradient", "pieces.sub:x"], "there is no module 'pieces.sub' in "),
+        (["--gradient", "pieces:asent"], "has no 'asent'. Did you mean 'ascent'?"),
         (["--gradient", "broken:x"], "raised KeyError in broken.py, line 3: 'rho'."),
         (["--gradient", "needs:x"], "raised ModuleNotFoundError in needs.py, line 1"),
-        (["--gradient", "mine:wrong"], "LookupError in mine.py, line 19: no such asc"),
-        (["--gradient", "mine:tiny_run"], "got module."),
-        (["--gradient", "mine:ascent", "--gradient-options", "x=1"], "no option 'x'"),
-        (["--gradient", "mine:made", "--rho", "0.2"], "--rho 0.2 has no effect: --gr"),
-        (["--optimizer", "mine:squares"], "has no parameter learning_rate"),
+        (
+            ["--gradient", "pieces:wrong"],
+            "LookupError in pieces.py, line 19: no such asc",
+        ),
+        (["--gradient", "pieces:tiny_run"], "got module."),
+        (["--gradient", "pieces:ascent", "--gradient-options", "x=1"], "no option 'x'"),
+        (
+            ["--gradient", "pieces:made", "--rho", "0.2"],
+            "--rho 0.2 has no effect: --gr",
+        ),
+        (["--optimizer", "pieces:squares"], "has no parameter learning_rate"),
         (["--loss", "mse"], "--loss 'mse' must be code of your own, as MODULE:NAME"),
-        (["--loss", "mine:made.rho"], "--loss 0.1 must be a function (outputs, labels"),
-        (["--dataset", "mine:wrong"], "--dataset wrong raised LookupError in mine.py"),
-        (["--model", "mine:squares"], "raised TypeError: "),
+        (
+            ["--loss", "pieces:made.rho"],
+            "--loss 0.1 must be a function (outputs, labels",
+        ),
+        (
+            ["--dataset", "pieces:wrong"],
+            "--dataset wrong raised LookupError in pieces.py",
+        ),
+        (["--model", "pieces:squares"], "raised TypeError: "),
     ],
 )
 def test_what_cannot_be_imported_is_explained(here, flags, part, capsys):
@@ -203,7 +215,14 @@ def test_what_cannot_be_imported_is_explained(here, flags, part, capsys):
 
 def test_an_object_takes_no_fields_from_a_file(here, capsys):
     """Those of its part that are not typed are left at their defaults."""
-    line = ["train", "--gradient", "mine:made", "--loss", "mine:Squares", *FLAGS[:4]]
+    line = [
+        "train",
+        "--gradient",
+        "pieces:made",
+        "--loss",
+        "pieces:Squares",
+        *FLAGS[:4],
+    ]
     line += ["--batch-size", "16", "--config", "radius.json", "--method", "dense"]
     (here / "radius.json").write_text(json.dumps({"rho": 0.2, "epochs": 1}))
     assert cli.main([*line, "--dry-run"]) == 0

@@ -205,7 +205,7 @@ def test_the_weight_decay_reaches_an_optimizer_without_one():
     weights = jnp.asarray([2.0, -4.0])
     updates, _ = rule.update(jnp.zeros(2), rule.init(weights), weights)
     # The gradient is 0, and the decay's is (1, -2): the step is against its signs.
-    np.testing.assert_allclose(updates, [-0.1, 0.1], rtol=1e-6)
+    np.testing.assert_allclose(np.asarray(updates), [-0.1, 0.1], rtol=1e-6)
 
 
 def test_a_field_that_a_constructor_does_not_take_is_refused():
