@@ -131,8 +131,8 @@ def test_commands_that_read_a_run_take_its_code(here, trained, capsys):
     capsys.readouterr()
     for command in ("evaluate", "analyze", "export"):
         error = failure([command, "runs/mine"], capsys)
-        assert "none is given here" in error
-        assert "MODULE:NAME" in error
+        assert "code of your own" in error
+        assert "command line" in error
     assert "must be code" in failure(["export", "runs/mine", "--model", "vgg"], capsys)
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 from zosam_jax import data
 from zosam_jax.data import DatasetError
 from zosam_jax.runs import dataset_facts
-from zosam_jax.train import RunError, build, load_run, run
+from zosam_jax.train import RunError, examples, load_run, run
 from zosam_jax.train.batch import normalized
 
 
@@ -117,7 +117,9 @@ def test_the_crop_of_images_on_disk_is_augments(
         gradient="backprop",
     )
     found = data.load(config.dataset, image_size=16)
-    dataset, augmentation = build._augmentation(config, found, dataset_facts.of(found))
+    dataset, augmentation = examples.with_augmentation(
+        config, found, dataset_facts.of(found)
+    )
     assert isinstance(dataset, data.Streamed)
     assert dataset.least_area == least_area
     assert tuple(name for name, _ in augmentation.operations) == on_device

@@ -12,9 +12,10 @@ import sys
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from zosam_jax.runs.code_names import check_code, is_code
 from zosam_jax.runs.errors import RunError
 from zosam_jax.train import constructors
-from zosam_jax.train.objects import KINDS, Objects, check_code, is_code
+from zosam_jax.train.objects import KINDS, Objects
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

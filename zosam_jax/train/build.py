@@ -12,11 +12,11 @@ import optax
 
 from zosam_jax import _check, data, models, sparsity, tree
 from zosam_jax._types import Aux, Masks, Params, Schedule, Seed, SharedOptions, ValueFn
-from zosam_jax.data import augment
 from zosam_jax.data.augment import Augmentation
 from zosam_jax.gradients.methods.wsam import decoupled
 from zosam_jax.gradients.transformation import GradientEstimator
 from zosam_jax.runs import dataset_facts
+from zosam_jax.runs.code_names import check_code
 from zosam_jax.runs.config import TrainConfig
 from zosam_jax.runs.dataset_facts import DatasetFacts
 from zosam_jax.sparsity import SparseMethod
@@ -28,6 +28,12 @@ from zosam_jax.train import (
     optimizers,
     processes,
 )
+from zosam_jax.train.examples import (
+    hold_out,
+    labelled_images,
+    with_augmentation,
+    with_label_noise,
+)
 from zosam_jax.train.experiment import (
     Criterion,
     Experiment,
@@ -37,7 +43,7 @@ from zosam_jax.train.experiment import (
     Optimization,
 )
 from zosam_jax.train.named_method import Needs
-from zosam_jax.train.objects import Objects, check_code, check_model, loss_name
+from zosam_jax.train.objects import Objects, check_model, loss_name
 
 if TYPE_CHECKING:
     from zosam_jax.train.choices import Choices
@@ -165,7 +171,7 @@ def _score_images(config: TrainConfig, dataset: Data | None) -> int:
     # Without its examples, a run is only loaded.
     if not wanted or dataset is None:
         return wanted
-    dataset = _labelled_images(config, "score_images", dataset)
+    dataset = labelled_images(config, "score_images", dataset)
     sizes = np.bincount(dataset.train_labels, minlength=dataset.num_classes)
     least = int(sizes.argmin())
     if sizes[least] < wanted:
@@ -441,20 +447,6 @@ def _probe_trains(config: TrainConfig, model: Model, model_state: ModelState) ->
     return config.probe_norm == "batch"
 
 
-def _check_batch(config: TrainConfig, images: int, devices: int) -> None:
-    size = config.batch_size
-    if size > images:
-        raise ValueError(
-            f"batch_size={size} is more than the {images} training images. "
-            f"Use batch_size={images} or less."
-        )
-    if size % devices:
-        raise ValueError(
-            f"batch_size={size} must be a multiple of the {devices} devices; "
-            f"{max(size // devices, 1) * devices} would do."
-        )
-
-
 class _Examples(NamedTuple):
     """The fields of `Experiment` that come from the data set."""
 
@@ -478,9 +470,23 @@ def _examples(
     dataset, validation = _data(config, given, facts)
     facts = facts or dataset_facts.of(dataset)
     _check_batch(config, facts.num_train, devices)
-    dataset, clean_labels = _label_noise(config, dataset)
-    dataset, augmentation = _augmentation(config, dataset, facts)
+    dataset, clean_labels = with_label_noise(config, dataset)
+    dataset, augmentation = with_augmentation(config, dataset, facts)
     return _Examples(dataset, validation, clean_labels, augmentation, facts)
+
+
+def _check_batch(config: TrainConfig, images: int, devices: int) -> None:
+    size = config.batch_size
+    if size > images:
+        raise ValueError(
+            f"batch_size={size} is more than the {images} training images. "
+            f"Use batch_size={images} or less."
+        )
+    if size % devices:
+        raise ValueError(
+            f"batch_size={size} must be a multiple of the {devices} devices; "
+            f"{max(size // devices, 1) * devices} would do."
+        )
 
 
 def _data(
@@ -498,7 +504,7 @@ def _data(
             )
         if isinstance(found, data.Streamed) and facts.resize is not None:
             found = dataclasses.replace(found, resize=facts.resize)
-    return _hold_out(config, found)
+    return hold_out(config, found)
 
 
 def _load(config: TrainConfig, facts: DatasetFacts | None) -> Data:
@@ -523,102 +529,3 @@ def _load(config: TrainConfig, facts: DatasetFacts | None) -> Data:
             "batch. Leave it out."
         )
     return found
-
-
-def _labelled_images(config: TrainConfig, field: str, dataset: Data) -> data.Dataset:
-    """Returns the data set; raises `ValueError` unless it is labelled images in memory.
-
-    Args:
-      config: The configuration.
-      field: The field that needs them.
-      dataset: The data set.
-    """
-    if not isinstance(dataset, data.Dataset) or dataset.train_labels.ndim > 1:
-        raise ValueError(
-            f"{field}={getattr(config, field):g} needs labelled images in memory, "
-            f"which {config.dataset} are not."
-        )
-    return dataset
-
-
-def _hold_out(config: TrainConfig, dataset: Data) -> tuple[Data, Images | None]:
-    """Returns the set without its validation images, and those.
-
-    Every class gives the same fraction, evenly spaced over the set, so that the images
-    are the same for every seed.
-    """
-    if not config.validation:
-        return dataset, None
-    dataset = _labelled_images(config, "validation", dataset)
-    labels = dataset.train_labels
-    held = np.zeros(len(labels), bool)
-    for label in range(dataset.num_classes):
-        members = np.flatnonzero(labels == label)
-        count = round(config.validation * len(members))
-        held[members[np.arange(count) * len(members) // max(count, 1)]] = True
-    if not held.any():
-        raise ValueError(
-            f"validation={config.validation:g} holds out no image of any class."
-        )
-    left = int((~held).sum())
-    if left < config.batch_size:
-        raise ValueError(
-            f"validation={config.validation:g} leaves {left} training images, fewer "
-            f"than batch_size={config.batch_size}."
-        )
-    images = dataset.train_images
-    rest = dataclasses.replace(
-        dataset, train_images=images[~held], train_labels=labels[~held]
-    )
-    return rest, (images[held], labels[held])
-
-
-def _label_noise(config: TrainConfig, dataset: Data) -> tuple[Data, np.ndarray | None]:
-    """Returns the set with errors in its training labels, and the clean labels."""
-    if not config.label_noise:
-        return dataset, None
-    dataset = _labelled_images(config, "label_noise", dataset)
-    clean = dataset.train_labels
-    noisy = data.label_noise.symmetric(
-        clean, dataset.num_classes, config.label_noise, config.seed
-    )
-    return dataclasses.replace(dataset, train_labels=noisy), clean
-
-
-def _augmentation(
-    config: TrainConfig, dataset: Data, facts: DatasetFacts
-) -> tuple[Data, Augmentation | None]:
-    """Returns the augmentation of a configuration, or the set's own; None for text.
-
-    Streamed images are cropped on the host, where they are large. So the data set,
-    which is returned too, takes over `resized_crop`.
-    """
-    if dataset.kind == "text":
-        if config.augment:
-            raise ValueError(
-                f"augment={list(config.augment)}: {config.dataset} is text, and these "
-                "are operations on images. Leave it out."
-            )
-        return dataset, None
-    made = augment.make(
-        config.augment,
-        num_classes=dataset.num_classes,
-        crop_padding=dataset.crop_padding,
-        flip=dataset.flip,
-        mean=facts.mean,
-        std=facts.std,
-        image_size=dataset.image_shape[0],
-    )
-    operations = dict(made.operations)
-    side = min(dataset.image_shape[:2])
-    for name in ("crop", "cutout"):
-        if operations.get(name, 0) > side:
-            raise ValueError(
-                f"augment: {name}={operations[name]:g} is more than the {side} pixels "
-                "of an image, of which nothing may be left."
-            )
-    if config.augment is not None and isinstance(dataset, data.Streamed):
-        least_area = operations.pop("resized_crop", None)
-        dataset = dataclasses.replace(dataset, least_area=least_area)
-        made = dataclasses.replace(made, operations=tuple(operations.items()))
-    return dataset, made

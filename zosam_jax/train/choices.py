@@ -15,6 +15,7 @@ from zosam_jax._types import Units
 from zosam_jax.gradients import registry as gradients
 from zosam_jax.gradients.transformation import GradientEstimator
 from zosam_jax.models import table as models
+from zosam_jax.runs.code_names import check_code
 from zosam_jax.runs.config import TrainConfig
 from zosam_jax.sparsity import registry as sparse_methods
 from zosam_jax.sparsity.budgets import BUDGETS
@@ -28,7 +29,7 @@ from zosam_jax.train import (
 )
 from zosam_jax.train.named_gradient import ChosenGradient
 from zosam_jax.train.named_method import ChosenMethod, Needs
-from zosam_jax.train.objects import Objects, check_code
+from zosam_jax.train.objects import Objects
 from zosam_jax.train.optimizers import OPTIMIZERS
 
 METHODS = ("dense", *(name for name in sparse_methods.METHODS if name != "ticket"))

@@ -1,7 +1,6 @@
 """Objects that a user gives in place of what the configuration names."""
 
 import functools
-import re
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
@@ -13,7 +12,7 @@ from zosam_jax import _check
 from zosam_jax._calls import of_value
 from zosam_jax.data import Dataset, DatasetError, Streamed
 from zosam_jax.gradients.transformation import GradientEstimator
-from zosam_jax.runs import paths
+from zosam_jax.runs.code_names import check_code
 from zosam_jax.runs.config import METHOD_FIELDS, TrainConfig
 from zosam_jax.runs.errors import RunError
 from zosam_jax.sparsity import SparseMethod
@@ -154,42 +153,6 @@ def check_model(model: object) -> None:
         raise ValueError(
             "model= must be a Linen module, called with (inputs, train=...), or its "
             f"class; got {type(model).__name__}."
-        )
-
-
-# A name in a module, as package.module:Name.
-_CODE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
-
-
-def is_code(kind: str, name: str) -> bool:
-    """Whether a name stands for a user's own code.
-
-    >>> is_code("gradient", "mine.ascents:signs"), is_code("dataset", "folder:pets")
-    (True, False)
-
-    Args:
-      kind: The part of the run, as in `KINDS`.
-      name: Its name.
-    """
-    is_path = kind == "dataset" and paths.in_name(name)
-    return bool(_CODE.fullmatch(name)) and not is_path
-
-
-def check_code(kind: str, name: str) -> None:
-    """Raises `ValueError` if a name that must be known stands for a user's own code.
-
-    A file, a stored run or a variable may hold such a name: it must not be imported.
-
-    Args:
-      kind: The part of the run, as in `KINDS`.
-      name: Its name.
-    """
-    if is_code(kind, name):
-        raise ValueError(
-            f"{kind}={name!r} is code of your own. It is imported only where the "
-            "command line of zosam train, predict, evaluate, export or analyze itself "
-            "names it, never from a file or a stored run. From Python, give what it "
-            "names as an argument."
         )
 
 
