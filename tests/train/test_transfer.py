@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -12,6 +13,7 @@ import tiny_run
 
 import zosam_jax as zs
 from zosam_jax import models
+from zosam_jax.runs import tensor_file
 from zosam_jax.runs.errors import RunError
 from zosam_jax.train import (
     TrainConfig,
@@ -25,6 +27,7 @@ from zosam_jax.train import (
 from zosam_jax.train import step as steps
 from zosam_jax.train.objects import Objects
 
+NAMES = Path(__file__).parents[1] / "models" / "torch_names.json"
 FIELDS = {"method": "set", "gradient": "backprop", "epochs": 2, "ema": 0.5}
 
 
@@ -437,3 +440,54 @@ def test_layer_decay_is_a_learning_rate_for_each_layer(name):
     for layer, top in enumerate(("stem", "block0", "block1", "head")):
         own = final(1e-3 * 0.5 ** (3 - layer), 1.0)
         np.testing.assert_allclose(found[top]["w"], own[top]["w"], rtol=2e-3)
+
+
+def test_weights_of_torchvision_come_from_their_file(programs, tmp_path):
+    """Outputs of another number of classes are new; other arrays are transposed."""
+    model = models.create("resnet18", num_classes=4, width=1 / 16)
+    like = jax.eval_shape(
+        lambda: models.initialize(model, jax.random.key(0), (32, 32, 3))
+    )
+    rng = np.random.default_rng(0)
+    recorded = json.loads(NAMES.read_text())["shapes"][
+        "resnet18 of torchvision and timm"
+    ]
+    narrow = {
+        name: [n // 16 if n >= 64 and n != 1000 else n for n in shape]
+        for name, shape in recorded.items()
+    }
+    tensors = {k: rng.random(s).astype(np.float32) for k, s in narrow.items()}
+    file = tmp_path / "resnet18.safetensors"
+    tensor_file.write(file, tensor_file.TensorFile(tensors, {"format": "pt"}))
+    found = origin.of_torch(file)
+    experiment = dataclasses.replace(
+        programs.experiment, initialize=lambda _: like, method=None
+    )
+    begun = transfer.begin(found, experiment, "auto", 0.0)
+    assert begun.record["new"] == [
+        "head/bias [1000] -> [4]",
+        "head/kernel [32, 1000] -> [32, 4]",
+    ]
+    params, stats = begun.arrays.params, begun.arrays.model_state["batch_stats"]
+    kernel = tensors["layer2.0.conv1.weight"]
+    np.testing.assert_array_equal(
+        params["stage2_block0"]["conv1"]["kernel"], kernel.transpose(2, 3, 1, 0)
+    )
+    np.testing.assert_array_equal(
+        stats["stage4_block1"]["norm2"]["var"], tensors["layer4.1.bn2.running_var"]
+    )
+    assert begun.said.startswith(f"starts from {file} (of timm or torchvision); 100 ")
+
+
+def test_other_files_are_refused_or_left_to_others(trained, tmp_path):
+    assert origin.of_torch(tmp_path / "no.safetensors") is None
+    assert origin.of_torch(trained.save(tmp_path / "own.safetensors")) is None
+    pickled = tmp_path / "net.pth"
+    pickled.write_bytes(b"any")
+    with pytest.raises(RunError, match=r"pickle of PyTorch.*save_file\(model"):
+        origin.of_torch(pickled)
+    file = tmp_path / "other.safetensors"
+    unknown = {"encoder.weight": np.ones((2, 2), np.float32)}
+    tensor_file.write(file, tensor_file.TensorFile(unknown, {}))
+    with pytest.raises(RunError, match=r"'encoder.weight' belongs to no model here"):
+        origin.of_torch(file)

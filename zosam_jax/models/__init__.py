@@ -16,6 +16,7 @@ from zosam_jax.models import mlp as mlp
 from zosam_jax.models import resnet as resnet
 from zosam_jax.models import table as table
 from zosam_jax.models import tinylm as tinylm
+from zosam_jax.models import torch_names as torch_names
 from zosam_jax.models import transformer as transformer
 from zosam_jax.models import vgg as vgg
 from zosam_jax.models import vit as vit

@@ -240,7 +240,8 @@ accuracy on the given and on the clean labels. For images in memory."""
     """Fraction of the training images, stratified by class, to hold out for \
 validation. The summary then names the epoch of the best validation accuracy."""
     from_: str | None = None
-    """Trained weights to start from: folder of a run, or a safetensors file. Other \
+    """Trained weights to start from: folder of a run, or a safetensors file, also one \
+of ResNet-18, 34, 50, DeiT or ViT as timm and torchvision name their arrays. Other \
 classes get new outputs, and position embeddings are resized to the image size. All \
 else, as the learning rate, is that of a new training."""
     from_masks: str = "auto"

@@ -405,6 +405,9 @@ def _source(config: TrainConfig, given: Objects, weights: Weights | None) -> Sou
     assert config.from_ is not None
     path = Path(config.from_)
     try:
+        foreign = origin.of_torch(path)
+        if foreign is not None:
+            return foreign
         found = network.record(path)
         recorded = set(found.run.objects or {}) - {"dataset"}
         if found.file is not None and found.run.config.model not in models.names():

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from zosam_jax import _check
+from zosam_jax import _check, models
 from zosam_jax._types import Masks, Params
-from zosam_jax.runs import folder
+from zosam_jax.runs import folder, tensor_file
 from zosam_jax.runs.config import TrainConfig
 from zosam_jax.runs.dataset_facts import DatasetFacts
 from zosam_jax.runs.errors import RunError
@@ -32,6 +32,8 @@ class Trained(Protocol):
         """The facts of its data set."""
         ...
 
+
+_PICKLES = (".pth", ".pt", ".bin", ".ckpt")
 
 Weights = Trained | Mapping[str, Any]
 """A network of `load`; parameters, or all variables of a model, as a tree."""
@@ -129,6 +131,37 @@ def of_run(path: Path, experiment: Experiment, weights: stored_run.Weights) -> S
         experiment.facts.class_names,
         f"step {weights.step}{average}",
     )
+
+
+def of_torch(path: Path) -> Source | None:
+    """Returns the weights of timm or torchvision in a file as a source.
+
+    Args:
+      path: The path that a user gives.
+
+    Returns:
+      None if no such file lies there.
+
+    Raises:
+      RunError: It has arrays that no model here has, or weights that are not finite.
+    """
+    if path.suffix in _PICKLES and path.is_file():
+        raise RunError(
+            f"{path} is a pickle of PyTorch, which may run any code when it is read. "
+            "Save it as safetensors, in Python: safetensors.torch.save_file("
+            f"model.state_dict(), {path.with_suffix('.safetensors').name!r})."
+        )
+    if path.suffix != ".safetensors" or not path.is_file():
+        return None
+    content = tensor_file.read(path)
+    if "zosam" in content.metadata:
+        return None
+    try:
+        params, model_state = models.torch_names.renamed(content.tensors)
+    except ValueError as error:
+        raise RunError(f"{path} is no file of `zosam export`, and {error}") from error
+    said = "of timm or torchvision"
+    return transfer.checked(Source(str(path), said, params, model_state, {}))
 
 
 def of_memory(weights: Weights) -> Source:

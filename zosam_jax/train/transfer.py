@@ -35,7 +35,7 @@ class Source(NamedTuple):
       said: What of it is used, as "step 400"; "" if there is nothing to say.
       params: Parameters by path, as NumPy arrays.
       model_state: Its other collections by path, as "batch_stats/norm/mean".
-      masks: Masks by path; scalars for dense leaves.
+      masks: Masks by path; scalars for dense leaves, or none at all.
       class_names: Names of its classes in the order of its outputs; None if unknown.
     """
 
@@ -44,7 +44,7 @@ class Source(NamedTuple):
     params: Mapping[str, np.ndarray]
     model_state: Mapping[str, np.ndarray]
     masks: Mapping[str, np.ndarray]
-    class_names: Sequence[str] | None
+    class_names: Sequence[str] | None = None
 
     @property
     def sparsity(self) -> float:
@@ -105,12 +105,20 @@ def source(
     """
     if masks is None:
         masks = jax.tree.map(lambda _: True, params)
-    found = Source(
-        name, said, _flat(params), _flat(model_state), _flat(masks), class_names
+    return checked(
+        Source(name, said, _flat(params), _flat(model_state), _flat(masks), class_names)
     )
+
+
+def checked(found: Source) -> Source:
+    """Returns a source, whose weights are finite.
+
+    Raises:
+      RunError: A weight is not.
+    """
     for path, x in {**found.params, **found.model_state}.items():
         if not np.isfinite(x.astype(np.float32)).all():
-            raise RunError(f"{name} has weights that are not finite, in {path}.")
+            raise RunError(f"{found.name} has weights that are not finite, in {path}.")
     return found
 
 
