@@ -224,6 +224,25 @@ def test_one_landscape_goes_through_three_runs(plane):
     )
 
 
+def test_every_checkpoint_is_analysed_as_a_run_of_its_own(tmp_path):
+    run, parts = tmp_path / "long", ("noise", "errors")
+    tiny_run.train(run, epochs=3, keep=3, gradient="sam")
+    settings = of_runs.Settings(parts=parts, images=32, checkpoints=True)
+    found = of_runs.analyze(run, settings, **OBJECTS)
+    assert [x["run"] for x in found["runs"]] == ["long@4", "long@8", "long@12"]
+    assert [x["status"] for x in found["runs"]] == [*["unfinished"] * 2, "finished"]
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    tests = [json.loads(x) for x in lines if json.loads(x)["split"] == "test"]
+    accuracies = [x["errors"]["accuracy"] for x in found["runs"]]
+    assert accuracies == [pytest.approx(x["accuracy"]) for x in tests]
+    assert pictures.drawable(found) == ["noise", "errors", "along-training"]
+    panels = pictures.along(found, {}).axes
+    titles = [axis.get_title() for axis in panels if axis.axison]
+    assert titles == ["variance of the gradient", "signal to noise", "test accuracy"]
+    np.testing.assert_array_equal(panels[2].lines[0].get_xdata(), [4, 8, 12])
+    np.testing.assert_array_equal(panels[2].lines[0].get_ydata(), accuracies)
+
+
 def test_landscapes_become_pictures_and_a_page(plane, analysed, tmp_path):
     found, out, _ = analysed
     with np.load(out / "analysis.npz") as file:

@@ -81,6 +81,9 @@ class Settings:
       examples: Numbers of the test images whose features are shown, from 0.
       layers: The layers whose features are shown, as paths in which `*` stands for any
         letters. None: four of the outermost modules.
+      checkpoints: Whether every checkpoint of a run is analysed, as a run of its own
+        with the name "RUN@STEP". A training keeps the last two, or as many as
+        `TrainConfig.keep` says.
       seed: Seed of all draws.
 
     Raises:
@@ -97,6 +100,7 @@ class Settings:
     extent: float | None = None
     examples: tuple[int, ...] = tuple(range(6))
     layers: tuple[str, ...] = ()
+    checkpoints: bool = False
     seed: int = 0
 
     def __post_init__(self):
@@ -180,8 +184,15 @@ def analyze(
     objects |= {"examples": True, "data_dir": data_dir}
     loaded = [load_run.load(folder, **objects) for folder in folders]
     names = _names(loaded)
-    chosen = _settled(settings or Settings(), loaded)
     place = place_of(out, [run.folder for run in loaded])
+    if settings and settings.checkpoints:
+        every = [
+            (f"{name}@{found.step}", found)
+            for name, run in zip(names, loaded, strict=True)
+            for found in run.history()
+        ]
+        names, loaded = map(list, zip(*every, strict=True))
+    chosen = _settled(settings or Settings(), loaded)
     with explained(place):
         place.mkdir(parents=True, exist_ok=True)
     found, arrays = _found(loaded, names, chosen, on_progress)

@@ -433,21 +433,63 @@ def features(found: JSON, arrays: Arrays) -> Figure:
     return figure
 
 
+_ALONG = (
+    ("largest eigenvalue", ("curvature", "largest", 0)),
+    ("worst rise of the loss", ("sharpness", "plain", "best")),
+    ("roughness Ra", ("landscape", "roughness")),
+    ("variance of the gradient", ("noise", "backprop", "variance")),
+    ("signal to noise", ("noise", "backprop", "ratio")),
+    ("test accuracy", ("errors", "accuracy")),
+)
+"""What is shown along a training, and where it stands."""
+
+
+def along(found: JSON, arrays: Arrays) -> Figure:
+    """Returns the figures of the runs at each of their checkpoints."""
+    del arrays
+    runs: dict[str, list[JSON]] = {}
+    for run in found["runs"]:
+        runs.setdefault(run["run"].rpartition("@")[0], []).append(run)
+    shown = [row for row in _ALONG if row[1][0] in found["settings"]["parts"]]
+    figure, axes = _panels(len(shown), min(len(shown), 3))
+    for axis, (label, path) in zip(axes, shown, strict=False):
+        for number, checkpoints in enumerate(runs.values()):
+            values = [_at(run, path) for run in checkpoints]
+            steps = [run["step"] for run in checkpoints]
+            axis.plot(steps, values, **_line(number), marker=_marker(number), ms=4)
+        axis.set_xlabel("step")
+        axis.set_title(label)
+        _log_if_wide(axis)
+    _legend(figure, [{"run": name} for name in runs])
+    return figure
+
+
+def _at(run: JSON, path: tuple[str | int, ...]) -> float:
+    """A figure of a run; NaN where it has none."""
+    value: Any = run
+    for key in path:
+        value = value.get(key) if isinstance(value, dict) else value and value[key]
+    return math.nan if value is None else value
+
+
 class _Picture(NamedTuple):
     """A picture.
 
     Attributes:
-      part: The part of the analysis that it shows.
+      part: The part of the analysis that it shows; None: all of them, along a training.
       draw: `(contents of analysis.json, of analysis.npz) -> figure`.
       needs: The figures of a run without which it shows nothing; None: none.
     """
 
-    part: str
+    part: str | None
     draw: Callable[[JSON, Arrays], Figure]
     needs: str | None = None
 
     def shows(self, found: JSON) -> bool:
         """Whether an analysis has it."""
+        if self.part is None:
+            along = {row[1][0] for row in _ALONG} & set(found["settings"]["parts"])
+            return found["settings"]["checkpoints"] and bool(along)
         if self.part not in found["settings"]["parts"]:
             return False
         return self.needs is None or any(
@@ -464,6 +506,7 @@ PICTURES = {
     "masks": _Picture("masks", masks, needs="densities"),
     "errors": _Picture("errors", errors),
     "features": _Picture("features", features, needs="layers"),
+    "along-training": _Picture(None, along),
 }
 
 

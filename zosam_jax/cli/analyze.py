@@ -62,6 +62,9 @@ pip install 'zosam-jax[interactive]'."""
     layers: tuple[str, ...] = ()
     """Layers whose features are shown, as block* for all that begin so. None: four of \
 the outermost modules."""
+    checkpoints: bool = False
+    """Analyse every checkpoint of the runs, and draw the figures along the training. \
+A training keeps two, or as many as its --keep says."""
     seed: int = 0
     """Seed of all draws."""
     dataset: str | None = None

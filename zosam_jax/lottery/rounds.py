@@ -243,7 +243,7 @@ def _run_round(search: _Search, number: int) -> loop.Result:
     start = observer = None
     if number == 0:
         observer = tickets.observer(config, search.compiled.experiment)
-    elif not checkpoint.exists(chosen.folder / "checkpoints"):
+    elif not checkpoint.steps_in(chosen.folder / "checkpoints"):
         start = _start(search, number)
         _warn_of_empty_layers(start, search.display)
     return loop.run(

@@ -84,12 +84,18 @@ def _is_mask(x: np.ndarray | jax.Array) -> bool:
     return x.dtype == np.bool_ and x.ndim > 0
 
 
-def exists(directory: Path) -> bool:
-    """Returns whether a folder has a complete checkpoint. Nothing in it changes."""
+def steps_in(directory: Path) -> list[int]:
+    """Returns the steps of the complete checkpoints in a folder, oldest first.
+
+    Nothing in it changes.
+
+    Args:
+      directory: The folder, which need not exist.
+    """
     if not directory.is_dir():
-        return False
+        return []
     with contextlib.closing(Checkpoints(directory, 1, read_only=True)) as found:
-        return bool(found.steps())
+        return found.steps()
 
 
 class Checkpoints:

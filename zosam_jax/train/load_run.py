@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -24,7 +24,9 @@ from zosam_jax.train import (
     network,
     prediction,
     program_file,
+    stored_run,
 )
+from zosam_jax.train.checkpoint import steps_in
 from zosam_jax.train.experiment import Experiment, Loss, Model, ModelState
 from zosam_jax.train.objects import (
     GivenData,
@@ -82,6 +84,28 @@ class LoadedRun:
         `facts.mean` and `facts.std`, or tokens.
         """
         return self.experiment.model
+
+    def history(self) -> Iterator["LoadedRun"]:
+        """Yields the run at each of its checkpoints, oldest first.
+
+        A run keeps as many as `TrainConfig.keep` says.
+
+        Raises:
+          RunError: A checkpoint is damaged; or this is a file, which has none.
+        """
+        if not self.folder.is_dir():
+            raise RunError(f"{self.folder} is a file, and has no checkpoints.")
+        stored = network.record(self.folder).run
+        for step in steps_in(self.folder / "checkpoints"):
+            weights = stored_run.weights(stored, self.experiment, step)
+            yield dataclasses.replace(
+                self,
+                params=weights.params,
+                model_state=weights.model_state,
+                masks=weights.masks,
+                summary=_summary(stored, weights),
+                step=weights.step,
+            )
 
     @property
     def variables(self) -> PyTree:
@@ -319,7 +343,6 @@ def load(
     notes = []
     if experiment.dataset is not None:
         notes = experiment.facts.changes(dataset_facts.of(experiment.dataset))
-    is_end = stored.summary and weights.step == stored.summary["steps"]
     return LoadedRun(
         folder=stored.folder,
         config=config,
@@ -327,7 +350,13 @@ def load(
         params=weights.params,
         model_state=weights.model_state,
         masks=weights.masks,
-        summary=stored.summary if is_end else None,
+        summary=_summary(stored, weights),
         step=weights.step,
         notes=(*notes, *weights.notes),
     )
+
+
+def _summary(stored: stored_run.StoredRun, weights: stored_run.Weights) -> JSON | None:
+    """The summary of the run, if these are its last weights."""
+    is_end = stored.summary and weights.step == stored.summary["steps"]
+    return stored.summary if is_end else None

@@ -56,7 +56,8 @@ def is_needed(config: TrainConfig, weights: Weights | None) -> bool:
             "one of them."
         )
     stored = _stored(config)
-    is_resumed = stored is not None and checkpoint.exists(config.folder / "checkpoints")
+    steps = checkpoint.steps_in(config.folder / "checkpoints")
+    is_resumed = stored is not None and bool(steps)
     if weights is None and config.from_ is None:
         if stored is not None and not is_resumed:
             raise RunError(
