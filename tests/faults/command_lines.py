@@ -105,6 +105,7 @@ SENSE = {
     "--learning-rate": Sense(1e-9, 1e6),
     "--momentum": Sense(0, 0.9999),
     "--weight-decay": Sense(0, 1e6),
+    "--layer-decay": Sense(1, 1),  # The small network has no blocks.
     "--final-learning-rate": Sense(0, 0.1),
     "--warmup-epochs": Sense(0, 1.9999),
     "--clip-norm": Sense(0, 1e6),
