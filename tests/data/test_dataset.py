@@ -41,7 +41,10 @@ def test_arrays_that_fit_are_kept():
         ({"test_images": IMAGES[:2, ..., 0]}, r"test_images must be uint8 .* \[2, 2"),
         ({"train_labels": LABELS + 1}, "train_labels run from 1 to 3"),
         ({"test_labels": -LABELS[:2]}, "test_labels run from -1 to 0"),
-        ({"train_labels": LABELS / 2}, "train_labels must be integers"),
+        (
+            {"train_labels": LABELS / 2},
+            "must be float32 .*Classes are integers",
+        ),
         ({"test_labels": LABELS}, "2 test examples have 5 labels"),
         ({"mean": ()}, "mean has 0 values for 3 channels"),
         ({"std": (1.0,)}, "std has 1 values for 3 channels"),

@@ -193,6 +193,7 @@ def analyze(
         ]
         names, loaded = map(list, zip(*every, strict=True))
     chosen = _settled(settings or Settings(), loaded)
+    _check_tasks(loaded, chosen)
     with explained(place):
         place.mkdir(parents=True, exist_ok=True)
     found, arrays = _found(loaded, names, chosen, on_progress)
@@ -259,6 +260,18 @@ def _write(place: Path, result: JSON, arrays: dict[str, np.ndarray]) -> None:
         temporary = place / ".analysis.npz"
         np.savez_compressed(temporary, allow_pickle=False, **arrays)
         temporary.replace(place / "analysis.npz")
+
+
+def _check_tasks(loaded: Sequence[LoadedRun], settings: Settings) -> None:
+    """Raises `RunError` for parts that a run cannot have."""
+    of_classes = {"errors", "features"} & set(settings.parts)
+    for run in loaded:
+        if of_classes and run.facts.task != "classification":
+            raise RunError(
+                f"{run.folder} is of {run.facts.task}, and the parts errors and "
+                "features are of classes. Name the other parts: parts="
+                f"{' '.join(p for p in PARTS if p not in ('errors', 'features'))}."
+            )
 
 
 def place_of(out: PathLike | None, runs: Sequence[PathLike]) -> Path:

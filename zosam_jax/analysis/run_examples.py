@@ -10,7 +10,7 @@ import numpy as np
 from zosam_jax._types import PyTree
 from zosam_jax.data import Streamed
 from zosam_jax.runs.errors import RunError
-from zosam_jax.train.batch import normalized
+from zosam_jax.train.batch import as_targets, normalized
 from zosam_jax.train.experiment import Experiment
 
 
@@ -65,7 +65,10 @@ def drawn(
         labels = dataset.train_labels if train else dataset.test_labels
         order = np.random.default_rng(seed).permutation(total)[:count]
         pairs = [(examples[i], labels[i]) for i in order.reshape(-1, size)]
-    return [(normalized(experiment, jnp.asarray(x)), jnp.asarray(y)) for x, y in pairs]
+    return [
+        (normalized(experiment, jnp.asarray(x)), as_targets(jnp.asarray(y)))
+        for x, y in pairs
+    ]
 
 
 def tests(

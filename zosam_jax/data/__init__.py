@@ -12,7 +12,9 @@ from zosam_jax.data import augment as augment
 from zosam_jax.data import label_noise as label_noise
 from zosam_jax.data.dataset import Dataset as Dataset
 from zosam_jax.data.dataset import DatasetError as DatasetError
+from zosam_jax.data.dataset import Task as Task
 from zosam_jax.data.dataset import channel_statistics as channel_statistics
+from zosam_jax.data.dataset import label_variance as label_variance
 from zosam_jax.data.streaming import Streamed as Streamed
 from zosam_jax.data.table import describe as describe
 from zosam_jax.data.table import load as load

@@ -8,6 +8,11 @@ import numpy as np
 _BLOCK = 1000
 
 
+Task = Literal["classification", "multilabel", "regression"]
+"""What is predicted: one class, or one token after another; any of several classes; or
+values."""
+
+
 class DatasetError(RuntimeError):
     """A data set is missing, incomplete or damaged; the message says what to do."""
 
@@ -16,14 +21,18 @@ class DatasetError(RuntimeError):
 class Dataset:
     """Labelled images, or text, in host memory.
 
+    The type of the labels says the task: classification, multi-label classification or
+    regression.
+
     Attributes:
       name: The name given to `load`.
       train_images: Images, uint8 `[N, H, W, C]`; or tokens of text, `[N, T]`.
       train_labels: Classes, int32 `[N]` from 0 to `num_classes - 1`; or the next token
-        of each token, `[N, T]`.
+        of each token, `[N, T]`; or which of K classes an example has, bool `[N, K]`; or
+        K values, floats `[N, K]`, kept as float32. `[N]` floats become `[N, 1]`.
       test_images: uint8 `[M, H, W, C]`, or `[M, T]`.
-      test_labels: int32 `[M]`, or `[M, T]`.
-      class_names: Name of each class, or of each token.
+      test_labels: int32 `[M]`, or `[M, T]`, bool or float32 `[M, K]`.
+      class_names: Name of each class, of each token, or of each value.
       mean: Mean of each channel of `train_images / 255`; empty for text.
       std: Standard deviation of each channel of `train_images / 255`; empty for text.
       crop_padding: Zero padding of the usual random crop, in pixels; 0: no crop.
@@ -48,6 +57,11 @@ class Dataset:
     kind: Literal["image", "text"] = "image"
 
     def __post_init__(self):
+        for field in ("train_labels", "test_labels"):
+            labels = getattr(self, field)
+            if np.issubdtype(labels.dtype, np.floating):
+                values = labels[:, None] if labels.ndim == 1 else labels
+                object.__setattr__(self, field, values.astype(np.float32))
         self._check("train", self.train_images, self.train_labels)
         self._check("test", self.test_images, self.test_labels)
         channels = self.image_shape[-1] if self.kind == "image" else 0
@@ -72,9 +86,14 @@ class Dataset:
                 f"255; got {examples.dtype} {list(examples.shape)}. (From 0 to 1: "
                 "np.round(255 * images).astype(np.uint8).)"
             )
+        if self.task != "classification":
+            self._check_columns(part, labels)
+            return
         if not np.issubdtype(labels.dtype, np.integer):
             raise ValueError(
-                f"{self.name}: {part}_labels must be integers; got {labels.dtype}."
+                f"{self.name}: {part}_labels must be integers (classes), as those of "
+                "the training, bool (several classes of an example) or floats "
+                f"(values); got {labels.dtype}."
             )
         if labels.size and (labels.min() < 0 or labels.max() >= self.num_classes):
             raise ValueError(
@@ -82,6 +101,32 @@ class Dataset:
                 f"{labels.max()}, and {self.num_classes} class_names stand for 0 to "
                 f"{self.num_classes - 1}."
             )
+
+    def _check_columns(self, part: str, labels: np.ndarray) -> None:
+        """Raises `ValueError` unless labels have a column for each class or value."""
+        wanted = np.bool_ if self.task == "multilabel" else np.float32
+        if self.kind == "text":
+            raise ValueError(f"{self.name}: the labels of text are tokens, integers.")
+        if labels.dtype != wanted or labels.shape[1:] != (self.num_classes,):
+            raise ValueError(
+                f"{self.name}: {part}_labels must be {np.dtype(wanted)} [N, "
+                f"{self.num_classes}], a column for each of class_names; got "
+                f"{labels.dtype} {list(labels.shape)}. (Classes are integers.)"
+            )
+        if not np.isfinite(labels).all():
+            raise ValueError(f"{self.name}: some {part}_labels are not finite.")
+        if self.task == "regression" and not label_variance(labels):
+            raise ValueError(
+                f"{self.name}: all {part}_labels are equal, so there is nothing to "
+                "predict."
+            )
+
+    @property
+    def task(self) -> Task:
+        """What the labels are for."""
+        kind = self.train_labels.dtype.kind
+        tasks: dict[str, Task] = {"b": "multilabel", "f": "regression"}
+        return tasks.get(kind, "classification")
 
     @property
     def num_train(self) -> int:
@@ -95,7 +140,7 @@ class Dataset:
 
     @property
     def num_classes(self) -> int:
-        """Number of classes, or of different tokens."""
+        """Number of classes, of different tokens, or of values."""
         return len(self.class_names)
 
     @property
@@ -106,6 +151,15 @@ class Dataset:
     def test(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
         """Returns the test images from `start` to `stop - 1`, and their labels."""
         return self.test_images[start:stop], self.test_labels[start:stop]
+
+
+def label_variance(labels: np.ndarray) -> float:
+    """Returns the variance of the labels of a regression, summed over the columns.
+
+    >>> label_variance(np.array([[0.0, 1.0], [2.0, 1.0]]))
+    1.0
+    """
+    return float(np.var(labels, axis=0, dtype=np.float64).sum())
 
 
 def channel_statistics(

@@ -64,6 +64,7 @@ class Streamed:
     least_area: float | None = encoded_images.LEAST_AREA
     crop_padding: int = 0
     kind: Literal["image"] = "image"
+    task: Literal["classification"] = "classification"
 
     @property
     def name(self) -> str:

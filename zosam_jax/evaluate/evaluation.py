@@ -116,6 +116,11 @@ def evaluate(
         optimizer=optimizer,
         loss=loss,
     )
+    if found.facts.task != "classification":
+        raise RunError(
+            f"evaluate counts right classes and their calibration, and {found.folder} "
+            f"is of {found.facts.task}. Its test figures are in summary.json."
+        )
     is_read = dataset is None or isinstance(dataset, str)
     is_of_tfds = is_read and table.is_of_tfds(found.config.dataset)
     if data_dir is not None and source == "generated" and not is_of_tfds:

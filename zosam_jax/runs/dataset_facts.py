@@ -30,6 +30,11 @@ class Described(Protocol):
         ...
 
     @property
+    def task(self) -> Literal["classification", "multilabel", "regression"]:
+        """What the labels are for."""
+        ...
+
+    @property
     def class_names(self) -> tuple[str, ...]:
         """Name of each class, or of each token."""
         ...
@@ -75,6 +80,8 @@ class DatasetFacts:
         cropped, in pixels; None if the images were used as they are.
       num_train: Number of training examples, without those held out.
       num_test: Number of test examples.
+      task: What the outputs are: the classes, of which an example has one, or several
+        ("multilabel"); or values ("regression").
     """
 
     name: str
@@ -86,6 +93,12 @@ class DatasetFacts:
     resize: int | None
     num_train: int
     num_test: int
+    task: Literal["classification", "multilabel", "regression"] = "classification"
+
+    @property
+    def score(self) -> str:
+        """What the recorded accuracy is, in a word."""
+        return _SCORES[self.task]
 
     @property
     def num_classes(self) -> int:
@@ -94,7 +107,11 @@ class DatasetFacts:
 
     def record(self) -> JSON:
         """Returns the facts as `config.json` has them."""
-        return dataclasses.asdict(self)
+        found = dataclasses.asdict(self)
+        # As before there were other tasks.
+        if self.task == "classification":
+            del found["task"]
+        return found
 
     def misfit(self, now: "DatasetFacts") -> str | None:
         """Returns why the network cannot be used on a data set, or None.
@@ -107,6 +124,8 @@ class DatasetFacts:
                 f"its examples are {_examples(now)}; those that the network was "
                 f"trained on are {_examples(self)}"
             )
+        if now.task != self.task:
+            return f"its labels are of {now.task}, and the network's of {self.task}"
         if now.class_names == self.class_names:
             return None
         if now.num_classes != self.num_classes:
@@ -165,7 +184,15 @@ def of(dataset: Described) -> DatasetFacts:
         resize=getattr(dataset, "resize", None),
         num_train=dataset.num_train,
         num_test=dataset.num_test,
+        task=dataset.task,
     )
+
+
+_SCORES = {
+    "classification": "accuracy",
+    "multilabel": "label accuracy",
+    "regression": "R²",
+}
 
 
 _ENTRIES = {
@@ -194,7 +221,8 @@ def read(config: JSON, path: Path) -> DatasetFacts | None:
     found = config.get("dataset")
     if found is None:
         return None
-    wrong = schema.fault(found, _ENTRIES) or _inconsistent(found)
+    tasks = {"task": schema.one_of(*_SCORES)}
+    wrong = schema.fault(found, _ENTRIES, tasks) or _inconsistent(found)
     if wrong is not None:
         raise RunError(
             f"{path} is damaged: in 'dataset', {wrong}. These facts of the data set "
@@ -217,7 +245,7 @@ def from_record(record: JSON) -> DatasetFacts:
         name: tuple(record[name]) if isinstance(record[name], list) else record[name]
         for name in _ENTRIES
     }
-    return DatasetFacts(**values)
+    return DatasetFacts(**values, task=record.get("task", "classification"))
 
 
 def _inconsistent(found: JSON) -> str | None:

@@ -19,7 +19,7 @@ _LINE = {
     "epoch": schema.WHOLE,
     "split": schema.one_of(*_SPLITS),
     "loss": schema.NUMBER,
-    "accuracy": schema.POSITIVE,
+    "accuracy": schema.NUMBER,
     "sparsity": schema.SHARE,
     "seconds": schema.POSITIVE,
 }

@@ -36,6 +36,7 @@ def _is_whole(value: Any) -> bool:
 NUMBER = Kind("a finite number", _is_number)
 POSITIVE = Kind("a number from 0 on", lambda x: _is_number(x) and x >= 0)
 SHARE = Kind("a number from 0 to 1", lambda x: _is_number(x) and 0 <= x <= 1)
+AT_MOST_ONE = Kind("a number up to 1", lambda x: _is_number(x) and x <= 1)
 WHOLE = Kind("an integer from 0 on", _is_whole)
 TEXT = Kind("text", lambda x: isinstance(x, str))
 TRUTH = Kind("true or false", lambda x: isinstance(x, bool))

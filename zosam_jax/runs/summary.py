@@ -14,9 +14,9 @@ _NEEDED = {
     "epochs": schema.WHOLE,
     "steps": schema.WHOLE,
     "train_loss": schema.NUMBER,
-    "train_accuracy": schema.POSITIVE,
+    "train_accuracy": schema.NUMBER,
     "test_loss": schema.NUMBER,
-    "test_accuracy": schema.SHARE,
+    "test_accuracy": schema.AT_MOST_ONE,
     "parameters": schema.WHOLE,
     "parameters_sparsified": schema.WHOLE,
     "parameters_live": schema.WHOLE,
@@ -33,9 +33,9 @@ _OPTIONAL = {
     "parameters_removable": schema.WHOLE,
     "train_accuracy_given_labels": schema.SHARE,
     "train_accuracy_clean_labels": schema.SHARE,
-    "validation_accuracy": schema.SHARE,
+    "validation_accuracy": schema.AT_MOST_ONE,
     "selected_epoch": schema.WHOLE,
-    "selected_test_accuracy": schema.SHARE,
+    "selected_test_accuracy": schema.AT_MOST_ONE,
 }
 
 

@@ -9,24 +9,31 @@ import jax.numpy as jnp
 import numpy as np
 
 from zosam_jax._types import Params
-from zosam_jax.data import Dataset, Streamed
-from zosam_jax.train.batch import normalized
+from zosam_jax.data import Dataset, Streamed, label_variance
+from zosam_jax.train.batch import as_targets, normalized
 from zosam_jax.train.experiment import Experiment, ModelState
-from zosam_jax.train.loss import is_correct
+from zosam_jax.train.loss import scores
 
 _LARGEST = 512
 
 
 class EvalTotals(NamedTuple):
-    """Sums over examples: loss (float32) and correct predictions (int32)."""
+    """Sums over examples.
+
+    Attributes:
+      loss: Of the losses. float32.
+      correct: Of the scores: correct predictions, int32, or the parts of R², float32.
+    """
 
     loss: jax.Array
     correct: jax.Array
 
 
-def no_totals() -> EvalTotals:
+def no_totals(experiment: Experiment) -> EvalTotals:
     """Returns the sums over no examples."""
-    return EvalTotals(jnp.zeros((), jnp.float32), jnp.zeros((), jnp.int32))
+    is_count = experiment.facts.task != "regression"
+    dtype = jnp.int32 if is_count else jnp.float32
+    return EvalTotals(jnp.zeros((), jnp.float32), jnp.zeros((), dtype))
 
 
 def batch_size(experiment: Experiment) -> int:
@@ -102,12 +109,27 @@ def add_batch(
       count: How many of them count, from the front. int32.
       totals: Sums of the batches before.
     """
-    inputs = normalized(experiment, images)
+    inputs, labels = normalized(experiment, images), as_targets(labels)
     variables = {"params": params, **model_state}
     logits = experiment.model.apply(variables, inputs, train=False)
     counts = jnp.arange(len(labels)) < count
     losses = jnp.where(counts, experiment.loss(logits, labels), 0.0)
-    hits = is_correct(logits, labels) & counts.reshape(-1, *(1,) * (labels.ndim - 1))
-    return EvalTotals(
-        totals.loss + jnp.sum(losses), totals.correct + jnp.sum(hits, dtype=jnp.int32)
-    )
+    hits = scores(experiment, logits, labels)
+    hits = jnp.where(counts.reshape(-1, *(1,) * (labels.ndim - 1)), hits, 0)
+    correct = jnp.sum(hits, dtype=totals.correct.dtype)
+    return EvalTotals(totals.loss + jnp.sum(losses), totals.correct + correct)
+
+
+def mean_score(experiment: Experiment, split: str, mean: float) -> float:
+    """Returns the accuracy on a set, or its R² by the variance of its own labels.
+
+    Args:
+      experiment: The experiment.
+      split: As in `batches`.
+      mean: The mean of its scores, by the variance of the training labels.
+    """
+    if experiment.facts.task != "regression":
+        return mean
+    assert isinstance(experiment.dataset, Dataset)
+    _, labels = _examples(experiment, experiment.dataset, split)
+    return 1 - (1 - mean) * experiment.label_variance / label_variance(labels)

@@ -18,7 +18,8 @@ class Batch(NamedTuple):
     Attributes:
       inputs: Normalised images `[N, H, W, C]`, or tokens `[N, T]`.
       targets: Classes, int32 `[N]` (`[N, T]` for tokens), or their probabilities,
-        float32 `[N, K]` (`[N, T, K]`).
+        float32 `[N, K]` (`[N, T, K]`). Of several classes, 1 or 0 for each, or values:
+        float32 `[N, K]`.
       taught: The teacher's classes, int32 `[N]` (`[N, T]`), or None.
     """
 
@@ -118,6 +119,7 @@ def prepare(
       labels: int32 `[N]`, or `[N, T]`.
       teacher: The teacher's variables, or None.
     """
+    labels = as_targets(labels)
     targets = labels
     if experiment.augmentation is not None:
         key = experiment.key(AUGMENT, step)
@@ -128,6 +130,11 @@ def prepare(
     return Batch(
         inputs, _smooth(experiment, targets), _taught(experiment, inputs, teacher)
     )
+
+
+def as_targets(labels: jax.Array) -> jax.Array:
+    """Returns labels as a loss takes them: those of several classes as 1 and 0."""
+    return labels.astype(jnp.float32) if labels.dtype == jnp.bool_ else labels
 
 
 def normalized(experiment: Experiment, images: jax.Array) -> jax.Array:

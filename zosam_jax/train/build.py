@@ -96,7 +96,7 @@ def experiment(
     params, model_state = jax.eval_shape(initialize, jax.random.key(0))
     aux_like = model_state, jax.ShapeDtypeStruct((), jnp.float32)
     total_steps = _optimizer_steps(config, facts)
-    parts_of = optimization(config, given, chosen, total_steps, aux_like)
+    parts_of = optimization(config, given, chosen, total_steps, aux_like, facts.task)
     parts = parts_of(config.seed)
     _check_leaves(config, chosen, parts.method, params)
     return Experiment(
@@ -106,7 +106,7 @@ def experiment(
         workers=config.workers,
         model=model,
         initialize=initialize,
-        loss=_loss(given),
+        loss=_loss(config, given, facts),
         dtype=jnp.dtype(config.dtype),
         teacher=None,
         probe_model=_probe_model(config, model),
@@ -124,9 +124,17 @@ def experiment(
     )
 
 
-def _loss(given: Objects) -> Loss:
+def _loss(config: TrainConfig, given: Objects, facts: DatasetFacts) -> Loss:
+    """Returns the given loss, or that of the task."""
+    if facts.task != "classification":
+        for name in ("label_smoothing", "teacher"):
+            if value := getattr(config, name):
+                raise ValueError(
+                    f"{name}={value!r} is for examples of one class each; the labels "
+                    f"of {facts.name} are of {facts.task}. Leave it out."
+                )
     if given.loss is None:
-        return loss.cross_entropy
+        return loss.LOSSES[facts.task]
     return loss.checked(given.loss, loss_name(given.loss))
 
 
@@ -214,6 +222,7 @@ def optimization(
     chosen: "Choices",
     total_steps: int,
     aux_like: Aux,
+    task: data.Task = "classification",
 ) -> Callable[[Seed], Optimization]:
     """Returns `seed -> gradient, sparse method and the optimizer around them`.
 
@@ -225,6 +234,7 @@ def optimization(
       chosen: What the names stand for.
       total_steps: Optimizer steps of the whole run.
       aux_like: Shapes of the aux of `value_fn`.
+      task: The task of the labels.
     """
     # Patterns of the model's own dense parameters, which are no kernels either.
     own: tuple[str, ...] = ()
@@ -258,7 +268,7 @@ def optimization(
         optimizer = functools.partial(
             _optimizer, rule, gradient=seeded, accumulate_steps=config.accumulate_steps
         )
-        criterion = _criterion(config, chosen, drawn, optimizer)
+        criterion = _criterion(config, chosen, drawn, optimizer, task)
         begun = _optimizer_from(optimizer, method)
         return Optimization(seeded, method, criterion, optimizer(method), begun, rate)
 
@@ -301,6 +311,7 @@ def _criterion(
     chosen: "Choices",
     needs: Needs,
     optimizer: Callable[[SparseMethod], optax.GradientTransformationExtraArgs],
+    task: data.Task,
 ) -> Criterion | None:
     """Returns how the method chooses its masks by the first batch, if it does."""
     named = chosen.method
@@ -310,7 +321,11 @@ def _criterion(
     def scored(value_fn: ValueFn) -> optax.GradientTransformationExtraArgs:
         return optimizer(named.build(config, needs._replace(value_fn=value_fn)))
 
-    return Criterion(criteria.SCORES[named.row.scores_by], scored)
+    name = named.row.scores_by
+    if name == "cooled loss" and task != "classification":
+        # Only the outputs of a softmax can be cooled.
+        name = "loss"
+    return Criterion(criteria.SCORES[name], scored)
 
 
 def _gradient(
@@ -455,6 +470,7 @@ class _Examples(NamedTuple):
     clean_labels: np.ndarray | None
     augmentation: Augmentation | None
     facts: DatasetFacts
+    label_variance: float
 
 
 def _examples(
@@ -466,13 +482,20 @@ def _examples(
     are_needed: bool,
 ) -> _Examples:
     if not are_needed and given.dataset is None and facts is not None:
-        return _Examples(None, None, None, None, facts)
+        return _Examples(None, None, None, None, facts, 0.0)
     dataset, validation = _data(config, given, facts)
     facts = facts or dataset_facts.of(dataset)
     _check_batch(config, facts.num_train, devices)
     dataset, clean_labels = with_label_noise(config, dataset)
     dataset, augmentation = with_augmentation(config, dataset, facts)
-    return _Examples(dataset, validation, clean_labels, augmentation, facts)
+    variance = _label_variance(dataset)
+    return _Examples(dataset, validation, clean_labels, augmentation, facts, variance)
+
+
+def _label_variance(dataset: Data) -> float:
+    if not isinstance(dataset, data.Dataset) or dataset.task != "regression":
+        return 0.0
+    return data.label_variance(dataset.train_labels)
 
 
 def _check_batch(config: TrainConfig, images: int, devices: int) -> None:

@@ -85,7 +85,7 @@ class CompiledRun:
             lambda *arguments: accuracy.add_batch(experiment, *arguments),
             *(self.abstract.params, self.abstract.model_state),
             *self._batch(accuracy.batch_size(experiment)),
-            *self._abstract((np.int32(0), accuracy.no_totals())),
+            *self._abstract((np.int32(0), accuracy.no_totals(experiment))),
         )
 
     def _abstract(self, tree: PyTree) -> PyTree:
@@ -319,7 +319,8 @@ class CompiledRun:
         params, model_state = steps.evaluated(state)
         if self._live is not None:
             params = self._live(params, state.opt_state)
-        totals = processes.place(accuracy.no_totals(), experiment.replicated())
+        none = accuracy.no_totals(experiment)
+        totals = processes.place(none, experiment.replicated())
         examples = predictions = 0
         for images, labels, count in accuracy.batches(experiment, split):
             batch = experiment.put((images, labels))
@@ -329,4 +330,5 @@ class CompiledRun:
             examples += count
             predictions += count * labels[0].size
         loss, correct = jax.device_get(totals)
-        return float(loss) / examples, int(correct) / predictions
+        mean = correct.item() / predictions
+        return float(loss) / examples, accuracy.mean_score(experiment, split, mean)

@@ -23,9 +23,11 @@ def labelled_images(config: TrainConfig, field: str, dataset: Data) -> data.Data
       dataset: The data set.
     """
     if not isinstance(dataset, data.Dataset) or dataset.train_labels.ndim > 1:
+        is_one = dataset.task == "classification"
+        form = "in memory" if is_one else "of one class each"
         raise ValueError(
-            f"{field}={getattr(config, field):g} needs labelled images in memory, "
-            f"which {config.dataset} are not."
+            f"{field}={getattr(config, field):g} needs labelled images {form}, which "
+            f"{config.dataset} are not."
         )
     return dataset
 
@@ -34,15 +36,17 @@ def hold_out(config: TrainConfig, dataset: Data) -> tuple[Data, Images | None]:
     """Returns the set without its validation images, and those.
 
     Every class gives the same fraction, evenly spaced over the set, so that the images
-    are the same for every seed.
+    are the same for every seed. Images of several classes or of values are one class.
     """
     if not config.validation:
         return dataset, None
-    dataset = labelled_images(config, "validation", dataset)
+    if not isinstance(dataset, data.Dataset) or dataset.task == "classification":
+        dataset = labelled_images(config, "validation", dataset)
     labels = dataset.train_labels
+    classes = labels if labels.ndim == 1 else np.zeros(len(labels), np.int32)
     held = np.zeros(len(labels), bool)
     for label in range(dataset.num_classes):
-        members = np.flatnonzero(labels == label)
+        members = np.flatnonzero(classes == label)
         count = round(config.validation * len(members))
         held[members[np.arange(count) * len(members) // max(count, 1)]] = True
     if not held.any():

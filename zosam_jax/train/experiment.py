@@ -95,6 +95,8 @@ class Experiment:
       model: Linen module, called with `(inputs, train=...)`.
       initialize: `key -> (params, model_state)`.
       loss: The loss of every example, for training, scores of masks and evaluation.
+      label_variance: Variance of the training labels of a regression, summed over the
+        values; 0 for other tasks.
       dtype: Data type of the model's inputs.
       teacher: The distilled network, or None.
       gradient: Gradient estimator. Its `value_fn` returns `(loss, aux)` with aux
@@ -134,6 +136,7 @@ class Experiment:
     model: Model
     initialize: Callable[[Key], tuple[Params, ModelState]]
     loss: Loss
+    label_variance: float
     dtype: np.dtype
     teacher: Teacher | None
     gradient: GradientEstimator
@@ -180,10 +183,13 @@ class Experiment:
     def example(self) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
         """Shape and type of one example and of its label."""
         if not isinstance(self.dataset, Dataset):
-            shape = self.facts.image_shape
-            targets = () if self.facts.kind == "image" else shape
+            shape, facts = self.facts.image_shape, self.facts
             image = jax.ShapeDtypeStruct(shape, np.uint8)
-            return image, jax.ShapeDtypeStruct(targets, np.int32)
+            targets, dtype = () if facts.kind == "image" else shape, np.int32
+            if facts.task != "classification":
+                targets = (facts.num_classes,)
+                dtype = np.bool_ if facts.task == "multilabel" else np.float32
+            return image, jax.ShapeDtypeStruct(targets, dtype)
         images, labels = self.dataset.train_images, self.dataset.train_labels
         return (
             jax.ShapeDtypeStruct(images.shape[1:], images.dtype),

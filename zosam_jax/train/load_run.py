@@ -140,6 +140,9 @@ class LoadedRun:
     ) -> np.ndarray:
         """Returns the probability of every class for every example, float32 `[N, K]`.
 
+        They sum to 1, unless an example may have several classes. The network of a
+        regression gives its values, of `classes`.
+
         Args:
           inputs: As in `predict`.
           batch_size: As in `predict`.
@@ -188,6 +191,12 @@ class LoadedRun:
           [Prediction(path='three.png', classes=('3', '9'), probabilities=(0.98, 0.01))]
         """
         _check.whole("top", top)
+        if self.facts.task == "regression":
+            raise ValueError(
+                f"the network predicts values ({', '.join(self.classes[:5])}), which "
+                "have no order. Call probabilities(inputs): it returns them, [N, "
+                f"{len(self.classes)}]."
+            )
         given = prediction.examples(self.facts, inputs)
         found = self._probabilities(given, batch_size)
         return prediction.best(self.facts, given, found, top)

@@ -106,7 +106,8 @@ def run(
 
     Args:
       config: The configuration.
-      dataset: Training and test examples, or a function that returns them.
+      dataset: Training and test examples, or a function that returns them. The type of
+        the labels says the task (`zosam_jax.data.Dataset`).
       model: Linen module, called with `(images, train=...)`; or its class, called with
         `num_classes`, `image_size`, `width`, `dtype` and `model_options`.
       method: Sparse method, as `zs.sparsity.rigl(0.9, total_steps)`; or a constructor,
@@ -118,12 +119,14 @@ def run(
         weight decay and clipping. Or a constructor, as `optax.adam`, called with the
         learning-rate schedule, behind the clipping; with `momentum`, `nesterov` and
         `weight_decay`, which is added to the gradient if it has no such parameter.
-      loss: Loss in place of the cross-entropy, `(outputs, labels) -> losses`: one for
+      loss: Loss in place of the cross-entropy (of several classes, the mean binary one;
+        of values, the squared error), `(outputs, labels) -> losses`: one for
         each example, `[N]`, or of the shape of the labels, then averaged. The trainer
         averages over the batch. The outputs are those of the model, in float32. The
         labels are the data set's; in training, `label_smoothing`, mixup and cutmix make
         probabilities of classes, float32 `[N, K]`. Masks of snip and grasp, training,
         evaluation and analysis use it; the accuracy stays that of the largest output.
+        Of several classes it is the share of right labels, of values R².
       display: Where process 0 shows progress. Default: nowhere.
       command: The command line, for the record.
       compiled: The programs of an experiment, instead of new ones; see `prepare`.
@@ -288,8 +291,10 @@ def _finished(config: TrainConfig, epochs: int, show: Display) -> JSON | None:
         return None
     # Raises if its files do not agree.
     read_record(config.folder)
+    facts = folder.read_facts(config.folder)
+    score = "accuracy" if facts is None else facts.score
     show.message(
-        f"{config.folder} is finished already, at test accuracy "
+        f"{config.folder} is finished already, at test {score} "
         f"{found['test_accuracy']:.2%}; --overwrite would start anew."
     )
     return found

@@ -36,6 +36,35 @@ def cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
     return _by_example(losses)
 
 
+def binary_cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
+    """Returns the mean binary cross-entropy of the classes of each example, `[N]`.
+
+    Args:
+      logits: `[N, K]`; their sigmoids are the probabilities.
+      targets: 1 where an example has a class, else 0, float32 `[N, K]`.
+    """
+    logits = logits.astype(jnp.float32)
+    return _by_example(optax.sigmoid_binary_cross_entropy(logits, targets))
+
+
+def squared_error(outputs: jax.Array, targets: jax.Array) -> jax.Array:
+    """Returns the mean squared error of the values of each example, float32 `[N]`.
+
+    Args:
+      outputs: `[N, K]`.
+      targets: float32 `[N, K]`.
+    """
+    return _by_example(jnp.square(outputs.astype(jnp.float32) - targets))
+
+
+LOSSES: dict[str, Loss] = {
+    "classification": cross_entropy,
+    "multilabel": binary_cross_entropy,
+    "regression": squared_error,
+}
+"""By the task of the labels."""
+
+
 def _by_example(losses: jax.Array) -> jax.Array:
     return losses if losses.ndim == 1 else jnp.mean(losses, range(1, losses.ndim))
 
@@ -79,6 +108,35 @@ def is_correct(logits: jax.Array, targets: jax.Array) -> jax.Array:
     return jnp.argmax(logits, -1) == targets
 
 
+def scores(experiment: Experiment, outputs: jax.Array, targets: jax.Array) -> jax.Array:
+    r"""Returns the parts whose mean is the recorded accuracy, of the labels' shape.
+
+    Whether the largest output is right; of several classes, whether the sign of each
+    output is; of values, the parts of :math:`R^2 = 1 - \sum (y - f)^2 / (N V)`, with V
+    the variance of the training labels, summed over the values.
+
+    Args:
+      experiment: The experiment.
+      outputs: Outputs of the model.
+      targets: As in `batch.Batch`.
+
+    Raises:
+      RunError: Outputs and labels have other shapes.
+    """
+    task = experiment.facts.task
+    if task == "classification":
+        return is_correct(outputs, targets)
+    if outputs.shape != targets.shape:
+        raise RunError(
+            f"the outputs are {of_value(outputs)} and the labels {of_value(targets)}: "
+            "the model must have one output for each of class_names."
+        )
+    if task == "multilabel":
+        return (outputs > 0) == (targets > 0.5)
+    error = jnp.square(outputs.astype(jnp.float32) - targets)
+    return 1 - error * (targets.shape[-1] / experiment.label_variance)
+
+
 def _losses(
     experiment: Experiment,
     model: Model,
@@ -101,7 +159,7 @@ def _losses(
     if batch.taught is not None:
         taught = experiment.loss(distilled, batch.taught)
         losses = (1 - _TAUGHT) * losses + _TAUGHT * taught
-    hits = is_correct(logits, batch.targets)
+    hits = scores(experiment, logits, batch.targets)
     correct = jnp.sum(hits, dtype=jnp.float32)
     # A pass over part of the batch is scaled to the whole batch.
     correct *= experiment.batch_size / hits.size

@@ -45,7 +45,7 @@ class About(NamedTuple):
 FIGURES = {
     "status": schema.one_of("finished", "stopped"),
     "steps": schema.WHOLE,
-    "test_accuracy": schema.SHARE,
+    "test_accuracy": schema.AT_MOST_ONE,
     "test_loss": schema.NUMBER,
     "sparsity": schema.SHARE,
     "parameters_live": schema.WHOLE,

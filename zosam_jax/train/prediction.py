@@ -134,11 +134,18 @@ def logits(experiment: Experiment, variables: PyTree, raw: jax.Array) -> jax.Arr
     return experiment.model.apply(variables, inputs, train=False).astype(jnp.float32)
 
 
+_ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "classification": jax.nn.softmax,
+    "multilabel": jax.nn.sigmoid,
+    "regression": lambda outputs: outputs,
+}
+
+
 def classify(experiment: Experiment) -> Callable[[PyTree, jax.Array], jax.Array]:
     """Returns `(variables, raw examples [N, ...]) -> probabilities`, compiled.
 
     The probabilities are float32 `[N, K]`. Those of text are of the token after the
-    last one.
+    last one. A regression has its values instead.
 
     Args:
       experiment: The network, its normalization of images, and the devices.
@@ -149,7 +156,7 @@ def classify(experiment: Experiment) -> Callable[[PyTree, jax.Array], jax.Array]
         found = logits(experiment, variables, raw)
         if experiment.facts.kind == "text":
             found = found[:, -1]
-        return jax.nn.softmax(found, axis=-1)
+        return _ACTIVATIONS[experiment.facts.task](found)
 
     return apply
 

@@ -366,16 +366,17 @@ class Session:
     def summarize(self, state: TrainState) -> JSON:
         """Writes `summary.json`, shows its numbers, and returns its contents."""
         show, memorized = self.setup.display, self._memorized(state)
+        score = self.setup.experiment.facts.score
         found = processes.first(lambda: self._summary(state, memorized))
         show.message(
-            f"{found['status']}: test accuracy {found['test_accuracy']:.2%} at "
+            f"{found['status']}: test {score} {found['test_accuracy']:.2%} at "
             f"sparsity {found['sparsity']:.2%} in {duration(found['seconds'])} and "
             f"{found['compile_seconds']:.0f} s of compilation"
         )
         if "selected_epoch" in found:
             show.message(
                 f"the held-out images choose epoch {found['selected_epoch']}: test "
-                f"accuracy {found['selected_test_accuracy']:.2%}"
+                f"{score} {found['selected_test_accuracy']:.2%}"
             )
         return found
 
