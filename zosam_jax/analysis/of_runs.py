@@ -193,7 +193,6 @@ def analyze(
         ]
         names, loaded = map(list, zip(*every, strict=True))
     chosen = _settled(settings or Settings(), loaded)
-    _check_tasks(loaded, chosen)
     with explained(place):
         place.mkdir(parents=True, exist_ok=True)
     found, arrays = _found(loaded, names, chosen, on_progress)
@@ -211,6 +210,7 @@ def analyze(
 
 def _settled(settings: Settings, loaded: Sequence[LoadedRun]) -> Settings:
     """The settings with the defaults that depend on others, or on the runs."""
+    _check_tasks(loaded, settings)
     if settings.directions == "runs" and "landscape" in settings.parts:
         through_runs.check([run.params for run in loaded])
     return dataclasses.replace(
