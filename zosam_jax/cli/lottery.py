@@ -38,6 +38,7 @@ class Lottery(TrainConfig, LotteryOptions):
     drop_fraction: Suppress[float | None] = None
     stop_fraction: Suppress[float | None] = None
     method_options: Suppress[tuple[str, ...]] = ()
+    block: Suppress[int] = 1
     score_images: Suppress[int] = 0
     from_masks: Suppress[str] = "auto"
     gradient: names.Gradient = "zosam"

@@ -40,6 +40,7 @@ METHOD_FIELDS = (
     "drop_fraction",
     "stop_fraction",
     "method_options",
+    "block",
     "score_images",
 )
 """The fields that describe the sparse method, beside `sparsity` and `dense`."""
@@ -159,6 +160,10 @@ soft=True for mest, decay=2e-4 for ste, strength=1e-3 for safe, drop=magnitude \
 grow=gradient for dynamic, n=2 m=4 for nm (layers whose inputs m does not divide stay \
 dense). An unknown name lists the options."""
 
+    block: int = 1
+    """Prune and grow blocks of this many inputs by as many outputs, by the sum of |w| \
+(for set, rigl and other methods of single weights, gmp, random and magnitude). Layers \
+that are not whole blocks stay dense. 1: single weights."""
     score_images: int = 0
     """Training images of each class, not augmented, by which snip and grasp choose \
 their masks. 0: the first batch, augmented."""
@@ -347,6 +352,7 @@ scan)."""
             _check.whole("update_interval", self.update_interval)
         # A key takes 32 bits of a seed: a larger one would repeat that of a smaller.
         _check.whole("seed", self.seed, least=0)
+        _check.whole("block", self.block, most=1024)
         _check.whole("workers", self.workers, least=0, most=1024)
         _check.whole("score_images", self.score_images, least=0)
         if self.image_size is not None:

@@ -74,7 +74,9 @@ def _name(fields: Mapping[str, Any]) -> str:
     >>> _name({"gradient": "sam", "sparsity": 0.9, "augment": ("crop=4", "flip")})
     'gradient-sam_sparsity-0.9_augment-crop-4-flip'
     """
-    return "_".join(f"{name}-{_text(value)}" for name, value in fields.items())
+    # "from_" is the field of --from.
+    words = (f"{name.rstrip('_')}-{_text(value)}" for name, value in fields.items())
+    return "_".join(words)
 
 
 def _text(value: Any) -> str:

@@ -2,12 +2,13 @@
 
 `sparsify` wraps an optimizer. The methods it takes are `rigl`, `set_`, `mest`, `gmp`,
 `safe`, `static` and others; `nm`, `srigl`, `units`, `chex` and `chase` prune in a
-structure; `product` joins a method for units and one for weights; `dynamic` makes a new
-method of two `scores`. `masks` reads the masks of a state, `apply_masks` applies them,
-and `report` counts weights and FLOPs. `start_from` begins with given masks. `compact`
-cuts out units that nothing reads, `accelerate` multiplies by sparse matrices where that
-is faster, and `cost` measures a network before and after. `ticket_sparsities`,
-`prune_ticket` and `early_bird` are for lottery tickets.
+structure; `blocks` makes a method prune blocks of weights, `product` joins a method for
+units and one for weights, `start_from` begins with given masks, and `dynamic` makes a
+new method of two `scores`. `masks` reads the masks of a state, `apply_masks` applies
+them, and `report` counts weights and FLOPs. `compact` cuts out units that nothing
+reads, `accelerate` multiplies by sparse matrices where that is faster, and `cost`
+measures a network before and after. `ticket_sparsities`, `prune_ticket` and
+`early_bird` are for lottery tickets.
 """
 
 from zosam_jax._types import Units as Units
@@ -16,6 +17,7 @@ from zosam_jax.sparsity import scores as scores
 from zosam_jax.sparsity.acceleration import Accelerated as Accelerated
 from zosam_jax.sparsity.acceleration import LayerTime as LayerTime
 from zosam_jax.sparsity.acceleration import accelerate as accelerate
+from zosam_jax.sparsity.blocks import blocks as blocks
 from zosam_jax.sparsity.compaction import Compact as Compact
 from zosam_jax.sparsity.compaction import compact as compact
 from zosam_jax.sparsity.mask_trees import apply_masks as apply_masks

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from zosam_jax import _check, _options
 from zosam_jax._types import Seed, Units, ValueFn
 from zosam_jax.runs.config import METHOD_FIELDS, TrainConfig, default
+from zosam_jax.sparsity.blocks import blocks
 from zosam_jax.sparsity.method import SparseMethod
 from zosam_jax.sparsity.methods.dynamic import Options
 from zosam_jax.sparsity.methods.nm import nm
@@ -103,7 +104,14 @@ class ChosenMethod(NamedTuple):
                 ) from error
         if self.row.make is nm:
             _check_pattern(config, self.options["n"], self.options["m"])
-        return made
+        if config.block == 1:
+            return made
+        try:
+            return blocks(made, config.block, undivided="dense")
+        except ValueError as error:
+            raise ValueError(
+                f"block={config.block}: method={self.name!r}: {error}"
+            ) from error
 
     def check(self, config: TrainConfig) -> None:
         """Raises `ValueError` for fields that do not go with this method."""
