@@ -19,6 +19,7 @@ from zosam_jax.train import (
     TrainConfig,
     load_run,
     loop,
+    model_card,
     optimizers,
     origin,
     run,
@@ -350,7 +351,7 @@ FROZEN = ("conv/*", "norm/bias")
     [
         {"method": "rigl", "gradient": "zosam", "optimizer": "adamw", "ema": 0.9},
         {"method": "dense", "gradient": "wsam", "gradient_options": ("decouple=True",)},
-        {"method": "ste", "gradient": "rwp", "clip_norm": 0.1},
+        {"method": "set", "gradient": "zeroth_order", "clip_norm": 0.1},
     ],
 )
 def test_frozen_leaves_stay_bit_for_bit(trained, fields):
@@ -373,11 +374,28 @@ def test_frozen_leaves_stay_bit_for_bit(trained, fields):
     ):
         assert np.array_equal(a, b) == (path in frozen), path
         assert np.array_equal(a, c) == (path in frozen), path
-    assert tuple(experiment.gradient.option("exclude")) == FROZEN
+    assert f"exclude={FROZEN}" in repr(experiment.gradient)
     if chosen.method != "dense":
         masks = zs.sparsity.masks(state.opt_state)
         assert np.ndim(masks["conv"]["kernel"]) == 0
         assert np.ndim(masks["head"]["kernel"]) == 2
+
+
+def test_a_given_gradient_leaves_frozen_leaves_out(trained):
+    chosen = config("nowhere", trained, from_=None, freeze=FROZEN)
+    mine = zs.sam(0.1, exclude="norm/scale")
+    experiment = tiny_run.prepare(chosen, gradient=mine).experiment
+    assert experiment.gradient.option("exclude") == ("norm/scale", *FROZEN)
+
+
+def test_an_exported_file_names_no_folder_of_its_source(trained, tmp_path):
+    chosen = config(tmp_path / "run", trained)
+    about = model_card.about(chosen, trained.facts, 3, None)
+    assert "from_" not in about.record()["config"]
+    path = tmp_path / "net.safetensors"
+    model_card.write(path, about, trained.params, trained.masks, "")
+    card = path.with_name("net.safetensors.md").read_text()
+    assert "- Started from: run\n" in card
 
 
 @pytest.mark.parametrize(

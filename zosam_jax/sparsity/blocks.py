@@ -7,12 +7,14 @@ import jax
 import jax.numpy as jnp
 
 from zosam_jax import _check, tree
+from zosam_jax._options import checks_arguments
 from zosam_jax._types import Grads, Masks, Params, PyTree, Shape
 from zosam_jax.sparsity.method import SparseMethod, Topology
 
 _UNDIVIDED = ("error", "dense")
 
 
+@checks_arguments
 def blocks(
     method: SparseMethod,
     size: int | tuple[int, int],

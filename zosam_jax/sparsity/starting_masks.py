@@ -7,10 +7,12 @@ import jax.numpy as jnp
 import optax
 
 from zosam_jax import tree
+from zosam_jax._options import checks_arguments
 from zosam_jax._types import Masks, Params
 from zosam_jax.sparsity.method import SparseMethod, Topology
 
 
+@checks_arguments
 def start_from(method: SparseMethod, masks: Masks) -> SparseMethod:
     """Returns the method with given first masks, for sparse fine-tuning.
 

@@ -261,9 +261,6 @@ def optimization(
         options = SharedOptions(seed=seed)
         if config.probe_fraction < 1:
             options["ascent_fraction"] = config.probe_fraction
-        if config.freeze and gradient.takes("exclude"):
-            left_out = _check.patterns("exclude", gradient.option("exclude"))
-            options["exclude"] = (*left_out, *config.freeze)
         seeded = gradient.with_options(**options)
         optimizer = functools.partial(
             _optimizer, rule, gradient=seeded, accumulate_steps=config.accumulate_steps
@@ -343,6 +340,9 @@ def _gradient(
             return made
         gradient = made
     assert isinstance(gradient, GradientEstimator)
+    if chosen.gradient is None and config.freeze and gradient.takes("exclude"):
+        left_out = _check.patterns("exclude", gradient.option("exclude"))
+        gradient = gradient.with_options(exclude=(*left_out, *config.freeze))
     if gradient.decoupled and config.clip_norm:
         raise ValueError(
             f"clip_norm={config.clip_norm:g} would clip one part of a gradient in two "

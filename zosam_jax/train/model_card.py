@@ -31,8 +31,9 @@ class About(NamedTuple):
 
     def record(self) -> JSON:
         """Returns it as the file has it."""
-        # A folder of this machine says nothing to others.
-        config = {k: v for k, v in self.config.record().items() if k != "out"}
+        # Folders of this machine say nothing to others.
+        config = self.config.record()
+        config = {k: v for k, v in config.items() if k not in ("out", "from_")}
         return {
             "config": config,
             "dataset": self.facts.record(),
@@ -104,6 +105,7 @@ def write(path: Path, said: About, params: Params, masks: Masks, use: str) -> No
         f"- Data set: {facts.name}, {facts.num_classes} classes, examples of {shape}",
         f"- Training: {config.method}, {config.gradient}, {config.optimizer}, "
         f"{config.epochs} epochs, seed {config.seed}",
+        *([f"- Started from: {Path(config.from_).name}"] if config.from_ else []),
         *([f"- At the end of the training: {', '.join(figures)}"] if figures else []),
         "",
         use.replace("{name}", path.name),

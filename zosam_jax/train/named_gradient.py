@@ -89,6 +89,9 @@ class ChosenGradient(NamedTuple):
             "max_norm": self._max_norm(config),
         }
         values = {k: v for k, v in values.items() if k in self.takes and v is not None}
+        if config.freeze and "exclude" in self.takes:
+            left_out = _check.patterns("exclude", options.get("exclude", ()))
+            options["exclude"] = (*left_out, *config.freeze)
         try:
             return self.make(**{**values, **options})
         except (TypeError, ValueError) as error:

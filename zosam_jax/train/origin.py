@@ -81,7 +81,9 @@ def start(config: TrainConfig, found: Source, experiment: Experiment) -> Start:
     Raises:
       RunError: They do not fit.
     """
-    begun = transfer.begin(found, experiment, config.from_masks, config.sparsity)
+    # The masks of a lottery round come from pruning.
+    masks = "drawn" if config.method == "ticket" else config.from_masks
+    begun = transfer.begin(found, experiment, masks, config.sparsity)
     crc = checkpoint.digest((dict(found.params), dict(found.model_state)))
     return begun._replace(record={"weights_crc32": crc, **begun.record})
 
