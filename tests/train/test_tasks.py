@@ -77,12 +77,14 @@ def test_it_learns_and_records_the_scores_of_its_task(trained):
         total = np.sum((y - y.mean(0)) ** 2)
         wanted = 1 - np.sum((outputs - y) ** 2) / total
         assert wanted > 0.5
-        with pytest.raises(ValueError, match=r"predicts values \(top, left, sum\)"):
-            net.predict(data.test_images[:1])
+        found = net.predict(data.test_images[:1], top=1)[0]
+        assert found.classes == NAMES
+        np.testing.assert_allclose(found.probabilities, outputs[0], rtol=1e-4)
     np.testing.assert_allclose(summary["test_loss"], wanted_loss, rtol=1e-4)
     np.testing.assert_allclose(summary["test_accuracy"], wanted, rtol=1e-4)
     (found,) = record.read_all([result.folder])
     assert found.summary == summary
+    assert found.score == {"multilabel": "label accuracy", "regression": "R²"}[task]
 
 
 def test_a_run_of_it_is_resumed_and_analysed(trained, tmp_path):

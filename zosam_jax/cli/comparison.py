@@ -43,6 +43,11 @@ def _last(split: str, figure: str, form: str) -> Callable[[RunRecord], str]:
     return lambda run: _number(run.last(split).get(figure), form)
 
 
+def _score(run: RunRecord) -> str:
+    shown = _last("test", "accuracy", ".2%")(run)
+    return shown if run.score == "accuracy" else f"{shown} {run.score}"
+
+
 def _summary(run: RunRecord, figure: str, default: Any = None) -> Any:
     """Returns a figure of a finished run's summary."""
     return (run.summary or {}).get(figure, default)
@@ -97,7 +102,7 @@ COLUMNS = (
     Column("seed", _field("seed"), least_width=_WIDE),
     Column("status", lambda run: _summary(run, "status", "unfinished"), is_text=True),
     Column("epoch", _epoch),
-    Column("test accuracy", _last("test", "accuracy", ".2%")),
+    Column("test accuracy", _score),
     Column("test loss", _last("test", "loss", ".4f"), least_width=_WIDE),
     Column("train loss", _last("train", "loss", ".4f"), least_width=_WIDE),
     Column("sparsity", _sparsity),

@@ -164,11 +164,13 @@ def _widen(axis: Axes, least: float) -> None:
 
 
 def _beside(runs: Sequence[RunRecord], split: str, name: str) -> str:
-    """Returns what the title of a panel adds: what a training figure is computed on."""
+    """Returns what the title of a panel adds: what a figure is, or is computed on."""
     configs = [run.config for run in runs]
-    if split == "train" and name == "accuracy":
-        some = any(config.get("label_noise") for config in configs)
-        return " on the given, noisy labels" if some else ""
+    if name == "accuracy":
+        others = sorted({run.score for run in runs} - {"accuracy"})
+        said = f" ({', '.join(others)})" if others else ""
+        noisy = any(config.get("label_noise") for config in configs)
+        return said + " on the given, noisy labels" * (noisy and split == "train")
     if split == "train" and name == "loss":
         # Cheaper probes do not know the loss of the batch, so that is recorded where
         # the second pass takes it.

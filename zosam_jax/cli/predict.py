@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Predict(OwnCode):
-    """Predict the classes of images by the network of a run.
+    """Predict the classes of images, or their values, by the network of a run.
 
     The data set of the run is not needed. Images are prepared as its test images were.
     """
@@ -54,10 +54,11 @@ class Predict(OwnCode):
             found = net.predict(self.paths, **options)
         except ValueError as error:
             raise RunError(str(error)) from error
+        name = "value" if net.facts.task == "regression" else "probability"
         if self.format == "table":
-            terminal.show(_table(found), terminal.width() or _WIDTH)
+            terminal.show(_table(found, name), terminal.width() or _WIDTH)
         else:
-            terminal.write({"json": _json, "csv": _csv}[self.format](found))
+            terminal.write({"json": _json, "csv": _csv}[self.format](found, name))
         return 0
 
 
@@ -65,8 +66,8 @@ class Predict(OwnCode):
 _WIDTH = 200
 
 
-def _table(found: Sequence["Prediction"]) -> "Table":
-    """Returns a table with a row for each image."""
+def _table(found: Sequence["Prediction"], what: str) -> "Table":
+    """Returns a table with a row for each image; `what` names the numbers."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
@@ -75,24 +76,25 @@ def _table(found: Sequence["Prediction"]) -> "Table":
 
     table = Table(box=box.SIMPLE_HEAD)
     table.add_column("image", overflow="fold")
+    form = ".1%" if what == "probability" else ".6g"
     for _ in found[0].classes:
-        table.add_column("class")
+        table.add_column("class" if what == "probability" else "")
         table.add_column("", justify="right")
     for each in found:
         pairs = zip(each.classes, each.probabilities, strict=True)
-        cells = [x for name, p in pairs for x in (printable(name), f"{p:.1%}")]
+        cells = [x for name, p in pairs for x in (printable(name), format(p, form))]
         # As text: a name may look like Rich's markup.
         table.add_row(*map(Text, (printable(each.path or ""), *cells)))
     return table
 
 
-def _json(found: Sequence["Prediction"]) -> str:
+def _json(found: Sequence["Prediction"], what: str) -> str:
     """Returns a list of objects as JSON."""
     rows = [
         {
             "path": each.path,
             "classes": [
-                {"class": name, "probability": p}
+                {"class": name, what: p}
                 for name, p in zip(each.classes, each.probabilities, strict=True)
             ],
         }
@@ -101,11 +103,11 @@ def _json(found: Sequence["Prediction"]) -> str:
     return json.dumps(rows, indent=2) + "\n"
 
 
-def _csv(found: Sequence["Prediction"]) -> str:
+def _csv(found: Sequence["Prediction"], what: str) -> str:
     """Returns a line for each class of each image, under a line of names."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("path", "rank", "class", "probability"))
+    writer.writerow(("path", "rank", "class", what))
     for each in found:
         pairs = zip(each.classes, each.probabilities, strict=True)
         for rank, (name, p) in enumerate(pairs, start=1):

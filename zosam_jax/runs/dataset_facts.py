@@ -208,6 +208,16 @@ _ENTRIES = {
 }
 
 
+def score_of(record: object) -> str:
+    """Returns `DatasetFacts.score` of a record of facts, of which nothing is checked.
+
+    >>> score_of({"task": "regression"}), score_of(None)
+    ('R²', 'accuracy')
+    """
+    task = record.get("task") if isinstance(record, dict) else None
+    return _SCORES.get(str(task), "accuracy")
+
+
 def read(config: JSON, path: Path) -> DatasetFacts | None:
     """Returns the facts in a `config.json`; None if an older version wrote it.
 

@@ -5,7 +5,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from zosam_jax.runs import files, metrics, paths, schema, summary, sweep
+from zosam_jax.runs import dataset_facts, files, metrics, paths, schema, summary, sweep
 from zosam_jax.runs.errors import RunError, explained
 from zosam_jax.runs.files import JSON
 from zosam_jax.runs.folder import LOTTERY_RECORD, SWEEP_RECORD, read_config
@@ -24,6 +24,7 @@ class RunRecord:
         the round of a lottery.
       evaluation: The contents of `evaluation.json`; None if it is not there, or of
         other weights than those at the end of the run.
+      score: What its accuracies are: "accuracy", "label accuracy" or "R²".
     """
 
     name: str
@@ -32,6 +33,7 @@ class RunRecord:
     summary: JSON | None
     origin: JSON = dataclasses.field(default_factory=dict)
     evaluation: JSON | None = None
+    score: str = "accuracy"
 
     def curve(self, split: str, figure: str) -> tuple[list[float], list[float]]:
         """Returns the epochs and the values of one figure over the training.
@@ -69,6 +71,7 @@ def read(folder: Path) -> RunRecord:
         metrics=metrics.read(folder / "metrics.jsonl"),
         origin={name: content[name] for name in _ORIGIN if content.get(name)},
         evaluation=_evaluation(folder, found),
+        score=dataset_facts.score_of(content.get("dataset")),
     )
     sessions = content.get("sessions")
     _check_agreement(folder, run, bool(sessions) and sessions[0]["step"] == 0)

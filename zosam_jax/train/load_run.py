@@ -173,7 +173,8 @@ class LoadedRun:
             `facts.image_shape`, uint8 `[N, H, W, C]`, one or a list of them. For a
             language model, token ids `[N, T]`, or paths of files that are read to their
             last T bytes.
-          top: Number of classes of each prediction; all, if there are fewer.
+          top: Number of classes of each prediction; all, if there are fewer. The values
+            of a regression are all there.
           batch_size: Largest number of examples of a batch, over all devices together.
 
         Returns:
@@ -191,12 +192,6 @@ class LoadedRun:
           [Prediction(path='three.png', classes=('3', '9'), probabilities=(0.98, 0.01))]
         """
         _check.whole("top", top)
-        if self.facts.task == "regression":
-            raise ValueError(
-                f"the network predicts values ({', '.join(self.classes[:5])}), which "
-                "have no order. Call probabilities(inputs): it returns them, [N, "
-                f"{len(self.classes)}]."
-            )
         given = prediction.examples(self.facts, inputs)
         found = self._probabilities(given, batch_size)
         return prediction.best(self.facts, given, found, top)

@@ -28,12 +28,13 @@ _THREADS = 4
 
 
 class Prediction(NamedTuple):
-    """The most probable classes of one example.
+    """The most probable classes of one example, or its values.
 
     Attributes:
       path: The file of the example; None for an array.
-      classes: Names of the classes, the most probable first.
-      probabilities: Their probabilities, from 0 to 1.
+      classes: Names of the classes, the most probable first; of all values of a
+        regression, in the order of the outputs.
+      probabilities: Their probabilities, from 0 to 1; or the values.
     """
 
     path: str | None
@@ -221,7 +222,7 @@ def _batches(
 def best(
     facts: DatasetFacts, given: Examples, found: np.ndarray, top: int
 ) -> list[Prediction]:
-    """Returns the most probable classes of every example.
+    """Returns the most probable classes of every example, or all its values.
 
     Args:
       facts: The names of the classes.
@@ -230,6 +231,8 @@ def best(
       top: Number of classes; of equal ones, those that come first.
     """
     order = np.argsort(-found, axis=1, kind="stable")[:, :top]
+    if facts.task == "regression":
+        order = np.broadcast_to(np.arange(found.shape[1]), found.shape)
     names = facts.class_names
     return [
         Prediction(
