@@ -127,7 +127,7 @@ def test_the_last_evaluation_batch_counts_each_image_once(experiment, monkeypatc
     found = []
     for size in (22, 8):
         monkeypatch.setattr(accuracy, "batch_size", lambda experiment, size=size: size)
-        totals, counts = accuracy.no_totals(), []
+        totals, counts = accuracy.no_totals(experiment), []
         for images, labels, count in accuracy.batches(experiment, "test"):
             assert images.shape == (size, 6, 6, 1)
             counts.append(count)
