@@ -213,7 +213,7 @@ class Trainer:
     def _test(self, experiment: Experiment, state: PyTree) -> tuple[float, float, int]:
         """Returns loss, accuracy and the number of predictions on the test set."""
         params, model_state = steps.evaluated(state)
-        totals, examples, predictions = accuracy.no_totals(), 0, 0
+        totals, examples, predictions = accuracy.no_totals(experiment), 0, 0
         for images, labels, count in accuracy.batches(experiment, "test"):
             totals = self._evaluate(
                 params, model_state, images, labels, np.int32(count), totals

@@ -181,7 +181,9 @@ def _evaluated(experiment: Experiment, state: PyTree, lanes: int) -> list[Result
             in_axes=(0, 0, 0, None, None, None),
         )
     )
-    totals = jax.tree.map(lambda x: jnp.zeros(lanes, x.dtype), accuracy.no_totals())
+    totals = jax.tree.map(
+        lambda x: jnp.zeros(lanes, x.dtype), accuracy.no_totals(experiment)
+    )
     predictions = 0
     for images, labels, count in accuracy.batches(experiment, split):
         totals = add(params, model_state, totals, images, labels, np.int32(count))

@@ -4,8 +4,11 @@ Traced alone, run by run, as in `tests/models/test_strict_models.py`. SGD and fl
 since Optax's AdamW and Flax's norms in bfloat16 mix dtypes themselves.
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 import tiny_run
 
@@ -39,9 +42,19 @@ RUNS = {
 }
 
 
-@pytest.mark.parametrize("name", RUNS)
+LABELS = {
+    "multilabel": lambda labels: np.eye(4, dtype=bool)[labels],
+    "regression": lambda labels: np.eye(4)[labels],
+}
+
+
+@pytest.mark.parametrize("name", [*RUNS, *LABELS])
 def test_it_mixes_neither_dtypes_nor_ranks(name, tmp_path):
-    experiment = tiny_run.prepare(tiny_run.config(tmp_path, **RUNS[name])).experiment
+    data, fields = tiny_run.dataset(), RUNS.get(name, {"augment": ("mixup=0.5",)})
+    if name in LABELS:
+        train, test = map(LABELS[name], (data.train_labels, data.test_labels))
+        data = dataclasses.replace(data, train_labels=train, test_labels=test)
+    experiment = tiny_run.prepare(tiny_run.config(tmp_path, **fields), data).experiment
     dataset = experiment.dataset
     examples = dataset.train_images, dataset.train_labels
 
@@ -51,10 +64,11 @@ def test_it_mixes_neither_dtypes_nor_ranks(name, tmp_path):
         raw = batches.gather(experiment, first, order, images, labels)
         state = steps.init(experiment, *raw)
         state = steps.train_step(experiment, state, *raw, None)
-        totals = accuracy.no_totals()
+        totals = accuracy.no_totals(experiment)
         network = steps.evaluated(state)
         return accuracy.add_batch(experiment, *network, *raw, jnp.int32(5), totals)
 
     with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
         found = jax.eval_shape(passes, *examples)
-    assert (found.loss.dtype, found.correct.dtype) == (jnp.float32, jnp.int32)
+    counts = jnp.float32 if name == "regression" else jnp.int32
+    assert (found.loss.dtype, found.correct.dtype) == (jnp.float32, counts)

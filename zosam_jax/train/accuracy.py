@@ -115,7 +115,8 @@ def add_batch(
     counts = jnp.arange(len(labels)) < count
     losses = jnp.where(counts, experiment.loss(logits, labels), 0.0)
     hits = scores(experiment, logits, labels)
-    hits = jnp.where(counts.reshape(-1, *(1,) * (labels.ndim - 1)), hits, 0)
+    is_counted = counts.reshape(-1, *(1,) * (labels.ndim - 1))
+    hits = jnp.where(is_counted, hits, jnp.zeros_like(hits))
     correct = jnp.sum(hits, dtype=totals.correct.dtype)
     return EvalTotals(totals.loss + jnp.sum(losses), totals.correct + correct)
 
