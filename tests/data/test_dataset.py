@@ -29,7 +29,10 @@ def made(**fields):
 @pytest.mark.quick
 def test_arrays_that_fit_are_kept():
     assert made().num_classes == 3
-    assert made(train_labels=LABELS.astype(np.int64)).num_train == 5
+    small = LABELS.astype(np.uint8)
+    found = made(train_labels=LABELS.astype(np.int64), test_labels=small[:2])
+    assert (found.train_labels.dtype, found.test_labels.dtype) == (np.int32, np.int32)
+    assert found.train_labels.tolist() == LABELS.tolist()
     text = {"train_images": LABELS[:, None], "test_images": LABELS[:2, None]}
     assert made(kind="text", mean=(), std=(), **text).image_shape == (1,)
 

@@ -11,7 +11,7 @@ import tiny_run
 from zosam_jax.analysis import of_runs
 from zosam_jax.evaluate import evaluate
 from zosam_jax.train import RunError, load_run, run
-from zosam_jax.train.loss import cross_entropy
+from zosam_jax.train.loss import checked, cross_entropy
 
 USUAL = {"gradient": "backprop", "method": "snip", "epochs": 2, "weight_decay": 0.0}
 GIVEN = {"dataset": tiny_run.dataset(), "model": tiny_run.Net()}
@@ -102,6 +102,15 @@ def test_the_loss_is_given_outputs_and_labels(smoothing):
     trained = ((16, 4), "float32") if smoothing else ((16,), "int32")
     assert ((16, 4), "float32", *trained) in seen
     assert ((22, 4), "float32", (22,), "int32") in seen
+
+
+def test_losses_of_tokens_are_averaged():
+    """Also where the labels are probabilities, of another shape than the losses."""
+    rng = np.random.default_rng(0)
+    outputs, labels = rng.normal(size=(2, 2, 3, 5)).astype(np.float32)
+    loss = checked(lambda o, y: jnp.sum(o * y, -1), "mine")
+    wanted = np.mean(np.sum(outputs * labels, -1), -1)
+    np.testing.assert_allclose(loss(outputs, labels), wanted, rtol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -151,6 +151,14 @@ def test_fields_of_classes_are_refused(fields, part):
         )
 
 
+def test_held_out_values_must_differ():
+    """One image has no variance, and so no R²."""
+    with pytest.raises(RunError, match="holds out 1 examples of equal values"):
+        tiny_run.prepare(
+            config("no folder", validation=0.01), dataset("regression"), network()
+        )
+
+
 class Columns(nn.Module):
     """A network of too many outputs."""
 

@@ -17,6 +17,7 @@ from zosam_jax.runs import tensor_file
 from zosam_jax.runs.errors import RunError
 from zosam_jax.train import (
     TrainConfig,
+    choices,
     load_run,
     loop,
     model_card,
@@ -404,6 +405,7 @@ def test_an_exported_file_names_no_folder_of_its_source(trained, tmp_path):
         ({"freeze": ("stem/*",)}, {}, "freeze='stem/.' matches no leaf"),
         ({"freeze": ("*",)}, {}, "leaves nothing to train"),
         ({"layer_decay": 0.5}, {}, "layer_decay=0.5: the model has no blocks"),
+        ({"freeze": ("conv/*",), "gradient": "sampa"}, {}, "looks one step ahead"),
         (
             {"freeze": ("head/*",)},
             {"method": zs.sparsity.rigl(0.5, 8, interval=2)},
@@ -417,6 +419,13 @@ def test_what_cannot_be_frozen_is_named(trained, fields, given, said):
         chosen = dataclasses.replace(chosen, update_interval=None)
     with pytest.raises(RunError, match=said):
         tiny_run.prepare(chosen, **given)
+
+
+def test_rounds_of_a_lottery_keep_frozen_leaves_dense():
+    method = choices.ticket_method(TrainConfig(model="tiny", freeze=("conv/*",)))
+    params = {"conv": {"w": np.ones((2, 2))}, "head": {"w": np.ones((2, 2))}}
+    masks = method.init(params).masks
+    assert [m.ndim for m in jax.tree.leaves(masks)] == [0, 2]
 
 
 @pytest.mark.parametrize(

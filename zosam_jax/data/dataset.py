@@ -27,9 +27,10 @@ class Dataset:
     Attributes:
       name: The name given to `load`.
       train_images: Images, uint8 `[N, H, W, C]`; or tokens of text, `[N, T]`.
-      train_labels: Classes, int32 `[N]` from 0 to `num_classes - 1`; or the next token
-        of each token, `[N, T]`; or which of K classes an example has, bool `[N, K]`; or
-        K values, floats `[N, K]`, kept as float32. `[N]` floats become `[N, 1]`.
+      train_labels: Classes, integers `[N]` from 0 to `num_classes - 1`, kept as int32;
+        or the next token of each token, `[N, T]`; or which of K classes an example has,
+        bool `[N, K]`; or K values, floats `[N, K]`, kept as float32. `[N]` floats
+        become `[N, 1]`.
       test_images: uint8 `[M, H, W, C]`, or `[M, T]`.
       test_labels: int32 `[M]`, or `[M, T]`, bool or float32 `[M, K]`.
       class_names: Name of each class, of each token, or of each value.
@@ -64,6 +65,11 @@ class Dataset:
                 object.__setattr__(self, field, values.astype(np.float32))
         self._check("train", self.train_images, self.train_labels)
         self._check("test", self.test_images, self.test_labels)
+        if self.task == "classification":
+            # Unsigned labels have no -1, which fills up batches.
+            for field in ("train_labels", "test_labels"):
+                labels = getattr(self, field).astype(np.int32, copy=False)
+                object.__setattr__(self, field, labels)
         channels = self.image_shape[-1] if self.kind == "image" else 0
         for field in ("mean", "std"):
             found = len(getattr(self, field))

@@ -221,11 +221,11 @@ def ticket_method(config: TrainConfig) -> SparseMethod:
     The state that a round starts from has its own masks.
 
     Args:
-      config: Gives the parameters that stay dense.
+      config: Gives the parameters that stay dense, and those that do not move.
     """
     own = models.dense_paths(config.model) if config.model in models.names() else ()
     ticket = sparse_methods.METHODS["ticket"]
-    return ticket.make(**ticket.fixed, dense=(*own, *config.dense))
+    return ticket.make(**ticket.fixed, dense=(*own, *config.dense, *config.freeze))
 
 
 def _direction_only() -> list[str]:

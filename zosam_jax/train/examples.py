@@ -53,6 +53,11 @@ def hold_out(config: TrainConfig, dataset: Data) -> tuple[Data, Images | None]:
         raise ValueError(
             f"validation={config.validation:g} holds out no image of any class."
         )
+    if dataset.task == "regression" and not data.label_variance(labels[held]):
+        raise ValueError(
+            f"validation={config.validation:g} holds out {held.sum()} examples of "
+            "equal values, which have no R². Hold out more."
+        )
     left = int((~held).sum())
     if left < config.batch_size:
         raise ValueError(

@@ -73,8 +73,8 @@ def checked(function: Loss, name: str) -> Loss:
     """Returns a user's loss with outputs and losses in float32, and its result checked.
 
     Args:
-      function: `(outputs, labels) -> losses`, of the shape `[N]`, or of that of the
-        labels: these are averaged over all axes but the first.
+      function: `(outputs, labels) -> losses`, of the shape `[N]`, of that of the
+        labels, or one for each token: these are averaged over all axes but the first.
       name: Its name, for messages.
 
     Raises:
@@ -91,7 +91,8 @@ def checked(function: Loss, name: str) -> Loss:
                 f"loss={name} raised {type(error).__name__} {of}: {said}. It must be a "
                 "function (outputs, labels) -> losses of arrays that jax.jit can trace."
             ) from error
-        if found.shape not in (targets.shape[:1], targets.shape):
+        of_tokens = outputs.shape[:-1]
+        if found.shape not in (targets.shape[:1], targets.shape, of_tokens):
             raise RunError(
                 f"loss={name} returned {of_value(found)} {of}. It must return one loss "
                 f"for each example, [{len(targets)}]: the trainer averages them."

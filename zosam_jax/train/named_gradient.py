@@ -202,6 +202,14 @@ def check_fits(
             f"gradient={gradient.name!r} with decouple=True has two parts. Say "
             "decouple=False."
         )
+    own_rates = [f"freeze={list(config.freeze)}"] if config.freeze else []
+    if config.layer_decay < 1:
+        own_rates.append(f"layer_decay={config.layer_decay:g}")
+    if own_rates and gradient.name == "sampa":
+        raise ValueError(
+            f"{own_rates[0]}: sampa looks one step ahead, at one learning rate for all "
+            "parameters. Take another gradient, as sam."
+        )
     if not config.probes:
         return
     asked = f"probe_fraction={config.probe_fraction:g}"
