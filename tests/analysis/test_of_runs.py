@@ -12,7 +12,7 @@ import pytest
 import tiny_run
 
 from zosam_jax import analysis
-from zosam_jax.analysis import interactive, of_runs, pictures
+from zosam_jax.analysis import interactive, of_runs, pictures, surfaces
 from zosam_jax.cli import main as cli
 from zosam_jax.train import RunError, load_run
 
@@ -163,6 +163,22 @@ def test_runs_of_other_classes_have_a_matrix_each():
     assert labels == [["a", "b"], ["x", "y", "z"]]
 
 
+def test_runs_of_many_and_other_classes_have_their_hardest_each():
+    runs = [
+        {
+            "run": name,
+            "errors": {
+                "classes": [f"{name}{i}" for i in range(30)],
+                "by_class": [i / 30 for i in range(30)],
+            },
+        }
+        for name in "xy"
+    ]
+    axes = pictures.errors({"runs": runs}, {}).axes
+    assert [axis.get_yticklabels()[0].get_text() for axis in axes] == ["x0", "y0"]
+    assert [axis.lines[0].get_marker() for axis in axes] == ["o", "s"]
+
+
 def test_features_are_the_strengths_of_activations(analysed, runs):
     found, out, _ = analysed
     assert found["runs"][0]["features"]["layers"] == ["conv", "norm"]
@@ -241,6 +257,22 @@ def test_every_checkpoint_is_analysed_as_a_run_of_its_own(tmp_path):
     assert titles == ["variance of the gradient", "signal to noise", "test accuracy"]
     np.testing.assert_array_equal(panels[2].lines[0].get_xdata(), [4, 8, 12])
     np.testing.assert_array_equal(panels[2].lines[0].get_ydata(), accuracies)
+
+
+def test_losses_below_zero_have_levels():
+    heights = np.array([[-3.0, -2.0], [np.nan, 1.0]])
+    axis = np.array([0.0, 1.0])
+    shape = surfaces.Surface("", axis, axis, heights, ("", ""), np.zeros((1, 2)))
+    levels = surfaces.common_levels([shape])
+    assert levels.scale == "linear"
+    assert levels.values[0] < -3
+    assert 0.8 < levels.values[-1] < 1.01
+    assert (np.diff(levels.values) > 0).all()
+    np.testing.assert_array_equal(levels.scaled(heights), heights)
+    assert levels.clipped(heights)[1, 0] == levels.values[-1]
+    above = surfaces.common_levels([shape._replace(heights=np.exp(heights))])
+    assert above.scale == "log"
+    np.testing.assert_allclose(above.scaled(np.array([100.0])), [2])
 
 
 def test_landscapes_become_pictures_and_a_page(plane, analysed, tmp_path):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from zosam_jax.analysis import pictures
+from zosam_jax.analysis import surfaces
 from zosam_jax.runs.errors import RunError
 from zosam_jax.runs.files import JSON
 
@@ -30,7 +30,8 @@ def check(parts: Sequence[str]) -> None:
 def write(found: JSON, arrays: Mapping[str, np.ndarray], path: Path) -> None:
     """Writes one page with the surface of every landscape; it needs no network.
 
-    Heights are on a logarithmic axis, the same for all.
+    Heights are on a logarithmic axis, the same for all; on a linear one, if there are
+    losses below 0.
 
     Args:
       found: The contents of `analysis.json`.
@@ -39,28 +40,29 @@ def write(found: JSON, arrays: Mapping[str, np.ndarray], path: Path) -> None:
     """
     from plotly import graph_objects, subplots
 
-    surfaces = pictures.surfaces_of(found, arrays)
-    columns = min(len(surfaces), _COLUMNS)
-    rows = -(-len(surfaces) // columns)
+    shapes = surfaces.of(found, arrays)
+    columns = min(len(shapes), _COLUMNS)
+    rows = -(-len(shapes) // columns)
     figure = subplots.make_subplots(
         rows=rows,
         cols=columns,
         specs=[[{"type": "surface"}] * columns] * rows,
         # A name of a run is no markup.
-        subplot_titles=[_escaped(each.title) for each in surfaces],
+        subplot_titles=[_escaped(each.title) for each in shapes],
         horizontal_spacing=0.02,
         vertical_spacing=0.06,
     )
-    levels = pictures.common_levels([each.heights for each in surfaces])
-    for number, each in enumerate(surfaces):
-        heights = np.clip(np.nan_to_num(each.heights, nan=np.inf), None, levels[-1])
+    levels = surfaces.common_levels(shapes)
+    low, high = levels.scaled(levels.values[[0, -1]])
+    for number, each in enumerate(shapes):
+        heights = levels.clipped(each.heights)
         trace = graph_objects.Surface(
             x=each.x,
             y=each.y,
             z=heights.T,
-            surfacecolor=np.log10(heights.T),
-            cmin=np.log10(levels[0]),
-            cmax=np.log10(levels[-1]),
+            surfacecolor=levels.scaled(heights.T),
+            cmin=low,
+            cmax=high,
             colorscale="Cividis",
             showscale=False,
             hovertemplate="%{x:.3g}, %{y:.3g}: loss %{z:.4g}<extra></extra>",
@@ -70,8 +72,8 @@ def write(found: JSON, arrays: Mapping[str, np.ndarray], path: Path) -> None:
             "xaxis_title": each.labels[0],
             "yaxis_title": each.labels[1],
             "zaxis_title": "loss",
-            "zaxis_type": "log",
-            "zaxis_range": [np.log10(levels[0]), np.log10(levels[-1])],
+            "zaxis_type": levels.scale,
+            "zaxis_range": [low, high],
         }
         figure.update_scenes(
             **axes, row=number // columns + 1, col=number % columns + 1

@@ -22,7 +22,9 @@ from matplotlib.ticker import (
     ScalarFormatter,
 )
 
+from zosam_jax.analysis import surfaces
 from zosam_jax.analysis.noise import expected_cosine
+from zosam_jax.analysis.surfaces import Levels, Surface, short_name
 from zosam_jax.runs.files import JSON
 
 Arrays = Mapping[str, np.ndarray]
@@ -54,10 +56,8 @@ def draw(name: str, found: JSON, arrays: Arrays, path: Path) -> None:
       path: File to write, ending in .png or another suffix that Matplotlib knows. Its
         folder must exist.
     """
-    figure, temporary = (
-        PICTURES[name].draw(found, arrays),
-        path.with_name(f".{path.name}"),
-    )
+    figure = PICTURES[name].draw(found, arrays)
+    temporary = path.with_name(f".{path.name}")
     with warnings.catch_warnings():
         # A name in a script that the font does not have is drawn as boxes.
         warnings.filterwarnings("ignore", "Glyph .* missing from")
@@ -119,86 +119,35 @@ def sharpness(found: JSON, arrays: Arrays) -> Figure:
     return figure
 
 
-class Surface(NamedTuple):
-    """A landscape.
-
-    Attributes:
-      title: Its name.
-      x: Places along the first direction.
-      y: Places along the second.
-      heights: The losses, `[len(x), len(y)]`.
-      labels: Names of the directions.
-      points: Where the networks are, `[n, 2]`.
-    """
-
-    title: str
-    x: np.ndarray
-    y: np.ndarray
-    heights: np.ndarray
-    labels: tuple[str, str]
-    points: np.ndarray
-
-
-def surfaces_of(found: JSON, arrays: Arrays) -> list[Surface]:
-    """Returns the landscape of every run, or the one through three runs.
-
-    Args:
-      found: The contents of `analysis.json`.
-      arrays: The contents of `analysis.npz`.
-    """
-    if found["plane"] is not None:
-        x, y, heights = (arrays[f"plane_{name}"] for name in ("x", "y", "heights"))
-        title = f"through the runs, {_roughness(found['plane'])}"
-        labels = "distance along the first two runs", "distance from their line"
-        points = np.array(found["plane"]["points"])
-        return [Surface(title, x, y, heights, labels, points)]
-    kind = found["settings"]["directions"].removesuffix("s")
-    name = kind if kind == "eigenvector" else f"{kind} direction"
-    labels = f"along {name} 1", f"along {name} 2"
-    surfaces = []
-    for run in found["runs"]:
-        axis, heights = (arrays[f"{run['run']}/{key}"] for key in ("axis", "heights"))
-        title = f"{_short(run['run'])}\n{_roughness(run['landscape'])}"
-        surfaces.append(Surface(title, axis, axis, heights, labels, np.zeros((1, 2))))
-    return surfaces
-
-
-def _roughness(figures: JSON) -> str:
-    value = figures["roughness"]
-    return f"Ra = {'not finite' if value is None else f'{value:.3g}'}"
-
-
 def surface(found: JSON, arrays: Arrays) -> Figure:
     """Returns a contour map for every run, on common levels, and lines through them.
 
     Of the plane through three runs, it has one map with the places of the runs.
     """
-    runs, surfaces = found["runs"], surfaces_of(found, arrays)
+    runs, shapes = found["runs"], surfaces.of(found, arrays)
     has_lines = found["plane"] is None
-    count = len(surfaces) + has_lines
+    count = len(shapes) + has_lines
     figure, axes = _panels(count, min(count, 3))
-    levels = common_levels([each.heights for each in surfaces])
-    maps = axes[: len(surfaces)]
-    shown = [
-        _map(axis, each, levels) for axis, each in zip(maps, surfaces, strict=True)
-    ]
-    for axis, each in zip(maps, surfaces, strict=True):
+    levels = surfaces.common_levels(shapes)
+    maps = axes[: len(shapes)]
+    shown = [_map(axis, each, levels) for axis, each in zip(maps, shapes, strict=True)]
+    for axis, each in zip(maps, shapes, strict=True):
         axis.set_title(each.title, parse_math=False)
         axis.set(xlabel=each.labels[0], ylabel=each.labels[1])
     bar = figure.colorbar(shown[0], ax=list(maps), label="loss", shrink=0.9)
     bar.ax.minorticks_off()
-    chosen = levels[:: max(1, len(levels) // 6)]
+    chosen = levels.values[:: len(levels.values) // 6]
     bar.set_ticks(list(chosen), labels=[f"{level:.3g}" for level in chosen])
     if not has_lines:
-        for number, (x, y) in enumerate(surfaces[0].points):
+        for number, (x, y) in enumerate(shapes[0].points):
             maps[0].plot(x, y, _marker(number), color=COLORS[number], mec="white", ms=8)
         _legend(figure, runs)
         return figure
-    line = axes[len(surfaces)]
-    for number, each in enumerate(surfaces):
+    line = axes[len(shapes)]
+    for number, each in enumerate(shapes):
         middle = each.heights.shape[1] // 2
         line.plot(each.x, each.heights[:, middle], **_line(number))
-    line.set_xlabel(surfaces[0].labels[0])
+    line.set_xlabel(shapes[0].labels[0])
     line.set_ylabel("loss")
     line.set_title("through the networks")
     _log_if_wide(line)
@@ -206,20 +155,15 @@ def surface(found: JSON, arrays: Arrays) -> Figure:
     return figure
 
 
-def _map(axis: Axes, each: Surface, levels: np.ndarray) -> QuadContourSet:
+def _map(axis: Axes, each: Surface, levels: Levels) -> QuadContourSet:
     """Draws a contour map; the first direction is horizontal."""
-    clipped = _clipped(each.heights, levels).T
-    grid = each.x, each.y, clipped
-    shown = axis.contourf(*grid, levels=levels, cmap="cividis", norm="log")
-    axis.contour(*grid, levels=levels[::3], colors="white", linewidths=0.5)
+    grid, values = (each.x, each.y, levels.clipped(each.heights).T), levels.values
+    shown = axis.contourf(*grid, levels=values, cmap="cividis", norm=levels.scale)
+    axis.contour(*grid, levels=values[::3], colors="white", linewidths=0.5)
     axis.plot(*each.points.T, "+", color="white", ms=8, mew=1.5)
     axis.grid(visible=False)
     axis.set_aspect("equal")
     return shown
-
-
-def _clipped(heights: np.ndarray, levels: np.ndarray) -> np.ndarray:
-    return np.clip(np.nan_to_num(heights, nan=np.inf), levels[0], levels[-1])
 
 
 def noise(found: JSON, arrays: Arrays) -> Figure:
@@ -312,7 +256,7 @@ def _matrix(axis: Axes, overlap: JSON) -> None:
         color = "white" if value < 0.5 else "black"
         axis.text(j, i, f"{value:.2f}", ha="center", va="center", color=color)
     count = range(len(values))
-    names = [f"{i + 1}: {_short(name)}" for i, name in enumerate(overlap["runs"])]
+    names = [f"{i + 1}: {short_name(name)}" for i, name in enumerate(overlap["runs"])]
     axis.set_xticks(count, [str(i + 1) for i in count])
     axis.set_yticks(count, names, fontsize=8, parse_math=False)
     axis.set_title("overlap of the masks (Jaccard)")
@@ -320,13 +264,14 @@ def _matrix(axis: Axes, overlap: JSON) -> None:
 
 def relief(found: JSON, arrays: Arrays) -> Figure:
     """Returns the surface of every landscape in three dimensions, on common axes."""
-    surfaces = surfaces_of(found, arrays)
-    figure = Figure(figsize=(_WIDTH * len(surfaces), 1.1 * _WIDTH))
-    levels = common_levels([each.heights for each in surfaces])
-    low, high = np.log10(levels[[0, -1]])
-    for number, each in enumerate(surfaces):
-        axis = figure.add_subplot(1, len(surfaces), number + 1, projection="3d")
-        heights = np.log10(_clipped(each.heights, levels))
+    shapes = surfaces.of(found, arrays)
+    figure = Figure(figsize=(_WIDTH * len(shapes), 1.1 * _WIDTH))
+    levels = surfaces.common_levels(shapes)
+    low, high = levels.scaled(levels.values[[0, -1]])
+    height = "log10 of loss" if levels.scale == "log" else "loss"
+    for number, each in enumerate(shapes):
+        axis = figure.add_subplot(1, len(shapes), number + 1, projection="3d")
+        heights = levels.scaled(levels.clipped(each.heights))
         x, y = np.meshgrid(each.x, each.y, indexing="ij")
         axis.plot_surface(  # pyright: ignore[reportAttributeAccessIssue]
             *(x, y, heights),
@@ -338,7 +283,7 @@ def relief(found: JSON, arrays: Arrays) -> Figure:
             linewidth=0.2,
             edgecolor="0.3",
         )
-        axis.set(xlabel=each.labels[0], ylabel=each.labels[1], zlabel="log10 of loss")
+        axis.set(xlabel=each.labels[0], ylabel=each.labels[1], zlabel=height)
         axis.set_zlim(low, high)  # pyright: ignore[reportAttributeAccessIssue]
         axis.set_title(each.title, parse_math=False, fontsize=10)
     figure.subplots_adjust(left=0.02, right=0.94, bottom=0.06, top=0.9, wspace=0.15)
@@ -353,32 +298,36 @@ def errors(found: JSON, arrays: Arrays) -> Figure:
     runs = found["runs"]
     names = [run["errors"]["classes"] for run in runs]
     maps = [i for i, each in enumerate(names) if len(each) <= _MATRIX]
-    by_class = all(each == names[0] for each in names)
-    count = len(maps) + by_class
+    groups = [[i] for i in range(len(runs)) if i not in maps]
+    if all(each == names[0] for each in names):
+        groups = [[*range(len(runs))]]
+    count = len(maps) + len(groups)
     figure, axes = _panels(count, min(count, 3))
     for axis, i in zip(axes, maps, strict=False):
         _confusion(axis, arrays[f"{runs[i]['run']}/confusion"], names[i])
-        axis.set_title(_short(runs[i]["run"]), parse_math=False)
-    if by_class:
-        _by_class(axes[len(maps)], runs)
+        axis.set_title(short_name(runs[i]["run"]), parse_math=False)
+    for axis, group in zip(axes[len(maps) :], groups, strict=False):
+        _by_class(axis, {i: runs[i] for i in group})
+    if groups:
         _legend(figure, runs)
     return figure
 
 
-def _by_class(axis: Axes, runs: Sequence[JSON]) -> None:
-    """Plots the accuracy on each class, or on the hardest."""
-    names = runs[0]["errors"]["classes"]
-    values = np.array([run["errors"]["by_class"] for run in runs], np.float64)
+def _by_class(axis: Axes, runs: Mapping[int, JSON]) -> None:
+    """Plots the accuracy on each class, or on the hardest, of runs by their number."""
+    found = [run["errors"] for run in runs.values()]
+    names = found[0]["classes"]
+    values = np.array([each["by_class"] for each in found], np.float64)
     rows, title = np.arange(len(names)), "by class"
     if len(names) > _MATRIX:
         # A class without examples is no hard one.
         means = np.where(np.isnan(values), np.inf, values).mean(0)
         rows, title = np.argsort(means)[:_MATRIX], f"the {_MATRIX} hardest classes"
-    for number, run in enumerate(values):
-        places = np.arange(len(rows)) + 0.4 * ((number + 0.5) / len(values) - 0.5)
+    for place, (number, run) in enumerate(zip(runs, values, strict=True)):
+        places = np.arange(len(rows)) + 0.4 * ((place + 0.5) / len(values) - 0.5)
         style: dict[str, Any] = {"color": COLORS[number % len(COLORS)]}
         axis.plot(run[rows], places, _marker(number), ms=4, **style)
-    shown = [_short(names[i], 14) for i in rows]
+    shown = [short_name(names[i], 14) for i in rows]
     axis.set_yticks(range(len(rows)), shown, fontsize=7, parse_math=False)
     axis.set_ylim(len(rows) - 0.4, -0.6)
     axis.set_xlabel("accuracy on the test examples")
@@ -401,7 +350,7 @@ def _confusion(axis: Axes, counts: np.ndarray, names: Sequence[str]) -> None:
                 color="white" if wrong[i, j] > 0.6 * top else "black",
             )
     axis.grid(visible=False)
-    shown = [_short(name, 14) for name in names]
+    shown = [short_name(name, 14) for name in names]
     axis.set_yticks(range(len(names)), shown, fontsize=6, parse_math=False)
     axis.set_xticks(range(len(names)), shown, fontsize=6, rotation=90, parse_math=False)
     axis.set_xlabel("taken for, % of the class")
@@ -424,7 +373,7 @@ def features(found: JSON, arrays: Arrays) -> Figure:
         maps = arrays[f"{run['run']}/features/{layer}"]
         for axis, found_map in zip(line, maps, strict=True):
             axis.imshow(found_map, cmap="cividis")
-        label = f"{layer}\n{_short(run['run'], 24)}" if len(runs) > 1 else layer
+        label = f"{layer}\n{short_name(run['run'], 24)}" if len(runs) > 1 else layer
         line[0].set_ylabel(
             label, rotation=0, ha="right", va="center", fontsize=7, parse_math=False
         )
@@ -554,13 +503,7 @@ def _legend(
     # Given as labels, names with a leading "_" would be left out.
     for text, (_, name) in zip(legend.get_texts(), pairs, strict=True):
         text.set_parse_math(False)
-        text.set_text(_short(name, 60))
-
-
-def _short(name: str, length: int = 34) -> str:
-    """A name that fits, with its end, where names of runs differ."""
-    name = "".join(c if c.isprintable() else "?" for c in name)
-    return name if len(name) <= length else f"…{name[1 - length :]}"
+        text.set_text(short_name(name, 60))
 
 
 def _ticks(axis: Axes, runs: Sequence[JSON]) -> None:
@@ -569,18 +512,6 @@ def _ticks(axis: Axes, runs: Sequence[JSON]) -> None:
     axis.set_xlim(-0.6, len(runs) - 0.4)
     axis.set_xlabel("run")
     axis.grid(visible=False, axis="x")
-
-
-def common_levels(heights: Sequence[np.ndarray]) -> np.ndarray:
-    """Returns logarithmic levels common to all surfaces, without the highest peaks.
-
-    Args:
-      heights: The heights of each surface.
-    """
-    finite = np.concatenate([h[np.isfinite(h)] for h in heights])
-    low = max(float(finite.min()), 1e-6) if finite.size else 1.0
-    high = max(float(np.quantile(finite, 0.98)) if finite.size else 1.0, 1.01 * low)
-    return np.geomspace(low * 0.999, high, 22)
 
 
 def _log_if_wide(axis: Axes) -> None:
