@@ -428,6 +428,20 @@ def test_rounds_of_a_lottery_keep_frozen_leaves_dense():
     assert [m.ndim for m in jax.tree.leaves(masks)] == [0, 2]
 
 
+@pytest.mark.parametrize("method", ["units", "chase"])
+def test_layers_of_units_cannot_be_frozen(method):
+    chosen = TrainConfig(
+        model="mlp",
+        model_options=("hidden=(8, 8)",),
+        method=method,
+        gradient="backprop",
+        rho=None,
+        freeze=("hidden2/*",),
+    )
+    with pytest.raises(RunError, match="hidden2/kernel does not move, and method="):
+        loop.prepare(chosen, Objects())
+
+
 @pytest.mark.parametrize(
     ("name", "wanted"),
     [

@@ -154,7 +154,9 @@ def _check_leaves(
     frozen = tree.matching("freeze", config.freeze, paths)
     if len(frozen) == len(paths):
         raise ValueError(f"freeze={list(config.freeze)} leaves nothing to train.")
-    takes_patterns = chosen.method is not None and "dense" in chosen.method.takes
+    takes = () if chosen.method is None else chosen.method.takes
+    # A method of units prunes all that is left of a unit.
+    takes_patterns = "dense" in takes and "groups" not in takes
     if method is None or not frozen or takes_patterns:
         return
     masks = jax.tree.leaves(jax.eval_shape(method.init, params).masks)

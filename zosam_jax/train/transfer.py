@@ -306,7 +306,8 @@ def _kept_masks(
     if not can_keep:
         raise RunError(
             f"from_masks='keep': method={name!r} cannot start from given masks. Say "
-            "--from-masks drawn, or take rigl, set, or magnitude for fixed masks."
+            "--from-masks drawn, or take rigl, set, or magnitude for fixed masks, and "
+            "single weights (no --block)."
         )
     if "(given)" not in name and abs(found.sparsity - sparsity) > 0.0005:
         raise RunError(
