@@ -112,8 +112,10 @@ def by_leaf(
     (BEiT, arXiv:2106.08254). Frozen leaves do not move, nor decay.
 
     Args:
-      rule: The optimizer. Its updates must be linear in the learning rate, as those of
-        all optimizers here are.
+      rule: The optimizer. Its updates must be linear in the learning rate, and its
+        state must not depend on it: `schedule_free` keeps weights of its own, which
+        learn at the whole rate. The weight decay of Adafactor, which is not multiplied
+        by the learning rate, falls with the layers too.
       freeze: Patterns of the frozen leaves.
       layer_decay: d, in (0, 1].
 
