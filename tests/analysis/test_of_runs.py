@@ -11,8 +11,14 @@ import numpy as np
 import pytest
 import tiny_run
 
-from zosam_jax import analysis
-from zosam_jax.analysis import interactive, of_runs, pictures, surfaces
+from zosam_jax import analysis, models
+from zosam_jax.analysis import (
+    interactive,
+    network_figures,
+    of_runs,
+    pictures,
+    surfaces,
+)
 from zosam_jax.cli import main as cli
 from zosam_jax.train import RunError, load_run
 
@@ -275,6 +281,28 @@ def test_losses_below_zero_have_levels():
     np.testing.assert_allclose(above.scaled(np.array([100.0])), [2])
 
 
+def test_the_loss_of_a_cut_network_is_made():
+    """Its widths are a dict, so the model has no hash."""
+    model = models.create("mlp", num_classes=2, widths={"hidden1": 3, "hidden2": 2})
+    images = jnp.ones((4, 2, 2, 1))
+    variables = model.init(jax.random.key(0), images, train=False)
+    value = network_figures.mean_loss(model, lambda outputs, labels: outputs.sum(-1))
+    found = value(variables["params"], (images, jnp.zeros(4, int), {}))
+    wanted = model.apply(variables, images, train=False).sum(-1).mean()
+    np.testing.assert_allclose(found, wanted, rtol=1e-6)
+    whole = models.create("mlp", num_classes=2)
+    logits_of = network_figures.logits_of
+    assert logits_of(whole) is logits_of(whole.copy())
+
+
+def test_the_label_of_the_heights_is_in_the_picture(plane):
+    figure = pictures.relief(*plane[:2])
+    figure.draw_without_rendering()
+    for axis in figure.axes:
+        box = axis.zaxis.label.get_window_extent()
+        assert 0 < box.x0 < box.x1 < figure.bbox.width
+
+
 def test_landscapes_become_pictures_and_a_page(plane, analysed, tmp_path):
     found, out, _ = analysed
     with np.load(out / "analysis.npz") as file:
@@ -329,6 +357,24 @@ def test_a_run_that_is_given_twice_is_named(runs):
         of_runs.analyze([runs[0], runs[0]], **OBJECTS)
 
 
+@pytest.mark.parametrize("has", [{"layers": ["conv"]}, {}])
+def test_features_that_a_model_does_not_have_are_told(
+    monkeypatch, tmp_path, capsys, has
+):
+    def analyze(runs, settings, **options):
+        np.savez(tmp_path / "analysis.npz")
+        run = {"run": "small", "loss": 1.0, "features": has}
+        parts = {"parts": ["features"], "checkpoints": False}
+        return {"runs": [run], "overlap": None, "plane": None, "settings": parts}
+
+    monkeypatch.setattr(of_runs, "analyze", analyze)
+    monkeypatch.setattr(pictures, "draw", lambda *figure: None)
+    line = ["analyze", "small", "--parts", "features", "--out", str(tmp_path)]
+    assert cli.main(line) == 0
+    said = "no picture of the features of small: no layer has a map of the image.\n"
+    assert (said in capsys.readouterr().out) == (not has)
+
+
 def test_the_command_needs_a_run(capsys):
     assert cli.main(["analyze"]) == 2
     assert "analyze needs at least one run" in capsys.readouterr().err
@@ -344,6 +390,7 @@ def test_the_command_writes_beside_the_run(runs, monkeypatch, capsys):
     assert cli.main([*line, "--images", "32"]) == 0
     shown = capsys.readouterr().out
     assert "worst rise" in shown
+    assert "no picture" not in shown
     folder = runs[0] / "analysis"
     pictures_ = ["errors.png", "predictions.csv", "sharpness.png"]
     written = sorted(path.name for path in folder.iterdir())

@@ -261,6 +261,7 @@ def test_a_message_names_flags_but_not_the_options_of_constructors():
     fields = ("batch_size", "epochs", "momentum", "out", "gradient", "gradient_options")
     for message, typed in (
         ("batch_size=0 is bad", "--batch-size 0 is bad"),
+        ("out= must be a folder", "--out must be a folder"),
         ("use epochs=3 or epochs=4.", "use --epochs 3 or --epochs 4."),
         ("out='a/momentum=3' is", "--out 'a/momentum=3' is"),
         (

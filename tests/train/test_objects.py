@@ -14,7 +14,7 @@ import tiny_run
 import zosam_jax as zs
 from zosam_jax.evaluate import evaluate
 from zosam_jax.runs import record
-from zosam_jax.train import RunError, TrainConfig, load_run, optimizers, run
+from zosam_jax.train import RunError, TrainConfig, load_run, objects, optimizers, run
 
 STEPS = 12  # Of three epochs.
 
@@ -151,6 +151,12 @@ def test_what_is_no_such_object_is_refused(kind, wrong, part):
     chosen, usual = config("no folder", ""), {"model": tiny_run.Net()}
     with pytest.raises(RunError, match=part):
         tiny_run.prepare(chosen, tiny_run.dataset(), **usual | {kind: wrong})
+
+
+def test_a_function_for_the_data_set_must_return_one():
+    nothing = objects.Objects(dataset=lambda: None)
+    with pytest.raises(RunError, match="returned None, and must return a zosam_jax"):
+        nothing.made()
 
 
 class Wide(tiny_run.Net):

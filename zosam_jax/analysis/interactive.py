@@ -11,6 +11,11 @@ from zosam_jax.runs.errors import RunError
 from zosam_jax.runs.files import JSON
 
 _COLUMNS = 2
+# From farther away than usual: the whole cube with its titles is in view.
+_CAMERA = {
+    "eye": {"x": 1.6, "y": 1.6, "z": 1.1},
+    "center": {"x": 0, "y": 0, "z": -0.15},
+}
 
 
 def check(parts: Sequence[str]) -> None:
@@ -67,17 +72,17 @@ def write(found: JSON, arrays: Mapping[str, np.ndarray], path: Path) -> None:
             showscale=False,
             hovertemplate="%{x:.3g}, %{y:.3g}: loss %{z:.4g}<extra></extra>",
         )
-        figure.add_trace(trace, row=number // columns + 1, col=number % columns + 1)
+        row, column = number // columns + 1, number % columns + 1
+        figure.add_trace(trace, row=row, col=column)
         axes = {
             "xaxis_title": each.labels[0],
             "yaxis_title": each.labels[1],
             "zaxis_title": "loss",
             "zaxis_type": levels.scale,
             "zaxis_range": [low, high],
+            "camera": _CAMERA,
         }
-        figure.update_scenes(
-            **axes, row=number // columns + 1, col=number % columns + 1
-        )
+        figure.update_scenes(**axes, row=row, col=column)
     figure.update_layout(height=640 * rows, margin={"l": 10, "r": 10, "t": 60, "b": 10})
     temporary = path.with_name(f".{path.name}")
     figure.write_html(temporary, include_plotlyjs=True)

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,8 @@ from zosam_jax.gradients.transformation import GradientEstimator
 from zosam_jax.models import feature_maps
 from zosam_jax.runs.files import JSON
 from zosam_jax.train.experiment import Loss, Model
+
+T = TypeVar("T")
 
 EIGENVALUES = 5
 """Number of largest eigenvalues that are computed."""
@@ -76,7 +78,22 @@ class Network(NamedTuple):
         return {"masks": self.masks, "batches": self.batches}
 
 
-@functools.cache
+def _kept(make: Callable[..., T]) -> Callable[..., T]:
+    """`functools.cache`, where what is made for a model without a hash is not kept."""
+    cached = functools.cache(make)
+
+    @functools.wraps(make)
+    def wrapped(model: Model, *others: Any) -> T:
+        try:
+            hash(model)
+        except TypeError:  # It has a list or a dict, as the `widths` of a cut network.
+            return make(model, *others)
+        return cached(model, *others)
+
+    return wrapped
+
+
+@_kept
 def mean_loss(model: Model, loss: Loss) -> BatchLoss:
     """Returns the mean loss of a model, one function for equal models and losses.
 
@@ -100,7 +117,7 @@ def mean_loss(model: Model, loss: Loss) -> BatchLoss:
     return value_fn
 
 
-@functools.cache
+@_kept
 def logits_of(model: Model) -> errors.Logits:
     """Returns the logits of a model, one function for equal models.
 

@@ -285,6 +285,12 @@ def relief(found: JSON, arrays: Arrays) -> Figure:
         )
         axis.set(xlabel=each.labels[0], ylabel=each.labels[1], zlabel=height)
         axis.set_zlim(low, high)  # pyright: ignore[reportAttributeAccessIssue]
+        # Smaller than usual, so that the label of the vertical axis is in the picture.
+        axis.set_box_aspect(  # pyright: ignore[reportAttributeAccessIssue]
+            (4, 4, 3),
+            zoom=0.84,  # pyright: ignore[reportArgumentType]
+        )
+        axis.zaxis.labelpad = 8  # pyright: ignore[reportAttributeAccessIssue]
         axis.set_title(each.title, parse_math=False, fontsize=10)
     figure.subplots_adjust(left=0.02, right=0.94, bottom=0.06, top=0.9, wspace=0.15)
     return figure

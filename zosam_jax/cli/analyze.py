@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import functools
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -99,6 +100,7 @@ None: that of each run."""
         finally:
             show.close()
         terminal.show(_table(found), terminal.width() or _WIDTH)
+        _tell_missing(found)
         folder = of_runs.place_of(self.out, self.runs)
         for name in ("analysis.json", "analysis.npz"):
             terminal.write(f"{folder / name}\n")
@@ -106,16 +108,25 @@ None: that of each run."""
         if "errors" in self.parts:
             terminal.write(f"{_predictions(found, arrays, folder)}\n")
         for name in pictures.drawable(found):
-
-            def draw(path: Path, name: str = name) -> None:
-                pictures.draw(name, found, arrays, path)
-
+            draw = functools.partial(pictures.draw, name, found, arrays)
             terminal.write(f"{terminal.drawn(draw, folder / f'{name}.png')}\n")
         if self.interactive:
             page = folder / "landscape.html"
             interactive.write(found, arrays, page)
             terminal.write(f"{page}\n")
         return 0
+
+
+def _tell_missing(found: "JSON") -> None:
+    """Says of which runs the features are asked for and have no picture."""
+    from zosam_jax.cli import terminal
+
+    runs = [r["run"] for r in found["runs"] if r.get("features", True) == {}]
+    if runs:
+        terminal.write(
+            f"no picture of the features of {', '.join(runs)}: no layer has a map of "
+            "the image.\n"
+        )
 
 
 def _predictions(

@@ -139,10 +139,10 @@ def as_typed(message: str, fields: Collection[str]) -> str:
         return message
 
     def flag(match: re.Match[str]) -> str:
-        joint = {"=": " ", ":": ":"}[match[2]]
+        joint = ":" if match[2] == ":" else " "
         return f"--{match[1].rstrip('_').replace('_', '-')}{joint}"
 
-    return re.sub(rf"(?<![\w'\"/.-])({names})([=:])", flag, own) + rest
+    return re.sub(rf"(?<![\w'\"/.-])({names})(= ?|:)", flag, own) + rest
 
 
 def _split(text: str, at: int) -> tuple[str, str]:

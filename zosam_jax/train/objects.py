@@ -90,6 +90,11 @@ class Objects(NamedTuple):
             found.check_types()
             if constructors.is_one(make):
                 dataset = constructors.call("dataset", make, passes=(DatasetError,))
+                if dataset is None:
+                    raise ValueError(
+                        f"dataset={_name(make, str)} returned None, and must return "
+                        "a zosam_jax.data.Dataset."
+                    )
                 found = self._replace(dataset=dataset)
                 found.check_types()
         except ValueError as error:

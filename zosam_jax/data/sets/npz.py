@@ -45,7 +45,11 @@ class _Form(NamedTuple):
 
 
 _IMAGES = _Form("u", 1, 4, "uint8 [N, H, W, C], from 0 to 255")
-_LABELS = _Form("iu", 8, 1, "integers [N], from 0")
+_LABELS = _Form(
+    *("iu", 8, 1),
+    words="integers [N], from 0 (several classes or values for an example: give a "
+    "data.Dataset of your own)",
+)
 _FORMS = {
     **{f"{part}_images": _IMAGES for part in PARTS},
     **{f"{part}_labels": _LABELS for part in PARTS},
