@@ -14,7 +14,7 @@ from zosam_jax.analysis import of_runs
 from zosam_jax.evaluate import evaluate
 from zosam_jax.models import create
 from zosam_jax.runs import record
-from zosam_jax.train import RunError, load_run, run
+from zosam_jax.train import RunError, load_run, model_card, run
 
 NAMES = ("top", "left", "sum")
 
@@ -85,6 +85,20 @@ def test_it_learns_and_records_the_scores_of_its_task(trained):
     (found,) = record.read_all([result.folder])
     assert found.summary == summary
     assert found.score == {"multilabel": "label accuracy", "regression": "R²"}[task]
+
+
+def test_a_model_card_says_values_and_their_score(trained, tmp_path):
+    task, result = trained
+    net = load_run.load(result.folder, model=network())
+    said = model_card.about(net.config, net.facts, net.step, result.summary)
+    model_card.write(tmp_path / "net", said, net.params, net.masks, "")
+    card = (tmp_path / "net.md").read_text()
+    score, outputs = {
+        "multilabel": ("label accuracy", "3 classes"),
+        "regression": ("R²", "3 values"),
+    }[task]
+    assert f"test {score} {result.summary['test_accuracy']:.6g}, test loss" in card
+    assert f"{outputs}, examples of" in card
 
 
 def test_a_run_of_it_is_resumed_and_analysed(trained, tmp_path):

@@ -92,8 +92,10 @@ def write(path: Path, said: About, params: Params, masks: Masks, use: str) -> No
     )
     shape = " x ".join(map(str, facts.image_shape))
     options = "".join(f", {option}" for option in config.model_options)
+    outputs = "values" if facts.task == "regression" else "classes"
+    names = {"test_accuracy": f"test {facts.score}"}
     figures = [
-        f"{key.replace('_', ' ')} {value:.6g}"
+        f"{names.get(key, key.replace('_', ' '))} {value:.6g}"
         for key, value in said.figures.items()
         if key not in ("status", "steps")
     ]
@@ -102,7 +104,7 @@ def write(path: Path, said: About, params: Params, masks: Masks, use: str) -> No
         "",
         f"- Model: {config.model}, width {config.width:g}{options}",
         f"- Parameters: {sum(sizes):,}, of which {live:,} are live",
-        f"- Data set: {facts.name}, {facts.num_classes} classes, examples of {shape}",
+        f"- Data set: {facts.name}, {facts.num_classes} {outputs}, examples of {shape}",
         f"- Training: {config.method}, {config.gradient}, {config.optimizer}, "
         f"{config.epochs} epochs, seed {config.seed}",
         *([f"- Started from: {Path(config.from_).name}"] if config.from_ else []),
