@@ -35,7 +35,7 @@ from rich.console import Console
 from rich.table import Table
 
 import zosam_jax as zs
-from benchmarks import command_line, record, tables, throughput
+from benchmarks import command_line, record, throughput
 from zosam_jax._types import Params, PyTree
 
 DEVICES, LAYERS, EXAMPLES = (4, 8), 4, 128
@@ -252,7 +252,7 @@ def main() -> None:
         "--result",
         metavar="FILE",
         type=Path,
-        default=tables.RESULTS / "collectives.json",
+        default=Path(__file__).parent / "results" / "collectives.json",
         help="result file",
     )
     args = parser.parse_args()

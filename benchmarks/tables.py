@@ -14,6 +14,7 @@ from typing import Any
 
 from benchmarks import (
     accelerator_tables,
+    collectives,
     convergence_report,
     inference_tables,
     paper_tables,
@@ -46,6 +47,7 @@ ACCELERATOR = "accelerator.json"
 CONVERGENCE = "convergence.json"
 PAPER = "paper-{}.json"
 INFERENCE = "inference-cpu.json"
+COLLECTIVES = "collectives.json"
 NOT_RUN = "not run"
 
 # Gradients of the sparse grid.
@@ -501,6 +503,7 @@ def tables() -> dict[str, list[list[str]]]:
         },
         "sparse-grid": grid_rows(load(GRID)["cells"], SPARSE_METHODS),
         **sparsity_rows(load(SPARSITY)["rows"]),
+        "collectives": collectives.lines(load(COLLECTIVES)["rows"]),
         "compile-time": compile_rows(map(load, COMPILE)),
         "presets": preset_rows(),
         "corruptions": corruption_rows(load(EVALUATION)),
@@ -540,6 +543,7 @@ PAGES = {
         "sparsity-steps",
         "sparsity-memory",
         "compile-time",
+        "collectives",
         "presets",
         "corruptions",
         "grown-moments",
