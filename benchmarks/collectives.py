@@ -171,7 +171,7 @@ def measure(
     )
     split = NamedSharding(mesh, P("data"))
     params, losses = network(width, split)
-    tx = optax.chain(gradient, optax.sgd(0.1, momentum=0.9))
+    tx: Any = optax.chain(gradient, optax.sgd(0.1, momentum=0.9))
 
     def spec(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
         divisible = leaf.ndim and leaf.shape[0] % mesh.size == 0

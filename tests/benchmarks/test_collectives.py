@@ -15,10 +15,6 @@ PROGRAM = """HloModule step
   %r = bf16[8]{0} all-reduce(%x), channel_id=1, to_apply=%add
 }
 
-%condition (p: (s32[], f32[8])) -> pred[] {
-  ROOT %less = pred[] compare(%i, %n)
-}
-
 %cheap (p: f32[8]) -> f32[8] {
   %s = f32[] all-reduce(%x), to_apply=%add
 }
@@ -30,7 +26,7 @@ PROGRAM = """HloModule step
 
 ENTRY %main (x: f32[8]) -> f32[8] {
   %both = (f32[4,2]{1,0}, s32[], /*index=2*/f32[]) all-reduce(%x, %y, %z), to_apply=%add
-  %loop = (s32[], f32[8]) while(%t), body=%body, backend_config={"known_trip_count":{"n":"3"}}
+  %loop = s32[] while(%t), body=%body, config={"known_trip_count":{"n":"3"}}
   %chosen = f32[8] conditional(%i, %x, %x), branch_computations={%cheap, %dear}
   %moved = f32[8] collective-permute(%x), source_target_pairs={{0,1}}
 }

@@ -99,7 +99,14 @@ def test_the_page_holds_all_it_needs(tmp_path):
 
 def test_label_noise_and_probes_are_shown_where_a_run_has_them(tmp_path, monkeypatch):
     plain = make_run(tmp_path / "plain")
-    other = make_run(tmp_path / "other", label_noise=0.4, probe_fraction=0.25)
+    other = make_run(
+        tmp_path / "other",
+        label_noise=0.4,
+        probe_fraction=0.25,
+        perturb_from=0.5,
+        perturb_every=2,
+        perturb_probability=0.75,
+    )
     path = other / "summary.json"
     shares = {"given": 0.8, "clean": 0.6}
     added = {f"train_accuracy_{kind}_labels": x for kind, x in shares.items()}
@@ -109,8 +116,11 @@ def test_label_noise_and_probes_are_shown_where_a_run_has_them(tmp_path, monkeyp
     runs = record.read_all([plain, other])
     rare = comparison.columns(runs)[len(comparison.COLUMNS) :]
     assert [[c.cell(run) for c in rare] for run in runs] == [
-        ["-"] * 5,
-        ["40%", "80.00%", "60.00%", "0.25 of the batch", "1,234"],
+        ["-"] * 6,
+        [
+            *("40%", "80.00%", "60.00%", "0.25 of the batch"),
+            *("from 50% on, every 2, with p = 0.75", "1,234"),
+        ],
     ]
     _, page = write(runs, tmp_path / "out")
     assert "train accuracy, clean labels" in page.read_text()

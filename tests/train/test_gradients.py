@@ -16,7 +16,14 @@ import tiny_run
 import zosam_jax as zs
 from zosam_jax import tree
 from zosam_jax.gradients.registry import METHODS
-from zosam_jax.train import RunError, TrainConfig, build, choices, learning_rates
+from zosam_jax.train import (
+    RunError,
+    TrainConfig,
+    build,
+    choices,
+    effects,
+    learning_rates,
+)
 from zosam_jax.train import loss as loss_
 from zosam_jax.train.objects import Objects
 
@@ -142,6 +149,38 @@ def test_the_trainer_adds_what_it_knows(monkeypatch):
     assert (given["total_steps"], given["mask"]) == (120, "dynamic")
     assert made(monkeypatch, probe_fraction=0.5)["aux_from"] == "descent"
     assert "aux_from" not in made(monkeypatch, gradient="zeroth_order")
+
+
+def due(config, total_steps=120):
+    """The perturbed steps."""
+    gradient = choices.choose(config).gradient.build(config, total_steps, None)
+    if gradient.when is None:
+        return list(range(total_steps))
+    return np.flatnonzero(jax.vmap(gradient.when)(jnp.arange(total_steps))).tolist()
+
+
+def test_the_configuration_says_which_steps_are_perturbed():
+    plain = TrainConfig(gradient="sam")
+    assert due(plain) == list(range(120))
+
+    def steps(**fields):
+        return due(dataclasses.replace(plain, **fields))
+
+    assert steps(perturb_from=0.75) == list(range(90, 120))
+    assert steps(perturb_every=3) == list(range(0, 120, 3))
+    assert steps(perturb_from=0.5, perturb_every=7) == list(range(63, 120, 7))
+    some = steps(perturb_probability=0.25)
+    # Five standard errors of a binomial count.
+    assert abs(len(some) - 30) < 5 * (120 * 0.25 * 0.75) ** 0.5
+    assert steps(perturb_probability=0.25, perturb_every=2) == [
+        step for step in some if step % 2 == 0
+    ]
+
+
+@pytest.mark.parametrize("gradient", ["backprop", "zeroth_order"])
+def test_a_gradient_without_a_perturbation_has_no_steps_to_perturb(gradient):
+    config = TrainConfig(gradient=gradient, rho=None, perturb_every=2)
+    assert effects.without_effect(config) == ["perturb_every"]
 
 
 def test_sampa_needs_the_learning_rate_of_a_named_optimizer():

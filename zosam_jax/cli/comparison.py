@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from zosam_jax.cli.terminal import printable
-from zosam_jax.runs.config import HOUSEKEEPING
+from zosam_jax.runs.config import HOUSEKEEPING, PERTURB_FIELDS
 from zosam_jax.runs.progress import duration
 from zosam_jax.runs.record import RunRecord
 
@@ -122,6 +122,15 @@ def _probes(run: RunRecord) -> str:
     )
 
 
+def _perturbed(run: RunRecord) -> str:
+    """Returns which steps are perturbed, in short; "-" for all."""
+    start, interval, probability = (run.config.get(name) for name in PERTURB_FIELDS)
+    parts = [f"from {start:.0%} on"] if start else []
+    parts += [f"every {interval}"] if interval not in (None, 1) else []
+    parts += [f"with p = {probability:.3g}"] if probability not in (None, 1) else []
+    return ", ".join(parts) or "-"
+
+
 def _noise(run: RunRecord) -> str:
     return _number(run.config.get("label_noise") or None, ".0%")
 
@@ -145,6 +154,7 @@ RARE_COLUMNS = (
     Column("train accuracy, given labels", _of_labels("given"), least_width=_WIDE),
     Column("train accuracy, clean labels", _of_labels("clean"), least_width=100),
     Column("probes", _probes, is_text=True, least_width=80),
+    Column("perturbed", _perturbed, is_text=True, least_width=80),
     Column("could be cut", _removable, least_width=_WIDE),
 )
 

@@ -33,6 +33,10 @@ LOOPS = ("auto", "scan", "steps")
 # Beyond this, a radius, a rate or a norm is a mistake.
 _LARGE = 1e6
 
+PERTURB_FIELDS = ("perturb_from", "perturb_every", "perturb_probability")
+"""Which steps a named gradient perturbs."""
+GRADIENT_FIELDS = ("rho", "gradient_options", *PERTURB_FIELDS)
+"""Fields that a named gradient reads, and a given one does not."""
 METHOD_FIELDS = (
     "method",
     "budget",
@@ -181,6 +185,14 @@ also takes rho_min: its radius then follows the learning rate, from rho to rho_m
     """Pass that supplies batch statistics and training accuracy: ascent (the first) \
 or descent (the last). None: the gradient's default, ascent if the first pass is at \
 the unperturbed weights."""
+    perturb_from: float = 0.0
+    """Share of the training, from 0 to 1, after which steps are perturbed. The others \
+take the plain gradient, at the price of one pass."""
+    perturb_every: int = 1
+    """Steps from one perturbed step to the next."""
+    perturb_probability: float = 1.0
+    """Probability with which a step is perturbed; with sam this is RST \
+(arXiv:2203.09962)."""
     probe_fraction: float = 1.0
     """Fraction of the batch, from its front, that the ascent step uses. Below 1, the \
 recorded training loss is the one at the perturbed weights."""
@@ -365,6 +377,10 @@ scan)."""
             _check.number(name, getattr(self, name), least=0, most=_LARGE)
         _check.number("log_every", self.log_every, least=0)
         _check.number("probe_fraction", self.probe_fraction, above=0, most=1)
+        _check.number("perturb_from", self.perturb_from, least=0, below=1)
+        _check.whole("perturb_every", self.perturb_every)
+        name = "perturb_probability"
+        _check.number(name, self.perturb_probability, above=0, most=1)
         _check.number("learning_rate", self.learning_rate, above=0, most=_LARGE)
         self._check_final_learning_rate()
         _check.number("layer_decay", self.layer_decay, above=0, most=1)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection
 from typing import NamedTuple
 
 from zosam_jax.gradients import registry as gradients
-from zosam_jax.runs.config import TrainConfig, default
+from zosam_jax.runs.config import PERTURB_FIELDS, TrainConfig, default
 from zosam_jax.sparsity import registry as sparse_methods
 from zosam_jax.train import named_method, option_strings
 
@@ -83,6 +83,10 @@ NEEDS: dict[str, Need] = {
     "aux_from": Need(
         _gradient_takes("aux_from"), "gradients of several passes", "gradient"
     ),
+    **{
+        field: Need(_gradient_takes("rho"), "sharpness-aware gradients", "gradient")
+        for field in PERTURB_FIELDS
+    },
     "probe_norm": Need(
         lambda c: c.probe_fraction < 1, "a probe fraction below 1", "gradient"
     ),

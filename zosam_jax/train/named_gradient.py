@@ -1,5 +1,6 @@
 """The gradient estimator that a configuration names."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -7,9 +8,10 @@ import jax.numpy as jnp
 
 from zosam_jax import _check
 from zosam_jax._types import Aux, Radius, Schedule, SharedOptions
+from zosam_jax.gradients import timing
 from zosam_jax.gradients.methods.gsam import tied_radius
 from zosam_jax.gradients.transformation import GradientEstimator
-from zosam_jax.runs.config import TrainConfig, default
+from zosam_jax.runs.config import GRADIENT_FIELDS, TrainConfig, default
 from zosam_jax.train import option_strings
 
 _SHARED_BATCH = (
@@ -25,7 +27,8 @@ _RESERVED = {
     "learning_rate": "is a field of its own: learning_rate (--learning-rate)",
     "ascent_value_fn": "is made by probe_dtype (--probe-dtype)",
     "ascent_fraction": "is a field of its own: probe_fraction (--probe-fraction)",
-    "when": "is a function: call run(gradient=...) with zs.late(zs.sam(), 100), say",
+    "when": "is a function; --perturb-from, --perturb-every and --perturb-probability "
+    "choose the steps",
     "has_aux": _AUX,
     "aux_like": _AUX,
     "axis_name": _SHARED_BATCH,
@@ -93,7 +96,8 @@ class ChosenGradient(NamedTuple):
             left_out = _check.patterns("exclude", options.get("exclude", ()))
             options["exclude"] = (*left_out, *config.freeze)
         try:
-            return self.make(**{**values, **options})
+            made = self.make(**{**values, **options})
+            return _timed(made, config, total_steps)
         except (TypeError, ValueError) as error:
             raise ValueError(
                 f"gradient={self.name!r} with "
@@ -149,6 +153,21 @@ class ChosenGradient(NamedTuple):
         )
 
 
+def _timed(
+    gradient: GradientEstimator, config: TrainConfig, total_steps: int
+) -> GradientEstimator:
+    """Returns the gradient, perturbed in the steps that the configuration says."""
+    if config.perturb_from > 0:
+        start = math.ceil(config.perturb_from * total_steps)
+        gradient = timing.late(gradient, start)
+    if config.perturb_every > 1:
+        gradient = timing.every(gradient, config.perturb_every)
+    if config.perturb_probability < 1:
+        # The same steps for every seed, which is data of the program.
+        gradient = timing.randomly(gradient, config.perturb_probability)
+    return gradient
+
+
 def choose(
     config: TrainConfig, make: Callable[..., GradientEstimator], name: str
 ) -> ChosenGradient:
@@ -174,7 +193,7 @@ def choose(
 
 def check_unset(config: TrainConfig) -> None:
     """Raises `ValueError` if fields of a named gradient are set beside a given one."""
-    for field in ("rho", "gradient_options"):
+    for field in GRADIENT_FIELDS:
         value = getattr(config, field)
         if value != default(field):
             raise ValueError(

@@ -13,7 +13,7 @@ from zosam_jax._calls import of_value
 from zosam_jax.data import Dataset, DatasetError, Streamed
 from zosam_jax.gradients.transformation import GradientEstimator
 from zosam_jax.runs.code_names import check_code
-from zosam_jax.runs.config import METHOD_FIELDS, TrainConfig
+from zosam_jax.runs.config import GRADIENT_FIELDS, METHOD_FIELDS, TrainConfig
 from zosam_jax.runs.errors import RunError
 from zosam_jax.sparsity import SparseMethod
 from zosam_jax.train import constructors
@@ -33,7 +33,7 @@ GivenOptimizer = (
 FIELDS = {
     "model": ("width", "model_options"),
     "method": ("sparsity", "dense", *METHOD_FIELDS[1:]),
-    "gradient": ("rho", "gradient_options"),
+    "gradient": GRADIENT_FIELDS,
     "optimizer": (
         "learning_rate",
         "momentum",
