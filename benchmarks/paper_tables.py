@@ -13,8 +13,7 @@ NOTES = {
     "medium": "A narrow network, a part of the data and few epochs: the differences to "
     "published numbers say nothing about the papers.",
     "smoke": "Small networks on the 8 x 8 digits stand in for everything: the numbers "
-    "show that the command works, and their differences to published ones say nothing "
-    "about the papers.",
+    "show that the command works, and say nothing about the papers.",
 }
 _DIGITS = {
     "accuracy": 2,
@@ -75,20 +74,20 @@ def lines(
     found = [["network", "data", "method", "sparsity", "gradient"]]
     for measure in table.measures:
         heads = f"{MEASURES[measure]}: published", f"ours, {scale}", "difference"
-        found[0] += heads[: _columns(measure)]
+        found[0] += heads[: _columns(measure, scale)]
     for cell in cells:
         own = [*cell[:3], f"{100 * cell.sparsity:g} %", cell.gradient]
         for measure in table.measures:
             key = cell, measure
             compared = _compared(measure, PUBLISHED.get(key), known.get(key))
-            own += compared[: _columns(measure)]
+            own += compared[: _columns(measure, scale)]
         found.append(own)
     return found
 
 
-def _columns(measure: str) -> int:
-    """Speeds are of different machines, so that their difference is left out."""
-    return 2 if measure == "speed" else 3
+def _columns(measure: str, scale: str) -> int:
+    """Speeds of different machines, and other data, are shown without a difference."""
+    return 2 if measure == "speed" or scale == "smoke" else 3
 
 
 def _cell(row: Mapping[str, Any]) -> Cell:
