@@ -306,10 +306,12 @@ def lines(rows: Sequence[dict[str, Any]]) -> list[list[str]]:
 
 
 def _held(row: dict[str, Any]) -> str:
-    """Bytes of a parameter, as "1.0 + 8.0/k"; what is below a tenth is left out."""
-    parts = [f"{row['whole']:.1f}"] if abs(row["whole"]) >= 0.05 else []
-    parts += [f"{row['split']:.1f}/k"] if abs(row["split"]) >= 0.05 else []
-    return " + ".join(parts) or "0"
+    """Bytes of a parameter, as "1.0 + 8.0/k"; what rounds to 0 is left out."""
+    whole, split = round(row["whole"], 1), round(row["split"], 1)
+    if not split:
+        return f"{whole}"
+    sign = "-" if split < 0 else "+"
+    return f"{whole} {sign} {abs(split)}/k" if whole else f"{split}/k"
 
 
 if __name__ == "__main__":

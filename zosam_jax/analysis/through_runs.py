@@ -45,7 +45,8 @@ def landscape(
     """Returns the figures and heights of the plane through three networks.
 
     The networks between have the live weights of all three. BatchNorm takes the
-    statistics of each batch, since these networks have none of their own.
+    statistics of each batch, since these networks have none of their own. Where a model
+    with BatchNorm also drops activations in training, it does so here, with one key.
 
     Args:
       networks: Three networks of one model, and the batches of the first.
