@@ -9,8 +9,10 @@ import numpy as np
 import optax
 import pytest
 import tiny_run
+from PIL import Image
 
 from zosam_jax.analysis import of_runs
+from zosam_jax.cli import main as cli
 from zosam_jax.evaluate import evaluate
 from zosam_jax.models import create
 from zosam_jax.runs import record
@@ -57,6 +59,26 @@ def trained(request, tmp_path_factory):
         out, validation=1 / 6, learning_rate=0.2 if task[0] == "m" else 0.05
     )
     return task, run(chosen, dataset=dataset(task), model=network())
+
+
+def test_the_command_shows_every_label_that_an_image_may_have(
+    trained, tmp_path, monkeypatch, capsys
+):
+    task, ended = trained
+    image = tmp_path / "image.png"
+    Image.fromarray(dataset(task).test_images[0, ..., 0]).save(image)
+    load = load_run.load
+    monkeypatch.setattr(
+        load_run, "load", lambda run, **rest: load(run, **{**rest, "model": network()})
+    )
+    line = ["predict", str(ended.folder), str(image), "--format", "json"]
+    assert cli.main(line) == 0
+    (found,) = json.loads(capsys.readouterr().out)
+    assert {row["class"] for row in found["classes"]} == set(NAMES)
+    assert cli.main([*line, "--top", "1"]) == 0
+    (found,) = json.loads(capsys.readouterr().out)
+    # The values of a regression are all there.
+    assert len(found["classes"]) == (1 if task == "multilabel" else 3)
 
 
 def test_it_learns_and_records_the_scores_of_its_task(trained):

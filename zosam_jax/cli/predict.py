@@ -30,8 +30,9 @@ class Predict(OwnCode):
     """Folder of a run, finished or not; or a safetensors file that was exported."""
     paths: Positional[tuple[Path, ...]]
     """Image files, or folders of images."""
-    top: int = 1
-    """Number of classes of each image, the most probable first."""
+    top: int | None = None
+    """Number of classes of each image, the most probable first. None: one; all \
+where an image may have several."""
     format: Literal["table", "json", "csv"] = "table"
     """table; json: a list of objects; csv: a line for each class of each image."""
     checkpoint: int | None = None
@@ -49,7 +50,9 @@ class Predict(OwnCode):
             raise RunError("predict needs at least one image: zosam predict RUN PATH")
         compilation_cache.use()
         net = load_run.load(self.run, checkpoint=self.checkpoint, **self.given())
-        options = {"top": self.top, "batch_size": self.batch_size}
+        usual = len(net.classes) if net.facts.task == "multilabel" else 1
+        top = usual if self.top is None else self.top
+        options = {"top": top, "batch_size": self.batch_size}
         try:
             found = net.predict(self.paths, **options)
         except ValueError as error:
