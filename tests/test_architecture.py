@@ -44,7 +44,7 @@ HEAVY = {
     "google": ("data",),
     "ml_dtypes": ("runs", "train"),
     "orbax": ("train",),
-    "tensorboardX": ("runs",),
+    "tensorboardX": ("runs.trackers",),
     "matplotlib": ("analysis", "cli", "evaluate", "sparsity.reports.picture"),
     "plotly": ("analysis.interactive",),
     "rich": ("cli", "runs"),

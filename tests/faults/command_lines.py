@@ -101,6 +101,10 @@ SENSE = {
     "--stop-fraction": Sense(0, 1),
     "--score-images": Sense(0, 139),  # The smallest class has 139.
     "--rho": Sense(0, 1e6),
+    "--block": Sense(1, 2),  # Larger ones leave the small network too few blocks.
+    "--perturb-from": Sense(0, 0.9999),
+    "--perturb-every": Sense(1, 2**31 - 1),
+    "--perturb-probability": Sense(1e-9, 1),
     "--probe-fraction": Sense(1e-9, 1),
     "--learning-rate": Sense(1e-9, 1e6),
     "--momentum": Sense(0, 0.9999),
@@ -133,6 +137,9 @@ SENSE = {
 # What the flags need to have an effect at all.
 WITH = {
     "--rho": {"--gradient": "sam"},
+    "--perturb-from": {"--gradient": "sam"},
+    "--perturb-every": {"--gradient": "sam"},
+    "--perturb-probability": {"--gradient": "sam"},
     "--probe-fraction": {"--gradient": "zosam"},
     "--milestones": {"--schedule": "step"},
     "--early-bird-tolerance": {"--early-bird": None},

@@ -62,16 +62,3 @@ def test_a_line_without_an_entry_names_it(tmp_path):
         path.write_text(json.dumps(short) + "\n")
         with pytest.raises(RunError, match=f"it has no '{name}'"):
             metrics.read(path)
-
-
-def test_tensorboard_scalars(tmp_path):
-    log = metrics.MetricsLog(tmp_path, tensorboard=True)
-    log.write({"step": 4, "split": "test", "loss": 0.5, "epoch": 1})
-    log.close()
-    assert any((tmp_path / "tensorboard").iterdir())
-
-
-def test_tensorboard_missing_says_what_to_install(monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "tensorboardX", None)
-    with pytest.raises(RunError, match=r"pip install tensorboardX"):
-        metrics.check_tensorboard()

@@ -29,6 +29,7 @@ SCHEDULES = ("cosine", "step", "constant")
 DECAYS = ("all", "kernels")
 FROM_MASKS = ("auto", "keep", "drawn")
 LOOPS = ("auto", "scan", "steps")
+TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio")
 
 # Beyond this, a radius, a rate or a norm is a mistake.
 _LARGE = 1e6
@@ -59,6 +60,7 @@ HOUSEKEEPING = frozenset(
         "log_every",
         "time_limit",
         "tensorboard",
+        "trackers",
         "overwrite",
     }
 )
@@ -299,6 +301,9 @@ limit unless it is given another. A call makes at least one step, and the checkp
 takes some time beyond the limit. None: no limit."""
     tensorboard: bool = False
     """Also write TensorBoard scalars (needs tensorboardX)."""
+    trackers: tuple[str, ...] = ()
+    """Where the metrics go too: tensorboard, wandb, mlflow, trackio, or several. \
+Variables of the environment say where these are, and the name of the project."""
     loop: str = "auto"
     """Training loop: scan (many steps in one compiled loop), steps (one call per \
 step) or auto (steps on CPUs, where convolutions in a compiled loop are slow, else \
@@ -353,6 +358,8 @@ scan)."""
             ("from_masks", FROM_MASKS),
         ):
             _check.one_of(name, getattr(self, name), choices)
+        for name in self.trackers:
+            _check.one_of("trackers", name, TRACKERS)
         if self.aux_from is not None:
             _check.one_of("aux_from", self.aux_from, ("ascent", "descent"))
 
@@ -378,7 +385,7 @@ scan)."""
         _check.number("log_every", self.log_every, least=0)
         _check.number("probe_fraction", self.probe_fraction, above=0, most=1)
         _check.number("perturb_from", self.perturb_from, least=0, below=1)
-        _check.whole("perturb_every", self.perturb_every)
+        _check.whole("perturb_every", self.perturb_every, most=2**31 - 1)
         name = "perturb_probability"
         _check.number(name, self.perturb_probability, above=0, most=1)
         _check.number("learning_rate", self.learning_rate, above=0, most=_LARGE)
@@ -414,6 +421,12 @@ scan)."""
                 f"milestones={self.milestones!r} must rise, between the end of the "
                 "warm-up and 1: shares of the steps, as 0.5 0.75."
             )
+
+    @property
+    def all_trackers(self) -> tuple[str, ...]:
+        """The trackers, TensorBoard among them if it has its own field."""
+        board = ("tensorboard",) if self.tensorboard else ()
+        return tuple(dict.fromkeys((*board, *self.trackers)))
 
     @property
     def probes(self) -> bool:

@@ -23,8 +23,8 @@ SWEEP_RECORD = "sweep.json"
 # In the order in which they are deleted, since a process may be killed on the way.
 # Without the first, the run is unfinished. `config.json` is not among them: the new run
 # replaces it in one step, so that the folder is that of a run at every moment.
-_ENTRIES = ("summary.json", "checkpoints", "damaged", "tensorboard", "curves.png")
-_ENTRIES += ("evaluation.json", "evaluation.jsonl", "evaluation.png")
+_ENTRIES = ("summary.json", "checkpoints", "damaged", "tensorboard", "trackers.json")
+_ENTRIES += ("curves.png", "evaluation.json", "evaluation.jsonl", "evaluation.png")
 _ENTRIES += ("metrics.jsonl",)
 # What may change between two sessions of a run without changing its configuration.
 _ENVIRONMENT = ("commit", "cpus", "backend", "device", "devices")

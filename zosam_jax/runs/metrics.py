@@ -1,17 +1,13 @@
-"""The metrics of a run: lines of `metrics.jsonl`, and optional TensorBoard scalars."""
+"""The metrics of a run: lines of `metrics.jsonl`, which trackers get too."""
 
 import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from zosam_jax.runs import files, schema
-from zosam_jax.runs.errors import RunError
 from zosam_jax.runs.files import JSON
-
-if TYPE_CHECKING:
-    from tensorboardX import SummaryWriter
-
+from zosam_jax.runs.trackers import Trackers
 
 _SPLITS = ("train", "validation", "test")
 _LINE = {
@@ -111,20 +107,15 @@ def cut(path: Path, step: int) -> list[JSON]:
 class MetricsLog:
     """Appends records to `metrics.jsonl`, each as one complete line."""
 
-    def __init__(self, folder: Path, *, tensorboard: bool = False, step: int = 0):
-        """Opens the files.
+    def __init__(self, folder: Path, trackers: Trackers | None = None):
+        """Opens the file.
 
         Args:
           folder: The run's folder.
-          tensorboard: Also write scalars to `folder/tensorboard`.
-          step: The step at which the run starts or resumes. TensorBoard drops the
-            scalars of later steps.
-
-        Raises:
-          RunError: `tensorboard` is set and tensorboardX is not installed.
+          trackers: Where the records go too; they are closed with the file.
         """
         self._file = (folder / "metrics.jsonl").open("a")
-        self._board = _board(folder / "tensorboard", step) if tensorboard else None
+        self._trackers = trackers
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Writes a record.
@@ -134,36 +125,15 @@ class MetricsLog:
         """
         self._file.write(files.line(record))
         self._file.flush()
-        if self._board is not None:
-            for name, value in record.items():
-                if name not in ("step", "split") and isinstance(value, int | float):
-                    tag = f"{record['split']}/{name}"
-                    self._board.add_scalar(tag, value, record["step"])
+        if self._trackers is not None:
+            self._trackers.log(record)
 
     def sync(self) -> None:
         """Returns once the disk has all records, which survive a power cut then."""
         os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        """Flushes and closes the files."""
+        """Flushes and closes the file, and the trackers."""
         self._file.close()
-        if self._board is not None:
-            self._board.close()
-
-
-def check_tensorboard() -> None:
-    """Raises `RunError` if tensorboardX cannot be imported."""
-    try:
-        import tensorboardX  # noqa: F401
-    except ImportError as error:
-        raise RunError(
-            "tensorboard=True needs tensorboardX, which is not installed. Run: "
-            "pip install tensorboardX"
-        ) from error
-
-
-def _board(folder: Path, step: int) -> "SummaryWriter":
-    check_tensorboard()
-    from tensorboardX import SummaryWriter
-
-    return SummaryWriter(str(folder), purge_step=step or None)
+        if self._trackers is not None:
+            self._trackers.close()

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from zosam_jax import data, models
-from zosam_jax.runs import dataset_facts, environment, folder, metrics
+from zosam_jax.runs import dataset_facts, environment, folder, trackers
 from zosam_jax.runs.config import TrainConfig
 from zosam_jax.runs.dataset_facts import DatasetFacts
 from zosam_jax.runs.errors import RunError, sentence
@@ -320,8 +320,7 @@ def prepare(
       RunError: They do not fit together.
       zosam_jax.data.DatasetError: The data set is missing or damaged.
     """
-    if config.tensorboard:
-        metrics.check_tensorboard()
+    trackers.check(config.all_trackers)
     chosen = chosen or _choose(config, given)
     stored = processes.first(lambda: _stored_facts(config))
     facts = None if stored is None else dataset_facts.from_record(stored)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from zosam_jax import sparsity
 from zosam_jax._types import Params, PyTree
-from zosam_jax.runs import files, metrics, summary
+from zosam_jax.runs import files, metrics, summary, trackers
 from zosam_jax.runs.config import TrainConfig
 from zosam_jax.runs.errors import RunError
 from zosam_jax.runs.files import JSON
@@ -150,11 +150,12 @@ class Session:
         processes.first(self._open_log)
 
     def _open_log(self) -> None:
-        self.log = metrics.MetricsLog(
-            self.setup.folder,
-            tensorboard=self.setup.config.tensorboard,
-            step=self.position.step,
-        )
+        folder, config = self.setup.folder, self.setup.config
+        found = None
+        if names := config.all_trackers:
+            say, step = self.setup.display.message, self.position.step
+            found = trackers.Trackers(names, folder, config.record(), step, say)
+        self.log = metrics.MetricsLog(folder, found)
 
     def close(self) -> None:
         """Closes the metrics file."""

@@ -73,7 +73,7 @@ def read(run: str | os.PathLike[str], *, data_dir: str | None = None) -> StoredR
       RunError: There is no such run, or a file of it is damaged.
     """
     path = record.find(run)
-    changes: JSON = {"tensorboard": False}
+    changes: JSON = {"tensorboard": False, "trackers": ()}
     if data_dir is not None:
         changes["data_dir"] = data_dir
     return StoredRun(
