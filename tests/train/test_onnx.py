@@ -70,6 +70,18 @@ def test_what_is_converted_wrongly_is_refused(monkeypatch):
         onnx_conversion.converted(lambda x: x, LIKE)
 
 
+def test_what_the_converter_does_to_jax_is_undone(monkeypatch):
+    """jax2onnx leaves a `jnp.cumsum` that takes no positional axis."""
+    cumsum = jnp.cumsum
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: True)
+    monkeypatch.setattr(
+        onnx_conversion, "_by_layers", lambda *_: setattr(jnp, "cumsum", None)
+    )
+    monkeypatch.setattr(onnx_conversion, "_error", lambda *_: 0.0)
+    onnx_conversion.converted(lambda x: x, LIKE)
+    assert jnp.cumsum is cumsum
+
+
 @needs_onnx
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(

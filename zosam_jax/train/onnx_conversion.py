@@ -11,6 +11,7 @@ import importlib
 import importlib.util
 import itertools
 import logging
+import types
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -51,7 +52,7 @@ def converted(function: Function, like: jax.ShapeDtypeStruct, most: int = 256) -
                 f"ONNX needs the package {package}: pip install 'zosam-jax[onnx]'."
             )
     reasons = []
-    with _quiet():
+    with _quiet(), _unchanged(jnp):
         for way in (_by_layers, _by_operations):
             try:
                 made = way(function, like)
@@ -68,6 +69,18 @@ def converted(function: Function, like: jax.ShapeDtypeStruct, most: int = 256) -
         f"the network cannot be converted to ONNX: by its layers, {reasons[0]}; by its "
         f"operations, {reasons[1]}. These are limits of jax2onnx; --to stablehlo works."
     )
+
+
+@contextlib.contextmanager
+def _unchanged(module: types.ModuleType) -> Iterator[None]:
+    """Gives a module back its functions: jax2onnx replaces some when it is imported."""
+    before = dict(vars(module))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if getattr(module, name) is not value:
+                setattr(module, name, value)
 
 
 def _by_layers(function: Function, like: jax.ShapeDtypeStruct) -> Any:
