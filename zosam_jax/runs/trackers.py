@@ -44,12 +44,12 @@ class Tracker(NamedTuple):
     """An open tracker.
 
     Attributes:
-      key: Under which it knows the run.
+      key: Under which it knows the run; None: it needs none.
       log: `(values by name, step)`.
       close: Called at the end, also of an interrupted run.
     """
 
-    key: str
+    key: str | None
     log: Callable[[Mapping[str, float], int], Any]
     close: Callable[[], Any]
 
@@ -72,14 +72,14 @@ def _tensorboard(run: Run) -> Tracker:
     from tensorboardX import SummaryWriter
 
     # Scalars of later steps, which an interrupted run has lost, are dropped.
-    folder = run.folder / "tensorboard"
-    board = SummaryWriter(str(folder), purge_step=run.step or None)
+    folder = str(run.folder / "tensorboard")
+    board = SummaryWriter(folder, purge_step=run.step or None)
 
     def log(values: Mapping[str, float], step: int) -> None:
         for name, value in values.items():
             board.add_scalar(name, value, step)
 
-    return Tracker(folder.name, log, board.close)
+    return Tracker(None, log, board.close)
 
 
 def _wandb(run: Run) -> Tracker:
@@ -179,8 +179,8 @@ class Trackers:
             tracker = self._safely(name, lambda n=name, r=run: KINDS[n].begin(r))
             if tracker is not None:
                 self._open[name] = tracker
-        if self._open:
-            found = {name: tracker.key for name, tracker in self._open.items()}
+        found = {name: t.key for name, t in self._open.items() if t.key is not None}
+        if found:
             files.write_json(path, keys | found)
 
     def log(self, record: Mapping[str, Any]) -> None:
