@@ -243,6 +243,13 @@ numpy.savez(sys.argv[3], *logits)
 """
 
 
+def test_a_cut_network_has_no_history(trained):
+    net = zs.load(trained)
+    assert [found.step for found in net.history()] == [net.step]
+    with pytest.raises(RunError, match=r"was cut.*without compact\(\)"):
+        next(net.compact().history())
+
+
 def test_a_program_runs_with_jax_alone(trained, tmp_path, capsys):
     net = zs.load(trained).compact()
     file = tmp_path / "a.stablehlo"

@@ -91,11 +91,17 @@ class LoadedRun:
         A run keeps as many as `TrainConfig.keep` says.
 
         Raises:
-          RunError: A checkpoint is damaged; or this is a file, which has none.
+          RunError: A checkpoint is damaged; or this is a file, which has none, or a
+            network that was cut.
         """
         if not self.folder.is_dir():
             raise RunError(f"{self.folder} is a file, and has no checkpoints.")
         stored = network.record(self.folder).run
+        if self.config.model_options != stored.config.model_options:
+            raise RunError(
+                f"the network was cut, and the checkpoints in {self.folder} are those "
+                "of the whole one. Load it again, without compact()."
+            )
         for step in steps_in(self.folder / "checkpoints"):
             weights = stored_run.weights(stored, self.experiment, step)
             yield dataclasses.replace(
