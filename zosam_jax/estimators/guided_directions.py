@@ -1,5 +1,6 @@
 """Gradient estimation in a small subspace, such as the span of past gradients."""
 
+import functools
 from collections.abc import Sequence
 
 import jax
@@ -208,6 +209,8 @@ def _combine(coefficients: jax.Array, axes: PyTree) -> Params:
     """The sum of the axes times their coefficients."""
 
     def leaf(x: jax.Array) -> jax.Array:
-        return jnp.sum(coefficients.reshape(-1, *[1] * (x.ndim - 1)) * x, 0)
+        # Written out: XLA:CPU takes fifty times as long to reduce over the first axis.
+        parts = (coefficients[i] * x[i] for i in range(len(x)))
+        return functools.reduce(jnp.add, parts)
 
     return jax.tree.map(leaf, axes)
