@@ -187,7 +187,7 @@ def test_losses_of_disjoint_parts_are_as_many_as_the_slopes():
 
 
 def test_axes_are_combined_without_a_reduction():
-    """XLA:CPU takes fifty times as long for one over the first axis."""
+    """XLA:CPU is very slow at one over the first axis."""
     rng = np.random.default_rng(0)
     axes = {"w": rng.normal(size=(4, 3, 5)), "b": rng.normal(size=(4, 5))}
     coefficients = rng.normal(size=4)

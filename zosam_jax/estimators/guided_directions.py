@@ -209,7 +209,7 @@ def _combine(coefficients: jax.Array, axes: PyTree) -> Params:
     """The sum of the axes times their coefficients."""
 
     def leaf(x: jax.Array) -> jax.Array:
-        # Written out: XLA:CPU takes fifty times as long to reduce over the first axis.
+        # Written out: XLA:CPU is very slow at reductions over the first axis.
         parts = (coefficients[i] * x[i] for i in range(len(x)))
         return functools.reduce(jnp.add, parts)
 
