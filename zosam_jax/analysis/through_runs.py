@@ -1,6 +1,6 @@
 """The loss on the plane through three trained networks of one model."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -38,9 +38,7 @@ def check(params: Sequence[Params]) -> None:
 
 
 def landscape(
-    networks: Sequence[Network],
-    loss: Loss,
-    on_progress: Callable[[int, int], None] | None = None,
+    networks: Sequence[Network], loss: Loss
 ) -> tuple[JSON, dict[str, np.ndarray]]:
     """Returns the figures and heights of the plane through three networks.
 
@@ -51,7 +49,6 @@ def landscape(
     Args:
       networks: Three networks of one model, and the batches of the first.
       loss: The loss of every example.
-      on_progress: As in `loss_landscape`.
 
     Raises:
       RunError: The three networks lie on a line.
@@ -68,7 +65,6 @@ def landscape(
         plane.directions,
         axes=grid,
         batches=first.batches,
-        on_progress=on_progress,
     )
     figures = {
         "points": plane.points.tolist(),
