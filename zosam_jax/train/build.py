@@ -29,6 +29,8 @@ from zosam_jax.train import (
     processes,
 )
 from zosam_jax.train.examples import (
+    Data,
+    Images,
     hold_out,
     labelled_images,
     with_augmentation,
@@ -47,9 +49,6 @@ from zosam_jax.train.objects import Objects, check_model, loss_name
 
 if TYPE_CHECKING:
     from zosam_jax.train.choices import Choices
-
-Data = data.Dataset | data.Streamed
-Images = tuple[np.ndarray, np.ndarray]
 
 # The advice if the data set is of a kind that the model does not take.
 _MISFIT = {
