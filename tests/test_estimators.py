@@ -10,7 +10,7 @@ from problems import Quadratic, flat
 
 import zosam_jax as zs
 from zosam_jax import estimators, tree
-from zosam_jax.estimators import guided_directions
+from zosam_jax.estimators import guided_directions, rge_random_directions
 
 
 def samples(problem, num_directions, masks=None, count=20_000, **options):
@@ -197,6 +197,13 @@ def test_axes_are_combined_without_a_reduction():
         np.testing.assert_allclose(found[name], expected, rtol=1e-5, atol=1e-6)
     program = jax.make_jaxpr(guided_directions._combine)(jnp.ones(4), axes)
     assert "reduce" not in str(program)
+
+
+def test_the_directions_of_a_chunk_are_added_in_float32_without_a_reduction():
+    x = np.random.default_rng(0).normal(size=(5, 3, 4)).astype(np.float32)
+    add = rge_random_directions._sum_of_first_axis
+    np.testing.assert_allclose(add(jnp.asarray(x)), x.sum(0), rtol=1e-6, atol=1e-6)
+    assert "reduce" not in str(jax.make_jaxpr(add)(x))
 
 
 def test_a_batch_of_keys_is_answered_with_vmap():
