@@ -12,6 +12,8 @@ if the time that it is expected to take is left; it is ended when the time is ov
 repeated by the next call. A training may start in less time: it goes on where it was.
 The time that a piece is expected to take is a guess for one GPU, corrected by the
 pieces of its kind that are done; that of a training follows from the throughput.
+With `--at-once N`, N trainings run side by side, each with its share of the device's
+memory: a small network leaves most of a device idle. Timings run alone.
 
 `--plan` prints the pieces. `--small` runs tiny ones, to try the program out. `--merge`
 copies the result to `benchmarks/results`. Each device needs an `--out` of its own.
@@ -44,6 +46,9 @@ LEAST = 90.0
 """Seconds that must be left for a training that will go on in the next call."""
 # Programs read from a cache would have no time of compilation.
 _NO_CACHE = {"JAX_ENABLE_COMPILATION_CACHE": "false"}
+
+MEMORY = "XLA_PYTHON_CLIENT_MEM_FRACTION"
+"""The part of a GPU's memory that a process takes."""
 
 Outcome = Literal["done", "failed", "cut"]
 
@@ -251,12 +256,43 @@ def choose(
     return None
 
 
+def choose_group(
+    plan: Sequence[Piece],
+    rows: Sequence[Mapping[str, Any]],
+    tried: set[str],
+    left: float,
+    at_once: int,
+) -> list[Piece]:
+    """Returns the pieces that run next, side by side; none if nothing fits.
+
+    Only pieces that go on where they were cut share a device: what is timed runs alone.
+
+    Args:
+      plan: As for `choose`, like all others but the last.
+      rows: See `plan`.
+      tried: See `plan`.
+      left: See `plan`.
+      at_once: Most pieces that share the device.
+    """
+    group: list[Piece] = []
+    while len(group) < at_once:
+        known = tried | {piece.name for piece in group}
+        piece = choose(plan, rows, known, left)
+        if piece is None or (group and piece.kind != group[0].kind):
+            break
+        group.append(piece)
+        if not piece.goes_on:
+            break
+    return group
+
+
 def spend(
     plan: Callable[[], Sequence[Piece]],
     log: record.Log,
     seconds: float,
-    run: Callable[[Piece, float], Outcome],
+    run: Callable[[Sequence[Piece], float], Sequence[Outcome]],
     finished: Callable[[], None],
+    at_once: int = 1,
     clock: Callable[[], float] = time.monotonic,
 ) -> None:
     """Runs pieces until the time is over or nothing is left that fits.
@@ -265,67 +301,90 @@ def spend(
       plan: Returns all pieces; asked before each, since measurements correct guesses.
       log: Gets a line for every piece that is done or failed.
       seconds: The time.
-      run: Runs a piece for at most so many seconds.
+      run: Runs pieces side by side for at most so many seconds.
       finished: Called after every line.
+      at_once: Most trainings that run side by side.
       clock: Returns the time in seconds.
     """
     end, tried = clock() + seconds - GRACE, set()
     while True:
         left = end - clock()
-        piece = choose(plan(), log.rows(), tried, left)
-        if piece is None:
+        group = choose_group(plan(), log.rows(), tried, left, at_once)
+        if not group:
             return
-        tried.add(piece.name)
-        guess = expected(piece, log.rows())
-        print(f"{piece.name}: about {guess:.0f} s of {left:.0f} s", flush=True)
+        tried.update(piece.name for piece in group)
+        for piece in group:
+            guess = expected(piece, log.rows())
+            print(f"{piece.name}: about {guess:.0f} s of {left:.0f} s", flush=True)
         start = clock()
-        outcome = run(piece, left)
+        outcomes = run(group, left)
         took = clock() - start
-        print(f"{piece.name}: {outcome} after {took:.0f} s", flush=True)
-        if outcome == "cut":
+        for piece, outcome in zip(group, outcomes, strict=True):
+            print(f"{piece.name}: {outcome} after {took:.0f} s", flush=True)
+            if outcome == "cut":
+                continue
+            row = {"piece": piece.name, "kind": piece.kind, "guess": piece.seconds}
+            log.append({**row, "took": round(took, 2), "outcome": outcome})
+            finished()
+        if "cut" in outcomes:
             return
-        row = {"piece": piece.name, "kind": piece.kind, "guess": piece.seconds}
-        log.append({**row, "took": round(took, 2), "outcome": outcome})
-        finished()
 
 
-def execute(piece: Piece, seconds: float, out: Path) -> Outcome:
-    """Runs a piece in a process of its own, whose output goes to OUT/logs.
+def execute(group: Sequence[Piece], seconds: float, out: Path) -> list[Outcome]:
+    """Runs pieces side by side, each in a process whose output goes to OUT/logs.
 
     Args:
-      piece: The piece.
-      seconds: Time after which it is ended: it is asked to, and killed after `GRACE`.
+      group: The pieces.
+      seconds: Time after which they are ended: they are asked to, and killed after
+        `GRACE`.
       out: The folder of the results.
     """
-    log = out / "logs" / f"{piece.name}.txt"
-    log.parent.mkdir(parents=True, exist_ok=True)
+    end = time.monotonic() + seconds
+    started: list[tuple[subprocess.Popen[bytes], Path]] = []
+    outcomes: list[Outcome] = []
+    try:
+        for piece in group:
+            log = out / "logs" / f"{piece.name}.txt"
+            log.parent.mkdir(parents=True, exist_ok=True)
+            started.append((_start(piece, log, len(group)), log))
+        for process, log in started:
+            try:
+                code = process.wait(max(end - time.monotonic(), 0))
+            except subprocess.TimeoutExpired:
+                outcomes.append("cut")
+                continue
+            if code:
+                words = log.read_text(errors="replace").strip().splitlines()[-3:]
+                print("\n".join(words), f"({log})", sep="\n", flush=True)
+            outcomes.append("failed" if code else "done")
+    finally:
+        _end([process for process, _ in started])
+    return outcomes
+
+
+def _start(piece: Piece, log: Path, sharing: int) -> subprocess.Popen[bytes]:
+    """Starts a piece that shares its device's memory with so many, itself included."""
+    own = {} if sharing == 1 else {MEMORY: f"{0.9 / sharing:.3f}"}
     with log.open("wb") as file:
-        process = subprocess.Popen(
+        return subprocess.Popen(
             [sys.executable, "-m", *piece.command],
             stdout=file,
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
-            env={**os.environ, **piece.environment},
+            env={**os.environ, **own, **piece.environment},
             start_new_session=True,
         )
-        try:
-            code = process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            return "cut"
-        finally:
-            _end(process)
-    if code:
-        words = log.read_text(errors="replace").strip().splitlines()[-3:]
-        print("\n".join(words), f"({log})", sep="\n", flush=True)
-    return "failed" if code else "done"
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """Ends a process and those that it started, if it still runs."""
-    if process.poll() is None:
+def _end(processes: Sequence[subprocess.Popen[bytes]]) -> None:
+    """Ends those processes that still run, and what they started."""
+    running = [process for process in processes if process.poll() is None]
+    for process in running:
         os.killpg(process.pid, signal.SIGTERM)
+    end = time.monotonic() + GRACE - 5
+    for process in running:
         try:
-            process.wait(GRACE - 5)
+            process.wait(max(end - time.monotonic(), 0))
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
@@ -409,6 +468,9 @@ def main() -> None:
         "--dataset", help="CIFAR-10, as npz:FILE without TFDS; default: cifar10"
     )
     parser.add_argument("--seeds", type=int, default=5, help="at most, from 0")
+    parser.add_argument(
+        "--at-once", metavar="N", type=int, default=1, help="trainings side by side"
+    )
     parser.add_argument("--small", action="store_true", help="tiny pieces, for a try")
     parser.add_argument("--plan", action="store_true", help="print the pieces")
     parser.add_argument("--merge", action="store_true", help="copy the result")
@@ -437,8 +499,9 @@ def main() -> None:
         lambda: pieces(args),
         log,
         60 * args.minutes - (time.monotonic() - start),
-        lambda piece, seconds: execute(piece, seconds, args.out),
+        lambda group, seconds: execute(group, seconds, args.out),
         lambda: record.replace(args.out / "accelerator.json", merged(args, log)),
+        args.at_once,
     )
 
 

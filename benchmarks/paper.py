@@ -61,7 +61,7 @@ class Paper:
         self._data_dir = data_dir
         # As they are read back: JSON knows no tuples, and names keys by text.
         settings = json.loads(json.dumps(self.scale._asdict()))
-        kept = ("base", "networks", "data", "train", "dynamic", "rounds", "speed")
+        kept = ("base", "networks", "data", "examples", "dynamic", "rounds", "speed")
         self.log = record.Log(
             self.runs / "log.jsonl", {name: settings[name] for name in kept}
         )
@@ -86,7 +86,7 @@ class Paper:
     def train(self, cell: Cell, seed: int) -> bool:
         """Trains, or goes on; returns False if interrupted."""
         made, display = self.config(cell, seed), Lines(60.0)
-        given = _given(made, self.scale.train)
+        given = _given(made, self.scale.examples)
         try:
             if isinstance(made, LotteryConfig):
                 ended = lottery.run_lottery(made, display=display, dataset=given)
@@ -107,7 +107,7 @@ class Paper:
         made = self.config(cell, seed)
         found = evaluate.evaluate(
             _last(made).folder,
-            dataset=_given(made, self.scale.train),
+            dataset=_given(made, self.scale.examples),
             **self.scale.corruptions,
         )
         names = found["corruptions"].values()
@@ -140,23 +140,27 @@ class Paper:
         }
 
 
-def _given(made: TrainConfig | LotteryConfig, count: int | None) -> Any:
+def _given(
+    made: TrainConfig | LotteryConfig, counts: tuple[int, int] | None
+) -> data.Dataset | None:
     """The first examples of the data set; None: all, as the run reads them itself."""
-    if count is None:
+    if counts is None:
         return None
     own = made.train if isinstance(made, LotteryConfig) else made
-    return _first(own.dataset, own.data_dir, count)
+    return _first(own.dataset, own.data_dir, *counts)
 
 
 @functools.cache
-def _first(name: str, data_dir: str | None, count: int) -> data.Dataset:
+def _first(name: str, data_dir: str | None, train: int, test: int) -> data.Dataset:
     found = data.load(name, data_dir)
     if not isinstance(found, data.Dataset):
         raise TypeError(f"{name} is streamed: only a set in memory can be cut.")
     return dataclasses.replace(
         found,
-        train_images=found.train_images[:count],
-        train_labels=found.train_labels[:count],
+        train_images=found.train_images[:train],
+        train_labels=found.train_labels[:train],
+        test_images=found.test_images[:test],
+        test_labels=found.test_labels[:test],
     )
 
 

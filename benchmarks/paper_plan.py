@@ -82,7 +82,7 @@ class Scale(NamedTuple):
       base: Fields of all trainings.
       networks: Fields of each network.
       data: Fields of each data set.
-      train: Number of training examples, from the front; None for all.
+      examples: Numbers of training and test examples, from the front; None for all.
       dynamic: Further fields of each network for the methods that change their masks.
       rounds: Rounds of a lottery ticket by sparsity.
       seeds: Number of seeds, from 0.
@@ -94,7 +94,7 @@ class Scale(NamedTuple):
     base: Mapping[str, Any]
     networks: Mapping[str, Mapping[str, Any]]
     data: Mapping[str, Mapping[str, Any]]
-    train: int | None
+    examples: tuple[int, int] | None
     dynamic: Mapping[str, Mapping[str, Any]]
     rounds: Mapping[float, int]
     seeds: int
@@ -123,7 +123,7 @@ _FULL = {
     "DeiT-Small": _fields("imagenet-deit-small"),
 }
 _CIFAR = {"CIFAR-10": {"dataset": "cifar10"}, "CIFAR-100": {"dataset": "cifar100"}}
-_NARROW = {"model": "resnet20", "width": 0.5}
+_NARROW = {"model": "resnet20", "width": 0.25}
 _MLP = {"model": "mlp", "model_options": ("hidden=(32,)",)}
 _RESNET = {"model": "resnet20", "width": 0.125}
 _OFTEN = {"update_interval": 20}
@@ -134,7 +134,7 @@ SCALES: Mapping[str, Scale] = {
         _fields("cifar-resnet32"),
         _FULL,
         {**_CIFAR, "ImageNet-1K": {"dataset": "imagenet2012"}},
-        train=None,
+        examples=None,
         dynamic={
             "DeiT-Tiny": {"budget": "erk_fused", "update_interval": 10_000},
             "DeiT-Small": {"budget": "erk_fused", "update_interval": 7_500},
@@ -149,11 +149,11 @@ SCALES: Mapping[str, Scale] = {
         {"batch_size": 128, "epochs": 10, "checkpoint_every": 2},
         dict.fromkeys(_FULL, _NARROW),
         {"CIFAR-10": {"dataset": "cifar10"}, "CIFAR-100": {"dataset": "cifar100"}},
-        train=10_000,
+        examples=(5_000, 2_000),
         dynamic={},
         rounds={0.9: 3, 0.95: 3, 0.98: 3},
         seeds=2,
-        target=0.55,
+        target=0.4,
         corruptions={"images": 500},
         speed=(128, 32),
     ),
@@ -171,7 +171,7 @@ SCALES: Mapping[str, Scale] = {
             "CIFAR-100": {"dataset": "digits", "label_noise": 0.2},
             "ImageNet-1K": {"dataset": "digits"},
         },
-        train=None,
+        examples=None,
         dynamic=dict.fromkeys(_FULL, _OFTEN),
         rounds={0.9: 1, 0.95: 1, 0.98: 1},
         seeds=2,

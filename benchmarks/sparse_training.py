@@ -1,44 +1,45 @@
-"""Every sparse-training method with SGD's and with ZO-SAM's gradient, in whole runs.
+"""Every sparse method with SGD, SAM, ZO-SAM and a control, where SAM's gain is real.
 
     python -m benchmarks.sparse_training --part 1/2
     python -m benchmarks.sparse_training --part 2/2
     python -m benchmarks.sparse_training --merge
 
-Each training is a run of `zosam_jax.train` (lottery tickets: a search of
-`zosam_jax.lottery`) with the configuration of a preset, in a folder of its own. The
-same command goes on after it was stopped. `--merge` writes the result file from the
-folders of the finished runs.
+The problem is one of `benchmarks.study`. In each cell, a method with a gradient and a
+sparsity, three radii are tried on held-out images and other seeds: the one that the
+study chose with RigL at 90 % sparsity, and its neighbours there. The seeds of a cell
+train in one program. Lottery tickets, and methods that keep the values of pruned
+weights, train seed by seed with the trainer itself. The same commands go on after they
+were stopped, from the line that each cell leaves in the log. `--merge` writes the
+result file from the log.
 """
 
 import argparse
-import dataclasses
 import functools
+import json
 import statistics
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks import command_line, record, tables
-from zosam_jax import lottery, train
+from benchmarks import command_line, record, side_by_side, sparse_table, tables
+from benchmarks.side_by_side import Lane, Result
+from benchmarks.study import HELD_OUT, TUNE_SEEDS
+from benchmarks.study_plan import CONTENDERS, PROBLEMS
+from zosam_jax import data, lottery, train
 from zosam_jax.cli import compilation_cache
 from zosam_jax.lottery import LotteryConfig
-from zosam_jax.runs import folder
-from zosam_jax.runs.config import METHOD_FIELDS, default
-from zosam_jax.runs.progress import Lines
+from zosam_jax.runs import summary
+from zosam_jax.runs.errors import RunError
 from zosam_jax.sparsity.registry import METHODS as SPARSE_METHODS
-from zosam_jax.train import TrainConfig, preset
+from zosam_jax.train import TrainConfig, build, choices
+from zosam_jax.train.objects import Objects
 
-SPARSITIES = (0.9, 0.95, 0.98)
+PROBLEM = "digits-noise40"
+SPARSITIES = (0.9, 0.98)
 DENSE, LOTTERY = "dense", "LT"
 ROUNDS = 3  # of pruning, for a lottery ticket
 REWIND_EPOCH = 1
-
-GRADIENTS: dict[str, dict[str, Any]] = {
-    "sgd": {"gradient": "backprop"},
-    "zosam": {"gradient": "zosam"},
-    "guided": {"gradient": "zosam", "gradient_options": ("directions=guided",)},
-}
 
 # N:M, units and channels have sparsities of their own, and "your own" is no method.
 LEFT_OUT = ("nm", "units", "chex", "chase", "dynamic", "ticket")
@@ -49,7 +50,7 @@ def _methods() -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {DENSE: {"method": "dense"}}
     for name, row in SPARSE_METHODS.items():
         if name not in LEFT_OUT:
-            label = tables.GRID_LABELS.get(row.label, row.label)
+            label = sparse_table.LABELS.get(row.label, row.label)
             found[label] = {"method": name}
     found["MEST, EM&S"] = {"method": "mest", "method_options": ("soft=True",)}
     found["SR-STE"] = {"method": "ste", "method_options": ("decay=2e-4",)}
@@ -60,126 +61,179 @@ METHODS = _methods()
 
 
 class Cell(NamedTuple):
-    """A training: the labels of method and gradient, sparsity and seed."""
+    """The trainings of all seeds: labels of method and gradient, and the sparsity."""
 
     method: str
     gradient: str
     sparsity: float
-    seed: int
 
 
 def cells(args: argparse.Namespace) -> Iterator[Cell]:
-    """Yields the trainings of a part, all of the first seed first.
-
-    The trainings of a dense network have one sparsity, 0.
-    """
+    """Yields the cells of a part. A dense network has one sparsity, 0."""
     whole = [
-        Cell(method, gradient, sparsity, seed)
-        for seed in range(args.seeds)
+        Cell(method, gradient, sparsity)
         for method in args.methods
         for sparsity in ((0.0,) if method == DENSE else args.sparsities)
-        for gradient in args.gradients
+        for gradient in sparse_table.GRADIENTS
     ]
     yield from record.own_part(whole, args.part)
 
 
-def config(cell: Cell, args: argparse.Namespace) -> TrainConfig | LotteryConfig:
-    """Returns the configuration of a training, or of the search for a ticket."""
-    fields = METHODS.get(cell.method, METHODS[DENSE])
-    base = preset(args.preset).config
-    if fields["method"] == "dense":
-        # Fields of the preset's own sparse method.
-        fields = {name: default(name) for name in METHOD_FIELDS} | fields
-    name = f"{cell.method}-{cell.sparsity:g}-{cell.gradient}-s{cell.seed}"
-    made = dataclasses.replace(
-        base,
-        **fields,
-        **GRADIENTS[cell.gradient],
-        **({"sparsity": cell.sparsity} if cell.sparsity else {}),
-        seed=cell.seed,
-        data_dir=args.data_dir,
-        out=str(args.runs / args.preset / name.replace(", ", "-").replace(" ", "-")),
+@functools.cache
+def radii(gradient: str) -> tuple[float, ...]:
+    """Returns the radii that are tried: those next to the study's, and that one.
+
+    Args:
+      gradient: A key of `CONTENDERS`. One without a radius has the radius 0.
+    """
+    known = CONTENDERS[gradient].radii
+    if not known:
+        return (0.0,)
+    rows = tables.load(f"study/{PROBLEM}/result.json")["rows"]
+    found = {row["method"]: row["rho"] for row in rows if row["stage"] == "epochs"}
+    first = max(0, min(known.index(found[gradient]) - 1, len(known) - 3))
+    return tuple(known[first : first + 3])
+
+
+def config(
+    cell: Cell, lane: Lane, runs: Path, held_out: float = 0.0
+) -> TrainConfig | LotteryConfig:
+    """Returns the configuration of a training, or of the search for a ticket.
+
+    Args:
+      cell: Its cell.
+      lane: Its radius and seed.
+      runs: Folder of the runs.
+      held_out: Fraction of the training images that are held out.
+    """
+    name = f"{cell.method}-{cell.sparsity:g}-{cell.gradient}-r{lane.rho:g}-s{lane.seed}"
+    made = TrainConfig(
+        **dict(PROBLEMS[PROBLEM].fields)
+        | METHODS.get(cell.method, METHODS[DENSE])
+        | ({"sparsity": cell.sparsity} if cell.sparsity else {}),
+        gradient=cell.gradient,
+        seed=lane.seed,
+        validation=held_out,
+        out=str(runs / name.replace(", ", "-").replace(" ", "-").replace("/", "of")),
     )
     if cell.method != LOTTERY:
         return made
     return LotteryConfig(train=made, rounds=ROUNDS, rewind_epoch=REWIND_EPOCH)
 
 
-def execute(cell: Cell, args: argparse.Namespace) -> bool:
-    """Trains, or goes on; returns whether it came to its end."""
-    made, display = config(cell, args), Lines(60.0)
-    display.message(f"{cell}")
-    if isinstance(made, LotteryConfig):
-        return not lottery.run_lottery(made, display=display).ended_early
-    return not train.run(made, display=display).ended_early
+def execute(cell: Cell, args: argparse.Namespace) -> tuple[float, list[Result]] | None:
+    """Returns the radius of a cell, and the end of its training with each seed.
+
+    Args:
+      cell: The cell.
+      args: The command line: `seeds`, `runs`.
+
+    Returns:
+      None if it was interrupted.
+    """
+    tried = radii(cell.gradient)
+    rho = tried[0]
+    if len(tried) > 1:
+        lanes = [Lane(rho, seed) for rho in tried for seed in TUNE_SEEDS]
+        found = train_lanes(cell, lanes, args.runs / "tune", HELD_OUT)
+        if found is None:
+            return None
+        means = {
+            rho: statistics.fmean(
+                result.accuracy
+                for lane, result in zip(lanes, found, strict=True)
+                if lane.rho == rho
+            )
+            for rho in tried
+        }
+        rho = max(means, key=means.__getitem__)
+    lanes = [Lane(rho, seed) for seed in range(args.seeds)]
+    found = train_lanes(cell, lanes, args.runs)
+    return None if found is None else (rho, found)
 
 
-def result(cell: Cell, args: argparse.Namespace) -> dict[str, Any] | None:
-    """Returns the figures of a finished training, or None."""
-    made = config(cell, args)
-    run = made
-    if isinstance(made, LotteryConfig):
-        last = made.folder / f"round-{ROUNDS:02}"
-        run = dataclasses.replace(made.train, method="ticket", out=str(last))
-    found = folder.read_summary(run)
-    if found is None:
-        return None
-    dense = found["parameters"] - found["parameters_sparsified"]
-    sessions = folder.read_config(run.folder)["sessions"]
-    return {
-        **cell._asdict(),
-        "accuracy": found["test_accuracy"],
-        "live": found["parameters_live"] - dense,
-        "sparsified": found["parameters_sparsified"],
-        "parameters": found["parameters"],
-        "seconds": found["seconds"],
-        "sessions": [
-            {name: session.get(name) for name in ("commit", "versions", "device")}
-            for session in sessions
-        ],
-    }
+def train_lanes(
+    cell: Cell, lanes: Sequence[Lane], runs: Path, held_out: float = 0.0
+) -> list[Result] | None:
+    """Returns the ends of trainings, side by side or one by one; None if interrupted.
 
-
-def grouped(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Returns a row for each method, gradient and sparsity: mean and deviation."""
-    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
-    fields = ("method", "gradient", "sparsity")
-    for row in rows:
-        groups.setdefault(tuple(row[f] for f in fields), []).append(row)
+    Args:
+      cell: Their cell.
+      lanes: Their radii and seeds.
+      runs: Folder of the runs, where they train one by one.
+      held_out: Fraction of the training images that are held out and tested on.
+    """
+    gradient = CONTENDERS[cell.gradient].gradient
+    dataset = data.load(PROBLEMS[PROBLEM].fields["dataset"])
+    if not isinstance(dataset, data.Dataset):
+        raise TypeError("the comparison needs a data set in memory.")
+    made = config(cell, lanes[0], runs, held_out)
+    if isinstance(made, TrainConfig):
+        rule = gradient(lanes[0].rho, None)
+        chosen = choices.choose(made, gradient=rule)
+        given = Objects(dataset=dataset, gradient=rule)
+        if not build.experiment(made, given, chosen).holds_pruned:
+            return side_by_side.train(made, dataset, gradient, lanes)
     found = []
-    for key, own in groups.items():
-        values = [row["accuracy"] for row in own]
-        pruned = [row["sparsified"] - row["live"] for row in own]
-        mean = functools.partial(_mean_share, pruned, own)
-        found.append(
-            {
-                **dict(zip(fields, key, strict=True)),
-                "accuracy_mean": statistics.fmean(values),
-                "accuracy_std": statistics.stdev(values) if len(own) > 1 else None,
-                "accuracies": values,
-                "seeds": [row["seed"] for row in own],
-                "sparsity_exact": mean("sparsified"),
-                "sparsity_all": mean("parameters"),
-                "seconds_mean": statistics.fmean(row["seconds"] for row in own),
-            }
-        )
+    for lane in lanes:
+        own = config(cell, lane, runs, held_out)
+        ended = _alone(own, gradient(lane.rho, None), dataset)
+        if ended is None:
+            return None
+        found.append(ended)
     return found
 
 
-def _mean_share(pruned: list[int], rows: list[dict[str, Any]], of: str) -> float:
-    return statistics.fmean(n / row[of] for n, row in zip(pruned, rows, strict=True))
+def _alone(
+    made: TrainConfig | LotteryConfig, gradient: Any, dataset: data.Dataset
+) -> Result | None:
+    """Trains, or goes on, with the trainer itself; returns None if interrupted."""
+    given = {"gradient": gradient, "dataset": dataset}
+    last, held_out = made.folder, 0.0
+    try:
+        if isinstance(made, LotteryConfig):
+            early = lottery.run_lottery(made, **given).ended_early
+            last, held_out = made.folder / f"round-{ROUNDS:02}", made.train.validation
+        else:
+            early, held_out = train.run(made, **given).ended_early, made.validation
+    except RunError as error:
+        if "not finite" not in str(error):
+            raise
+        return Result(1 / dataset.num_classes, diverged=True)
+    if early:
+        return None
+    found = summary.read(last)
+    assert found is not None
+    split = "validation" if held_out else "test"
+    return Result(found[f"{split}_accuracy"], diverged=False)
 
 
-def merge(args: argparse.Namespace) -> None:
-    """Writes the result file from the finished runs and prints the table."""
-    args.part = "1/1"
-    found = (result(cell, args) for cell in cells(args))
-    rows = [row for row in found if row is not None]
-    settings = {"preset": args.preset, "rounds": ROUNDS, "rewind_epoch": REWIND_EPOCH}
-    grid = grouped(rows)
-    content = {"settings": settings, "cells": grid, "trainings": rows}
-    record.write(args.result, content)
-    print(tables.markdown(tables.grid_rows(grid)))
+def row(cell: Cell, rho: float, results: Sequence[Result]) -> dict[str, Any]:
+    """Returns the line of the log for a finished cell."""
+    return {
+        **cell._asdict(),
+        "rho": rho,
+        "accuracies": [result.accuracy for result in results],
+        "diverged": sum(result.diverged for result in results),
+        **{k: record.environment()[k] for k in ("commit", "versions", "device")},
+    }
+
+
+def merge(log: record.Log, path: Path) -> None:
+    """Writes the result file and its picture from the log, and prints the tables."""
+    rows = log.rows()
+    sessions: list[dict[str, Any]] = []
+    for each in rows:
+        about = {k: each.pop(k) for k in ("commit", "versions", "device")}
+        if about not in sessions:
+            sessions.append(about)
+        del each["settings"]
+    record.write(
+        path, {"settings": {**log.settings, "trained": sessions}, "cells": rows}
+    )
+    for name, lines in sparse_table.tables(rows).items():
+        print(f"\n{name}\n\n{tables.markdown(lines)}")
+    sparse_table.draw(rows, path.with_suffix(".png"))
 
 
 def main() -> None:
@@ -191,26 +245,7 @@ def main() -> None:
     )
     parser.add_argument("--merge", action="store_true", help="make the result file")
     parser.add_argument(
-        "--preset", metavar="NAME", default="cifar10-quick", help="preset of the runs"
-    )
-    parser.add_argument(
-        "--seeds", metavar="N", type=int, default=3, help="number of seeds, from 0"
-    )
-    parser.add_argument(
-        "--sparsities",
-        metavar="S",
-        type=float,
-        nargs="+",
-        default=SPARSITIES,
-        help="fractions of pruned weights",
-    )
-    parser.add_argument(
-        "--gradients",
-        nargs="+",
-        metavar="NAME",
-        default=["sgd", "zosam"],
-        choices=list(GRADIENTS),
-        help=command_line.listed("gradients", list(GRADIENTS)),
+        "--seeds", metavar="N", type=int, default=5, help="number of seeds, from 0"
     )
     parser.add_argument(
         "--methods",
@@ -221,32 +256,47 @@ def main() -> None:
         help=command_line.listed("methods", names),
     )
     parser.add_argument(
-        "--data-dir", metavar="DIR", help="TFDS directory; default: TFDS_DATA_DIR"
+        "--sparsities",
+        metavar="S",
+        type=float,
+        nargs="+",
+        default=SPARSITIES,
+        help="fractions of pruned weights",
     )
     parser.add_argument(
         "--runs",
         metavar="DIR",
         type=Path,
         default=Path("runs/sparse-training"),
-        help="folder of the runs",
+        help="folder of the log, and of the runs of single seeds",
     )
     parser.add_argument(
         "--result",
         metavar="FILE",
         type=Path,
-        default=tables.RESULTS / "sparse-training.json",
+        default=tables.RESULTS / tables.GRID,
         help="result file of --merge",
     )
     args = parser.parse_args()
+    problem = {"problem": PROBLEM, **json.loads(json.dumps(PROBLEMS[PROBLEM].fields))}
+    settings = {"rounds": ROUNDS, "rewind_epoch": REWIND_EPOCH, "seeds": args.seeds}
+    log = record.Log(args.runs / "log.jsonl", {**problem, **settings})
+    if args.merge:
+        merge(log, args.result)
+        return
     # The trainings of all seeds run the same programs.
     compilation_cache.use()
-    if args.merge:
-        merge(args)
-    elif not all(execute(cell, args) for cell in cells(args)):
-        raise SystemExit(130)
-    else:
-        merge_command = command_line.merging("benchmarks.sparse_training", sys.argv[1:])
-        print(f"this part is done; when all are: {merge_command}", flush=True)
+    done = {Cell(*(each[f] for f in Cell._fields)) for each in log.rows()}
+    for cell in cells(args):
+        if cell in done:
+            continue
+        print(cell, flush=True)
+        found = execute(cell, args)
+        if found is None:
+            raise SystemExit(130)
+        log.append(row(cell, *found))
+    merge_command = command_line.merging("benchmarks.sparse_training", sys.argv[1:])
+    print(f"this part is done; when all are: {merge_command}", flush=True)
 
 
 if __name__ == "__main__":

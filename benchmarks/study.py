@@ -146,7 +146,7 @@ class Study:
             self._note(left, results)
             return True
         for training in left:
-            result = self._run(training)
+            result = self.run(training)
             if result is None:
                 return False
             self._note([training], [result])
@@ -157,7 +157,7 @@ class Study:
         for training, result in zip(trainings, results, strict=True):
             self.log.append({**training._asdict(), **result._asdict(), **about})
 
-    def _run(self, training: Training) -> Result | None:
+    def run(self, training: Training) -> Result | None:
         """Trains, or goes on; returns None if interrupted."""
         config, dataset = self.config(training), self.dataset()
         contender = CONTENDERS[training.method]

@@ -18,6 +18,7 @@ from benchmarks import (
     convergence_report,
     inference_tables,
     paper_tables,
+    sparse_table,
     study_report,
 )
 from benchmarks.paper_plan import SCALES
@@ -37,8 +38,7 @@ ASCENT_PART = "throughput-ascent-part-cpu.json"
 ALIGNMENT = "alignment-cifar10.json"
 GUIDED, GUIDED_SLOPES = "alignment-digits.json", "guided-slopes-digits.json"
 NORMS = "norms-digits.json"
-# Measured by an earlier program, whose commit the file names.
-GRID = "sparse-grid-cifar10.json"
+GRID = "sparse-training.json"
 SPARSITY = "sparsity-cpu.json"
 EVALUATION = "imagenet-resnet50-quick/evaluation.json"
 GROWN = "grown-moments.json"
@@ -50,14 +50,7 @@ INFERENCE = "inference-cpu.json"
 COLLECTIVES = "collectives.json"
 NOT_RUN = "not run"
 
-# Gradients of the sparse grid.
-GRADIENTS = {"sgd": "SGD", "zosam": "ZO-SAM", "guided": "guided ZO-SAM"}
-
-
 Gradients = Mapping[str, GradientMethod]
-
-# Labels in the sparse grid of methods that have another label in the registry.
-GRID_LABELS = {"MEST": "MEST, EM", "lottery ticket": "LT"}
 
 # Table label of a probe in the alignment benchmark, and its step in the throughput one.
 PROBES = (
@@ -73,6 +66,12 @@ PROBES = (
     ("S2-SAM", "S2-SAM"),
     ("MSAM", "MSAM"),
     ("VaSSO", "VaSSO"),
+    ("no probe, mean of gradients", None),
+    ("random, random sign", "random, random sign"),
+    ("RWP", "RWP"),
+    ("F-SAM", "F-SAM"),
+    ("ASAM", "ASAM"),
+    ("SAM, 1/16 of the batch", "SAM, 1/16 of the batch"),
     ("SAM", "SAM"),
 )
 
@@ -181,15 +180,20 @@ def probes(alignment: dict[str, Any], throughput: dict[str, Any]) -> list[list[s
             "perturbation",
             "cosine to the batch's gradient",
             "cosine to the large batch's gradient",
-            "rise of the large batch's loss",
+            "rise of the large batch's loss, 1e-3",
+            "downhill",
             "share of SGD",
         ]
     ]
     for rule, step in PROBES:
         row = seen[rule]
         share = f"{cost[step]['share_of_sgd']:.2f}" if step in cost else NOT_RUN
-        cosines = f"{row['cosine_batch']:.3f}", f"{row['cosine_large']:.3f}"
-        lines.append([rule, *cosines, f"{row['rise_large']:.4f}", share])
+        cosines = (
+            f"{row[name]:.3f} ± {row[f'{name}_std']:.3f}"
+            for name in ("cosine_batch", "cosine_large")
+        )
+        rise = f"{1e3 * row['rise_large']:.2f} ± {1e3 * row['rise_large_std']:.2f}"
+        lines.append([rule, *cosines, rise, f"{row['downhill']:.0%}", share])
     return lines
 
 
@@ -248,40 +252,6 @@ def steps(throughput: dict[str, Any]) -> list[list[str]]:
         ]
         lines.append([row["step"], *numbers])
     return lines
-
-
-def grid_rows(
-    cells: list[dict[str, Any]], methods: Mapping[str, NamedMethod] | None = None
-) -> list[list[str]]:
-    """Returns the sparse grid: a line a method, a column a sparsity and a gradient.
-
-    Accuracies are in per cent, mean and standard deviation over the seeds. The dense
-    network stands in every column of its gradient.
-
-    Args:
-      cells: Cells of the result file.
-      methods: Methods that get a line even without a measurement. Default: none.
-    """
-    known = (row.label for name, row in (methods or {}).items() if name != "dynamic")
-    labels = [GRID_LABELS.get(label, label) for label in known]
-    levels = sorted({c["sparsity"] for c in cells if c["sparsity"]})
-    gradients = [g for g in GRADIENTS if any(c["gradient"] == g for c in cells)]
-    columns = [(s, g) for s in levels for g in gradients]
-    found = {(c["method"], c["sparsity"], c["gradient"]): c for c in cells}
-    lines = [["method", *(f"{s:.0%}, {GRADIENTS[g]}" for s, g in columns)]]
-    for name in dict.fromkeys([*(c["method"] for c in cells), *labels]):
-        keys = [(name, s, g) for s, g in columns]
-        own = [found.get(k) or found.get((name, 0.0, k[2])) for k in keys]
-        lines.append([name, *map(_accuracy, own)])
-    return lines
-
-
-def _accuracy(cell: dict[str, Any] | None) -> str:
-    if cell is None:
-        return NOT_RUN
-    spread = cell["accuracy_std"]
-    mean = f"{100 * cell['accuracy_mean']:.1f}"
-    return mean if spread is None else f"{mean} ± {100 * spread:.1f}"
 
 
 # Sizes of the sparsity benchmark.
@@ -501,7 +471,7 @@ def tables() -> dict[str, list[list[str]]]:
             f"study-{problem}": study_report.table(rows)
             for problem, rows in study_report.results(RESULTS / "study").items()
         },
-        "sparse-grid": grid_rows(load(GRID)["cells"], SPARSE_METHODS),
+        **sparse_table.tables(load(GRID)["cells"]),
         **sparsity_rows(load(SPARSITY)["rows"]),
         "collectives": collectives.lines(load(COLLECTIVES)["rows"]),
         "compile-time": compile_rows(map(load, COMPILE)),
@@ -538,7 +508,8 @@ PAGES = {
         "norms",
         "steps",
         "steps-ascent-part",
-        "sparse-grid",
+        "sparse-grid-90",
+        "sparse-grid-98",
         "sparsity-changes",
         "sparsity-steps",
         "sparsity-memory",

@@ -21,24 +21,26 @@ class Machine:
         self.written = 0
         self.log = record.Log(folder / "pieces.jsonl", {"small": True, "device": "x"})
 
-    def run(self, piece: Piece, seconds: float) -> accelerator.Outcome:
-        self.ran.append(piece.name)
-        took = self.times[piece.name]
-        self.now += min(took, seconds)
-        if took > seconds:
-            return "cut"
-        return "failed" if piece.name in self.failing else "done"
+    def run(self, group: list[Piece], seconds: float) -> list[accelerator.Outcome]:
+        names = [piece.name for piece in group]
+        self.ran.append(" ".join(names))
+        self.now += min(max(self.times[name] for name in names), seconds)
+        return [
+            "cut"
+            if self.times[name] > seconds
+            else ("failed" if name in self.failing else "done")
+            for name in names
+        ]
 
     def finished(self):
         self.written += 1
         assert len(self.log.rows()) == self.written
 
-    def spend(self, plan: list[Piece], seconds: float) -> list[str]:
-        """Returns the names of the pieces of one call."""
+    def spend(self, plan: list[Piece], seconds: float, at_once: int = 1) -> list[str]:
+        """Returns the pieces of one call; names of those side by side have a space."""
         self.ran, start, self.written = [], self.now, len(self.log.rows())
-        accelerator.spend(
-            lambda: plan, self.log, seconds, self.run, self.finished, lambda: self.now
-        )
+        given = self.log, seconds, self.run, self.finished, at_once
+        accelerator.spend(lambda: plan, *given, lambda: self.now)
         assert self.now - start <= seconds - GRACE
         return self.ran
 
@@ -84,6 +86,22 @@ def test_a_training_starts_in_less_time_than_it_takes_and_goes_on(tmp_path):
     assert machine.spend(plan, LEAST + GRACE) == ["train"]
     machine.times["train"] = 200.0  # what is left of it
     assert machine.spend(plan, 300 + GRACE) == ["train", "evaluate"]
+
+
+def test_trainings_run_side_by_side_and_timings_alone(tmp_path):
+    plan = [piece("time", 10)]
+    for name in "abc":
+        plan.append(piece(name, 100, kind="train", goes_on=True))
+        plan.append(piece(f"of-{name}", 10, kind="evaluate", goes_on=True, after=name))
+    plan.append(piece("last", 10))
+    times = {"time": 10, "a": 100, "b": 900, "c": 100, "last": 10}
+    machine = Machine(tmp_path, {**times, "of-a": 10, "of-b": 10, "of-c": 10})
+    # b is cut, and the others of its group are done.
+    assert machine.spend(plan, 200 + GRACE, 3) == ["time", "a b c"]
+    assert [row["piece"] for row in machine.log.rows()] == ["time", "a", "c"]
+    machine.times["b"] = 50
+    found = machine.spend(plan, 200 + GRACE, 3)
+    assert found == ["of-a", "b", "of-b of-c", "last"]
 
 
 def arguments(folder: Path, small: bool = False) -> argparse.Namespace:
@@ -190,8 +208,11 @@ def test_a_process_is_ended_when_its_time_is_over(tmp_path):
     sleeper = piece("sleeper", 1)._replace(
         command=("timeit", "-n", "1", "import time; time.sleep(60)")
     )
-    assert accelerator.execute(sleeper, 0.5, tmp_path) == "cut"
+    assert accelerator.execute([sleeper], 0.5, tmp_path) == ["cut"]
     wrong = piece("wrong", 1)._replace(command=("timeit", "-n", "1", "1 / 0"))
-    assert accelerator.execute(wrong, 30, tmp_path) == "failed"
+    share = "import os; assert os.environ['XLA_PYTHON_CLIENT_MEM_FRACTION'] == '0.450'"
+    half = piece("half", 1)._replace(command=("timeit", "-n", "1", share))
+    found = accelerator.execute([wrong, half], 30, tmp_path)
+    assert found == ["failed", "done"]
     right = piece("right", 1)._replace(command=("timeit", "-n", "1", "1"))
-    assert accelerator.execute(right, 30, tmp_path) == "done"
+    assert accelerator.execute([right], 30, tmp_path) == ["done"]

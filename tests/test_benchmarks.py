@@ -3,11 +3,10 @@
 import argparse
 import functools
 import importlib
-import json
 import math
 import re
-import statistics
 import sys
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,11 +21,15 @@ from benchmarks import (
     command_line,
     grown_moments,
     record,
+    side_by_side,
+    sparse_table,
     sparsity,
     tables,
     throughput,
 )
 from benchmarks import sparse_training as training
+from benchmarks.side_by_side import Lane
+from benchmarks.study_plan import CONTENDERS
 from zosam_jax import train
 from zosam_jax.gradients.registry import METHODS as GRADIENTS
 from zosam_jax.lottery import LotteryConfig
@@ -37,58 +40,46 @@ from zosam_jax.train import choices
 SETTINGS = {"steps": 10}
 
 
-def arguments(tmp_path, part: str = "1/1") -> argparse.Namespace:
+def arguments(part: str = "1/1") -> argparse.Namespace:
+    methods = [*training.METHODS, training.LOTTERY]
     return argparse.Namespace(
-        part=part,
-        preset="cifar10-quick",
-        methods=[*training.METHODS, training.LOTTERY],
-        gradients=["sgd", "zosam", "guided"],
-        sparsities=[0.9, 0.98],
-        seeds=2,
-        data_dir=None,
-        runs=tmp_path,
+        part=part, methods=methods, sparsities=training.SPARSITIES
     )
 
 
 @pytest.mark.quick
 @pytest.mark.parametrize("parts", [1, 2, 3])
-def test_the_parts_are_the_whole(tmp_path, parts):
+def test_the_parts_are_the_whole(parts):
     dealt = [
         cell
         for part in range(1, parts + 1)
-        for cell in training.cells(arguments(tmp_path, f"{part}/{parts}"))
+        for cell in training.cells(arguments(f"{part}/{parts}"))
     ]
     sparse = {
-        training.Cell(method, gradient, sparsity, seed)
+        training.Cell(method, gradient, sparsity)
         for method in {*training.METHODS, training.LOTTERY} - {training.DENSE}
-        for gradient in ("sgd", "zosam", "guided")
+        for gradient in sparse_table.GRADIENTS
         for sparsity in (0.9, 0.98)
-        for seed in (0, 1)
     }
     dense = {
-        training.Cell(training.DENSE, gradient, 0.0, seed)
-        for gradient in ("sgd", "zosam", "guided")
-        for seed in (0, 1)
+        training.Cell(training.DENSE, gradient, 0.0)
+        for gradient in sparse_table.GRADIENTS
     }
     assert len(dealt) == len(sparse | dense)
     assert set(dealt) == sparse | dense
 
 
-def test_the_first_seed_comes_first(tmp_path):
-    seeds = [cell.seed for cell in training.cells(arguments(tmp_path))]
-    assert seeds == sorted(seeds)
-
-
 def test_every_cell_is_a_run_of_its_own_that_can_be_built(tmp_path):
     """Names and options exist, and no two trainings share a folder."""
-    args = arguments(tmp_path)
     folders = []
-    for cell in training.cells(args):
-        made = training.config(cell, args)
+    for cell in training.cells(arguments()):
+        made = training.config(cell, Lane(0.1, 1), tmp_path)
+        gradient = CONTENDERS[cell.gradient].gradient(0.1, None)
         if isinstance(made, LotteryConfig):
             assert (made.train.method, made.train.sparsity) == ("dense", cell.sparsity)
-        elif cell.seed == 0 and cell.sparsity != 0.98:
-            choices.check(made)
+        elif cell.sparsity != 0.98:
+            chosen = choices.choose(made, gradient=gradient)
+            assert (chosen.method is None) == (cell.method == training.DENSE)
         folders.append(made.folder)
     assert len(set(folders)) == len(folders)
 
@@ -99,22 +90,45 @@ def test_every_sparse_method_is_trained():
     assert named.isdisjoint(training.LEFT_OUT)
 
 
-def test_the_figures_of_a_cell_are_those_of_its_run(tmp_path, monkeypatch):
-    """The trainer itself trains: nothing of a run is written here."""
-    cell, args = training.Cell("random", "sgd", 0.5, 0), arguments(tmp_path)
-    assert training.result(cell, args) is None
-    tiny = functools.partial(tiny_run.config, method="random", epochs=1)
-    monkeypatch.setattr(training, "config", lambda *_: tiny(tmp_path / "run"))
-    given = {"dataset": tiny_run.dataset(), "model": tiny_run.Net()}
-    run = functools.partial(train.run, **given)
-    monkeypatch.setattr(train, "run", run, raising=False)
-    assert training.execute(cell, args)
-    row = training.result(cell, args)
-    assert row is not None
-    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
-    assert row["accuracy"] == summary["test_accuracy"]
-    assert row["live"] / row["sparsified"] == pytest.approx(0.5, abs=0.02)
-    assert row["sessions"][0]["versions"]["jax"] == jax.__version__
+def test_the_radii_of_the_grid_are_next_to_that_of_the_study():
+    assert training.radii("SGD") == (0.0,)
+    assert training.radii("SAM") == (0.2, 0.5, 1.0)
+    # The study chose the largest.
+    assert training.radii("ZO-SAM") == (0.5, 1.0, 2.0)
+    assert all(len(training.radii(name)) == 3 for name in sparse_table.GRADIENTS[1:])
+
+
+@pytest.mark.parametrize("method", ["random", "STE"])
+def test_the_figures_of_a_cell_are_those_of_its_runs(tmp_path, monkeypatch, method):
+    """Side by side, and one by one where pruned weights keep their values."""
+    cell = training.Cell(method, "SAM", 0.5)
+    fields = training.METHODS[method]
+
+    def config(_: Any, lane: Lane, runs: Any, held_out: float = 0.0) -> Any:
+        out = runs / f"{lane.rho}-{lane.seed}"
+        own = {"seed": lane.seed, "epochs": 1, "validation": held_out}
+        return tiny_run.config(out, **fields, **own)
+
+    given = tiny_run.dataset()
+    monkeypatch.setattr(training, "config", config)
+    monkeypatch.setattr(training.data, "load", lambda _: given)
+    monkeypatch.setattr(training, "radii", lambda _: (0.1, 0.2))
+    net = functools.partial(side_by_side.train, model=tiny_run.Net())
+    monkeypatch.setattr(training.side_by_side, "train", net)
+    run = functools.partial(train.run, model=tiny_run.Net())
+    monkeypatch.setattr(training.train, "run", run)
+    objects = functools.partial(training.Objects, model=tiny_run.Net())
+    monkeypatch.setattr(training, "Objects", objects)
+    args = argparse.Namespace(seeds=2, runs=tmp_path)
+    rho, found = training.execute(cell, args)
+    gradient = CONTENDERS["SAM"].gradient(rho, None)
+    alone = run(
+        config(cell, Lane(rho, 1), tmp_path / "alone"), dataset=given, gradient=gradient
+    )
+    assert found[1].accuracy == pytest.approx(alone.summary["test_accuracy"], abs=0.05)
+    line = training.row(cell, rho, found)
+    assert line["accuracies"] == [result.accuracy for result in found]
+    assert (line["rho"] in (0.1, 0.2), line["diverged"]) == (True, 0)
 
 
 def test_a_log_goes_on_after_half_a_line(tmp_path):
@@ -133,37 +147,44 @@ def test_a_log_of_other_settings_is_refused(tmp_path):
         record.Log(tmp_path / "log.jsonl", {"steps": 11}).rows()
 
 
-def training_row(method: str, sparsity: float, seed: int, accuracy: float) -> dict:
+def grid_row(method: str, sparsity: float, gradient: str, *accuracies: float) -> dict:
     return {
         "method": method,
-        "gradient": "sgd",
         "sparsity": sparsity,
-        "seed": seed,
-        "accuracy": accuracy,
-        "live": 10 if sparsity else 100,
-        "sparsified": 100,
-        "parameters": 120,
-        "seconds": 1.0,
+        "gradient": gradient,
+        "accuracies": list(accuracies),
     }
 
 
+GRID = [
+    grid_row("dense", 0.0, "SGD", 0.6, 0.6, 0.6),
+    grid_row("dense", 0.0, "SAM", 0.7, 0.7, 0.7),
+    grid_row("RigL", 0.9, "SGD", 0.50, 0.53, 0.58),
+    grid_row("RigL", 0.9, "SAM", 0.60, 0.64, 0.68),
+    grid_row("RigL", 0.98, "SGD", 0.4, 0.4, 0.4),
+]
+
+
 @pytest.mark.quick
-def test_the_grid_has_mean_and_sample_deviation():
-    values = [0.5, 0.53, 0.58]
-    rows = [training_row("dense", 0.0, seed, 0.6) for seed in range(3)]
-    rows += [training_row("RigL", 0.9, seed, x) for seed, x in enumerate(values)]
-    dense, rigl = training.grouped(rows)
-    assert dense["method"] == "dense"
-    assert rigl["seeds"] == [0, 1, 2]
-    assert rigl["accuracy_mean"] == pytest.approx(statistics.fmean(values), rel=1e-12)
-    assert rigl["accuracy_std"] == pytest.approx(statistics.stdev(values), rel=1e-12)
-    assert rigl["sparsity_exact"] == pytest.approx(0.9, rel=1e-12)
-    assert rigl["sparsity_all"] == pytest.approx(90 / 120, rel=1e-12)
-    assert tables.grid_rows([dense, rigl]) == [
-        ["method", "90%, SGD"],
-        ["dense", "60.0 ± 0.0"],
-        ["RigL", "53.7 ± 4.0"],
-    ]
+def test_the_grid_has_accuracies_and_paired_gains():
+    found = sparse_table.tables(GRID, methods={})
+    assert list(found) == ["sparse-grid-90", "sparse-grid-98"]
+    header, dense, rigl = found["sparse-grid-90"]
+    assert header[:3] == ["method", "SGD, %", "SAM"]
+    unknown = ["not run"] * 3
+    assert dense == ["dense", "60.0 ± 0.0", "+10.0 ± 0.0", *unknown]
+    # Differences of 10, 11 and 10 points: 4.303 (2 degrees of freedom) / 3.
+    assert rigl == ["RigL", "53.7 ± 4.0", "+10.3 ± 1.4", *unknown]
+    assert sparse_table.mean_gains(GRID[:4])["SAM"] == pytest.approx(0.31 / 3)
+
+
+def test_a_sparse_method_without_a_measurement_is_not_run():
+    rigl = METHODS["rigl"]
+    added = {"rigl": rigl, "new": rigl._replace(label="NEW")}
+    header, *lines = sparse_table.tables(GRID, added)["sparse-grid-90"]
+    assert lines[-1] == ["NEW", *["not run"] * (len(header) - 1)]
+    assert [line[0] for line in lines].count("RigL") == 1
+    assert tables.sparse_choice(added)[-1][:2] == ["NEW", "`new`"]
 
 
 @pytest.mark.parametrize(
@@ -209,14 +230,26 @@ def test_the_time_of_aesam_is_that_of_its_two_kinds_of_steps():
         assert found.info.backward_evaluations == (1 if name == plain else 2)
 
 
-def test_every_ascent_is_asked():
-    rules = alignment.rules()
-    asked = {rule.name for rule in rules.values()} - set(alignment.CONTROLS)
-    assert asked | set(alignment.SHARED) == set(GRADIENTS)
-    assert asked.isdisjoint(alignment.SHARED)
-    assert set(alignment.SHOWN) | set(alignment.OWN_RHO) <= set(rules)
-    for rule in rules.values():
+def test_the_rules_of_the_alignment_are_those_of_its_table_and_picture():
+    assert set(alignment.SHOWN) <= set(alignment.RULES)
+    assert {rule for rule, _ in tables.PROBES} == set(alignment.RULES)
+    for rule in alignment.RULES.values():
         assert alignment.constructor(rule)(**rule.options, has_aux=True) is not None
+
+
+def test_alignment_is_averaged_over_steps_before_seeds():
+    rows = [
+        {"rule": rule, "seed": seed, "step": step}
+        | dict.fromkeys(alignment.FIELDS, 10.0 * seed + step - 5.0)
+        for rule in alignment.RULES
+        for seed in (0, 1)
+        for step in (2, 4)
+    ]
+    row = alignment.summarize(rows)[0]
+    # Means over the steps: -2 and 8; without them the deviation would be 5.89.
+    assert (row["rule"], row["cosine_large"]) == ("SAM", 3.0)
+    assert row["cosine_large_std"] == pytest.approx(50**0.5)
+    assert row["downhill"] == 0.5
 
 
 def test_the_control_without_a_probe_points_along_the_mean_of_its_gradients():
@@ -247,7 +280,7 @@ def test_every_sparse_method_is_timed():
     [
         (tables.THROUGHPUT, "steps", "step", throughput.methods),
         (tables.ASCENT_PART, "steps", "step", throughput.methods),
-        (tables.ALIGNMENT, "rules", "rule", alignment.rules),
+        (tables.ALIGNMENT, "rules", "rule", lambda: alignment.RULES),
         (tables.SPARSITY, "rows", "method", sparsity.measured),
     ],
 )

@@ -149,16 +149,6 @@ def test_a_gradient_without_a_measurement_is_not_run():
     assert last == ["NEW-SAM", "`newsam`", *["not run"] * 3, "Never."]
 
 
-def test_a_sparse_method_without_a_measurement_is_not_run():
-    cells = tables.load(tables.GRID)["cells"]
-    rigl = tables.SPARSE_METHODS["rigl"]
-    added = {"rigl": rigl, "new": rigl._replace(label="NEW")}
-    header, *lines = tables.grid_rows(cells, added)
-    assert lines[-1] == ["NEW", *["not run"] * (len(header) - 1)]
-    assert [line[0] for line in lines].count("RigL") == 1
-    assert tables.sparse_choice(added)[-1][:2] == ["NEW", "`new`"]
-
-
 def test_every_gradient_is_in_the_table():
     named = {line[1].strip("`") for line in tables.gradient_choice()}
     family = {
