@@ -100,6 +100,22 @@ def timed(throughput: dict[str, Any]) -> list[dict[str, Any]]:
     return [row for row in steps if apart or row["step"] != AESAM]
 
 
+def without_outdated(
+    throughput: dict[str, Any], newer: dict[str, Any]
+) -> dict[str, Any]:
+    """Returns a file without guided and vmapped steps that a newer one has.
+
+    Their sums over the directions are faster since.
+    """
+    known = {row["step"] for row in newer["steps"]}
+    steps = [
+        row
+        for row in throughput["steps"]
+        if row["step"] not in known or not re.match("guided|.*vmapped", row["step"])
+    ]
+    return {**throughput, "steps": steps}
+
+
 def gradient_rows(
     throughputs: Sequence[dict[str, Any]], gradients: Gradients = GRADIENT_METHODS
 ) -> list[list[str]]:
@@ -171,10 +187,17 @@ def _passes(forward: float, backward: float) -> str:
     return " + ".join(f"{n:.3g} {letter}" for n, letter in parts if n)
 
 
-def probes(alignment: dict[str, Any], throughput: dict[str, Any]) -> list[list[str]]:
-    """Returns the alignment of each perturbation and its cost, header first."""
+def probes(
+    alignment: dict[str, Any], throughputs: Sequence[dict[str, Any]]
+) -> list[list[str]]:
+    """Returns the alignment of each perturbation and its cost, header first.
+
+    Args:
+      alignment: Result file.
+      throughputs: As for `gradient_rows`.
+    """
     seen = {row["rule"]: row for row in alignment["rules"]}
-    cost = {row["step"]: row for row in throughput["steps"]}
+    cost = {r["step"]: r for file in reversed(throughputs) for r in file["steps"]}
     lines = [
         [
             "perturbation",
@@ -453,14 +476,14 @@ def markdown(lines: list[list[str]]) -> str:
 
 def tables() -> dict[str, list[list[str]]]:
     """Returns every generated table by its name."""
-    throughput, alignment = load(THROUGHPUT), load(ALIGNMENT)
-    part = load(ASCENT_PART)
+    part, alignment = load(ASCENT_PART), load(ALIGNMENT)
+    throughput = without_outdated(load(THROUGHPUT), part)
     accelerator = load(ACCELERATOR) if (RESULTS / ACCELERATOR).exists() else None
     return {
         "gradients": gradient_rows([throughput, part]),
         "gradient-choice": gradient_choice(),
         "sparse-choice": sparse_choice(),
-        "probes": probes(alignment, throughput),
+        "probes": probes(alignment, [throughput, part]),
         **convergence_report.tables(load(CONVERGENCE)),
         **paper_tables.tables(_papers()),
         "guided": guided_rows(load(GUIDED)["rules"] + load(GUIDED_SLOPES)["rules"]),
@@ -497,6 +520,7 @@ PAGES = {
         "study-digits-noise40",
         "study-digits-noise20",
         "study-digits-resnet-noise40",
+        "study-cifar-mlp-noise40",
         "gradients",
         "probes",
         "guided",
