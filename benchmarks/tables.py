@@ -18,6 +18,7 @@ from benchmarks import (
     convergence_report,
     inference_tables,
     paper_tables,
+    seeds_together,
     study_report,
 )
 from benchmarks.paper_plan import SCALES
@@ -48,6 +49,7 @@ CONVERGENCE = "convergence.json"
 PAPER = "paper-{}.json"
 INFERENCE = "inference-cpu.json"
 COLLECTIVES = "collectives.json"
+TOGETHER = "seeds-together-cpu.json"
 NOT_RUN = "not run"
 
 # Gradients of the sparse grid.
@@ -504,6 +506,7 @@ def tables() -> dict[str, list[list[str]]]:
         "sparse-grid": grid_rows(load(GRID)["cells"], SPARSE_METHODS),
         **sparsity_rows(load(SPARSITY)["rows"]),
         "collectives": collectives.lines(load(COLLECTIVES)["rows"]),
+        "seeds-together": seeds_together.lines(load(TOGETHER)["rows"]),
         "compile-time": compile_rows(map(load, COMPILE)),
         "presets": preset_rows(),
         "corruptions": corruption_rows(load(EVALUATION)),
@@ -558,6 +561,7 @@ PAGES = {
     ),
     "examples/docs/choose_a_gradient.md": ("gradient-choice",),
     "examples/docs/choose_a_sparse_method.md": ("sparse-choice",),
+    "examples/docs/compare_runs.md": ("seeds-together",),
 }
 
 

@@ -199,15 +199,7 @@ class CompiledRun:
         labels: jax.Array,
         start: Arrays | None = None,
     ) -> TrainState:
-        experiment = self.experiment.with_seed(seed)
-        zero = jnp.zeros((), jnp.int32)
-        if not experiment.streams:
-            order = epoch_order(experiment, zero)
-            pick = functools.partial(gather, experiment, zero)
-            if experiment.score_images:
-                pick = functools.partial(class_balanced, experiment)
-            images, labels = pick(order, images, labels)
-        return steps.init(experiment, images, labels, start)
+        return first_state(self.experiment.with_seed(seed), images, labels, start)
 
     def _advance_batch(
         self,
@@ -332,3 +324,27 @@ class CompiledRun:
         loss, correct = jax.device_get(totals)
         mean = correct.item() / predictions
         return float(loss) / examples, accuracy.mean_score(experiment, split, mean)
+
+
+def first_state(
+    experiment: Experiment,
+    images: jax.Array,
+    labels: jax.Array,
+    start: Arrays | None = None,
+) -> TrainState:
+    """Returns the state before the first step.
+
+    Args:
+      experiment: The experiment.
+      images: All training examples, or the first batch if the set is streamed.
+      labels: Their labels.
+      start: Trained weights to start from.
+    """
+    if not experiment.streams:
+        zero = jnp.zeros((), jnp.int32)
+        order = epoch_order(experiment, zero)
+        pick = functools.partial(gather, experiment, zero)
+        if experiment.score_images:
+            pick = functools.partial(class_balanced, experiment)
+        images, labels = pick(order, images, labels)
+    return steps.init(experiment, images, labels, start)
