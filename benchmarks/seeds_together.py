@@ -113,17 +113,22 @@ def lines(rows: Sequence[dict[str, Any]]) -> list[list[str]]:
     """Returns the table: a line for each network, header first.
 
     Args:
-      rows: The rows of the result file.
+      rows: The rows of the result file; none if it has not been run.
     """
     found = [["network", *(f"{number} seeds" for number in SEEDS)]]
-    for row in rows:
-        cells = []
-        for number in SEEDS:
-            ratios = row["ratios"][str(number)]
-            low, high = min(ratios), max(ratios)
-            cells.append(f"{statistics.median(ratios):.1f} ({low:.1f} to {high:.1f})")
-        found.append([row["network"], *cells])
+    measured = {row["network"]: row["ratios"] for row in rows}
+    for network in NETWORKS:
+        cells = ["not run"] * len(SEEDS)
+        if network in measured:
+            cells = [_cell(measured[network][str(number)]) for number in SEEDS]
+        found.append([network, *cells])
     return found
+
+
+def _cell(ratios: Sequence[float]) -> str:
+    """Returns the median of ratios, and their range."""
+    median = statistics.median(ratios)
+    return f"{median:.1f} ({min(ratios):.1f} to {max(ratios):.1f})"
 
 
 def main() -> None:

@@ -506,7 +506,7 @@ def tables() -> dict[str, list[list[str]]]:
         "sparse-grid": grid_rows(load(GRID)["cells"], SPARSE_METHODS),
         **sparsity_rows(load(SPARSITY)["rows"]),
         "collectives": collectives.lines(load(COLLECTIVES)["rows"]),
-        "seeds-together": seeds_together.lines(load(TOGETHER)["rows"]),
+        "seeds-together": seeds_together.lines(_rows(TOGETHER)),
         "compile-time": compile_rows(map(load, COMPILE)),
         "presets": preset_rows(),
         "corruptions": corruption_rows(load(EVALUATION)),
@@ -516,6 +516,11 @@ def tables() -> dict[str, list[list[str]]]:
         **accelerator_tables.tables(accelerator),
         "accelerator-changes": accelerator_changes(accelerator),
     }
+
+
+def _rows(name: str) -> list[dict[str, Any]]:
+    """Returns the rows of a result file; none if it has not been run."""
+    return load(name)["rows"] if (RESULTS / name).exists() else []
 
 
 def _papers() -> dict[str, dict[str, Any]]:

@@ -327,7 +327,7 @@ def test_of_runs_that_train_together_each_has_its_own_end(tmp_path):
         Outcome("failed", "the loss is not finite."),
     ]
     assert said[0].startswith("1/3 seed-0: finished, test accuracy ")
-    assert said[0].endswith(" with 2 others")
+    assert said[0].endswith(" in one program of 3")
 
 
 WORDS = ["sweep", "--model", "mlp", "--epochs", "1", "--batch-size", "512"]
@@ -436,7 +436,7 @@ def test_a_process_of_several_seeds_on_one_of_the_devices(
     assert main.main([*words, "--out", str(tmp_path), "--seed", "0", "1"]) == 0
     *lines, last = capsys.readouterr().out.splitlines()
     assert len(lines) == 2
-    assert all(line.endswith(" with 1 others on cpu:1") for line in lines)
+    assert all(line.endswith(" in one program of 2 on cpu:1") for line in lines)
     assert last == f"2 of 2 runs are finished in {tmp_path}."
     for seed in (0, 1):
         content = json.loads((tmp_path / f"seed-{seed}" / "config.json").read_text())

@@ -254,7 +254,8 @@ def _list(
             where = _where(number, slots) if each is group[0] else ""
             terminal.write(f"{status:9} {name}{where}{alone}\n")
     todo = f", {len(left)} to train" if len(left) < len(plan) else ""
-    programs = f" in {len(groups)} programs" if len(groups) < len(left) else ""
+    number = f"{len(groups)} program{'s' * (len(groups) > 1)}"
+    programs = f" in {number}" if len(groups) < len(left) else ""
     terminal.write(f"{len(plan)} runs{todo}{programs}. Nothing was written.\n")
     return 0
 

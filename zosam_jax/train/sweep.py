@@ -253,7 +253,7 @@ class _Sweep:
         figures = ""
         if outcome.status == sweep.FINISHED and found is not None:
             figures = f", test accuracy {found['test_accuracy']:.2%}"
-        others = f" with {len(job.runs) - 1} others" if len(job.runs) > 1 else ""
+        others = f" in one program of {len(job.runs)}" if len(job.runs) > 1 else ""
         return (
             f"{ended}/{len(self._plan)} {planned.name}: {outcome.status}{figures}, "
             f"{duration(seconds)}{others}{job.place}"
