@@ -28,6 +28,7 @@ PROBE_NORMS = ("batch", "running")
 SCHEDULES = ("cosine", "step", "constant")
 DECAYS = ("all", "kernels")
 FROM_MASKS = ("auto", "keep", "drawn")
+NORMALIZATIONS = ("dataset", "imagenet", "half")
 LOOPS = ("auto", "scan", "steps")
 TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio")
 
@@ -278,6 +279,10 @@ the whole rate (BEiT, arXiv:2106.08254). For models of blocks. 1: none."""
     teacher: str | None = None
     """Run folder of a teacher for hard-label distillation: half of the loss is the \
 cross-entropy to its predicted classes (arXiv:2012.12877)."""
+    normalization: str = "dataset"
+    """Channel mean and deviation that images are normalized with: dataset (its own), \
+imagenet, or half (0.5 and 0.5). Trained weights want those that they were trained \
+with: torchvision and most of timm imagenet, the ViTs of timm half."""
     image_size: int | None = None
     """Image size in pixels, for data sets that are streamed from disk. None: 224."""
     workers: int = 0
@@ -356,6 +361,7 @@ scan)."""
             ("decay", DECAYS),
             ("loop", LOOPS),
             ("from_masks", FROM_MASKS),
+            ("normalization", NORMALIZATIONS),
         ):
             _check.one_of(name, getattr(self, name), choices)
         for name in self.trackers:

@@ -33,6 +33,7 @@ from zosam_jax.train.examples import (
     Images,
     hold_out,
     labelled_images,
+    normalized,
     with_augmentation,
     with_label_noise,
 )
@@ -519,6 +520,7 @@ def _data(
     """Returns the data set and the held-out validation images."""
     found = given.dataset or _load(config, facts)
     assert isinstance(found, data.Dataset | data.Streamed)
+    found = normalized(config, found)
     if facts is not None:
         wrong = facts.misfit(dataset_facts.of(found))
         if wrong is not None:
