@@ -236,6 +236,9 @@ embeddings)."""
     """Decay of the exponential moving average of the weights, as 0.9999; smaller in \
 the first steps. The average, on the current mask, is the network that is evaluated. \
 0: no average."""
+    successive_cosine: bool = False
+    """Record the cosine between the gradients of successive optimizer steps, the mean \
+of each epoch. It takes the memory of one more copy of the parameters."""
     batch_size: int = 64
     """Batch size, over all local devices together."""
     accumulate_steps: int = 1

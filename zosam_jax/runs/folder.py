@@ -159,6 +159,7 @@ _CORE = {
     "seed": schema.WHOLE,
 }
 _SESSION = {"step": schema.WHOLE, "versions": schema.TEXTS}
+_ENDED = {"ended": schema.WHOLE, "seconds": schema.POSITIVE}
 _PARTS = {
     "sessions": schema.list_of(schema.OBJECT),
     "objects": schema.TEXTS,
@@ -195,7 +196,7 @@ def read_config(folder: Path, record: str = "config.json") -> JSON:
     wrong = schema.fault(content["config"], _CORE)
     wrong = wrong and f"in 'config', {wrong}"
     for number, session in enumerate(content.get("sessions", []), start=1):
-        found = schema.fault(session, _SESSION)
+        found = schema.fault(session, _SESSION, _ENDED)
         wrong = wrong or (found and f"in session {number}, {found}")
     try:
         check_types(content["config"])
@@ -346,6 +347,31 @@ def write_config(
         # Older versions recorded less.
         if name in old and old[name] != value
     }
+
+
+def end_session(folder: Path, step: int, seconds: float) -> None:
+    """Notes in `config.json` where its last session ended before the end of the run.
+
+    Args:
+      folder: The run's folder.
+      step: The step at which it ended.
+      seconds: Seconds of training up to there, of all sessions.
+    """
+    content = read_config(folder)
+    content["sessions"][-1] |= {"ended": step, "seconds": seconds}
+    files.write_json(folder / "config.json", content)
+
+
+def seconds_at(folder: Path, step: int) -> float:
+    """Returns the seconds of training up to a step; 0 if no session ended there.
+
+    Args:
+      folder: The run's folder.
+      step: The step.
+    """
+    sessions = read_config(folder).get("sessions", [])
+    found = [s.get("seconds", 0.0) for s in sessions if s.get("ended") == step]
+    return max(found, default=0.0)
 
 
 def _environment(session: JSON) -> JSON:

@@ -27,6 +27,7 @@ from zosam_jax.train import (
     loss,
     optimizers,
     processes,
+    successive,
 )
 from zosam_jax.train.examples import (
     Data,
@@ -299,6 +300,8 @@ def _rule(
     if not isinstance(rule, optax.GradientTransformation):
         assert rate is not None
         rule = optimizers.update_rule(config, rate, own, rule)
+    if config.successive_cosine:
+        rule = optax.chain(successive.successive_cosine(), rule)
     rule = optimizers.of_trained(rule, config.freeze)
     if gradient.decoupled:
         rule = _decoupled(rule, rate)

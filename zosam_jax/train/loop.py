@@ -540,6 +540,7 @@ def _run(
         recording.close()
     number = setup.stop.signals[0] if setup.stop.signals else None
     if not session.is_complete:
+        recording.note_end()
         number = processes.reason(number, is_late=setup.stop.is_over)
         status = "out of time" if number is None else "interrupted"
         limit = output.config.time_limit

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from zosam_jax import sparsity
 from zosam_jax._types import Params, PyTree
-from zosam_jax.runs import files, metrics, summary, trackers
+from zosam_jax.runs import files, folder, metrics, summary, trackers
 from zosam_jax.runs.config import TrainConfig
 from zosam_jax.runs.errors import RunError
 from zosam_jax.runs.files import JSON
@@ -18,7 +18,7 @@ from zosam_jax.runs.progress import Display, Status, duration
 from zosam_jax.train import checkpoint, processes
 from zosam_jax.train.batch import normalized
 from zosam_jax.train.experiment import Experiment
-from zosam_jax.train.step import Totals, TrainState, count_weights, evaluated
+from zosam_jax.train.step import Cosines, Totals, TrainState, count_weights, evaluated
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,23 +70,35 @@ class Recording:
         self.sparsity = self._sparsity(state)
         self.test_accuracy: float | None = tests[-1] if tests else None
         self.started = time.perf_counter()
-        self.seconds_before: float = max((r["seconds"] for r in records), default=0.0)
+        # A session may have ended within an epoch, after the last record.
+        ended = processes.first(lambda: folder.seconds_at(output.folder, self.step))
+        self.seconds_before: float = max([ended, *(r["seconds"] for r in records)])
         # None in all processes but the first.
         self._log: metrics.MetricsLog | None = None
         processes.first(self._open_log)
 
     def _open_log(self) -> None:
-        folder, config = self.output.folder, self.output.config
+        place, config = self.output.folder, self.output.config
         found = None
         if names := config.all_trackers:
             say = self.output.display.message
-            found = trackers.Trackers(names, folder, config.record(), self.step, say)
-        self._log = metrics.MetricsLog(folder, found)
+            found = trackers.Trackers(names, place, config.record(), self.step, say)
+        self._log = metrics.MetricsLog(place, found)
 
     def close(self) -> None:
         """Closes the metrics file."""
         if self._log is not None:
             self._log.close()
+
+    @property
+    def _seconds(self) -> float:
+        """Seconds of training, with those of earlier processes."""
+        return self.seconds_before + time.perf_counter() - self.started
+
+    def note_end(self) -> None:
+        """Writes where and when this process ends, for the clock of the next one."""
+        step, seconds, place = self.step, self._seconds, self.output.folder
+        processes.first(lambda: folder.end_session(place, step, seconds))
 
     def _sparsity(self, state: TrainState) -> float:
         return float(count_weights(self.output.experiment, state)["sparsity"])
@@ -164,7 +176,7 @@ class Recording:
             self._fail(-1)
         self.test_accuracy = tested["test"][1]
         self.sparsity = self._sparsity(state)
-        seconds = self.seconds_before + time.perf_counter() - self.started
+        seconds = self._seconds
         status = self.status(self.step, totals, speed)
         where = {"step": self.step, "epoch": self.epoch + 1}
         lines = [where | self._training_figures(totals, status, seconds)]
@@ -200,6 +212,10 @@ class Recording:
         known: dict[str, float] = {}
         if rate is not None:
             known["learning_rate"] = float(jnp.asarray(rate(max(updates - 1, 0))))
+        cosines = totals.cosines
+        # The first step of a run has none before it.
+        if isinstance(cosines, Cosines) and cosines.steps:
+            known["successive_cosine"] = float(cosines.sum) / int(cosines.steps)
         return {
             "split": "train",
             "loss": status.loss,
@@ -273,12 +289,12 @@ class Recording:
         status: str,
     ) -> JSON:
         """Writes `summary.json` and returns its contents."""
-        folder, experiment = self.output.folder, self.output.experiment
+        place, experiment = self.output.folder, self.output.experiment
         if processes.are_several():
             # Process 0 computes alone.
             state = checkpoint.snapshot(state)
         found = summary.summarize(
-            metrics.read(folder / "metrics.jsonl"),
+            metrics.read(place / "metrics.jsonl"),
             step=self.step,
             steps_per_epoch=experiment.steps_per_epoch,
             status=status,
@@ -290,7 +306,7 @@ class Recording:
             memorized=memorized,
             compile_seconds=compile_seconds,
         )
-        files.write_json(folder / "summary.json", found)
+        files.write_json(place / "summary.json", found)
         return found
 
 
