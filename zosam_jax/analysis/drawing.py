@@ -46,7 +46,11 @@ def panels(count: int, columns: int | None = None) -> tuple[Figure, list[Axes]]:
 
 
 def color(number: int) -> str:
-    """Returns the color of a run by its number."""
+    """Returns the color of a run by its number.
+
+    >>> color(0) == color(len(COLORS)) == COLORS[0]
+    True
+    """
     return COLORS[number % len(COLORS)]
 
 
@@ -57,7 +61,11 @@ def line(number: int) -> dict[str, Any]:
 
 
 def marker(number: int) -> str:
-    """Returns the marker of a run by its number."""
+    """Returns the marker of a run by its number.
+
+    >>> marker(0), marker(1)
+    ('o', 's')
+    """
     return _MARKERS[number % len(_MARKERS)]
 
 

@@ -376,6 +376,10 @@ def trainings(found: JSON) -> dict[str, list[JSON]]:
 
     Args:
       found: The contents of `analysis.json`, of all checkpoints of the runs.
+
+    >>> runs = [{"run": "a@4"}, {"run": "a@8"}, {"run": "b@8"}]
+    >>> {name: len(each) for name, each in trainings({"runs": runs}).items()}
+    {'a': 2, 'b': 1}
     """
     runs: dict[str, list[JSON]] = {}
     for run in found["runs"]:

@@ -118,6 +118,9 @@ def score(figures: JSON) -> str:
 
     Args:
       figures: The contents of `evaluation.json`.
+
+    >>> score({"score": "R²"}), score({})
+    ('R²', 'accuracy')
     """
     # Older versions evaluated classes alone.
     return figures.get("score", "accuracy")

@@ -101,6 +101,9 @@ def seconds_to(target: float) -> Figure:
 
     Args:
       target: As for `epochs_to`.
+
+    >>> seconds_to(0.95).title
+    'seconds to 95 %'
     """
     read = _at_target(target, "seconds")
     return Figure(f"seconds to {100 * target:g} %", read, ",.1f")
