@@ -55,6 +55,7 @@ HOUSEKEEPING = frozenset(
     {
         "data_dir",
         "workers",
+        "fsdp",
         "out",
         "checkpoint_every",
         "keep",
@@ -290,6 +291,10 @@ with: torchvision and most of timm imagenet, the ViTs of timm half."""
     """Image size in pixels, for data sets that are streamed from disk. None: 224."""
     workers: int = 0
     """Processes that decode streamed images. 0: decode in this process."""
+    fsdp: int = 1
+    """Devices that share one copy of parameters, masks, moments and averages: each \
+holds a part, and a pass gathers the parameters (fully sharded data parallelism, \
+ZeRO-3). 1: every device holds all. -1: all devices share one copy."""
     seed: int = 0
     """Random seed of parameters, masks, data order, augmentation and perturbations."""
 
@@ -382,6 +387,8 @@ scan)."""
         _check.whole("seed", self.seed, least=0)
         _check.whole("block", self.block, most=1024)
         _check.whole("workers", self.workers, least=0, most=1024)
+        if self.fsdp != -1:
+            _check.whole("fsdp", self.fsdp)
         _check.whole("score_images", self.score_images, least=0)
         if self.image_size is not None:
             _check.whole("image_size", self.image_size, most=8192)

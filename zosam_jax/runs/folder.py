@@ -313,9 +313,9 @@ def write_config(
       config: The configuration.
       command: The command line of this session, if it has one.
       step: The step at which this session starts.
-      devices: The devices of this session, "backend", "device" (their kind) and
-        "devices" (their number), the number of its "processes", and its "numerics":
-        settings that change numbers.
+      devices: The devices of this session, "backend", "device" (their kind),
+        "devices" (their number) and "fsdp" (those that share a copy of the state), the
+        number of its "processes", and its "numerics": settings that change numbers.
       beside: Further entries, beside "config" and "sessions".
 
     Returns:
@@ -381,5 +381,6 @@ def _environment(session: JSON) -> JSON:
         **{name: session.get(name) for name in _ENVIRONMENT},
         # Older versions had one.
         "processes": session.get("processes", 1),
+        "fsdp": session.get("fsdp", 1),
         **session.get("numerics", {}),
     }

@@ -26,7 +26,7 @@ from zosam_jax.train import (
     learning_rates,
     loss,
     optimizers,
-    processes,
+    sharding,
     successive,
 )
 from zosam_jax.train.examples import (
@@ -80,14 +80,15 @@ def experiment(
         those of the data set. None: those of the data set.
       examples: Whether to load the data set, if none is given. Without it, `facts` must
         be there, and nothing can be trained or evaluated.
-      of_all: Whether to use the devices of all processes, or of this one.
+      of_all: Whether to use the devices of all processes, and to split the state over
+        them as the configuration says; or those of this process, each with all of it.
 
     Raises:
       ValueError: The configuration, its data, model and devices do not fit together.
       zosam_jax.data.DatasetError: The data set is missing or damaged, or `facts` are
         those of other classes or other images.
     """
-    mesh = processes.mesh(of_all=of_all)
+    mesh = sharding.mesh(config.fsdp if of_all else 1, of_all=of_all)
     _check_model(config, given)
     found = _examples(config, given, facts, mesh.size, are_needed=examples)
     facts = found.facts

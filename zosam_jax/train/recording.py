@@ -266,6 +266,9 @@ class Recording:
                 f"training images: accuracy {memorized[0]:.2%} on the given labels, "
                 f"{memorized[1]:.2%} on the clean ones"
             )
+        if processes.are_several():
+            # Process 0 computes alone.
+            state = checkpoint.snapshot(state)
         found = processes.first(
             lambda: self._summary(state, memorized, compile_seconds, status)
         )
@@ -290,9 +293,6 @@ class Recording:
     ) -> JSON:
         """Writes `summary.json` and returns its contents."""
         place, experiment = self.output.folder, self.output.experiment
-        if processes.are_several():
-            # Process 0 computes alone.
-            state = checkpoint.snapshot(state)
         found = summary.summarize(
             metrics.read(place / "metrics.jsonl"),
             step=self.step,

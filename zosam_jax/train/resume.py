@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from zosam_jax._types import Params
 from zosam_jax.runs import dataset_facts, folder, metrics
 from zosam_jax.runs.files import JSON
-from zosam_jax.train import numerics, processes
+from zosam_jax.train import numerics, processes, sharding
 from zosam_jax.train.experiment import Experiment
 from zosam_jax.train.step import TrainState
 
@@ -43,6 +43,8 @@ def begin(
     step = 0 if given is None else int(given.step)
     changes = processes.first(lambda: write_record(output, command, step, beside))
     for text in opening(output, compiled.abstract.params):
+        show.message(text)
+    if text := sharding.shares(output.experiment.mesh, compiled.abstract):
         show.message(text)
     lines = output.folder / "metrics.jsonl"
     if given is None and processes.first(lambda: bool(metrics.read(lines))):
@@ -81,6 +83,7 @@ def write_record(
         "backend": jax.default_backend(),
         "device": jax.local_devices()[0].device_kind,
         "devices": output.experiment.mesh.size,
+        "fsdp": output.experiment.mesh.shape["fsdp"],
         "processes": jax.process_count(),
         "numerics": numerics.settings(),
         **session,

@@ -11,7 +11,7 @@ from zosam_jax import sparsity
 from zosam_jax._streams import DROPOUT, INIT
 from zosam_jax._types import Estimate, OptState, Params, PyTree
 from zosam_jax.gradients.transformation import estimate
-from zosam_jax.train import loss, transfer
+from zosam_jax.train import loss, processes, transfer
 from zosam_jax.train.batch import prepare, scored
 from zosam_jax.train.experiment import Experiment, ModelState
 from zosam_jax.train.successive import SuccessiveCosine
@@ -106,7 +106,7 @@ def init(
             key = experiment.key(DROPOUT, zero)
             network = experiment.model, model_state
             value = criterion.score(experiment.loss, *network, inputs, targets, key)
-            return value(params)
+            return value(experiment.gathered(params))
 
         optimizer = criterion.optimizer(score)
     if start is not None and start.masks is not None:
@@ -255,15 +255,14 @@ def count_weights(experiment: Experiment, state: TrainState) -> dict[str, int | 
     """Returns the numbers of parameters and of live ones, and two sparsities.
 
     `sparsity` is the fraction of zeros in the sparse layers, `sparsity_all` the one
-    among all parameters, dense ones included.
+    among all parameters, dense ones included. Collective, see
+    `zosam_jax.train.processes`.
     """
-    params = [np.asarray(x) for x in jax.tree.leaves(state.params)]
-    masks = [np.ones((), bool)] * len(params)
+    sparse: list[np.ndarray] = []
     if experiment.method is not None:
-        tree = sparsity.masks(state.opt_state)
-        masks = [np.asarray(m) for m in jax.tree.leaves(tree)]
-    sparse = [m for m in masks if m.ndim]
-    total = sum(x.size for x in params)
+        masks = jax.tree.leaves(sparsity.masks(state.opt_state))
+        sparse = [processes.whole(m) for m in masks if m.ndim]
+    total = sum(x.size for x in jax.tree.leaves(state.params))
     sparsified = sum(m.size for m in sparse)
     pruned = sum(int((~m).sum()) for m in sparse)
     return {
