@@ -116,6 +116,16 @@ def sent(program: str, devices: int) -> tuple[float, int]:
     return cost(entry)
 
 
+def operations(program: str) -> list[tuple[str, int]]:
+    """Returns the collective operations of a program, and the bytes of their results.
+
+    Args:
+      program: The text of a compiled program.
+    """
+    found = _COLLECTIVE.finditer(program)
+    return [(match["name"], _size(match["type"])) for match in found]
+
+
 def _size(shape: str) -> int:
     """Bytes of an array or a tuple of arrays, as programs write their type."""
     return sum(

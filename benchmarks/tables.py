@@ -18,6 +18,7 @@ from benchmarks import (
     convergence_report,
     inference_tables,
     paper_tables,
+    seeds_together,
     sparse_table,
     study_report,
 )
@@ -48,6 +49,7 @@ CONVERGENCE = "convergence.json"
 PAPER = "paper-{}.json"
 INFERENCE = "inference-cpu.json"
 COLLECTIVES = "collectives.json"
+TOGETHER = "seeds-together-cpu.json"
 NOT_RUN = "not run"
 
 Gradients = Mapping[str, GradientMethod]
@@ -497,6 +499,7 @@ def tables() -> dict[str, list[list[str]]]:
         **sparse_table.tables(load(GRID)["cells"]),
         **sparsity_rows(load(SPARSITY)["rows"]),
         "collectives": collectives.lines(load(COLLECTIVES)["rows"]),
+        "seeds-together": seeds_together.lines(_rows(TOGETHER)),
         "compile-time": compile_rows(map(load, COMPILE)),
         "presets": preset_rows(),
         "corruptions": corruption_rows(load(EVALUATION)),
@@ -506,6 +509,11 @@ def tables() -> dict[str, list[list[str]]]:
         **accelerator_tables.tables(accelerator),
         "accelerator-changes": accelerator_changes(accelerator),
     }
+
+
+def _rows(name: str) -> list[dict[str, Any]]:
+    """Returns the rows of a result file; none if it has not been run."""
+    return load(name)["rows"] if (RESULTS / name).exists() else []
 
 
 def _papers() -> dict[str, dict[str, Any]]:
@@ -553,6 +561,7 @@ PAGES = {
     ),
     "examples/docs/choose_a_gradient.md": ("gradient-choice",),
     "examples/docs/choose_a_sparse_method.md": ("sparse-choice",),
+    "examples/docs/compare_runs.md": ("seeds-together",),
 }
 
 

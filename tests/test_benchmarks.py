@@ -347,6 +347,7 @@ PROGRAMS = (
     "inference",
     "norms",
     "paper",
+    "seeds_together",
     "sparse_training",
     "sparsity",
     "study",

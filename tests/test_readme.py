@@ -54,12 +54,17 @@ def test_the_loop_of_the_front_page_trains_a_sparse_network():
 
 
 @pytest.mark.parametrize("page", NAMES)
-def test_the_snippets_of_a_page_run_one_after_another(page, tmp_path, monkeypatch):
+def test_the_snippets_of_a_page_run_one_after_another(
+    page, tmp_path, monkeypatch, capsys
+):
     monkeypatch.chdir(tmp_path)  # for the files that they write
     snippets = blocks((ROOT / page).read_text(), "python")
     namespace: dict = {"__name__": page}
     for snippet in snippets:
         exec(compile(snippet, page, "exec"), namespace)
+    shown = capsys.readouterr().out.splitlines()
+    for said in re.findall(r"# prints (.*)$", "\n".join(snippets), re.MULTILINE):
+        assert said in shown
 
 
 def test_ci_runs_the_command_for_the_tests():

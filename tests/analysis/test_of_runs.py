@@ -13,12 +13,14 @@ import tiny_run
 
 from zosam_jax import analysis, models
 from zosam_jax.analysis import (
+    error_pictures,
     interactive,
     network_figures,
     of_runs,
     pictures,
     surfaces,
 )
+from zosam_jax.cli import analysis_report
 from zosam_jax.cli import main as cli
 from zosam_jax.train import RunError, load_run
 
@@ -153,7 +155,7 @@ def test_of_many_classes_the_hardest_are_shown():
     names = [f"class {i}" for i in range(40)]
     by_class = [None, *(i / 40 for i in range(39, 0, -1))]
     run = {"run": "many", "errors": {"classes": names, "by_class": by_class}}
-    (axis,) = pictures.errors({"runs": [run]}, {}).axes
+    (axis,) = error_pictures.classes({"runs": [run]}, {}).axes
     shown = [text.get_text() for text in axis.get_yticklabels()]
     assert shown == [f"class {i}" for i in range(39, 14, -1)]
 
@@ -164,7 +166,7 @@ def test_runs_of_other_classes_have_a_matrix_each():
         for name in ("ab", "xyz")
     ]
     arrays = {f"{name}/confusion": np.eye(len(name)) for name in ("ab", "xyz")}
-    figure = pictures.errors({"runs": runs}, arrays)
+    figure = error_pictures.classes({"runs": runs}, arrays)
     labels = [[t.get_text() for t in axis.get_yticklabels()] for axis in figure.axes]
     assert labels == [["a", "b"], ["x", "y", "z"]]
 
@@ -180,7 +182,7 @@ def test_runs_of_many_and_other_classes_have_their_hardest_each():
         }
         for name in "xy"
     ]
-    axes = pictures.errors({"runs": runs}, {}).axes
+    axes = error_pictures.classes({"runs": runs}, {}).axes
     assert [axis.get_yticklabels()[0].get_text() for axis in axes] == ["x0", "y0"]
     assert [axis.lines[0].get_marker() for axis in axes] == ["o", "s"]
 
@@ -208,14 +210,56 @@ def plane(runs, tmp_path_factory):
     out, three = tmp_path_factory.mktemp("plane"), [*runs, third]
     parts = {"parts": ("landscape",), "directions": "runs"}
     settings = of_runs.Settings(images=32, points=5, **parts)
-    found = of_runs.analyze(three, settings, out=out, **OBJECTS)
+    seen = []
+    found = of_runs.analyze(
+        three, settings, out=out, on_progress=seen.append, **OBJECTS
+    )
     with np.load(out / "analysis.npz") as file:
-        return found, dict(file), three
+        return found, dict(file), three, seen
+
+
+def test_the_plane_through_runs_shows_its_progress(plane):
+    *_, seen = plane
+    shares = [p.share for p in seen]
+    assert shares == sorted(shares)
+    of_plane = [p.share for p in seen if p.part == "plane through them"]
+    # Three runs are done before, of four parts in all.
+    assert (of_plane[0], of_plane[-1]) == (0.75, 1)
+    assert 0.75 < of_plane[1] < of_plane[-2] == 1
+
+
+def test_the_plane_in_three_dimensions_marks_the_runs(plane, tmp_path):
+    found, arrays, *_ = plane
+    (axis,) = (figure := pictures.relief(found, arrays)).axes
+    places = np.array(found["plane"]["points"])
+    marks = [line.get_data_3d() for line in axis.lines if line.get_marker() != "None"]
+    np.testing.assert_allclose([[x[0], y[0]] for x, y, _ in marks], places)
+    # The first run lies within the cell of the grid that its mark is above.
+    x, y = arrays["plane_x"], arrays["plane_y"]
+    i, j = np.searchsorted(x, 0) - 1, np.searchsorted(y, 0) - 1
+    cell = np.log10(arrays["plane_heights"][i : i + 2, j : j + 2])
+    assert cell.min() <= marks[0][2][0] <= cell.max()
+    names = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert names == ["seed0", "seed1", "seed2"]
+    interactive.write(found, arrays, tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text()
+    assert all(f'"text":["{name}"]' in page for name in names)
+
+
+def test_heights_between_the_points_of_a_grid_are_bilinear():
+    rng = np.random.default_rng(0)
+    x, y = np.array([-1.0, 0.0, 3.0]), np.array([2.0, 4.0])
+    a, b, c, d = rng.normal(size=4)
+    heights = a + b * x[:, None] + c * y[None] + d * x[:, None] * y[None]
+    shape = surfaces.Surface("", x, y, heights, ("", ""), np.zeros((1, 2)))
+    points = np.array([[-1, 2], [3, 4], [1.5, 2.5], [-0.2, 3.9]])
+    wanted = a + b * points[:, 0] + c * points[:, 1] + d * points.prod(1)
+    np.testing.assert_allclose(surfaces.heights_at(shape, points), wanted)
 
 
 def test_one_landscape_goes_through_three_runs(plane):
     """Its heights are those of direct evaluation, BatchNorm at a batch's statistics."""
-    found, arrays, runs = plane
+    found, arrays, runs, _ = plane
     points = np.array(found["plane"]["points"])
     params = [load_run.load(run, **OBJECTS).params for run in runs]
     first, second, third = (jax.flatten_util.ravel_pytree(p)[0] for p in params)
@@ -260,9 +304,21 @@ def test_every_checkpoint_is_analysed_as_a_run_of_its_own(tmp_path):
     assert pictures.drawable(found) == ["noise", "errors", "along-training"]
     panels = pictures.along(found, {}).axes
     titles = [axis.get_title() for axis in panels if axis.axison]
-    assert titles == ["variance of the gradient", "signal to noise", "test accuracy"]
-    np.testing.assert_array_equal(panels[2].lines[0].get_xdata(), [4, 8, 12])
-    np.testing.assert_array_equal(panels[2].lines[0].get_ydata(), accuracies)
+    assert titles == [
+        *("variance of the gradient", "signal to noise"),
+        *("cosine of successive gradients", "test accuracy"),
+    ]
+    np.testing.assert_array_equal(panels[3].lines[0].get_xdata(), [4, 8, 12])
+    np.testing.assert_array_equal(panels[3].lines[0].get_ydata(), accuracies)
+    cosines = [x["noise"]["training"]["successive_cosine"] for x in found["runs"]]
+    np.testing.assert_array_equal(panels[2].lines[0].get_ydata(), cosines)
+    assert not analysis_report.notes(found)
+    # A single checkpoint is no curve, and that is said.
+    single = {**found, "runs": found["runs"][-1:]}
+    assert pictures.drawable(single) == ["noise", "errors"]
+    (note,) = analysis_report.notes(single)
+    assert "no curve along the training of long: one checkpoint" in note
+    assert "--keep" in note
 
 
 def test_losses_below_zero_have_levels():

@@ -6,6 +6,7 @@ import io
 import json
 import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -96,6 +97,7 @@ def test_the_table_has_means_intervals_and_paired_differences(grid):
     assert shown["corrupted accuracy, %"] == ["70.00 ± 1.00", "73.00 ± 1.00"]
     assert shown["calibration error, %"] == ["2.00 ± 0.00"] * 2
     assert shown["epochs to 92 %"] == ["-", "3.0 ± 0.0"]
+    assert shown["seconds to 92 %"] == ["-", "183.0 ± 0.0"]
     _, found = compare(grid, target=0.93)
     shown = {c.header: c.cells for c in group_tables.columns(found)}
     assert shown["epochs to 93 %"] == ["-", "3.0 ± 0.0 (n=2)"]
@@ -110,6 +112,24 @@ def test_the_terminal_shows_as_many_columns_as_fit(grid, width):
     assert max(map(len, text.splitlines())) <= width
     assert "93.00 ± 1.00" in text
     assert ("+3.00 ± 4.97" in text) == (width == 200)
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 100])
+def test_a_narrow_terminal_breaks_no_word_of_the_groups(grid, width):
+    runs = record.read_all(grid)
+    for run in runs:
+        run.config["sparsity"] = 0.9 if run.config["seed"] else 0.98
+    found = group_tables.compare(groups.group(runs), target=0.92)
+    console = Console(file=io.StringIO(), width=width)
+    console.print(group_tables.terminal_table(found, width))
+    lines = console.file.getvalue().splitlines()
+    assert max(map(len, lines)) <= width
+    words = {word for line in lines for word in line.split()}
+    for column in group_tables.columns(found)[:3]:
+        assert set(column.header.split()) <= words
+        for cell in column.cells:
+            assert set(cell.split()) <= words
+    assert ("groups.md" in words) == (width < 200)
 
 
 def test_the_tables_in_files_have_the_same_figures(grid, report):
@@ -294,6 +314,17 @@ def test_watching_shows_what_is_new_and_ends_with_the_runs(
     assert "unfinished" in shown.split("test accuracy, %")[0]
     assert "unfinished" not in shown.split("test accuracy, %")[1]
     assert (tmp_path / "out" / "report.json").exists()
+
+
+def test_the_page_of_a_single_run_has_the_way_to_a_target(grid, tmp_path):
+    runs, found = compare(grid[:1], target=0.5)
+    path = report_files.write(runs, found, tmp_path)[-1]
+    reader = Reader()
+    reader.feed(Path(path).read_text())
+    header, cells = reader.tables["groups"]
+    row = dict(zip(header, cells, strict=True))
+    # Test accuracies are 0.2, 0.4 and 0.9, an epoch takes 61 seconds.
+    assert (row["epochs to 50 %"], row["seconds to 50 %"]) == ("3.0", "183.0")
 
 
 def test_a_target_is_an_accuracy(grid, capsys):

@@ -79,3 +79,40 @@ def test_several_seeds_train_in_one_program():
         for name, value in alone.items():
             np.testing.assert_allclose(params[name][seed], value, rtol=1e-5, atol=1e-6)
     assert np.any(masks["kernel"][0] != masks["kernel"][1])
+
+
+def test_seeds_share_a_counter_in_a_loop_on_the_host():
+    """A change of the topology stays a branch; each seed trains as it does alone."""
+
+    def tx(seed):
+        method = zoo.METHODS["set_"](seed=seed)
+        return zs.sparsify(optax.sgd(0.05), method, gradient=zs.zosam(0.1, seed=seed))
+
+    def begin(seed):
+        return zoo.begin(tx(seed), zoo.start())
+
+    def step(seed, params, state):
+        return advance(tx(seed), zoo.loss, params, state)
+
+    seeds = jnp.arange(3)
+    params, state = jax.vmap(begin)(seeds)
+    own_counters = jax.make_jaxpr(jax.vmap(step))(seeds, params, state)
+    state = state._replace(step=jnp.int32(0))
+    axes = state._make(None if name == "step" else 0 for name in state._fields)
+    lanes = jax.vmap(step, in_axes=(0, 0, axes), out_axes=(0, axes))
+    shared = jax.make_jaxpr(lanes)(seeds, params, state)
+    assert "cond[" in str(shared)
+    assert "cond[" not in str(own_counters)
+    program, alone = jax.jit(lanes), jax.jit(step)
+    one_by_one = [jax.jit(begin)(seed) for seed in seeds]
+    for _ in range(zoo.STEPS):
+        params, state = program(seeds, params, state)
+        one_by_one = [
+            alone(seed, *own) for seed, own in zip(seeds, one_by_one, strict=True)
+        ]
+    assert state.step == zoo.STEPS
+    for seed, (expected, own) in enumerate(one_by_one):
+        masks = zs.sparsity.masks(own)["kernel"]
+        np.testing.assert_array_equal(zs.sparsity.masks(state)["kernel"][seed], masks)
+        for name, value in expected.items():
+            np.testing.assert_allclose(params[name][seed], value, rtol=1e-5, atol=1e-6)

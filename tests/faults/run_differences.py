@@ -85,15 +85,24 @@ def _entries(value: Any, place: str = "") -> Iterator[tuple[str, Any]]:
 
 def _arrays(path: Path) -> dict[str, Any]:
     """Returns type, shape and bytes of every array of a checkpoint, by its path."""
+    return {
+        key: (str(x.dtype), x.shape, x.tobytes())
+        for key, x in sorted(read_arrays(path).items())
+    }
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """Returns every array of a checkpoint by its path.
+
+    Args:
+      path: The folder of the checkpoint.
+    """
     import jax
 
     with contextlib.closing(ocp.PyTreeCheckpointer()) as reader:
         state = reader.restore(path / "state")
     leaves = jax.tree_util.tree_flatten_with_path(state)[0]
-    arrays = {jax.tree_util.keystr(key): np.asarray(leaf) for key, leaf in leaves}
-    return {
-        key: (str(x.dtype), x.shape, x.tobytes()) for key, x in sorted(arrays.items())
-    }
+    return {jax.tree_util.keystr(key): np.asarray(leaf) for key, leaf in leaves}
 
 
 def _first_difference(one: dict[str, Any], other: dict[str, Any]) -> str:

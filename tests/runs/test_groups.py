@@ -12,7 +12,13 @@ from zosam_jax.runs.record import RunRecord
 def make(accuracy=0.9, finished=True, origin=None, evaluation=None, **fields):
     config = TrainConfig(**fields).record()
     metrics = [
-        {"step": e, "epoch": e, "split": "test", "accuracy": accuracy * e / 3}
+        {
+            "step": e,
+            "epoch": e,
+            "split": "test",
+            "accuracy": accuracy * e / 3,
+            "seconds": 10.0 * e + fields.get("seed", 0),
+        }
         for e in (1, 2, 3)
     ]
     summary = {"test_accuracy": accuracy} if finished else None
@@ -135,3 +141,7 @@ def test_epochs_to_a_target_count_runs_that_reach_it():
     figure = groups.epochs_to(0.6)
     assert figure.title == "epochs to 60 %"
     assert found.values(figure) == {0: 2, 1: 3}
+    figure = groups.seconds_to(0.6)
+    assert figure.title == "seconds to 60 %"
+    # Of the first epoch that reaches it, though later ones do too.
+    assert found.values(figure) == {0: 20, 1: 31}

@@ -17,7 +17,7 @@ from zosam_jax.train import option_strings, step
 TRAIN = Path(step.__file__).parent
 # What computes with the resolved objects.
 COMPUTING = ("experiment", "batch", "loss", "criteria", "accuracy", "step")
-COMPUTING += ("compiled_run", "session", "resume")
+COMPUTING += ("compiled_run", "lanes", "recording", "session", "resume")
 NAMES = ("build", "choices", "named_gradient", "named_method", "optimizers", "registry")
 NAMES += ("learning_rates",)
 

@@ -59,26 +59,61 @@ def found(runs, task, number=0):
     return ended.found
 
 
-def test_two_processes_have_the_numbers_of_one(runs, final):
-    """Sums of four devices over gloo are rounded otherwise than within one process.
+def agree(runs, final, name, other):
+    """Whether two runs differ by the rounding of sums in another order alone.
 
     A slope of ZO-SAM divides the difference of two losses by 0.002, and their rounding
     with it. Masks, orders and draws are the same.
     """
+    a, b = final(name), final(other)
+    jax.tree.map(
+        lambda x, y: np.testing.assert_allclose(x, y, rtol=0, atol=1e-6),
+        (a.params, a.opt_state.inner),
+        (b.params, b.opt_state.inner),
+    )
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        if x.dtype != np.float32:
+            np.testing.assert_array_equal(x, y)
+    for x, y in zip(lines(runs, name), lines(runs, other), strict=True):
+        assert x.pop("split") == y.pop("split")
+        assert x == pytest.approx(y, rel=1e-4)
+
+
+def test_two_processes_have_the_numbers_of_one(runs, final):
+    """Sums of four devices over gloo are rounded otherwise than within one process."""
     assert found(runs, "whole")["status"] == 0
     assert found(runs, "one")["one"] == "finished"
-    two, one = final("whole"), final("one")
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-6),
-        (two.params, two.opt_state.inner),
-        (one.params, one.opt_state.inner),
-    )
-    for a, b in zip(jax.tree.leaves(two), jax.tree.leaves(one), strict=True):
-        if a.dtype != np.float32:
-            np.testing.assert_array_equal(a, b)
-    for a, b in zip(lines(runs, "whole"), lines(runs, "one"), strict=True):
-        assert a.pop("split") == b.pop("split")
-        assert a == pytest.approx(b, rel=1e-4)
+    agree(runs, final, "whole", "one")
+
+
+def test_a_state_in_parts_has_the_numbers_of_a_whole_one(runs, final):
+    """Of one device; both start from a trained network."""
+    assert found(runs, "one")["alone"] == found(runs, "one")["parts"] == "finished"
+    agree(runs, final, "parts", "alone")
+
+
+def test_a_run_goes_on_with_its_state_in_any_layout(runs, final):
+    """Each epoch in another one, the first by two processes that share the state."""
+    for number in (0, 1):
+        assert "left" in found(runs, "whole", number)["tuned"]
+        assert found(runs, "whole", number)["part"] == [64, 48]
+    assert found(runs, "one")["tuned"] == "finished"
+    record = json.loads((runs[0] / "tuned" / "config.json").read_text())
+    layouts = [
+        (row["step"], row["processes"], row["devices"], row["fsdp"])
+        for row in record["sessions"]
+    ]
+    assert layouts == [(0, 2, 4, 4), (3, 1, 1, 1), (6, 1, 4, 2), (9, 1, 2, 1)]
+    agree(runs, final, "tuned", "alone")
+
+
+def test_a_state_in_parts_is_restored_bit_for_bit(runs, final):
+    """In every layout; and a run in parts that resumes has the bits of one session."""
+    digests = {crc for pair in found(runs, "one")["bits"] for crc in pair}
+    assert len(found(runs, "one")["bits"]) == len(several.LAYOUTS)
+    assert len(digests) == 1
+    tiny_run.assert_same(final("parts again"), final("parts"))
+    assert lines(runs, "parts again") == lines(runs, "parts")
 
 
 def test_one_process_writes(runs):
@@ -104,7 +139,7 @@ def test_a_killed_process_ends_the_others_and_the_run_goes_on(runs, final):
         survivor.stderr
     )
     # Ten seconds without a sign of life, and the time to see it.
-    assert survivor.time - float((runs[0] / "died").read_text()) < 40
+    assert survivor.time - float((runs[0] / "died killed").read_text()) < 40
     assert found(runs, "whole")["killed"] == "finished"
     tiny_run.assert_same(final("killed"), final("whole"))
     assert lines(runs, "killed") == lines(runs, "whole")
@@ -145,7 +180,7 @@ def test_all_processes_say_why_a_run_ends(runs):
 def test_a_step_of_zosam_exchanges_the_gradient_and_a_few_scalars(runs):
     """Losses of two probes; then the gradient, the loss and the correct examples."""
     summary = json.loads((runs[0] / "one" / "summary.json").read_text())
-    probes, gradient = found(runs, "one")["exchanged"]
+    probes, gradient = found(runs, "one")["step"]["exchanged"]
     assert probes == ["all-reduce", [1, 1]]
     name, sizes = gradient
     assert name == "all-reduce"
@@ -156,7 +191,7 @@ def test_a_step_of_zosam_exchanges_the_gradient_and_a_few_scalars(runs):
 @pytest.mark.parametrize("platform", ["cuda", "tpu"])
 def test_a_step_runs_on_accelerators_without_the_host(runs, platform):
     """It is lowered for them without the hardware; the state's buffers are reused."""
-    row = found(runs, "one")[platform]
+    row = found(runs, "one")["step"][platform]
     assert row["calls"] == []
     # The seed, the order of the epoch and the training set.
     assert sorted(row["kept"]) == ["1437x8x8x1xui8", "1437xi32", "1437xi32", "i32"]

@@ -1,7 +1,9 @@
 """Multi-label classification and regression through the trainer."""
 
+import csv
 import dataclasses
 import json
+import shutil
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -11,8 +13,10 @@ import pytest
 import tiny_run
 from PIL import Image
 
-from zosam_jax.analysis import of_runs
+from zosam_jax.analysis import of_runs, pictures
+from zosam_jax.cli import analysis_report, comparison
 from zosam_jax.cli import main as cli
+from zosam_jax.data import corruptions
 from zosam_jax.evaluate import evaluate
 from zosam_jax.models import create
 from zosam_jax.runs import record
@@ -123,17 +127,13 @@ def test_a_model_card_says_values_and_their_score(trained, tmp_path):
     assert f"{outputs}, examples of" in card
 
 
-def test_a_run_of_it_is_resumed_and_analysed(trained, tmp_path):
+def test_a_run_of_it_is_resumed_and_its_loss_analysed(trained, tmp_path):
     task, result = trained
     given = {"dataset": dataset(task), "model": network()}
     stored = json.loads((result.folder / "config.json").read_text())
     assert stored["dataset"]["task"] == task
     chosen = load_run.load(result.folder, **given).config
     assert run(chosen, **given).status == "unchanged"
-    with pytest.raises(RunError, match=f"is of {task}"):
-        evaluate(result.folder, **given)
-    with pytest.raises(RunError, match="errors and features are of classes"):
-        of_runs.analyze(result.folder, of_runs.Settings(images=16), **given)
     settings = of_runs.Settings(
         parts=("masks",), split="test", images=22, batch_size=22
     )
@@ -144,6 +144,161 @@ def test_a_run_of_it_is_resumed_and_analysed(trained, tmp_path):
     other = dataset("regression" if task == "multilabel" else "multilabel")
     with pytest.raises(Exception, match="its labels are of"):
         load_run.load(result.folder, dataset=other, model=network())
+
+
+def by_hand(task, outputs, y):
+    """The score and the loss of probabilities or values."""
+    if task == "multilabel":
+        loss = -np.mean(np.log(np.where(y, outputs, 1 - outputs)))
+        return np.mean((outputs > 0.5) == y), loss
+    total = np.sum((y - y.mean(0)) ** 2)
+    return 1 - np.sum((outputs - y) ** 2) / total, np.mean((outputs - y) ** 2)
+
+
+def calibration_error(p, y):
+    error = 0.0
+    for b in range(15):
+        inside = (p > b / 15) & (p <= (b + 1) / 15)
+        if inside.any():
+            error += inside.mean() * abs(y[inside].mean() - p[inside].mean())
+    return error
+
+
+@pytest.fixture
+def evaluated(trained, tmp_path, monkeypatch, capsys):
+    """The figures of the command on a copy of the run, and what it showed."""
+    task, ended = trained
+    folder, load = shutil.copytree(ended.folder, tmp_path / "run"), load_run.load
+    given = {"dataset": dataset(task), "model": network()}
+    monkeypatch.setattr(load_run, "load", lambda run, **rest: load(run, **rest | given))
+    line = ["evaluate", str(folder), "--corruptions", "contrast", "--severities", "3"]
+    assert cli.main(line) == 0
+    figures = json.loads((folder / "evaluation.json").read_text())
+    return task, folder, figures, capsys.readouterr().out
+
+
+def test_it_is_evaluated_under_corruptions(evaluated):
+    task, folder, figures, shown = evaluated
+    data, net = dataset(task), load_run.load(folder)
+    corrupted = corruptions.corrupt(data.test_images, "contrast", 3, seed=0)
+    outputs = [net.probabilities(x) for x in (data.test_images, corrupted)]
+    y = data.test_labels
+    row = figures["corruptions"]["contrast"]
+    found = figures["clean"], {name: value[0] for name, value in row.items()}
+    for each, p in zip(found, outputs, strict=True):
+        score, loss = by_hand(task, p, y)
+        assert each["accuracy"] == pytest.approx(score, rel=1e-4)
+        assert each["loss"] == pytest.approx(loss, rel=1e-4)
+    score = {"multilabel": "label accuracy", "regression": "R²"}[task]
+    assert figures["score"] == score
+    assert score in shown
+    assert ("no calibration" in shown) == (task == "regression")
+    if task == "regression":
+        assert set(figures["clean"]) == {"accuracy", "loss"}
+        assert "reliability" not in figures
+        return
+    by_label = figures["by_label"]
+    assert by_label["labels"] == list(NAMES)
+    kinds = ("clean", "mean_corrupted")
+    for kind, each, p in zip(kinds, found, outputs, strict=True):
+        eces = [calibration_error(p[:, k], y[:, k]) for k in range(3)]
+        briers = np.mean((p - y) ** 2, 0)
+        np.testing.assert_allclose(by_label[kind]["ece"], eces, atol=2e-5)
+        np.testing.assert_allclose(by_label[kind]["brier"], briers, rtol=1e-4)
+        assert each["ece"] == pytest.approx(np.mean(eces), abs=2e-5)
+        assert each["brier"] == pytest.approx(np.mean(briers), rel=1e-4)
+    assert sum(figures["reliability"]["clean"]["share"]) == pytest.approx(1)
+    assert "Brier, corrupted" in shown
+
+
+def test_a_report_names_its_score(evaluated, capsys, tmp_path, monkeypatch):
+    task, folder, figures, _ = evaluated
+    out = tmp_path / "report"
+    monkeypatch.setenv("COLUMNS", "200")
+    line = ["report", str(folder), "--out", str(out), "--target", "0.3"]
+    assert cli.main(line) == 0
+    shown = capsys.readouterr().out
+    score = figures["score"]
+    assert f"test {score}" in shown
+    assert "test accuracy" not in shown
+    (header, _, cells) = (out / "groups.md").read_text().splitlines()[:3]
+    row = dict(zip(*(x.split(" | ") for x in (header, cells)), strict=True))
+    assert row[f"test {score}, %"] == f"{100 * figures['clean']['accuracy']:.2f}"
+    corrupted = 100 * figures["mean_corrupted_accuracy"]
+    assert row[f"corrupted {score}, %"] == f"{corrupted:.2f}"
+    assert "epochs to 30 %" in header
+    assert "seconds to 30 %" in header
+    assert ("calibration error, %" in header) == (task == "multilabel")
+    classes = dataclasses.replace(record.read(folder), name="other", score="accuracy")
+    both = [record.read(folder), classes]
+    column = next(c for c in comparison.columns(both) if "test" in c.header)
+    assert column.header == f"test accuracy or {score}"
+    assert [c.split(" ", 1)[1] for c in map(column.text, both)] == [score, "accuracy"]
+
+
+def test_a_bare_analysis_has_its_errors_and_features(trained, tmp_path):
+    task, ended = trained
+    given = {"dataset": dataset(task), "model": network()}
+    # All parts are there by default; the others do not look at the labels.
+    assert {"errors", "features"} < set(of_runs.Settings().parts)
+    settings = of_runs.Settings(parts=("masks", "errors", "features"), images=16)
+    found = of_runs.analyze(ended.folder, settings, out=tmp_path, **given)
+    (run,) = found["runs"]
+    net, y = load_run.load(ended.folder, model=network()), dataset(task).test_labels
+    outputs = net.probabilities(dataset(task).test_images)
+    errors = run["errors"]
+    assert (errors["classes"], errors["examples"]) == (list(NAMES), 22)
+    assert errors["accuracy"] == pytest.approx(by_hand(task, outputs, y)[0], rel=1e-4)
+    arrays = np.load(tmp_path / "analysis.npz")
+    path = analysis_report.write_predictions(found, arrays, tmp_path)
+    with path.open() as file:
+        lines = list(csv.DictReader(file))
+    assert len(lines) == 22 * 3
+    line = lines[4]
+    assert (line["run"], line["example"]) == ("run", "1")
+    assert float(line["true"]) == pytest.approx(float(y[1, 1]), rel=1e-5)
+    (table,) = analysis_report.error_tables(found)
+    texts = [[str(cell) for cell in column.cells] for column in table.columns]
+    assert texts[1] == list(NAMES)
+    if task == "multilabel":
+        right = [(outputs[y[:, k], k] > 0.5).mean() for k in range(3)]
+        np.testing.assert_allclose(errors["by_label"]["recall"], right)
+        assert errors["recall"] == pytest.approx(np.mean(right))
+        assert errors["by_label"]["examples"] == y.sum(0).tolist()
+        assert float(line["probability"]) == pytest.approx(outputs[1, 1], abs=1e-4)
+        assert line["label"] == "left"
+        picture = "label-errors"
+    else:
+        rmse = np.sqrt(np.mean((outputs - y) ** 2, 0))
+        np.testing.assert_allclose(errors["by_value"]["rmse"], rmse, rtol=1e-4)
+        assert texts[2] == [f"{x:.3g}" for x in rmse]
+        residual = outputs[1, 1] - y[1, 1]
+        assert float(line["residual"]) == pytest.approx(residual, abs=1e-5)
+        assert line["value"] == "left"
+        picture = "residuals"
+    # An MLP has no map of the image, and that is told.
+    assert pictures.drawable(found)[-1] == picture
+    assert any("no layer has a map" in note for note in analysis_report.notes(found))
+    pictures.draw(picture, found, arrays, tmp_path / "errors.png")
+    figure = pictures.PICTURES[picture].draw(found, arrays)
+    titles = [axis.get_title() for axis in figure.axes]
+    if task == "multilabel":
+        assert titles == ["precision", "recall", "F1", "average precision"]
+        shown = figure.axes[1].lines[0].get_xdata()
+        np.testing.assert_allclose(shown, errors["by_label"]["recall"])
+    else:
+        assert [title.split(":")[0] for title in titles] == list(NAMES)
+        np.testing.assert_array_equal(figure.axes[1].lines[1].get_xdata(), y[:, 1])
+
+
+def test_what_has_no_score_or_no_published_set_is_said(trained):
+    task, ended = trained
+    given = {"dataset": dataset(task), "model": network()}
+    with pytest.raises(RunError, match=f"one class each, and the labels .* {task}"):
+        evaluate(ended.folder, source="published", **given)
+    if task == "regression":
+        with pytest.raises(RunError, match="images=1: their values are equal"):
+            evaluate(ended.folder, images=1, **given)
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from zosam_jax.data.sets import text
 from zosam_jax.runs import folder
 from zosam_jax.train import (
     RunError,
+    batch,
     build,
     choices,
     learning_rates,
@@ -453,3 +454,25 @@ def test_a_teacher_of_other_data_is_named(teacher):
     config = tiny_run.config("x", dataset="digits", teacher=str(teacher))
     with pytest.raises(RunError, match="was trained on quadrants, not on digits"):
         loop.prepare(config, Objects(model=tiny_run.Net()))
+
+
+def test_images_are_normalized_with_the_statistics_of_trained_weights(tmp_path):
+    gray = tiny_run.dataset()
+    color = dataclasses.replace(
+        gray,
+        train_images=np.repeat(gray.train_images, 3, -1),
+        test_images=np.repeat(gray.test_images, 3, -1),
+        mean=(0.3, 0.3, 0.3),
+        std=(0.2, 0.2, 0.2),
+    )
+    chosen = tiny_run.config(tmp_path, normalization="imagenet", **PLAIN)
+    experiment = loop.prepare(chosen, Objects(color, tiny_run.Net())).experiment
+    assert experiment.facts.mean == (0.485, 0.456, 0.406)
+    raw = color.test_images[:2]
+    seen = batch.normalized(experiment, jnp.asarray(raw))
+    centred = raw / 255 - np.array([0.485, 0.456, 0.406])
+    assert_close(seen, centred / np.array([0.229, 0.224, 0.225]), 1e-5)
+    with pytest.raises(RunError, match=r"for images of 3 channels, and .* has 1 ch"):
+        loop.prepare(chosen, Objects(gray, tiny_run.Net()))
+    with pytest.raises(ValueError, match="normalization='cifar'"):
+        dataclasses.replace(chosen, normalization="cifar")

@@ -12,7 +12,7 @@ import pytest
 import tiny_run
 
 import zosam_jax as zs
-from zosam_jax import models
+from zosam_jax import data, models
 from zosam_jax.runs import tensor_file
 from zosam_jax.runs.errors import RunError
 from zosam_jax.train import (
@@ -504,7 +504,13 @@ def test_weights_of_torchvision_come_from_their_file(programs, tmp_path):
     experiment = dataclasses.replace(
         programs.experiment, initialize=lambda _: like, method=None
     )
-    begun = transfer.begin(found, experiment, "auto", 0.0)
+    own = tiny_run.config("nowhere")
+    begun = origin.start(own, found, experiment)
+    assert begun.said.endswith("half for a ViT of timm, has those of the weights")
+    mean, std = data.STATISTICS["imagenet"]
+    facts = dataclasses.replace(experiment.facts, mean=mean, std=std)
+    same = dataclasses.replace(experiment, facts=facts)
+    assert "normalization" not in origin.start(own, found, same).said
     assert begun.record["new"] == [
         "head/bias [1000] -> [4]",
         "head/kernel [32, 1000] -> [32, 4]",

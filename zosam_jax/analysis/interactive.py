@@ -3,10 +3,12 @@
 import importlib.util
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from zosam_jax.analysis import surfaces
+from zosam_jax.analysis import drawing, surfaces
+from zosam_jax.analysis.surfaces import Levels, Surface
 from zosam_jax.runs.errors import RunError
 from zosam_jax.runs.files import JSON
 
@@ -43,7 +45,7 @@ def write(found: JSON, arrays: Mapping[str, np.ndarray], path: Path) -> None:
       arrays: The contents of `analysis.npz`.
       path: File to write.
     """
-    from plotly import graph_objects, subplots
+    from plotly import subplots
 
     shapes = surfaces.of(found, arrays)
     columns = min(len(shapes), _COLUMNS)
@@ -60,20 +62,8 @@ def write(found: JSON, arrays: Mapping[str, np.ndarray], path: Path) -> None:
     levels = surfaces.common_levels(shapes)
     low, high = levels.scaled(levels.values[[0, -1]])
     for number, each in enumerate(shapes):
-        heights = levels.clipped(each.heights)
-        trace = graph_objects.Surface(
-            x=each.x,
-            y=each.y,
-            z=heights.T,
-            surfacecolor=levels.scaled(heights.T),
-            cmin=low,
-            cmax=high,
-            colorscale="Cividis",
-            showscale=False,
-            hovertemplate="%{x:.3g}, %{y:.3g}: loss %{z:.4g}<extra></extra>",
-        )
         row, column = number // columns + 1, number % columns + 1
-        figure.add_trace(trace, row=row, col=column)
+        figure.add_trace(_surface(each, levels), row=row, col=column)
         axes = {
             "xaxis_title": each.labels[0],
             "yaxis_title": each.labels[1],
@@ -83,10 +73,53 @@ def write(found: JSON, arrays: Mapping[str, np.ndarray], path: Path) -> None:
             "camera": _CAMERA,
         }
         figure.update_scenes(**axes, row=row, col=column)
+    if found["plane"] is not None:
+        for mark in _marks(found, shapes[0], levels):
+            figure.add_trace(mark, row=1, col=1)
     figure.update_layout(height=640 * rows, margin={"l": 10, "r": 10, "t": 60, "b": 10})
     temporary = path.with_name(f".{path.name}")
     figure.write_html(temporary, include_plotlyjs=True)
     temporary.replace(path)
+
+
+def _surface(each: Surface, levels: Levels) -> Any:
+    """A landscape as Plotly draws it."""
+    from plotly import graph_objects
+
+    heights = levels.clipped(each.heights)
+    low, high = levels.scaled(levels.values[[0, -1]])
+    return graph_objects.Surface(
+        x=each.x,
+        y=each.y,
+        z=heights.T,
+        surfacecolor=levels.scaled(heights.T),
+        cmin=low,
+        cmax=high,
+        colorscale="Cividis",
+        showscale=False,
+        hovertemplate="%{x:.3g}, %{y:.3g}: loss %{z:.4g}<extra></extra>",
+    )
+
+
+def _marks(found: JSON, each: Surface, levels: Levels) -> list[Any]:
+    """The runs on the plane through them, with their names."""
+    from plotly import graph_objects
+
+    heights = levels.clipped(surfaces.heights_at(each, each.points))
+    rows = zip(found["runs"], each.points, heights, strict=True)
+    return [
+        graph_objects.Scatter3d(
+            x=[point[0]],
+            y=[point[1]],
+            z=[height],
+            mode="markers+text",
+            text=[_escaped(surfaces.short_name(run["run"]))],
+            marker={"color": drawing.color(number), "size": 5},
+            showlegend=False,
+            hovertemplate="%{text}: loss %{z:.4g}<extra></extra>",
+        )
+        for number, (run, point, height) in enumerate(rows)
+    ]
 
 
 def _escaped(title: str) -> str:

@@ -41,8 +41,10 @@ class Network(NamedTuple):
       model_state: Its BatchNorm statistics, or {}.
       masks: Its mask tree; None if all leaves are dense.
       batches: Batches, `(inputs, targets, model_state)`.
-      tests: Yields the test examples as `(batch, labels)`, with label -1 where a batch
-        was filled up.
+      task: The task of its labels.
+      score: What its accuracy is called.
+      tests: Yields the test examples as `(batch, labels)`, with label -1 (NaN in place
+        of values) where a batch was filled up.
       shown: Test images whose features are shown; None where examples are no images.
       layers: Patterns of the layers that are shown; none: some of the outermost.
       gradient: The gradient of its training; None if it cannot be analysed.
@@ -61,6 +63,8 @@ class Network(NamedTuple):
     model_state: PyTree
     masks: Masks | None
     batches: list[PyTree]
+    task: str
+    score: str
     tests: Callable[[], Iterator[tuple[PyTree, np.ndarray]]]
     shown: Shown | None
     layers: tuple[str, ...]
@@ -234,11 +238,17 @@ def gradient_noise(
     plain = noise.gradient_noise(n.value_fn, n.params, n.batches, **on)
     figures: JSON = {"backprop": _noise(plain)}
     report(0.2)
-    if n.gradient is not None and n.gradient.name != "backprop":
+    trained = figures["backprop"]
+    if n.gradient is None:
+        trained = figures["training"] = {}
+    elif n.gradient.name != "backprop":
         own = noise.gradient_noise(
             n.value_fn, n.params, n.batches, estimator=n.gradient, **on
         )
-        figures["training"] = {"gradient": n.gradient.name, **_noise(own)}
+        trained = {"gradient": n.gradient.name, **_noise(own)}
+        figures["training"] = trained
+    # Of the gradient that the optimizer of the training gets.
+    figures["successive_cosine"] = trained.get("successive_cosine")
     report(0.4)
     rows = noise.zeroth_order_error(
         n.value_fn, n.params, n.key, samples=20, masks=n.masks, batches=n.batches[:1]
@@ -263,16 +273,58 @@ def mask_figures(
 def error_figures(
     network: Network, report: Report
 ) -> tuple[JSON, dict[str, np.ndarray]]:
-    """Returns the accuracy on each class, and the answers to all test examples."""
+    """Returns the errors of the task, and the answers to all test examples.
+
+    Of classes, the accuracy on each; of labels, precision, recall, F1 and average
+    precision of each, and their means; of values, RMSE, MAE and R² of each.
+    """
     del report
     n = network
-    found = errors.classification_errors(logits_of(n.model), n.params, n.tests())
+    find, by_name = _ERRORS[n.task]
+    found = find(logits_of(n.model), n.params, n.tests())
     figures = {
-        "examples": found.labels.size,
-        "accuracy": found.accuracy,
-        "by_class": [_finite(float(x)) for x in found.by_class],
+        "examples": len(found.labels),
+        "score": n.score,
+        **by_name(found),
     }
     return figures, found._asdict()
+
+
+def _by_class(found: errors.Errors) -> JSON:
+    return {"accuracy": found.accuracy, "by_class": _listed(found.by_class)}
+
+
+def _by_label(found: errors.LabelErrors) -> JSON:
+    names = ("precision", "recall", "f1", "average_precision")
+    each = {name: getattr(found, name) for name in names}
+    # Labels without a figure do not count for its mean.
+    known = {name: values[~np.isnan(values)] for name, values in each.items()}
+    return {
+        "accuracy": found.accuracy,
+        **{n: float(x.mean()) if x.size else None for n, x in known.items()},
+        "by_label": {
+            "examples": found.labels.sum(0).tolist(),
+            **{name: _listed(values) for name, values in each.items()},
+        },
+    }
+
+
+def _by_value(found: errors.ValueErrors) -> JSON:
+    names = ("rmse", "mae", "r2")
+    by_value = {name: _listed(getattr(found, name)) for name in names}
+    return {"accuracy": _finite(found.total_r2), "by_value": by_value}
+
+
+def _listed(values: np.ndarray) -> list[float | None]:
+    return [_finite(float(x)) for x in values]
+
+
+_ERRORS: dict[str, tuple[Callable[..., Any], Callable[[Any], JSON]]] = {
+    "classification": (errors.classification_errors, _by_class),
+    "multilabel": (errors.label_errors, _by_label),
+    "regression": (errors.value_errors, _by_value),
+}
+"""By task: the instrument, and its figures by class, label or value."""
 
 
 def feature_figures(

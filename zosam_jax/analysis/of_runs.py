@@ -65,8 +65,8 @@ class Settings:
     Attributes:
       parts: "curvature" (eigenvalues, trace, spectral density), "sharpness",
         "landscape", "noise" (of gradients), "masks", "errors" (classes that are taken
-        for others, on all test examples) and "features" (of test images), or some of
-        them.
+        for others, errors of labels, or residuals of values, on all test examples) and
+        "features" (of test images), or some of them.
       images: Number of examples, at random from the split.
       batch_size: Examples of a batch. None: that of the first run's training.
       split: "train" or "test". A streamed data set has "test" alone, its first images.
@@ -210,7 +210,6 @@ def analyze(
 
 def _settled(settings: Settings, loaded: Sequence[LoadedRun]) -> Settings:
     """The settings with the defaults that depend on others, or on the runs."""
-    _check_tasks(loaded, settings)
     if settings.directions == "runs" and "landscape" in settings.parts:
         through_runs.check([run.params for run in loaded])
     return dataclasses.replace(
@@ -228,16 +227,21 @@ def _found(
 ) -> tuple[JSON, dict[str, np.ndarray]]:
     """The figures and arrays of each run, and of all together."""
     figures, arrays, networks = [], {}, []
-    for number, (name, run) in enumerate(zip(names, loaded, strict=True)):
-        progress = _Progress(on_progress, name, number, len(loaded), settings.parts)
+    has_plane = settings.directions == "runs" and "landscape" in settings.parts
+    progress = _Progress(on_progress, len(loaded), settings.parts, has_plane)
+    for name, run in zip(names, loaded, strict=True):
         networks.append(_network(run, settings))
-        found, found_arrays = _analysed(run, networks[-1], progress)
+        report = progress.of(name)
+        found, found_arrays = _analysed(run, networks[-1], settings.parts, report)
         figures.append({"run": name, **found})
         arrays |= {f"{name}/{key}": value for key, value in found_arrays.items()}
     plane = None
-    if settings.directions == "runs" and "landscape" in settings.parts:
+    if has_plane:
         loss = loaded[0].experiment.loss
-        plane, found_arrays = through_runs.landscape(networks, loss)
+        share = functools.partial(progress.of("the runs"), "plane through them")
+        share(0.0)
+        plane, found_arrays = through_runs.landscape(networks, loss, share)
+        share(1.0, finished=True)
         arrays |= found_arrays
     overlap = _overlap(names, loaded) if "masks" in settings.parts else None
     return {"runs": figures, "overlap": overlap, "plane": plane}, arrays
@@ -260,18 +264,6 @@ def _write(place: Path, result: JSON, arrays: dict[str, np.ndarray]) -> None:
         temporary = place / ".analysis.npz"
         np.savez_compressed(temporary, allow_pickle=False, **arrays)
         temporary.replace(place / "analysis.npz")
-
-
-def _check_tasks(loaded: Sequence[LoadedRun], settings: Settings) -> None:
-    """Raises `RunError` for parts that a run cannot have."""
-    of_classes = {"errors", "features"} & set(settings.parts)
-    for run in loaded:
-        if of_classes and run.facts.task != "classification":
-            raise RunError(
-                f"{run.folder} is of {run.facts.task}, and the parts errors and "
-                "features are of classes. Name the other parts: parts="
-                f"{' '.join(p for p in PARTS if p not in ('errors', 'features'))}."
-            )
 
 
 def place_of(out: PathLike | None, runs: Sequence[PathLike]) -> Path:
@@ -306,23 +298,27 @@ class _Progress:
     def __init__(
         self,
         call: Callable[[Progress], None] | None,
-        run: str,
-        number: int,
         runs: int,
-        parts: tuple[str, ...],
+        parts: Sequence[str],
+        has_plane: bool,
     ):
-        self._call, self._run, self._number, self._runs = call, run, number, runs
-        self.parts = parts
+        self._call, self._done = call, 0
+        self._total = runs * len(parts) + has_plane
 
-    def __call__(self, part: str, share: float, finished: bool = False) -> None:
-        if self._call is not None:
-            done = (self.parts.index(part) + share) / len(self.parts)
-            whole = (self._number + done) / self._runs
-            self._call(Progress(self._run, part, whole, finished))
+    def of(self, run: str) -> Callable[..., None]:
+        """Returns `(part, share, finished=False)`, which reports the parts of a run."""
+
+        def report(part: str, share: float, finished: bool = False) -> None:
+            if self._call is not None:
+                whole = (self._done + share) / self._total
+                self._call(Progress(run, part, whole, finished))
+            self._done += finished
+
+        return report
 
 
 def _analysed(
-    run: LoadedRun, network: Network, progress: _Progress
+    run: LoadedRun, network: Network, parts: Sequence[str], report: Callable[..., None]
 ) -> tuple[JSON, dict[str, np.ndarray]]:
     figures: JSON = {
         "step": run.step,
@@ -334,15 +330,14 @@ def _analysed(
         "notes": list(run.notes),
     }
     arrays = {}
-    for part in progress.parts:
-        progress(part, 0.0)
-        report = lambda share, part=part: progress(part, share)  # noqa: E731
+    for part in parts:
+        report(part, 0.0)
         try:
-            figures[part], found = PARTS[part](network, report)
+            figures[part], found = PARTS[part](network, functools.partial(report, part))
         except ValueError as error:
             raise RunError(f"{part} of {run.folder}: {error}") from error
         arrays |= found
-        progress(part, 1.0, finished=True)
+        report(part, 1.0, finished=True)
     if "errors" in figures:
         figures["errors"]["classes"] = list(run.classes)
     return figures, arrays
@@ -366,6 +361,8 @@ def _network(run: LoadedRun, settings: Settings) -> Network:
         model_state=state,
         masks=run.masks if is_sparse(run.masks) else None,
         batches=[(inputs, labels, state) for inputs, labels in chosen],
+        task=run.facts.task,
+        score=run.facts.score,
         tests=functools.partial(run_examples.tests, experiment, size, state),
         shown=run_examples.shown(experiment, settings.examples) if is_shown else None,
         layers=settings.layers,

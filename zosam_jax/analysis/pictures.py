@@ -1,7 +1,6 @@
 """Pictures of an analysis, one for each part: as many runs as are given, side by side.
 
-Colors are those of Okabe and Ito, which color-blind readers can tell apart; lines also
-differ in their style, and maps are in cividis.
+Maps are in cividis.
 """
 
 import math
@@ -15,26 +14,16 @@ from matplotlib.axes import Axes
 from matplotlib.contour import QuadContourSet
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import (
-    FuncFormatter,
-    MaxNLocator,
-    NullFormatter,
-    ScalarFormatter,
-)
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
-from zosam_jax.analysis import surfaces
+from zosam_jax.analysis import drawing, error_pictures, surfaces
 from zosam_jax.analysis.noise import expected_cosine
 from zosam_jax.analysis.surfaces import Levels, Surface, short_name
+from zosam_jax.runs import files
+from zosam_jax.runs.dataset_facts import score_title
 from zosam_jax.runs.files import JSON
 
 Arrays = Mapping[str, np.ndarray]
-
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-_STYLES = ("-", "--", "-.", ":")
-_MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-_WIDTH, _HEIGHT = 4.2, 3.4
-_MATRIX = 25
-"""Number of classes of which a picture shows each."""
 
 
 def drawable(found: JSON) -> list[str]:
@@ -67,12 +56,12 @@ def draw(name: str, found: JSON, arrays: Arrays, path: Path) -> None:
 
 def curvature(found: JSON, arrays: Arrays) -> Figure:
     """Returns the spectral density, and the largest eigenvalues of set and batches."""
-    figure, (left, right) = _panels(2)
+    figure, (left, right) = drawing.panels(2)
     for number, run in enumerate(found["runs"]):
         grid = arrays[f"{run['run']}/grid"]
         density = arrays[f"{run['run']}/density"]
-        left.plot(grid, density, **_line(number))
-        figures, color = run["curvature"], COLORS[number % len(COLORS)]
+        left.plot(grid, density, **drawing.line(number))
+        figures, color = run["curvature"], drawing.color(number)
         each = figures["largest_by_batch"]
         spread = np.linspace(-0.15, 0.15, len(each)) if len(each) > 1 else [0.0]
         right.plot(number + np.array(spread), each, "o", ms=3.5, color=color, alpha=0.5)
@@ -93,29 +82,30 @@ def curvature(found: JSON, arrays: Arrays) -> Figure:
     right.set_ylabel("largest eigenvalue")
     right.set_ylim(0, 1.08 * right.dataLim.y1)
     right.set_title("the set (line) and its batches (dots)")
-    _ticks(right, found["runs"])
-    _legend(figure, found["runs"])
+    drawing.ticks(right, found["runs"])
+    drawing.legend(figure, found["runs"])
     return figure
 
 
 def sharpness(found: JSON, arrays: Arrays) -> Figure:
     """Returns the rise of the loss within a radius, at worst and on average."""
     del arrays
-    figure, axes = _panels(2)
+    figure, axes = drawing.panels(2)
     for axis, kind in zip(axes, ("plain", "adaptive"), strict=True):
         for number, run in enumerate(found["runs"]):
-            figures, line = run["sharpness"][kind], _line(number)
+            figures, line = run["sharpness"][kind], drawing.line(number)
             rises = figures["rises"]
-            axis.plot(range(1, len(rises) + 1), rises, **line, marker=_marker(number))
+            steps = range(1, len(rises) + 1)
+            axis.plot(steps, rises, **line, marker=drawing.marker(number))
             axis.axhline(figures["average"], **{**line, "lw": 1.0}, alpha=0.5)
         rho = found["runs"][0]["sharpness"][kind]["rho"]
         axis.set_title(f"{kind}, radius {rho:g}")
         axis.set_xlabel("ascent step")
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.set_ylabel("rise of the loss")
-        _log_if_wide(axis)
+        drawing.log_if_wide(axis)
     mean = Line2D([], [], color="0.4", lw=1, alpha=0.6)
-    _legend(figure, found["runs"], extra=[(mean, "mean on the sphere")])
+    drawing.legend(figure, found["runs"], extra=[(mean, "mean on the sphere")])
     return figure
 
 
@@ -127,7 +117,7 @@ def surface(found: JSON, arrays: Arrays) -> Figure:
     runs, shapes = found["runs"], surfaces.of(found, arrays)
     has_lines = found["plane"] is None
     count = len(shapes) + has_lines
-    figure, axes = _panels(count, min(count, 3))
+    figure, axes = drawing.panels(count, min(count, 3))
     levels = surfaces.common_levels(shapes)
     maps = axes[: len(shapes)]
     shown = [_map(axis, each, levels) for axis, each in zip(maps, shapes, strict=True)]
@@ -139,20 +129,26 @@ def surface(found: JSON, arrays: Arrays) -> Figure:
     chosen = levels.values[:: len(levels.values) // 6]
     bar.set_ticks(list(chosen), labels=[f"{level:.3g}" for level in chosen])
     if not has_lines:
-        for number, (x, y) in enumerate(shapes[0].points):
-            maps[0].plot(x, y, _marker(number), color=COLORS[number], mec="white", ms=8)
-        _legend(figure, runs)
+        for number, point in enumerate(shapes[0].points):
+            maps[0].plot(*point, **_mark(number))
+        drawing.legend(figure, runs)
         return figure
     line = axes[len(shapes)]
     for number, each in enumerate(shapes):
         middle = each.heights.shape[1] // 2
-        line.plot(each.x, each.heights[:, middle], **_line(number))
+        line.plot(each.x, each.heights[:, middle], **drawing.line(number))
     line.set_xlabel(shapes[0].labels[0])
     line.set_ylabel("loss")
     line.set_title("through the networks")
-    _log_if_wide(line)
-    _legend(figure, runs)
+    drawing.log_if_wide(line)
+    drawing.legend(figure, runs)
     return figure
+
+
+def _mark(number: int) -> dict[str, Any]:
+    """The mark of a run on a landscape."""
+    style = {"color": drawing.color(number), "marker": drawing.marker(number)}
+    return {**style, "ls": "none", "mec": "white", "ms": 8}
 
 
 def _map(axis: Axes, each: Surface, levels: Levels) -> QuadContourSet:
@@ -169,10 +165,10 @@ def _map(axis: Axes, each: Surface, levels: Levels) -> QuadContourSet:
 def noise(found: JSON, arrays: Arrays) -> Figure:
     """Returns the variance of gradients, and the cosine of zeroth-order estimates."""
     del arrays
-    figure, (left, right) = _panels(2)
+    figure, (left, right) = drawing.panels(2)
     runs = found["runs"]
     for number, run in enumerate(runs):
-        figures, color = run["noise"], COLORS[number % len(COLORS)]
+        figures, color = run["noise"], drawing.color(number)
         for kind, marker, face in (
             ("backprop", "o", color),
             ("training", "D", "white"),
@@ -185,16 +181,16 @@ def noise(found: JSON, arrays: Arrays) -> Figure:
         x = [row["num_directions"] for row in rows]
         y = [row["cosine"] for row in rows]
         error = [row["cosine_error"] for row in rows]
-        style = {"color": color, "marker": _marker(number), "ls": "none", "ms": 5}
-        right.errorbar(x, y, error, capsize=3, **style)
+        style = {"color": color, "marker": drawing.marker(number), "ms": 5}
+        right.errorbar(x, y, error, ls="none", capsize=3, **style)
         many = range(min(x), max(x) + 1)
         law = [expected_cosine(int(m), rows[0]["dimension"]) for m in many]
-        right.plot(many, law, **_line(number), alpha=0.7)
+        right.plot(many, law, **drawing.line(number), alpha=0.7)
     left.set_ylabel("variance over batches")
     left.set_title("gradient of a batch")
     if left.lines:
-        _log_if_wide(left)
-    _ticks(left, runs)
+        drawing.log_if_wide(left)
+    drawing.ticks(left, runs)
     x = [row["num_directions"] for row in runs[0]["noise"]["zeroth_order"]]
     right.set_xscale("log")
     right.set_xticks(x, [str(m) for m in x])
@@ -210,7 +206,7 @@ def noise(found: JSON, arrays: Arrays) -> Figure:
             "gradient of the training",
         ),
     ]
-    _legend(figure, runs, extra=marks)
+    drawing.legend(figure, runs, extra=marks)
     return figure
 
 
@@ -220,8 +216,8 @@ def masks(found: JSON, arrays: Arrays) -> Figure:
     each = [run["masks"]["densities"] for run in found["runs"]]
     paths = [*dict.fromkeys(path for densities in each for path in densities)]
     overlap = found["overlap"]
-    width = 2.2 * _WIDTH if overlap else 1.4 * _WIDTH
-    size = (width, max(_HEIGHT, 0.9 + 0.21 * len(paths)))
+    width = 2.2 * drawing.WIDTH if overlap else 1.4 * drawing.WIDTH
+    size = (width, max(drawing.HEIGHT, 0.9 + 0.21 * len(paths)))
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots(1, 2 if overlap else 1, squeeze=False)[0]
     for number, densities in enumerate(each):
@@ -229,7 +225,7 @@ def masks(found: JSON, arrays: Arrays) -> Figure:
         values = [densities[paths[i]] for i in rows]
         # Runs of one budget have the same densities: side by side they are seen.
         places = np.array(rows) + 0.5 * ((number + 0.5) / len(each) - 0.5)
-        style = {"color": COLORS[number % len(COLORS)], "marker": _marker(number)}
+        style = {"color": drawing.color(number), "marker": drawing.marker(number)}
         axes[0].plot(values, places, ls="none", ms=4.5, alpha=0.85, **style)
     axes[0].set_yticks(range(len(paths)), paths, fontsize=7)
     axes[0].set_ylim(len(paths) - 0.4, -0.6)
@@ -245,7 +241,7 @@ def masks(found: JSON, arrays: Arrays) -> Figure:
     axes[0].grid(alpha=0.3)
     if overlap:
         _matrix(axes[1], overlap)
-    _legend(figure, found["runs"])
+    drawing.legend(figure, found["runs"])
     return figure
 
 
@@ -263,17 +259,20 @@ def _matrix(axis: Axes, overlap: JSON) -> None:
 
 
 def relief(found: JSON, arrays: Arrays) -> Figure:
-    """Returns the surface of every landscape in three dimensions, on common axes."""
+    """Returns the surface of every landscape in three dimensions, on common axes.
+
+    On the plane through three runs, the runs are marked.
+    """
     shapes = surfaces.of(found, arrays)
-    figure = Figure(figsize=(_WIDTH * len(shapes), 1.1 * _WIDTH))
+    figure = Figure(figsize=(drawing.WIDTH * len(shapes), 1.1 * drawing.WIDTH))
     levels = surfaces.common_levels(shapes)
     low, high = levels.scaled(levels.values[[0, -1]])
     height = "log10 of loss" if levels.scale == "log" else "loss"
     for number, each in enumerate(shapes):
-        axis = figure.add_subplot(1, len(shapes), number + 1, projection="3d")
+        axis: Any = figure.add_subplot(1, len(shapes), number + 1, projection="3d")
         heights = levels.scaled(levels.clipped(each.heights))
         x, y = np.meshgrid(each.x, each.y, indexing="ij")
-        axis.plot_surface(  # pyright: ignore[reportAttributeAccessIssue]
+        axis.plot_surface(
             *(x, y, heights),
             cmap="cividis",
             vmin=low,
@@ -284,83 +283,29 @@ def relief(found: JSON, arrays: Arrays) -> Figure:
             edgecolor="0.3",
         )
         axis.set(xlabel=each.labels[0], ylabel=each.labels[1], zlabel=height)
-        axis.set_zlim(low, high)  # pyright: ignore[reportAttributeAccessIssue]
+        axis.set_zlim(low, high)
         # Smaller than usual, so that the label of the vertical axis is in the picture.
-        axis.set_box_aspect(  # pyright: ignore[reportAttributeAccessIssue]
-            (4, 4, 3),
-            zoom=0.84,  # pyright: ignore[reportArgumentType]
-        )
-        axis.zaxis.labelpad = 8  # pyright: ignore[reportAttributeAccessIssue]
+        axis.set_box_aspect((4, 4, 3), zoom=0.84)
+        axis.zaxis.labelpad = 8
         axis.set_title(each.title, parse_math=False, fontsize=10)
+    if found["plane"] is not None:
+        _mark_runs(figure.axes[0], shapes[0], levels)
+        drawing.legend(figure, found["runs"])
     figure.subplots_adjust(left=0.02, right=0.94, bottom=0.06, top=0.9, wspace=0.15)
     return figure
 
 
-def errors(found: JSON, arrays: Arrays) -> Figure:
-    """Returns which classes are taken for which, and the accuracy on each class.
-
-    Of more classes than a picture can show, it has the accuracy on the hardest.
-    """
-    runs = found["runs"]
-    names = [run["errors"]["classes"] for run in runs]
-    maps = [i for i, each in enumerate(names) if len(each) <= _MATRIX]
-    groups = [[i] for i in range(len(runs)) if i not in maps]
-    if all(each == names[0] for each in names):
-        groups = [[*range(len(runs))]]
-    count = len(maps) + len(groups)
-    figure, axes = _panels(count, min(count, 3))
-    for axis, i in zip(axes, maps, strict=False):
-        _confusion(axis, arrays[f"{runs[i]['run']}/confusion"], names[i])
-        axis.set_title(short_name(runs[i]["run"]), parse_math=False)
-    for axis, group in zip(axes[len(maps) :], groups, strict=False):
-        _by_class(axis, {i: runs[i] for i in group})
-    if groups:
-        _legend(figure, runs)
-    return figure
-
-
-def _by_class(axis: Axes, runs: Mapping[int, JSON]) -> None:
-    """Plots the accuracy on each class, or on the hardest, of runs by their number."""
-    found = [run["errors"] for run in runs.values()]
-    names = found[0]["classes"]
-    values = np.array([each["by_class"] for each in found], np.float64)
-    rows, title = np.arange(len(names)), "by class"
-    if len(names) > _MATRIX:
-        # A class without examples is no hard one.
-        means = np.where(np.isnan(values), np.inf, values).mean(0)
-        rows, title = np.argsort(means)[:_MATRIX], f"the {_MATRIX} hardest classes"
-    for place, (number, run) in enumerate(zip(runs, values, strict=True)):
-        places = np.arange(len(rows)) + 0.4 * ((place + 0.5) / len(values) - 0.5)
-        style: dict[str, Any] = {"color": COLORS[number % len(COLORS)]}
-        axis.plot(run[rows], places, _marker(number), ms=4, **style)
-    shown = [short_name(names[i], 14) for i in rows]
-    axis.set_yticks(range(len(rows)), shown, fontsize=7, parse_math=False)
-    axis.set_ylim(len(rows) - 0.4, -0.6)
-    axis.set_xlabel("accuracy on the test examples")
-    axis.set_title(title)
-
-
-def _confusion(axis: Axes, counts: np.ndarray, names: Sequence[str]) -> None:
-    """Draws the shares of each class. The diagonal would hide the rest: numbers."""
-    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    wrong = np.where(np.eye(len(shares), dtype=bool), 0, shares)
-    top = max(wrong.max(), 0.01)
-    axis.imshow(wrong, cmap="Blues", vmin=0, vmax=top)
-    for (i, j), share in np.ndenumerate(shares):
-        if share >= 0.005:
-            axis.text(
-                *(j, i, f"{100 * share:.0f}"),
-                ha="center",
-                va="center",
-                fontsize=6 if len(shares) <= 12 else 4,
-                color="white" if wrong[i, j] > 0.6 * top else "black",
-            )
-    axis.grid(visible=False)
-    shown = [short_name(name, 14) for name in names]
-    axis.set_yticks(range(len(names)), shown, fontsize=6, parse_math=False)
-    axis.set_xticks(range(len(names)), shown, fontsize=6, rotation=90, parse_math=False)
-    axis.set_xlabel("taken for, % of the class")
-    axis.set_ylabel("class")
+def _mark_runs(axis: Axes, each: Surface, levels: Levels) -> None:
+    """Marks the networks on a surface, each with a line down to the floor."""
+    cube: Any = axis
+    # Marks that the surface hides would be as good as none.
+    cube.computed_zorder = False
+    heights = levels.scaled(levels.clipped(surfaces.heights_at(each, each.points)))
+    floor = levels.scaled(levels.values[:1])[0]
+    for number, ((x, y), z) in enumerate(zip(each.points, heights, strict=True)):
+        color = drawing.color(number)
+        cube.plot([x, x], [y, y], [floor, z], color=color, lw=1, ls=":", zorder=5)
+        cube.plot([x], [y], [z], **_mark(number), zorder=6)
 
 
 def features(found: JSON, arrays: Arrays) -> Figure:
@@ -394,6 +339,7 @@ _ALONG = (
     ("roughness Ra", ("landscape", "roughness")),
     ("variance of the gradient", ("noise", "backprop", "variance")),
     ("signal to noise", ("noise", "backprop", "ratio")),
+    ("cosine of successive gradients", ("noise", "successive_cosine")),
     ("test accuracy", ("errors", "accuracy")),
 )
 """What is shown along a training, and where it stands."""
@@ -402,29 +348,43 @@ _ALONG = (
 def along(found: JSON, arrays: Arrays) -> Figure:
     """Returns the figures of the runs at each of their checkpoints."""
     del arrays
-    runs: dict[str, list[JSON]] = {}
-    for run in found["runs"]:
-        runs.setdefault(run["run"].rpartition("@")[0], []).append(run)
+    runs = trainings(found)
     shown = [row for row in _ALONG if row[1][0] in found["settings"]["parts"]]
-    figure, axes = _panels(len(shown), min(len(shown), 3))
+    figure, axes = drawing.panels(len(shown), min(len(shown), 3))
     for axis, (label, path) in zip(axes, shown, strict=False):
         for number, checkpoints in enumerate(runs.values()):
-            values = [_at(run, path) for run in checkpoints]
+            found_at = [files.at(run, path) for run in checkpoints]
+            values = [math.nan if x is None else x for x in found_at]
             steps = [run["step"] for run in checkpoints]
-            axis.plot(steps, values, **_line(number), marker=_marker(number), ms=4)
+            style = {**drawing.line(number), "marker": drawing.marker(number)}
+            axis.plot(steps, values, **style, ms=4)
         axis.set_xlabel("step")
-        axis.set_title(label)
-        _log_if_wide(axis)
-    _legend(figure, [{"run": name} for name in runs])
+        axis.set_title(_scored(label, found["runs"]))
+        drawing.log_if_wide(axis)
+    drawing.legend(figure, [{"run": name} for name in runs])
     return figure
 
 
-def _at(run: JSON, path: tuple[str | int, ...]) -> float:
-    """A figure of a run; NaN where it has none."""
-    value: Any = run
-    for key in path:
-        value = value.get(key) if isinstance(value, dict) else value and value[key]
-    return math.nan if value is None else value
+def _scored(title: str, runs: Sequence[JSON]) -> str:
+    """Returns a title with the name of the score that the runs have."""
+    scores = dict.fromkeys(files.at(run, ("errors", "score")) for run in runs)
+    return score_title(title, [score for score in scores if score is not None])
+
+
+def trainings(found: JSON) -> dict[str, list[JSON]]:
+    """Returns the analysed checkpoints of each run, by its name.
+
+    Args:
+      found: The contents of `analysis.json`, of all checkpoints of the runs.
+
+    >>> runs = [{"run": "a@4"}, {"run": "a@8"}, {"run": "b@8"}]
+    >>> {name: len(each) for name, each in trainings({"runs": runs}).items()}
+    {'a': 2, 'b': 1}
+    """
+    runs: dict[str, list[JSON]] = {}
+    for run in found["runs"]:
+        runs.setdefault(run["run"].rpartition("@")[0], []).append(run)
+    return runs
 
 
 class _Picture(NamedTuple):
@@ -443,8 +403,11 @@ class _Picture(NamedTuple):
     def shows(self, found: JSON) -> bool:
         """Whether an analysis has it."""
         if self.part is None:
-            along = {row[1][0] for row in _ALONG} & set(found["settings"]["parts"])
-            return found["settings"]["checkpoints"] and bool(along)
+            shown = {row[1][0] for row in _ALONG} & set(found["settings"]["parts"])
+            if not (found["settings"]["checkpoints"] and shown):
+                return False
+            # One point is no curve.
+            return max(map(len, trainings(found).values())) > 1
         if self.part not in found["settings"]["parts"]:
             return False
         return self.needs is None or any(
@@ -459,72 +422,9 @@ PICTURES = {
     "landscape-3d": _Picture("landscape", relief),
     "noise": _Picture("noise", noise),
     "masks": _Picture("masks", masks, needs="densities"),
-    "errors": _Picture("errors", errors),
+    "errors": _Picture("errors", error_pictures.classes, needs="by_class"),
+    "label-errors": _Picture("errors", error_pictures.labels, needs="by_label"),
+    "residuals": _Picture("errors", error_pictures.values, needs="by_value"),
     "features": _Picture("features", features, needs="layers"),
     "along-training": _Picture(None, along),
 }
-
-
-def _panels(count: int, columns: int | None = None) -> tuple[Figure, list[Axes]]:
-    """A figure of equal panels, in rows."""
-    columns = columns or count
-    rows = math.ceil(count / columns)
-    size = (_WIDTH * columns, _HEIGHT * rows + 0.5)
-    figure = Figure(figsize=size, layout="constrained")
-    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
-    for axis in axes[count:]:
-        axis.set_axis_off()
-    for axis in axes[:count]:
-        axis.grid(alpha=0.3)
-        axis.title.set_fontsize(10)
-    return figure, axes
-
-
-def _line(number: int) -> dict[str, Any]:
-    style = _STYLES[number % len(_STYLES)]
-    return {"color": COLORS[number % len(COLORS)], "ls": style, "lw": 1.6}
-
-
-def _marker(number: int) -> str:
-    return _MARKERS[number % len(_MARKERS)]
-
-
-def _legend(
-    figure: Figure,
-    runs: Sequence[JSON],
-    extra: Sequence[tuple[Line2D, str]] = (),
-) -> None:
-    """Names the runs below the panels, where the legend hides nothing."""
-    marked = [{**_line(i), "marker": _marker(i)} for i in range(len(runs))]
-    handles = [Line2D([], [], ms=4, **style) for style in marked]
-    pairs = [*zip(handles, (run["run"] for run in runs), strict=True), *extra]
-    legend = figure.legend(
-        [handle for handle, _ in pairs],
-        [str(i) for i in range(len(pairs))],
-        loc="outside lower center",
-        fontsize=8,
-        ncols=min(3, len(pairs)),
-        frameon=False,
-    )
-    # Given as labels, names with a leading "_" would be left out.
-    for text, (_, name) in zip(legend.get_texts(), pairs, strict=True):
-        text.set_parse_math(False)
-        text.set_text(short_name(name, 60))
-
-
-def _ticks(axis: Axes, runs: Sequence[JSON]) -> None:
-    """Puts the runs along the horizontal axis; the legend has their names."""
-    axis.set_xticks(range(len(runs)), [""] * len(runs))
-    axis.set_xlim(-0.6, len(runs) - 0.4)
-    axis.set_xlabel("run")
-    axis.grid(visible=False, axis="x")
-
-
-def _log_if_wide(axis: Axes) -> None:
-    """Makes the vertical axis logarithmic where values above 0 span decades."""
-    values = np.concatenate([np.ravel(line.get_ydata()) for line in axis.lines])
-    values = values[np.isfinite(values)]
-    if values.size and values.min() > 0 and values.max() > 20 * values.min():
-        axis.set_yscale("log")
-    else:
-        axis.yaxis.set_major_formatter(ScalarFormatter(useMathText=True))

@@ -20,7 +20,7 @@ class Shown(NamedTuple):
     Attributes:
       images: As they are stored, uint8 `[n, H, W, C]`.
       inputs: As the network takes them.
-      labels: Their classes, `[n]`.
+      labels: Their classes, `[n]`; or 1 and 0 for each label, or values, `[n, K]`.
     """
 
     images: np.ndarray
@@ -78,7 +78,8 @@ def tests(
 
     Args:
       experiment: Has the data set.
-      size: Examples of a batch. The last is filled up with zeros, and with labels -1.
+      size: Examples of a batch. The last is filled up with zeros, and with labels -1,
+        or NaN in place of values.
       state: BatchNorm statistics.
     """
     for raw, labels in _in_order(experiment, size):
@@ -127,9 +128,13 @@ def _in_order(
     for start in range(0, dataset.num_test, size):
         raw = dataset.test_images[start : start + size]
         labels = dataset.test_labels[start : start + size]
-        yield _filled(raw, size, 0), _filled(labels, size, -1)
+        if labels.dtype == np.bool_:
+            # True and False leave no room for what does not count.
+            labels = labels.astype(np.int8)
+        no_label = np.nan if dataset.task == "regression" else -1
+        yield _filled(raw, size, 0), _filled(labels, size, no_label)
 
 
-def _filled(rows: np.ndarray, size: int, value: int) -> np.ndarray:
+def _filled(rows: np.ndarray, size: int, value: float) -> np.ndarray:
     missing = [(0, size - len(rows))] + [(0, 0)] * (rows.ndim - 1)
     return np.pad(rows, missing, constant_values=value)

@@ -59,6 +59,30 @@ def _roughness(figures: JSON) -> str:
     return f"Ra = {'not finite' if value is None else f'{value:.3g}'}"
 
 
+def heights_at(surface: Surface, points: np.ndarray) -> np.ndarray:
+    """Returns the heights at points between those of the grid, `[n]`, bilinearly.
+
+    Args:
+      surface: The landscape.
+      points: `[n, 2]`, within the grid.
+
+    >>> heights, axis = np.array([[0.0, 2.0], [4.0, 6.0]]), np.array([0.0, 1.0])
+    >>> plane = Surface("", axis, axis, heights, ("", ""), np.zeros((1, 2)))
+    >>> heights_at(plane, np.array([[0.5, 0.25]])).tolist()
+    [2.5]
+    """
+    rows, columns = (
+        np.clip(np.searchsorted(axis, at, "right") - 1, 0, len(axis) - 2)
+        for axis, at in zip((surface.x, surface.y), points.T, strict=True)
+    )
+    u = (points[:, 0] - surface.x[rows]) / np.diff(surface.x)[rows]
+    v = (points[:, 1] - surface.y[columns]) / np.diff(surface.y)[columns]
+    h = surface.heights
+    low = (1 - v) * h[rows, columns] + v * h[rows, columns + 1]
+    high = (1 - v) * h[rows + 1, columns] + v * h[rows + 1, columns + 1]
+    return (1 - u) * low + u * high
+
+
 class Levels(NamedTuple):
     """Levels of a height.
 

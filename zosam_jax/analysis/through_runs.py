@@ -8,7 +8,7 @@ import numpy as np
 
 from zosam_jax._types import Params, PyTree
 from zosam_jax.analysis.landscape import loss_landscape, plane_through
-from zosam_jax.analysis.network_figures import Network
+from zosam_jax.analysis.network_figures import Network, Report
 from zosam_jax.analysis.objective import BatchLoss
 from zosam_jax.runs.errors import RunError
 from zosam_jax.runs.files import JSON
@@ -38,7 +38,7 @@ def check(params: Sequence[Params]) -> None:
 
 
 def landscape(
-    networks: Sequence[Network], loss: Loss
+    networks: Sequence[Network], loss: Loss, report: Report
 ) -> tuple[JSON, dict[str, np.ndarray]]:
     """Returns the figures and heights of the plane through three networks.
 
@@ -49,6 +49,7 @@ def landscape(
     Args:
       networks: Three networks of one model, and the batches of the first.
       loss: The loss of every example.
+      report: Told the share that is done.
 
     Raises:
       RunError: The three networks lie on a line.
@@ -65,6 +66,7 @@ def landscape(
         plane.directions,
         axes=grid,
         batches=first.batches,
+        on_progress=lambda done, total: report(done / total),
     )
     figures = {
         "points": plane.points.tolist(),

@@ -1,22 +1,15 @@
 """`zosam analyze`."""
 
-import csv
 import dataclasses
 import functools
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Literal, get_args
 
 from tyro.conf import Positional
 
 from zosam_jax.cli.own_code import OwnCode
-
-if TYPE_CHECKING:
-    import numpy as np
-    from rich.table import Table
-
-    from zosam_jax.runs.files import JSON
 
 _Part = Literal[
     "curvature", "sharpness", "landscape", "noise", "masks", "errors", "features"
@@ -82,7 +75,7 @@ None: that of each run."""
         from rich.console import Console
 
         from zosam_jax.analysis import interactive, of_runs, pictures
-        from zosam_jax.cli import compilation_cache, terminal
+        from zosam_jax.cli import analysis_report, compilation_cache, terminal
         from zosam_jax.cli.analysis_progress import AnalysisDisplay
 
         if self.interactive:
@@ -99,14 +92,19 @@ None: that of each run."""
             )
         finally:
             show.close()
-        terminal.show(_table(found), terminal.width() or _WIDTH)
-        _tell_missing(found)
+        width = terminal.width() or _WIDTH
+        terminal.show(analysis_report.table(found), width)
+        for table in analysis_report.error_tables(found):
+            terminal.show(table, width)
+        notes = analysis_report.notes(found)
+        terminal.write("".join(f"{note}\n" for note in notes))
         folder = of_runs.place_of(self.out, self.runs)
         for name in ("analysis.json", "analysis.npz"):
             terminal.write(f"{folder / name}\n")
         arrays = np.load(folder / "analysis.npz")
         if "errors" in self.parts:
-            terminal.write(f"{_predictions(found, arrays, folder)}\n")
+            path = analysis_report.write_predictions(found, arrays, folder)
+            terminal.write(f"{path}\n")
         for name in pictures.drawable(found):
             draw = functools.partial(pictures.draw, name, found, arrays)
             terminal.write(f"{terminal.drawn(draw, folder / f'{name}.png')}\n")
@@ -115,84 +113,3 @@ None: that of each run."""
             interactive.write(found, arrays, page)
             terminal.write(f"{page}\n")
         return 0
-
-
-def _tell_missing(found: "JSON") -> None:
-    """Says of which runs the features are asked for and have no picture."""
-    from zosam_jax.cli import terminal
-
-    runs = [r["run"] for r in found["runs"] if r.get("features", True) == {}]
-    if runs:
-        terminal.write(
-            f"no picture of the features of {', '.join(runs)}: no layer has a map of "
-            "the image.\n"
-        )
-
-
-def _predictions(
-    found: "JSON", arrays: "Mapping[str, np.ndarray]", folder: Path
-) -> Path:
-    """Writes the answers of all runs to all test examples; returns the file."""
-    path = folder / "predictions.csv"
-    with path.open("w", newline="") as file:
-        lines = csv.writer(file)
-        lines.writerow(("run", "example", "class", "prediction", "probability"))
-        for run in found["runs"]:
-            names = run["errors"]["classes"]
-            columns = (
-                arrays[f"{run['run']}/{key}"]
-                for key in ("labels", "predictions", "probabilities")
-            )
-            for number, (label, answer, share) in enumerate(zip(*columns, strict=True)):
-                row = (names[label], names[answer], f"{share:.4f}")
-                lines.writerow((run["run"], number, *row))
-    return path
-
-
-def _table(found: "JSON") -> "Table":
-    """Returns a table with a row for each run and the figures of the parts."""
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
-    from zosam_jax.cli.terminal import printable
-
-    columns = [row for row in _COLUMNS if row[1] in found["settings"]["parts"]]
-    table = Table(box=box.SIMPLE_HEAD)
-    table.add_column("run", overflow="fold")
-    for heading in ("loss", *(row[0] for row in columns)):
-        table.add_column(heading, justify="right")
-    for run in found["runs"]:
-        cells = [_number(run["loss"])]
-        cells += [_number(_at(run[part], path)) for _, part, path in columns]
-        # As text: a name may look like Rich's markup.
-        table.add_row(*map(Text, (printable(run["run"]), *cells)))
-    return table
-
-
-# Heading, part, and where the figure is in the part.
-_COLUMNS = (
-    ("λ1", "curvature", ("largest", 0)),
-    ("λmin", "curvature", ("smallest",)),
-    ("trace", "curvature", ("trace",)),
-    ("worst rise", "sharpness", ("plain", "best")),
-    ("mean rise", "sharpness", ("plain", "average")),
-    ("adaptive worst rise", "sharpness", ("adaptive", "best")),
-    ("Ra", "landscape", ("roughness",)),
-    ("signal/noise", "noise", ("backprop", "ratio")),
-    ("accuracy", "errors", ("accuracy",)),
-)
-
-
-def _at(figures: "JSON", path: tuple[str | int, ...]) -> float | None:
-    found: Any = figures
-    for key in path:
-        # The plane through three runs is none of a single one.
-        if isinstance(found, dict) and key not in found:
-            return None
-        found = found[key]
-    return found
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3g}"

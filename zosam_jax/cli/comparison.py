@@ -10,6 +10,7 @@ from rich.text import Text
 
 from zosam_jax.cli.terminal import printable
 from zosam_jax.runs.config import HOUSEKEEPING, PERTURB_FIELDS
+from zosam_jax.runs.dataset_facts import score_title
 from zosam_jax.runs.progress import duration
 from zosam_jax.runs.record import RunRecord
 
@@ -43,9 +44,11 @@ def _last(split: str, figure: str, form: str) -> Callable[[RunRecord], str]:
     return lambda run: _number(run.last(split).get(figure), form)
 
 
-def _score(run: RunRecord) -> str:
-    shown = _last("test", "accuracy", ".2%")(run)
-    return shown if run.score == "accuracy" else f"{shown} {run.score}"
+_score = _last("test", "accuracy", ".2%")
+
+
+def _named_score(run: RunRecord) -> str:
+    return f"{_score(run)} {run.score}"
 
 
 def _summary(run: RunRecord, figure: str, default: Any = None) -> Any:
@@ -156,13 +159,28 @@ RARE_COLUMNS = (
     Column("probes", _probes, is_text=True, least_width=80),
     Column("perturbed", _perturbed, is_text=True, least_width=80),
     Column("could be cut", _removable, least_width=_WIDE),
+    Column(
+        "cosine of successive gradients",
+        _last("train", "successive_cosine", ".3f"),
+        least_width=_WIDE,
+    ),
 )
 
 
 def columns(runs: Sequence[RunRecord]) -> list[Column]:
-    """Returns the columns of the table of these runs."""
+    """Returns the columns of the table of these runs.
+
+    The column of the test accuracy is named by what it is; of runs of several tasks,
+    each cell is.
+    """
+    scores = {run.score for run in runs}
+    score = Column(
+        score_title("test accuracy", scores),
+        _score if len(scores) < 2 else _named_score,
+    )
+    usual = [score if c.header == "test accuracy" else c for c in COLUMNS]
     rare = [c for c in RARE_COLUMNS if any(c.cell(run) != "-" for run in runs)]
-    return [*COLUMNS, *rare]
+    return [*usual, *rare]
 
 
 def terminal_table(runs: Sequence[RunRecord], width: int) -> Table:

@@ -11,8 +11,10 @@ from rich.progress import Progress as Bar
 from rich.table import Table
 from rich.text import Text
 
+from zosam_jax.cli.terminal import printable
 from zosam_jax.data.corruptions import COMMON, GROUPS, STANDIN
 from zosam_jax.evaluate.image_sets import CLEAN
+from zosam_jax.runs.dataset_facts import score_title
 from zosam_jax.runs.files import JSON
 from zosam_jax.runs.progress import duration
 
@@ -107,41 +109,50 @@ class EvaluationDisplay:
             )
 
 
-def summary(figures: JSON) -> list[tuple[str, str, str, str]]:
-    """Returns rows of text that sum up all image sets: name, accuracy, loss and ECE.
+_HEADINGS = {"accuracy": "accuracy", "loss": "loss", "ece": "ECE", "brier": "Brier"}
+"""Headings of the figures of an image set. Which of them there are, the task says."""
+
+
+def score(figures: JSON) -> str:
+    """Returns what the accuracies of an evaluation are, in a word.
+
+    Args:
+      figures: The contents of `evaluation.json`.
+
+    >>> score({"score": "R²"}), score({})
+    ('R²', 'accuracy')
+    """
+    # Older versions evaluated classes alone.
+    return figures.get("score", "accuracy")
+
+
+def summary(figures: JSON) -> list[list[str]]:
+    """Returns rows of text that sum up all image sets: a name and its figures.
 
     Args:
       figures: The contents of `evaluation.json`.
     """
     clean = figures["clean"]
-    corruptions, severities = figures["corruptions"], figures["severities"]
-    of = f"{len(corruptions)} x {len(severities)}"
+    corrupted = {name: figures[f"mean_corrupted_{name}"] for name in clean}
+    changes = {name: corrupted[name] - clean[name] for name in clean}
+    of = f"{len(figures['corruptions'])} x {len(figures['severities'])}"
     rows = [
-        (
-            "clean",
-            f"{clean['accuracy']:.2%}",
-            f"{clean['loss']:.4f}",
-            f"{clean['ece']:.4f}",
-        ),
-        (
-            f"mean of {of} corrupted",
-            f"{figures['mean_corrupted_accuracy']:.2%}",
-            f"{figures['mean_corrupted_loss']:.4f}",
-            f"{figures['mean_corrupted_ece']:.4f}",
-        ),
-        (
-            "difference",
-            f"{-figures['difference']:+.2%}",
-            f"{figures['mean_corrupted_loss'] - clean['loss']:+.4f}",
-            f"{figures['mean_corrupted_ece'] - clean['ece']:+.4f}",
-        ),
+        ["clean", *_cells(clean)],
+        [f"mean of {of} corrupted", *_cells(corrupted)],
+        ["difference", *_cells(changes, "+")],
     ]
+    empty = [""] * (len(clean) - 1)
     if "mean_common_accuracy" in figures:
-        mean = figures["mean_common_accuracy"]
-        rows.append((f"mean of the {len(COMMON)} common", f"{mean:.2%}", "", ""))
+        mean = f"{figures['mean_common_accuracy']:.2%}"
+        rows.append([f"mean of the {len(COMMON)} common", mean, *empty])
     if "mce" in figures:
-        rows.append(("mCE, relative to AlexNet", f"{figures['mce']:.1%}", "", ""))
+        rows.append(["mCE, relative to AlexNet", f"{figures['mce']:.1%}", *empty])
     return rows
+
+
+def _cells(figures: JSON, sign: str = "") -> list[str]:
+    forms = {name: ".2%" if name == "accuracy" else ".4f" for name in figures}
+    return [format(value, f"{sign}{forms[name]}") for name, value in figures.items()]
 
 
 def terminal_table(figures: JSON) -> Group:
@@ -150,12 +161,27 @@ def terminal_table(figures: JSON) -> Group:
     Args:
       figures: The contents of `evaluation.json`.
     """
+    notes = [_sentence(f"{figures['images']:,} images", figures["corrupted_images"])]
+    notes += [
+        _sentence(f"{title(n)} left out", why) for n, why in figures["left_out"].items()
+    ]
+    if "reliability" not in figures:
+        notes.append("Values have no probabilities, and so no calibration.")
+    notes += [f"{note[:1].upper()}{note[1:]}." for note in figures.get("notes", [])]
+    tables = [_by_corruption(figures), *_by_label(figures), _totals(figures)]
+    return Group(*tables, *(Text(note) for note in (*notes, *_doubt(figures))))
+
+
+def _by_corruption(figures: JSON) -> Table:
+    """Returns the score by corruption and severity, and the ECE where there is one."""
+    calibrated = "ece" in figures["clean"]
     table = Table(box=box.SIMPLE_HEAD)
-    table.add_column("accuracy", no_wrap=True)
+    table.add_column(score(figures), no_wrap=True)
     for severity in figures["severities"]:
         table.add_column(str(severity), justify="right")
     table.add_column("mean", justify="right")
-    table.add_column("ECE", justify="right")
+    if calibrated:
+        table.add_column("ECE", justify="right")
     rows = figures["corruptions"]
     names = list(rows)
     for name, after in zip(names, [*names[1:], None], strict=True):
@@ -164,20 +190,48 @@ def terminal_table(figures: JSON) -> Group:
             title(name),
             *[f"{value:.1%}" for value in row["accuracy"]],
             f"{np.mean(row['accuracy']):.1%}",
-            f"{np.mean(row['ece']):.3f}",
+            *([f"{np.mean(row['ece']):.3f}"] if calibrated else []),
             end_section=after is not None and group(after) != group(name),
         )
-    totals = Table(box=box.SIMPLE_HEAD)
-    for number, column in enumerate(("", "accuracy", "loss", "ECE")):
-        totals.add_column(column, justify="right" if number else "left", no_wrap=True)
+    return table
+
+
+_LABELS = 25
+"""Number of labels of which a table shows each."""
+
+
+def _by_label(figures: JSON) -> list[Table]:
+    """Returns a table of the calibration of each label, if an image has any of several.
+
+    Of many labels it has those of the largest ECE on clean images.
+    """
+    if "by_label" not in figures:
+        return []
+    found = figures["by_label"]
+    clean, corrupted = found["clean"], found["mean_corrupted"]
+    table = Table(box=box.SIMPLE_HEAD)
+    table.add_column("label", overflow="fold")
+    for kind in ("clean", "corrupted"):
+        for name in clean:
+            table.add_column(f"{_HEADINGS[name]}, {kind}", justify="right")
+    worst = np.argsort(-np.array(clean["ece"]), kind="stable")[:_LABELS]
+    for place in sorted(worst.tolist()):
+        cells = [f"{x[name][place]:.4f}" for x in (clean, corrupted) for name in clean]
+        table.add_row(*map(Text, (printable(found["labels"][place]), *cells)))
+    if len(worst) < len(found["labels"]):
+        table.caption = f"the {_LABELS} of the largest ECE; evaluation.json has all"
+    return [table]
+
+
+def _totals(figures: JSON) -> Table:
+    table = Table(box=box.SIMPLE_HEAD)
+    table.add_column("", no_wrap=True)
+    for name in figures["clean"]:
+        heading = score_title(_HEADINGS[name], [score(figures)])
+        table.add_column(heading, justify="right", no_wrap=True)
     for row in summary(figures):
-        totals.add_row(*row)
-    notes = [_sentence(f"{figures['images']:,} images", figures["corrupted_images"])]
-    notes += [
-        _sentence(f"{title(n)} left out", why) for n, why in figures["left_out"].items()
-    ]
-    notes += [f"{note[:1].upper()}{note[1:]}." for note in figures.get("notes", [])]
-    return Group(table, totals, *(Text(note) for note in (*notes, *_doubt(figures))))
+        table.add_row(*row)
+    return table
 
 
 def _sentence(what: str, text: str) -> str:
@@ -185,16 +239,18 @@ def _sentence(what: str, text: str) -> str:
 
 
 def _doubt(figures: JSON) -> list[str]:
-    """Returns a note if the clean accuracy differs from that at the end of training."""
+    """Returns a note if the clean score differs from that at the end of training."""
     found, trained = figures["clean"]["accuracy"], figures["training_test_accuracy"]
     if trained is None:
         return [
             "The run is unfinished, or this is not its end: these are the figures at "
             f"step {figures['step']}."
         ]
-    if figures["images"] != figures["test_images"] or abs(found - trained) < 1e-9:
+    # R² is a sum of rounded numbers; the others are counts.
+    close = 1e-9 if "reliability" in figures else 1e-4
+    if figures["images"] != figures["test_images"] or abs(found - trained) < close:
         return []
     return [
-        f"The training ended at a test accuracy of {trained:.2%}; here it is "
+        f"The training ended at a test {score(figures)} of {trained:.2%}; here it is "
         f"{found:.2%}, so the images, the software or the machine are different."
     ]

@@ -12,10 +12,17 @@ from rich.text import Text
 
 from zosam_jax.cli.terminal import printable
 from zosam_jax.runs import groups as runs_groups
+from zosam_jax.runs.dataset_facts import score_title
 from zosam_jax.runs.files import JSON
 from zosam_jax.runs.groups import FIGURES, Figure, Group, Row
 
-_MAIN, _TARGET = "test_accuracy", "epochs_to_target"
+_MAIN = "test_accuracy"
+# Figures that are the accuracy, or the score of another task.
+_SCORES = (_MAIN, "selected_test_accuracy", "corrupted_accuracy")
+_TARGETS = {
+    "epochs_to_target": runs_groups.epochs_to,
+    "seconds_to_target": runs_groups.seconds_to,
+}
 
 
 class Statistics(NamedTuple):
@@ -53,6 +60,21 @@ class Comparison(NamedTuple):
         """Whether some group is compared to another."""
         return any(each.baseline is not None for each in self.groups)
 
+    @property
+    def has_target(self) -> bool:
+        """Whether the way to a target is asked for."""
+        return not self.figures.keys().isdisjoint(_TARGETS)
+
+    @property
+    def says_more(self) -> bool:
+        """Whether its table says more than that of the runs."""
+        return self.has_seeds or self.has_baseline or self.has_target
+
+    @property
+    def scores(self) -> set[str]:
+        """What the accuracies of the runs are, as `RunRecord.score`."""
+        return set().union(*(each.group.scores for each in self.groups))
+
 
 def compare(
     groups: Sequence[Group], baseline: Sequence[str] = (), target: float | None = None
@@ -62,9 +84,9 @@ def compare(
     Args:
       groups: The groups.
       baseline: Fields of the baseline, as for `runs.groups.baselines`.
-      target: Test accuracy to count the epochs to; None: none.
+      target: Test accuracy to count epochs and seconds to; None: none.
     """
-    wanted = {} if target is None else {_TARGET: runs_groups.epochs_to(target)}
+    wanted = {k: to(target) for k, to in _TARGETS.items()} if target else {}
     # What is asked for stands behind the main figure.
     figures = {_MAIN: FIGURES[_MAIN], **wanted, **FIGURES}
     found = []
@@ -101,7 +123,11 @@ def columns(found: Comparison) -> list[Column]:
             spread(row, figure) + _missing(row, one.group)
             for row, one in zip(rows, each, strict=True)
         ]
-        made.append(Column(figure.title, cells))
+        title = figure.title
+        if name in _SCORES:
+            title = score_title(title, found.scores)
+            cells = _with_scores(cells, found)
+        made.append(Column(title, cells))
         if name != _MAIN:
             continue
         made.append(Column("95 % interval", [_interval(row, figure) for row in rows]))
@@ -112,6 +138,15 @@ def columns(found: Comparison) -> list[Column]:
             names = [_label(one.baseline) for one in each]
             made.append(Column("baseline", names, True))
     return made
+
+
+def _with_scores(cells: list[str], found: Comparison) -> list[str]:
+    """Returns the cells of a score with its name, where groups have several."""
+    if len(found.scores) < 2:
+        return cells
+    names = [" or ".join(sorted(each.group.scores)) for each in found.groups]
+    pairs = zip(cells, names, strict=True)
+    return [cell if cell == "-" else f"{cell} {name}" for cell, name in pairs]
 
 
 def _label(group: Group | None) -> str:
@@ -166,6 +201,11 @@ def notes(found: Comparison) -> list[str]:
             "Differences to the baseline are paired by seed, ± half of their 95 % "
             "interval; p is that of the paired t-test."
         )
+    if found.has_target:
+        said.append(
+            "Seconds are those of training, evaluation and checkpoints, without "
+            "compilation."
+        )
     twice = [
         each.group.label
         for each in found.groups
@@ -179,37 +219,67 @@ def notes(found: Comparison) -> list[str]:
     return said
 
 
+# The label, the count and the main figure are always there.
+_ALWAYS = 3
+
+
 def terminal_table(found: Comparison, width: int) -> Table:
     """Returns the table for a terminal.
 
     Args:
       found: The statistics.
-      width: Width of the terminal in characters. A narrow one shows the first columns;
-        the files have all.
+      width: Width of the terminal in characters. A narrow one shows the first columns,
+        and says how many are left out; the files have all.
     """
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    # Two edges, and two characters between columns.
-    used = 2
-    for number, column in enumerate(columns(found)):
-        cells = max(map(len, column.cells), default=0)
-        if column.is_text:
-            cells = min(cells, max(16, width // 4))
-        needed = max(cells, *map(len, column.header.split())) + 2
-        # The label, the count and the main figure are always there.
-        if number > 2 and used + needed > width:
-            break
-        used += needed
-        table.add_column(
-            column.header,
-            justify="left" if column.is_text else "right",
-            overflow="fold",
-            min_width=None if column.is_text else cells,
-            max_width=cells if column.is_text else None,
-        )
-    shown = columns(found)[: len(table.columns)]
+    made = columns(found)
+    widths = _widths(made, width)
+    shown = made[: len(widths)]
+    for column, room in zip(shown, widths, strict=True):
+        justify = "left" if column.is_text else "right"
+        # With a width of its own, Rich narrows no column in favour of another.
+        table.add_column(column.header, justify=justify, overflow="fold", width=room)
     for row in zip(*(column.cells for column in shown), strict=True):
         table.add_row(*map(Text, row))
+    if left := len(made) - len(shown):
+        table.caption = f"{left} more column{'s' * (left > 1)} in groups.md"
     return table
+
+
+def _widths(made: Sequence[Column], width: int) -> list[int]:
+    """Returns the widths of the first columns, as many as fit on a terminal."""
+
+    def taken(widths: Sequence[int]) -> int:
+        # An edge on both sides, and two characters between columns.
+        return sum(widths) + 2 * len(widths)
+
+    least = [_least_width(column, width) for column in made]
+    found = least[:_ALWAYS]
+    for each in least[_ALWAYS:]:
+        if taken([*found, each]) > width:
+            break
+        found.append(each)
+    # What is left goes to texts, then to headers; what is missing, the labels lose.
+    for is_text in (True, False):
+        for place, column in enumerate(made[: len(found)]):
+            if column.is_text == is_text:
+                wanted = max(map(len, (column.header, *column.cells)))
+                room = found[place] + width - taken(found)
+                found[place] = max(8 if is_text else found[place], min(wanted, room))
+    return found
+
+
+def _least_width(column: Column, width: int) -> int:
+    """Returns the least width of a column, in which words stay whole.
+
+    Numbers stay on one line. Texts may take several, and half of the terminal at most.
+    """
+    words = column.header.split()
+    cells = max(map(len, column.cells), default=0)
+    if column.is_text:
+        words += [word for cell in column.cells for word in cell.split()]
+        cells = min(cells, max(16, width // 4))
+    return max(cells, *(min(len(word), width // 2) for word in words))
 
 
 def markdown(found: Comparison) -> str:

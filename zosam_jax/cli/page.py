@@ -54,10 +54,11 @@ def _content(
         ("Densities of layers", "layers", _layers(found), ()),
         ("Differences", "differences", fields if changed else [], ()),
     ]
-    if found.has_seeds:
+    if found.says_more:
         notes = group_tables.notes(found)
         groups = group_tables.columns(found)
-        tables.insert(0, ("Means over seeds", "groups", groups, notes))
+        title = "Means over seeds" if found.has_seeds else "Comparison"
+        tables.insert(0, (title, "groups", groups, notes))
     return {
         "version": __version__,
         "tables": [

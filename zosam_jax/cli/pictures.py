@@ -15,9 +15,10 @@ from matplotlib.gridspec import GridSpec
 from matplotlib.legend import Legend
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from zosam_jax.cli.evaluation_report import group, title
+from zosam_jax.cli.evaluation_report import group, score, title
 from zosam_jax.cli.terminal import printable
 from zosam_jax.data.corruptions import GROUPS
+from zosam_jax.runs.dataset_facts import score_title
 from zosam_jax.runs.files import JSON
 from zosam_jax.runs.groups import Band
 from zosam_jax.runs.groups import group as group_runs
@@ -44,6 +45,7 @@ _FURTHER = (
     _Panel("learning rate", "train", "learning_rate"),
     _Panel("length of the perturbation", "train", "perturbation_norm"),
     _Panel("cosine of perturbation and gradient", "train", "perturbation_cosine"),
+    _Panel("cosine of successive gradients", "train", "successive_cosine"),
 )
 # Smaller differences are mostly chance, and fill no panel: of accuracy, in itself, and
 # of the loss, relative to the largest.
@@ -95,8 +97,11 @@ def curves(runs: Sequence[RunRecord], path: Path) -> None:
     axes = figure.subplots(rows, 2, sharex=True)
     for axis, panel in zip(axes.flat, panels, strict=False):
         _draw_panel(axis, lines, panel)
-        beside = _beside(runs, panel.split, panel.figure)
-        axis.set_title(panel.title + beside, fontsize=10)
+        heading = panel.title
+        if panel.figure == "accuracy":
+            heading = score_title(heading, {run.score for run in runs})
+        heading += _beside(runs, panel.split, panel.figure)
+        axis.set_title(heading, fontsize=10)
     for axis in axes.flat[len(panels) :]:
         axis.remove()
     for number in range(max(0, len(panels) - 2), len(panels)):
@@ -164,13 +169,11 @@ def _widen(axis: Axes, least: float) -> None:
 
 
 def _beside(runs: Sequence[RunRecord], split: str, name: str) -> str:
-    """Returns what the title of a panel adds: what a figure is, or is computed on."""
+    """Returns what the title of a panel adds: what a figure is computed on."""
     configs = [run.config for run in runs]
     if name == "accuracy":
-        others = sorted({run.score for run in runs} - {"accuracy"})
-        said = f" ({', '.join(others)})" if others else ""
         noisy = any(config.get("label_noise") for config in configs)
-        return said + " on the given, noisy labels" * (noisy and split == "train")
+        return " on the given, noisy labels" * (noisy and split == "train")
     if split == "train" and name == "loss":
         # Cheaper probes do not know the loss of the batch, so that is recorded where
         # the second pass takes it.
@@ -210,8 +213,9 @@ _COLORS = {
 def evaluation(figures: JSON, path: Path) -> None:
     """Writes a picture of an evaluation.
 
-    It shows the accuracy by corruption and severity, the mean accuracy of each group
-    of corruptions, and a reliability diagram.
+    It shows the accuracy, or the score of another task, by corruption and severity, its
+    mean over each group of corruptions, and a reliability diagram. Values have none:
+    they come without probabilities.
 
     Args:
       figures: The contents of `evaluation.json`.
@@ -221,11 +225,14 @@ def evaluation(figures: JSON, path: Path) -> None:
     figure = Figure(figsize=(11, max(5.6, 0.3 * rows + 1.6)), layout="constrained")
     grid = GridSpec(2, 2, figure=figure, width_ratios=(1.25, 1))
     _heat(figure.add_subplot(grid[:, 0]), figures)
-    _by_group(figure.add_subplot(grid[0, 1]), figures)
-    _reliability(figure.add_subplot(grid[1, 1]), figures)
+    calibrated = "reliability" in figures
+    _by_group(figure.add_subplot(grid[0 if calibrated else slice(None), 1]), figures)
+    if calibrated:
+        _reliability(figure.add_subplot(grid[1, 1]), figures)
     name = printable(Path(figures["run"]).name)
+    what = "" if score(figures) == "accuracy" else f"{score(figures)}, "
     figure.suptitle(
-        f"{name}: clean {figures['clean']['accuracy']:.1%}, corrupted "
+        f"{name}: {what}clean {figures['clean']['accuracy']:.1%}, corrupted "
         f"{figures['mean_corrupted_accuracy']:.1%}",
         fontsize=12,
         parse_math=False,
@@ -245,7 +252,8 @@ def _heat(axes: Axes, figures: JSON) -> None:
     rows = figures["corruptions"]
     values = np.array([row["accuracy"] for row in rows.values()])
     values = np.concatenate([values, values.mean(1, keepdims=True)], 1)
-    top = max(figures["clean"]["accuracy"], values.max())
+    # R² has no least value, and may have no positive one.
+    top = max(figures["clean"]["accuracy"], values.max(), 0.01)
     axes.imshow(values, cmap="viridis", vmin=0, vmax=top, aspect="auto")
     for (i, j), value in np.ndenumerate(values):
         color = "white" if value < 0.6 * top else "black"
@@ -273,7 +281,7 @@ def _heat(axes: Axes, figures: JSON) -> None:
     axes.tick_params(length=0)
     for spine in axes.spines.values():
         spine.set_visible(False)
-    axes.set_title("accuracy (%) by corruption and severity", fontsize=10)
+    axes.set_title(f"{score(figures)} (%) by corruption and severity", fontsize=10)
 
 
 def _by_group(axes: Axes, figures: JSON) -> None:
@@ -292,20 +300,27 @@ def _by_group(axes: Axes, figures: JSON) -> None:
             axes.plot(severities, mean, marker="o", label=key, color=_COLORS[key])
     axes.set_xticks(severities)
     axes.set_xlabel("severity", fontsize=9)
-    axes.set_ylim(0, 1)
+    axes.set_ylim(min(0, axes.get_ylim()[0]), 1)
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     axes.grid(alpha=0.3)
-    _legend_below(axes, columns=6)
-    axes.set_title("mean accuracy by group", fontsize=10)
+    # Alone, it is twice as high.
+    _legend_below(axes, 6, -0.2 if "reliability" in figures else -0.09)
+    axes.set_title(f"mean {score(figures)} by group", fontsize=10)
 
 
-def _legend_below(axes: Axes, columns: int) -> Legend:
-    """Adds a legend below the axes, where it hides no point."""
+def _legend_below(axes: Axes, columns: int, offset: float = -0.2) -> Legend:
+    """Adds a legend below the axes, where it hides no point.
+
+    Args:
+      axes: The axes.
+      columns: Columns of the legend.
+      offset: Its place, relative to the height of the axes.
+    """
     return axes.legend(
         fontsize=8,
         ncols=columns,
         loc="upper center",
-        bbox_to_anchor=(0.5, -0.2),
+        bbox_to_anchor=(0.5, offset),
         frameon=False,
         columnspacing=1.0,
         handlelength=1.5,
@@ -325,17 +340,20 @@ def _reliability(axes: Axes, figures: JSON) -> None:
         x, y = (np.array(diagram[k], float)[some] for k in ("confidence", "accuracy"))
         axes.plot(x, y, color=color, linewidth=1, alpha=0.4)
         sizes = 6 + 260 * share[some]
-        label = f"{label}: ECE {diagram['ece']:.3f}"
+        pooled = "pooled " if "by_label" in figures else ""
+        label = f"{label}: {pooled}ECE {diagram['ece']:.3f}"
         axes.scatter(x, y, sizes, color=color, alpha=0.7, linewidths=0, label=label)
     axes.set_xlim(0, 1.03)
     axes.set_ylim(-0.03, 1.05)
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-    axes.set_xlabel("confidence", fontsize=9)
-    axes.set_ylabel("accuracy", fontsize=9)
+    of_labels = "by_label" in figures
+    axes.set_xlabel("probability" if of_labels else "confidence", fontsize=9)
+    axes.set_ylabel("share that has it" if of_labels else "accuracy", fontsize=9)
     axes.grid(alpha=0.3)
     legend = _legend_below(axes, columns=2)
     for handle in legend.legend_handles:
         if isinstance(handle, PathCollection):
             handle.set_sizes([40])
-    axes.set_title("reliability (area: fraction of the predictions)", fontsize=10)
+    what = "reliability of all labels" if of_labels else "reliability"
+    axes.set_title(f"{what} (area: fraction of the predictions)", fontsize=10)

@@ -37,7 +37,8 @@ class Report:
     """Group to compare the others to, as FIELD=VALUE: gradient=backprop. In a grid, \
 each group is compared to the one that agrees with it in the other fields."""
     target: float | None = None
-    """Test accuracy, in (0, 1]: the table then has the epochs to reach it."""
+    """Test accuracy (or R²), in (0, 1]: the table then has the epochs and the seconds \
+of training to reach it."""
     watch: bool = False
     """Show the table again whenever a run has gone on, until all are finished, and \
 write the files at the end. Ctrl-C ends it."""
@@ -71,7 +72,7 @@ write the files at the end. Ctrl-C ends it."""
         if self.watch:
             terminal.clear()
         terminal.show(comparison.terminal_table(runs, width), width)
-        if found.has_seeds or self.baseline or self.target is not None:
+        if found.says_more:
             terminal.show(group_tables.terminal_table(found, width), width)
             notes = group_tables.notes(found)
             terminal.write("".join(f"{note}\n" for note in notes))

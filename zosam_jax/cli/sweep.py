@@ -17,10 +17,13 @@ from zosam_jax.runs import sweep as record
 from zosam_jax.runs.config import HOUSEKEEPING, TrainConfig, default, field_texts
 from zosam_jax.runs.errors import RunError
 from zosam_jax.runs.files import JSON
-from zosam_jax.train import choices, effects, objects
+from zosam_jax.train import choices, devices, effects, grouping, objects
 from zosam_jax.train import sweep as processes
+from zosam_jax.train.devices import Device
 
 _LEFT_OUT = ("overwrite",)
+# The fields that no training has, and the folder.
+_OWN = ("jobs", "devices", "together", "dry_run", "out")
 
 
 def _is_list(hint: Any) -> bool:
@@ -67,8 +70,15 @@ class _Base:
     """JSON file that sets them instead, as `zosam train --print-config` prints it."""
     out: Path = Path("runs/sweep")
     """Folder of the sweep; each run is a folder in it, and `zosam report` reads it."""
-    jobs: int = 1
-    """Runs to train at the same time, each in a process of its own."""
+    jobs: int | None = None
+    """Processes at the same time, each of which trains a run. None: one, or one on \
+each of --devices. With a larger number, several share a GPU."""
+    devices: tuple[str, ...] = ()
+    """Devices of this machine to train on, by number, or "all"; a run sees one of \
+them. By default, all devices share the batches of a run."""
+    together: int = 1
+    """Seeds of one configuration that train in one program, at most. Worth while for \
+small networks."""
     dry_run: bool = False
     """Check and list the runs, and exit; write nothing."""
 
@@ -84,7 +94,7 @@ class _Base:
         hints = typing.get_type_hints(TrainConfig)
         values: JSON = {}
         for field in dataclasses.fields(cls):
-            if field.name in ("jobs", "dry_run", "out"):
+            if field.name in _OWN:
                 continue
             value = getattr(train, field.name)
             if field.name not in hints or field.name in HOUSEKEEPING:
@@ -100,21 +110,36 @@ class _Base:
         )
         path = paths.absolute(self.out, "out")
         try:
-            _check.whole("jobs", self.jobs)
+            _check.whole("together", self.together)
+            if self.jobs is not None:
+                _check.whole("jobs", self.jobs)
             grid, plan = self._plan(typed, path)
         except ValueError as error:
             raise RunError(str(error)) from error
+        slots = self._slots()
         if self.dry_run:
-            return _list(plan)
+            return _list(plan, slots, self.together)
         result = processes.train_all(
             plan,
             path,
-            jobs=self.jobs,
+            slots=slots,
             start=functools.partial(processes.process, path),
             say=lambda text: terminal.write(f"{terminal.printable(text)}\n"),
             beside={"command": list(line), "grid": grid},
+            together=self.together,
         )
         return _end(result, path)
+
+    def _slots(self) -> list[Device | None]:
+        """Returns the device of each of the processes at a time.
+
+        Raises:
+          RunError: There is no such device, or one would have no run.
+        """
+        if not self.devices:
+            return [None] * (self.jobs or 1)
+        found = devices.chosen(self.devices, devices.found())
+        return list(devices.shared(found, self.jobs or len(found)))
 
     def _plan(
         self, typed: Collection[str], path: Path
@@ -201,18 +226,51 @@ def _split(text: str) -> list[str]:
     return [part.strip() for part in parts if part.strip()]
 
 
-def _list(plan: Sequence[record.Planned]) -> int:
-    """Prints the runs of a plan, and which are finished."""
-    done = 0
+def _list(
+    plan: Sequence[record.Planned], slots: Sequence[Device | None], together: int
+) -> int:
+    """Prints the runs of a plan: which are finished, and where the others train.
+
+    Args:
+      plan: The runs.
+      slots: The device of each of the processes at a time.
+      together: Most seeds in one program.
+    """
+    left = []
     for each in plan:
-        is_done = processes.is_done(each)
-        done += is_done
-        begun = (each.config.folder / "config.json").exists()
-        status = "finished" if is_done else "begun" if begun else "to train"
-        terminal.write(f"{status:9} {terminal.printable(each.name)}\n")
-    left = f", {len(plan) - done} to train" if done else ""
-    terminal.write(f"{len(plan)} runs{left}. Nothing was written.\n")
+        if processes.is_done(each):
+            terminal.write(f"finished  {terminal.printable(each.name)}\n")
+        else:
+            left.append(each)
+    groups = grouping.groups(left, together)
+    for number, group in enumerate(groups):
+        for each in group:
+            begun = (each.config.folder / "config.json").exists()
+            status = "begun" if begun else "to train"
+            status = status if each is group[0] else "with"
+            name = terminal.printable(each.name)
+            reason = grouping.obstacle(each.config) if together > 1 else None
+            alone = f"  alone: {reason}" if reason else ""
+            where = _where(number, slots) if each is group[0] else ""
+            terminal.write(f"{status:9} {name}{where}{alone}\n")
+    todo = f", {len(left)} to train" if len(left) < len(plan) else ""
+    number = f"{len(groups)} program{'s' * (len(groups) > 1)}"
+    programs = f" in {number}" if len(groups) < len(left) else ""
+    terminal.write(f"{len(plan)} runs{todo}{programs}. Nothing was written.\n")
     return 0
+
+
+def _where(number: int, slots: Sequence[Device | None]) -> str:
+    """Returns where a process trains, as "  on gpu:0", or "" without devices.
+
+    Args:
+      number: Its number, from 0. Each of the first has a slot; the others wait.
+      slots: The device of each of the processes at a time.
+    """
+    if slots[0] is None:
+        return ""
+    device = slots[number] if number < len(slots) else None
+    return "  on the first that is free" if device is None else f"  on {device.name}"
 
 
 def _end(result: processes.SweepResult, path: Path) -> int:

@@ -7,6 +7,11 @@ import numpy as np
 
 _BLOCK = 1000
 
+STATISTICS = {
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+}
+"""Published mean and standard deviation of the channels of `images / 255`."""
 
 Task = Literal["classification", "multilabel", "regression"]
 """What is predicted: one class, or one token after another; any of several classes; or

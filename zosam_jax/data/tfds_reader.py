@@ -23,7 +23,7 @@ from tensorflow_datasets.core import constants, registered
 from zosam_jax import _check
 from zosam_jax.data import files, tfds_folder
 from zosam_jax.data.archives import Builder
-from zosam_jax.data.dataset import DatasetError
+from zosam_jax.data.dataset import STATISTICS, DatasetError
 from zosam_jax.data.encoded_images import CHANNELS, EncodedImages
 
 FORMAT = "array_record"
@@ -48,8 +48,6 @@ _NAME = re.compile(r"\w+(/[^/:=,\s]+)?(:(\d+|\*)\.(\d+|\*)\.(\d+|\*))?", re.ASCI
 _FIFTH = 5
 # Words in the names of sets of letters and digits, which are not mirrored.
 _UPRIGHT = ("mnist", "svhn", "omniglot", "emnist", "quickdraw", "digits", "binarized")
-# Mean and standard deviation of ImageNet's channels, as usually published.
-_IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def root(data_dir: str | os.PathLike[str] | None) -> pathlib.Path:
@@ -308,7 +306,7 @@ def find(name: str, data_dir: str | os.PathLike[str] | None) -> EncodedImages:
         size=None if None in sizes else sizes,
         repair=repair,
         flip=not any(word in name for word in _UPRIGHT),
-        statistics=_IMAGENET if is_imagenet else None,
+        statistics=STATISTICS["imagenet"] if is_imagenet else None,
     )
 
 

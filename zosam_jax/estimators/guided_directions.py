@@ -126,25 +126,41 @@ def orthonormal(
       replaces a guide.
     """
     _check.key(key)
-    k = len(jax.tree.leaves(guides)[0])
-    # In `jax.shard_map` the carry of a loop varies over the devices from the start if
-    # it does so later: here, as the guides and as the key do.
-    never = jax.random.uniform(key) < 0
+    first = jax.tree.leaves(guides)[0]
+    k = len(first)
+    # In `jax.shard_map` the carry of a loop, and the branches of a condition, vary over
+    # the devices in one way: here, as the guides and as the key do.
+    never = (jax.random.uniform(key) < 0) & (first.reshape(-1)[0] < 0)
     axes = jax.tree.map(lambda x: jnp.where(never, jnp.concatenate([x, x]), 0), guides)
+    explores = not (isinstance(exploration, float | int) and exploration == 0)
 
-    def add_guide(
-        axes: PyTree, x: tuple[jax.Array, Params]
-    ) -> tuple[PyTree, jax.Array]:
-        j, guide = x
-        return _with_axis(axes, j, guide, masks)
+    def vector(j: jax.Array) -> Params:
+        """The guide of this number, and behind all guides what is drawn."""
 
-    def add_drawn(axes: PyTree, j: jax.Array) -> tuple[PyTree, jax.Array]:
-        drawn = tree.normal_like(jax.random.fold_in(key, j), params)
-        return _with_axis(axes, k + j, drawn, masks)
+        def guide() -> Params:
+            return jax.tree.map(lambda x: jnp.where(never, 0, x[j % k]), guides)
 
-    places = jnp.arange(k, dtype=jnp.uint32)
-    axes, known = jax.lax.scan(add_guide, axes, (places, guides))
-    axes, drawn = jax.lax.scan(add_drawn, axes, places)
+        def drawn() -> Params:
+            found = tree.normal_like(jax.random.fold_in(key, j - k), params)
+            return jax.tree.map(lambda x: jnp.where(never, 0, x), found)
+
+        return jax.lax.cond(j < k, guide, drawn)
+
+    def add(
+        carry: tuple[PyTree, jax.Array], j: jax.Array
+    ) -> tuple[tuple[PyTree, jax.Array], jax.Array]:
+        axes, replaces = carry
+        # Without exploration a random axis has nothing to do but to replace a guide.
+        axes, is_new = jax.lax.cond(
+            (j < k) | replaces | explores,
+            lambda: _with_axis(axes, j, vector(j), masks),
+            lambda: (axes, never),
+        )
+        return (axes, replaces | ((j < k) & ~is_new)), is_new
+
+    places = jnp.arange(2 * k, dtype=jnp.uint32)
+    (axes, _), are_new = jax.lax.scan(add, (axes, never), places)
+    known, drawn = are_new[:k], are_new[k:]
     share = jnp.where(known, exploration, 1.0)
     # Without a random axis (there are too few weights), the guide alone.
     share = jnp.where(drawn, share, 0.0)

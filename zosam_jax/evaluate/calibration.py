@@ -1,7 +1,10 @@
-"""Calibration of a classifier: how well its confidences predict its accuracy.
+"""Calibration: how well the probabilities of a network predict how often it is right.
 
     bins = calibration.bins(logits, labels)             # sums over 15 bins
     calibration.error(bins)                             # the ECE
+
+Of a classifier, the probability is that of the predicted class; of examples with any of
+several labels, that of a label, and a prediction is right if the example has it.
 
 All functions are pure functions of arrays. `Bins` are sums, so the bins of two batches
 add up: `jax.tree.map(jnp.add, a, b)`.
@@ -22,9 +25,10 @@ class Bins(NamedTuple):
     The bins have equal widths: bin b of B is `(b / B, (b + 1) / B]`.
 
     Attributes:
-      predictions: Number of predictions. float32 `[B]`.
-      confidence: Sum of their confidences. float32 `[B]`.
-      correct: Number of correct predictions. float32 `[B]`.
+      predictions: Number of predictions. float32 `[B]`, like the others; `[K, B]` of K
+        labels.
+      confidence: Sum of their confidences.
+      correct: Number of correct predictions.
     """
 
     predictions: jax.Array | np.ndarray
@@ -58,17 +62,51 @@ def bins(
     logits = jnp.asarray(logits, jnp.float32)
     # The largest logit minus the log-sum is at most 0, so exp cannot overflow.
     confidence = jnp.exp(logits.max(-1) - jax.nn.logsumexp(logits, -1))
+    return _sums(confidence, logits.argmax(-1) == labels, weights, num_bins)
+
+
+def label_bins(
+    logits: jax.Array,
+    labels: jax.Array,
+    weights: jax.Array | None = None,
+    num_bins: int = NUM_BINS,
+) -> Bins:
+    """Returns the sums over bins of the probability of each label, `[K, B]`.
+
+    The probability is the sigmoid of the logit, and "correct" are the examples that
+    have the label: the reliability of a binary forecast.
+
+    Args:
+      logits: `[N, K]`, of any floating type. The computation is in float32.
+      labels: 1 where an example has a label, else 0, `[N, K]`.
+      weights: Weight of each example in the sums, `[N]`. Default: 1.
+      num_bins: Number of bins B, at least 1.
+
+    >>> import numpy as np
+    >>> found = label_bins(np.array([[2.0], [-2.0]]), np.array([[1], [1]]), num_bins=2)
+    >>> found.predictions.tolist(), found.correct.tolist()
+    ([[1.0, 1.0]], [[1.0, 1.0]])
+    """
+    shares = jax.nn.sigmoid(jnp.asarray(logits, jnp.float32))
+    return _sums(shares, labels, weights, num_bins)
+
+
+def _sums(
+    confidence: jax.Array, correct: jax.Array, weights: jax.Array | None, num_bins: int
+) -> Bins:
+    """Returns the sums over the first axis."""
     # Bins are open on the left, so that a confidence of 1 lies in the last one.
     index = jnp.ceil(confidence * num_bins).astype(jnp.int32) - 1
-    weights = jnp.ones(labels.shape) if weights is None else weights
     # A bin's sum is over the predictions whose row of `ones` has a 1 in its column.
     ones = jax.nn.one_hot(jnp.clip(index, 0, num_bins - 1), num_bins)
-    ones = ones * weights.astype(jnp.float32)[:, None]
-    correct = (logits.argmax(-1) == labels).astype(jnp.float32)
+    if weights is not None:
+        weights = jnp.asarray(weights, jnp.float32)
+        ones = ones * weights.reshape(-1, *(1,) * (ones.ndim - 1))
+    right = jnp.asarray(correct, jnp.float32)
     return Bins(
         jnp.sum(ones, 0),
-        jnp.sum(ones * confidence[:, None], 0),
-        jnp.sum(ones * correct[:, None], 0),
+        jnp.sum(ones * confidence[..., None], 0),
+        jnp.sum(ones * right[..., None], 0),
     )
 
 

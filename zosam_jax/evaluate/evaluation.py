@@ -56,6 +56,10 @@ def evaluate(
 ) -> JSON:
     """Evaluates a run on clean and corrupted test images.
 
+    The figures are the loss, the score of the task (see `zosam_jax.data.Dataset`) and
+    the calibration: of classes, the ECE of the predicted class; of several labels, ECE
+    and Brier score of each, and their means; of values, none.
+
     An unfinished run is evaluated at its last checkpoint. Results of earlier calls with
     the same weights, images and versions are reused.
 
@@ -89,8 +93,9 @@ def evaluate(
       command: The command line, for the record.
 
     Returns:
-      The contents of `evaluation.json`. Accuracies and ECEs are from 0 to 1; losses are
-      negative log-likelihoods in nats, or those of the run's own loss.
+      The contents of `evaluation.json`. "accuracy" is the score that "score" names,
+      from 0 to 1, or up to 1 for R². ECEs and Brier scores are from 0 to 1. Losses are
+      negative log-likelihoods in nats, squared errors, or those of the run's own loss.
 
     Raises:
       RunError: The run cannot be evaluated this way; the message says what would work.
@@ -116,11 +121,6 @@ def evaluate(
         optimizer=optimizer,
         loss=loss,
     )
-    if found.facts.task != "classification":
-        raise RunError(
-            f"evaluate counts right classes and their calibration, and {found.folder} "
-            f"is of {found.facts.task}. Its test figures are in summary.json."
-        )
     is_read = dataset is None or isinstance(dataset, str)
     is_of_tfds = is_read and table.is_of_tfds(found.config.dataset)
     if data_dir is not None and source == "generated" and not is_of_tfds:
@@ -159,6 +159,7 @@ def evaluate(
         "run": found.folder.name,
         "step": found.step,
         "status": found.summary["status"] if found.summary else "unfinished",
+        "score": found.facts.score,
         **figures_.figures(sets, [result for result in on_sets if result is not None]),
         "left_out": left_out,
         "test_images": experiment.dataset.num_test,

@@ -11,7 +11,8 @@ from zosam_jax.evaluate import calibration
 from zosam_jax.evaluate.image_sets import ImageSets
 from zosam_jax.runs.files import JSON
 
-FIGURES = ("accuracy", "loss", "ece")
+FIGURES = ("accuracy", "loss", "ece", "brier")
+"""The figures on an image set. Which of them there are depends on the task."""
 
 
 def figures(sets: ImageSets, results: Sequence[JSON]) -> JSON:
@@ -23,19 +24,20 @@ def figures(sets: ImageSets, results: Sequence[JSON]) -> JSON:
         and, for each corruption, by severity.
 
     Returns:
-      The part of `evaluation.json` that follows from the results. Accuracies and ECEs
-      are from 0 to 1, losses in nats.
+      The part of `evaluation.json` that follows from the results. Accuracies, ECEs and
+      Brier scores are from 0 to 1, R² up to 1; losses are in nats.
     """
     clean, *corrupted = results
+    names = [name for name in FIGURES if name in clean]
     by_name: dict[str, list[JSON]] = {}
     for result in corrupted:
         by_name.setdefault(result["key"]["corruption"], []).append(result)
     rows = {
-        name: {figure: [result[figure] for result in group] for figure in FIGURES}
+        name: {figure: [result[figure] for result in group] for figure in names}
         for name, group in by_name.items()
     }
     severities = [r["key"]["severity"] for r in next(iter(by_name.values()))]
-    accuracy = _mean([result["accuracy"] for result in corrupted])
+    means = {name: _mean([result[name] for result in corrupted]) for name in names}
     return {
         "dataset": sets.data.name,
         "image_shape": list(sets.shape),
@@ -44,19 +46,34 @@ def figures(sets: ImageSets, results: Sequence[JSON]) -> JSON:
         "source": sets.source,
         "seed": sets.seed,
         "severities": severities,
-        "clean": {name: clean[name] for name in FIGURES},
-        "mean_corrupted_accuracy": accuracy,
-        "mean_corrupted_loss": _mean([result["loss"] for result in corrupted]),
-        "mean_corrupted_ece": _mean([result["ece"] for result in corrupted]),
-        "difference": clean["accuracy"] - accuracy,
+        "clean": {name: clean[name] for name in names},
+        **{f"mean_corrupted_{name}": mean for name, mean in means.items()},
+        "difference": clean["accuracy"] - means["accuracy"],
         **_common(rows),
         **_relative(sets, rows, severities),
         "corruptions": rows,
-        "reliability": {
+        **_calibration(sets, clean, corrupted),
+    }
+
+
+def _calibration(sets: ImageSets, clean: JSON, corrupted: Sequence[JSON]) -> JSON:
+    """Returns the reliability diagrams, and the figures of labels, where there are."""
+    found: JSON = {}
+    if "bins" in clean:
+        found["reliability"] = {
             "clean": _reliability([clean]),
             "corrupted": _reliability(corrupted),
-        },
-    }
+        }
+    if "by_label" in clean:
+        found["by_label"] = {
+            "labels": list(sets.data.class_names),
+            "clean": clean["by_label"],
+            "mean_corrupted": {
+                name: np.mean([r["by_label"][name] for r in corrupted], 0).tolist()
+                for name in clean["by_label"]
+            },
+        }
+    return found
 
 
 def _common(rows: Mapping[str, JSON]) -> JSON:
@@ -99,7 +116,10 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def _reliability(results: Sequence[JSON]) -> JSON:
-    """Returns one reliability diagram of the predictions on several image sets."""
+    """Returns one reliability diagram of the predictions on several image sets.
+
+    Of labels, it is of the predictions of all of them.
+    """
     bins = calibration.Bins(
         *(
             np.sum([result["bins"][name] for result in results], 0)

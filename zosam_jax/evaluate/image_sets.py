@@ -21,8 +21,11 @@ from zosam_jax.runs.files import JSON
 CLEAN = "clean"
 SOURCES = ("generated", "published")
 
-Batch = tuple[np.ndarray, np.ndarray]
-"""Images, uint8 `[N, H, W, C]`, and labels, int32 `[N]`."""
+Images = tuple[np.ndarray, np.ndarray]
+"""Images, uint8 `[N, H, W, C]`, and labels, int32 `[N]`, bool or float32 `[N, K]`."""
+
+Batch = tuple[np.ndarray, np.ndarray, np.ndarray]
+"""Images, labels, and which of the images count, bool `[N]`."""
 
 
 def _absolute(path: str | os.PathLike[str] | None, name: str) -> Path | None:
@@ -63,12 +66,19 @@ class ImageSets:
           frost_dir: Folder of photographs for generated `frost`.
 
         Raises:
-          RunError: The data set has no test images.
+          RunError: The data set has no test images, the published sets have other
+            labels than these, or the labels of a regression are all equal.
         """
         self.data = dataset
         if dataset.kind != "image" or not dataset.num_test:
             raise RunError(
                 f"{self.data.name} has no test images; corruptions are of images."
+            )
+        if source == "published" and dataset.task != "classification":
+            raise RunError(
+                "source='published': the images of the published sets have one class "
+                f"each, and the labels of {dataset.name} are of {dataset.task}. "
+                "Generate the corruptions."
             )
         self.source, self.seed = source, seed
         self.count = min(images or dataset.num_test, dataset.num_test)
@@ -76,11 +86,22 @@ class ImageSets:
         self.data_dir = data_dir
         self.published_dir = _absolute(published_dir, "published_dir")
         self.frost_dir = _absolute(frost_dir, "frost_dir")
+        if dataset.task == "regression":
+            self._check_values()
         # A streamed set is identified by its first images, so that not all of them have
         # to be decoded.
         whole = isinstance(dataset, data.Dataset)
         pixels = dataset.test(0, self.count if whole else min(self.count, 16))[0]
         self._crc32 = zlib.crc32(np.ascontiguousarray(pixels).data)
+
+    def _check_values(self) -> None:
+        """Raises `RunError` unless the values of the images differ, for their R²."""
+        values = self.data.test(0, self.count)[1]
+        if not data.label_variance(values):
+            raise RunError(
+                f"images={self.count}: their values are equal, so they have no R². "
+                "Take more."
+            )
 
     def choose(self, wanted: Sequence[str]) -> tuple[list[str], dict[str, str]]:
         """Returns the corruptions to evaluate, and those left out with the reason.
@@ -151,7 +172,7 @@ class ImageSets:
     ) -> Iterator[Callable[[], Batch]]:
         """Yields functions that each return one batch, so that threads can call them.
 
-        The last batch is padded with images of label -1.
+        The last batch is padded with images that do not count.
 
         Args:
           name: A corruption, or `CLEAN`.
@@ -169,17 +190,17 @@ class ImageSets:
         for start in range(0, self.count, size):
             stop = min(start + size, self.count)
 
-            def batch(start: int = start, stop: int = stop) -> Batch:
+            counts = np.arange(size) < stop - start
+
+            def batch(
+                start: int = start, stop: int = stop, counts: np.ndarray = counts
+            ) -> Batch:
                 images, labels = self._read(read, corruption, severity, start, stop)
-                short = size - len(images)
-                pad = ((0, short), (0, 0), (0, 0), (0, 0))
-                labels = labels.astype(np.int32)
-                labels = np.pad(labels, (0, short), constant_values=-1)
-                return np.pad(images, pad), labels
+                return _padded(images, size), _padded(labels, size), counts
 
             yield batch
 
-    def _published(self, name: str, severity: int) -> Callable[[int, int], Batch]:
+    def _published(self, name: str, severity: int) -> Callable[[int, int], Images]:
         """Returns the function that reads images of a published set."""
         stored = published.load(
             self.data.name,
@@ -197,12 +218,12 @@ class ImageSets:
 
     def _read(
         self,
-        read: Callable[[int, int], Batch],
+        read: Callable[[int, int], Images],
         corruption: str | None,
         severity: int,
         start: int,
         stop: int,
-    ) -> Batch:
+    ) -> Images:
         """Reads the images from `start` to `stop` and corrupts them, if asked to."""
         images, labels = read(start, stop)
         if images.shape[1:] != self.shape:
@@ -238,3 +259,8 @@ class ImageSets:
         if corruptions.STANDIN in names:
             parts.append("with a drawn stand-in for the photographs of frost")
         return ", ".join(parts)
+
+
+def _padded(rows: np.ndarray, size: int) -> np.ndarray:
+    """Returns rows with zeros behind them."""
+    return np.pad(rows, [(0, size - len(rows))] + [(0, 0)] * (rows.ndim - 1))

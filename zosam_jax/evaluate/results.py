@@ -68,11 +68,11 @@ _KEY = {
 _SUMS = schema.list_of(schema.POSITIVE, calibration.NUM_BINS)
 _LINE = {
     "key": schema.OBJECT,
-    "accuracy": schema.SHARE,
+    "accuracy": schema.AT_MOST_ONE,
     "loss": schema.NUMBER,
-    "ece": schema.SHARE,
-    "bins": schema.OBJECT,
 }
+# Of classes and of labels; values have no calibration, and an R² below 0 at worst.
+_CALIBRATED = {"accuracy": schema.SHARE, "ece": schema.SHARE, "bins": schema.OBJECT}
 _ADVICE = (
     "Delete that line, and its image set is evaluated again; --overwrite evaluates all."
 )
@@ -80,11 +80,11 @@ _ADVICE = (
 
 def _fault(result: JSON) -> str | None:
     """Returns what is wrong with a line, or None."""
-    return (
-        schema.fault(result, _LINE)
-        or schema.fault(result["key"], _KEY)
-        or schema.fault(result["bins"], dict.fromkeys(calibration.Bins._fields, _SUMS))
-    )
+    wrong = schema.fault(result, _LINE) or schema.fault(result["key"], _KEY)
+    if wrong is not None or not {"ece", "bins"} & set(result):
+        return wrong
+    sums = dict.fromkeys(calibration.Bins._fields, _SUMS)
+    return schema.fault(result, _CALIBRATED) or schema.fault(result["bins"], sums)
 
 
 def _text(key: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""Scores a network on image sets: accuracy, loss and calibration bins of each."""
+"""Scores a network on image sets: loss, score and calibration on each."""
 
 import collections
 import contextlib
@@ -11,16 +11,16 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from zosam_jax._types import PyTree
-from zosam_jax.evaluate import calibration
+from zosam_jax.data import Dataset, label_variance
 from zosam_jax.evaluate.image_sets import Batch, ImageSets
+from zosam_jax.evaluate.measures import MEASURES
 from zosam_jax.evaluate.results import Results
 from zosam_jax.runs.errors import RunError
 from zosam_jax.runs.files import JSON
-from zosam_jax.train import accuracy
-from zosam_jax.train.batch import normalized
+from zosam_jax.train import accuracy, loss
+from zosam_jax.train.batch import as_targets, normalized
 from zosam_jax.train.experiment import Experiment
 
 # Threads that read or corrupt images while the devices compute.
@@ -36,7 +36,7 @@ class Progress(NamedTuple):
       corruption: The set in progress, or the one just finished; "clean" is one too.
       severity: Its severity; 0 for the clean images.
       share: Fraction of its images sent to the devices, from 0 to 1.
-      accuracy: Accuracy on it; None until it is finished.
+      accuracy: Accuracy on it, or the score of another task; None until it is finished.
       reused: Whether the accuracy comes from an earlier call.
     """
 
@@ -50,10 +50,11 @@ class Progress(NamedTuple):
 
 
 class _Sums(NamedTuple):
-    """Sums over images: the losses, and the bins of confidence."""
+    """Sums over images: of the losses, of the scores, and those of the task."""
 
     loss: jax.Array
-    bins: calibration.Bins
+    score: jax.Array
+    measured: PyTree
 
 
 def _step(
@@ -61,19 +62,23 @@ def _step(
     network: PyTree,
     images: jax.Array,
     labels: jax.Array,
+    counts: jax.Array,
     sums: _Sums,
 ) -> _Sums:
-    """Returns the sums with a batch added. Images of label -1 do not count."""
+    """Returns the sums with a batch added. `counts` says which images count."""
     params, model_state = network
-    inputs = normalized(experiment, images)
+    inputs, labels = normalized(experiment, images), as_targets(labels)
     variables = {"params": params, **model_state}
-    logits = experiment.model.apply(variables, inputs, train=False)
-    logits = logits.astype(jnp.float32)
-    counts = labels >= 0
-    losses = experiment.loss(logits, jnp.maximum(labels, 0))
+    outputs = experiment.model.apply(variables, inputs, train=False)
+    outputs = outputs.astype(jnp.float32)
+    losses = jnp.where(counts, experiment.loss(outputs, labels), 0.0)
+    scores = loss.scores(experiment, outputs, labels).astype(jnp.float32)
+    is_counted = counts.reshape(-1, *(1,) * (scores.ndim - 1))
+    measure = MEASURES[experiment.facts.task]
     added = _Sums(
-        jnp.sum(jnp.where(counts, losses, 0.0)),
-        calibration.bins(logits, labels, counts),
+        jnp.sum(losses),
+        jnp.sum(jnp.where(is_counted, scores, 0.0)),
+        measure.sums(outputs, labels, counts),
     )
     return jax.tree.map(jnp.add, sums, added)
 
@@ -104,8 +109,8 @@ def score(
     network = jax.device_put(network, experiment.replicated())
     step = jax.jit(functools.partial(_step, experiment))
     split = experiment.over_devices()
-    zero = jnp.zeros((calibration.NUM_BINS,), jnp.float32)
-    none = _Sums(jnp.zeros((), jnp.float32), calibration.Bins(zero, zero, zero))
+    facts, zero = experiment.facts, jnp.zeros(())
+    none = _Sums(zero, zero, MEASURES[facts.task].none(facts.num_classes))
     none = jax.device_put(none, experiment.replicated())
     # One stream of batches over all sets, so that the threads never wait between two.
     missing = [key for key in keys if results.get(key) is None]
@@ -123,7 +128,7 @@ def score(
             for number, batch in enumerate(itertools.islice(prefetched, batches)):
                 on_progress(Progress(done, *where, number / batches, None, False))
                 sums = step(network, *jax.device_put(batch, split), sums)
-            result = _result(key, jax.device_get(sums))
+            result = _result(experiment, key, jax.device_get(sums))
             results.add(result)
             on_progress(Progress(done + 1, *where, 1.0, result["accuracy"], False))
 
@@ -144,19 +149,29 @@ def _prefetch(jobs: Iterator[Callable[[], Batch]]) -> Generator[Batch, None, Non
                 future.cancel()
 
 
-def _result(key: JSON, sums: _Sums) -> JSON:
+def _result(experiment: Experiment, key: JSON, sums: _Sums) -> JSON:
     """Returns the result on an image set, as a line of `evaluation.jsonl`."""
-    loss = float(sums.loss) / key["images"]
-    if not math.isfinite(loss):
+    images, facts = key["images"], experiment.facts
+    mean_loss = float(sums.loss) / images
+    if not math.isfinite(mean_loss):
         raise RunError(
             f"the loss on {key['corruption']} is not finite: the logits of these "
             "images overflow float32."
         )
-    bins = calibration.Bins(*(np.asarray(x, np.float64) for x in sums.bins))
+    columns = 1 if facts.task == "classification" else facts.num_classes
+    mean = float(sums.score) / (images * columns)
     return {
         "key": key,
-        "accuracy": float(bins.correct.sum()) / key["images"],
-        "loss": loss,
-        "ece": calibration.error(bins),
-        "bins": {name: value.tolist() for name, value in bins._asdict().items()},
+        "accuracy": _score(experiment, images, mean),
+        "loss": mean_loss,
+        **MEASURES[facts.task].figures(sums.measured, images),
     }
+
+
+def _score(experiment: Experiment, images: int, mean: float) -> float:
+    """Returns the accuracy, or R² by the variance of the labels of these images."""
+    if experiment.facts.task != "regression":
+        return mean
+    assert isinstance(experiment.dataset, Dataset)
+    variance = label_variance(experiment.dataset.test_labels[:images])
+    return 1 - (1 - mean) * experiment.label_variance / variance

@@ -28,6 +28,7 @@ PROBE_NORMS = ("batch", "running")
 SCHEDULES = ("cosine", "step", "constant")
 DECAYS = ("all", "kernels")
 FROM_MASKS = ("auto", "keep", "drawn")
+NORMALIZATIONS = ("dataset", "imagenet", "half")
 LOOPS = ("auto", "scan", "steps")
 TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio")
 
@@ -54,6 +55,7 @@ HOUSEKEEPING = frozenset(
     {
         "data_dir",
         "workers",
+        "fsdp",
         "out",
         "checkpoint_every",
         "keep",
@@ -235,6 +237,9 @@ embeddings)."""
     """Decay of the exponential moving average of the weights, as 0.9999; smaller in \
 the first steps. The average, on the current mask, is the network that is evaluated. \
 0: no average."""
+    successive_cosine: bool = False
+    """Record the cosine between the gradients of successive optimizer steps, the mean \
+of each epoch. It takes the memory of one more copy of the parameters."""
     batch_size: int = 64
     """Batch size, over all local devices together."""
     accumulate_steps: int = 1
@@ -278,10 +283,18 @@ the whole rate (BEiT, arXiv:2106.08254). For models of blocks. 1: none."""
     teacher: str | None = None
     """Run folder of a teacher for hard-label distillation: half of the loss is the \
 cross-entropy to its predicted classes (arXiv:2012.12877)."""
+    normalization: str = "dataset"
+    """Channel mean and deviation that images are normalized with: dataset (its own), \
+imagenet, or half (0.5 and 0.5). Trained weights want those that they were trained \
+with: torchvision and most of timm imagenet, the ViTs of timm half."""
     image_size: int | None = None
     """Image size in pixels, for data sets that are streamed from disk. None: 224."""
     workers: int = 0
     """Processes that decode streamed images. 0: decode in this process."""
+    fsdp: int = 1
+    """Devices that share one copy of parameters, masks, moments and averages: each \
+holds a part, and a pass gathers the parameters (fully sharded data parallelism, \
+ZeRO-3). 1: every device holds all. -1: all devices share one copy."""
     seed: int = 0
     """Random seed of parameters, masks, data order, augmentation and perturbations."""
 
@@ -356,6 +369,7 @@ scan)."""
             ("decay", DECAYS),
             ("loop", LOOPS),
             ("from_masks", FROM_MASKS),
+            ("normalization", NORMALIZATIONS),
         ):
             _check.one_of(name, getattr(self, name), choices)
         for name in self.trackers:
@@ -373,6 +387,8 @@ scan)."""
         _check.whole("seed", self.seed, least=0)
         _check.whole("block", self.block, most=1024)
         _check.whole("workers", self.workers, least=0, most=1024)
+        if self.fsdp != -1:
+            _check.whole("fsdp", self.fsdp)
         _check.whole("score_images", self.score_images, least=0)
         if self.image_size is not None:
             _check.whole("image_size", self.image_size, most=8192)

@@ -7,7 +7,7 @@ more images move the normalisation.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -216,6 +216,24 @@ def score_of(record: object) -> str:
     """
     task = record.get("task") if isinstance(record, dict) else None
     return _SCORES.get(str(task), "accuracy")
+
+
+def score_title(title: str, scores: Collection[str]) -> str:
+    """Returns a title of accuracies that names what the accuracies are.
+
+    Args:
+      title: A title with the word "accuracy".
+      scores: The scores that stand under it: "accuracy", "label accuracy", "R²".
+
+    >>> score_title("test accuracy, %", ["R²"])
+    'test R², %'
+    >>> score_title("test accuracy", ["accuracy", "R²"])
+    'test accuracy or R²'
+    """
+    if not set(scores) - {"accuracy"}:
+        return title
+    named = [score for score in _SCORES.values() if score in scores]
+    return title.replace("accuracy", " or ".join(named), 1)
 
 
 def read(config: JSON, path: Path) -> DatasetFacts | None:

@@ -8,7 +8,7 @@ import contextlib
 import json
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,27 @@ from zosam_jax.runs.errors import RunError, sentence
 
 JSON = dict[str, Any]
 """A JSON object."""
+
+
+def at(record: JSON, path: Sequence[str | int]) -> Any:
+    """Returns what stands at a path of a JSON object; None where nothing does.
+
+    Args:
+      record: The object.
+      path: Names of entries, and places in lists.
+
+    >>> at({"largest": [3.0]}, ("largest", 0)), at({"largest": None}, ("largest", 0))
+    (3.0, None)
+    """
+    found: Any = record
+    for key in path:
+        if isinstance(found, dict):
+            found = found.get(key)
+        elif isinstance(found, list) and isinstance(key, int):
+            found = found[key] if key < len(found) else None
+        else:
+            return None
+    return found
 
 
 def read_text(path: Path) -> str | None:

@@ -159,6 +159,7 @@ _CORE = {
     "seed": schema.WHOLE,
 }
 _SESSION = {"step": schema.WHOLE, "versions": schema.TEXTS}
+_ENDED = {"ended": schema.WHOLE, "seconds": schema.POSITIVE}
 _PARTS = {
     "sessions": schema.list_of(schema.OBJECT),
     "objects": schema.TEXTS,
@@ -195,7 +196,7 @@ def read_config(folder: Path, record: str = "config.json") -> JSON:
     wrong = schema.fault(content["config"], _CORE)
     wrong = wrong and f"in 'config', {wrong}"
     for number, session in enumerate(content.get("sessions", []), start=1):
-        found = schema.fault(session, _SESSION)
+        found = schema.fault(session, _SESSION, _ENDED)
         wrong = wrong or (found and f"in session {number}, {found}")
     try:
         check_types(content["config"])
@@ -312,9 +313,9 @@ def write_config(
       config: The configuration.
       command: The command line of this session, if it has one.
       step: The step at which this session starts.
-      devices: The devices of this session, "backend", "device" (their kind) and
-        "devices" (their number), the number of its "processes", and its "numerics":
-        settings that change numbers.
+      devices: The devices of this session, "backend", "device" (their kind),
+        "devices" (their number) and "fsdp" (those that share a copy of the state), the
+        number of its "processes", and its "numerics": settings that change numbers.
       beside: Further entries, beside "config" and "sessions".
 
     Returns:
@@ -348,6 +349,31 @@ def write_config(
     }
 
 
+def end_session(folder: Path, step: int, seconds: float) -> None:
+    """Notes in `config.json` where its last session ended before the end of the run.
+
+    Args:
+      folder: The run's folder.
+      step: The step at which it ended.
+      seconds: Seconds of training up to there, of all sessions.
+    """
+    content = read_config(folder)
+    content["sessions"][-1] |= {"ended": step, "seconds": seconds}
+    files.write_json(folder / "config.json", content)
+
+
+def seconds_at(folder: Path, step: int) -> float:
+    """Returns the seconds of training up to a step; 0 if no session ended there.
+
+    Args:
+      folder: The run's folder.
+      step: The step.
+    """
+    sessions = read_config(folder).get("sessions", [])
+    found = [s.get("seconds", 0.0) for s in sessions if s.get("ended") == step]
+    return max(found, default=0.0)
+
+
 def _environment(session: JSON) -> JSON:
     """Returns what may change the numbers of a session, by name."""
     return {
@@ -355,5 +381,6 @@ def _environment(session: JSON) -> JSON:
         **{name: session.get(name) for name in _ENVIRONMENT},
         # Older versions had one.
         "processes": session.get("processes", 1),
+        "fsdp": session.get("fsdp", 1),
         **session.get("numerics", {}),
     }

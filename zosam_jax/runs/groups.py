@@ -4,9 +4,9 @@ import dataclasses
 import json
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from zosam_jax.runs import intervals
+from zosam_jax.runs import files, intervals
 from zosam_jax.runs.config import HOUSEKEEPING, TrainConfig
 from zosam_jax.runs.errors import RunError
 from zosam_jax.runs.files import JSON
@@ -36,13 +36,7 @@ def _of_summary(name: str) -> Callable[[RunRecord], float | None]:
 
 
 def _of_evaluation(*names: str) -> Callable[[RunRecord], float | None]:
-    def read(run: RunRecord) -> float | None:
-        found: Any = run.evaluation
-        for name in names:
-            found = None if found is None else found.get(name)
-        return found
-
-    return read
+    return lambda run: files.at(run.evaluation or {}, names)
 
 
 FIGURES = {
@@ -59,6 +53,7 @@ FIGURES = {
         "corrupted accuracy, %", _of_evaluation("mean_corrupted_accuracy"), ".2f", 100
     ),
     "ece": Figure("calibration error, %", _of_evaluation("clean", "ece"), ".2f", 100),
+    "brier": Figure("Brier score", _of_evaluation("clean", "brier"), ".4f"),
     "corrupted_ece": Figure(
         "corrupted calibration error, %",
         _of_evaluation("mean_corrupted_ece"),
@@ -77,6 +72,11 @@ FIGURES = {
     "flops_share": Figure(
         "FLOPs of the dense network, %", _of_summary("flops_share"), ".2f", 100
     ),
+    "successive_cosine": Figure(
+        "cosine of successive gradients",
+        lambda run: run.last("train").get("successive_cosine"),
+        ".3f",
+    ),
     "images_per_second": Figure("images/s", _of_summary("images_per_second"), ",.0f"),
     "seconds": Figure("time, s", _of_summary("seconds"), ",.1f"),
 }
@@ -87,14 +87,37 @@ def epochs_to(target: float) -> Figure:
     """Returns the figure of the first epoch whose test accuracy reaches a target.
 
     Args:
-      target: The accuracy, in (0, 1]. A run that does not reach it has no value.
+      target: The accuracy, at most 1. A run that does not reach it has no value.
     """
+    return Figure(f"epochs to {100 * target:g} %", _at_target(target, "epoch"), ".1f")
+
+
+def seconds_to(target: float) -> Figure:
+    """Returns the figure of the seconds until the test accuracy reaches a target.
+
+    The clock is that of `metrics.jsonl` at the end of the epoch: training, evaluation
+    and checkpoints of all sessions. Compilation does not count, nor do steps that were
+    lost with a process that was killed, and made again.
+
+    Args:
+      target: As for `epochs_to`.
+
+    >>> seconds_to(0.95).title
+    'seconds to 95 %'
+    """
+    read = _at_target(target, "seconds")
+    return Figure(f"seconds to {100 * target:g} %", read, ",.1f")
+
+
+def _at_target(target: float, name: str) -> Callable[[RunRecord], float | None]:
+    """Returns what reads an entry of the first test line that reaches a target."""
 
     def read(run: RunRecord) -> float | None:
-        pairs = zip(*run.curve("test", "accuracy"), strict=True)
-        return next((epoch for epoch, value in pairs if value >= target), None)
+        tests = (line for line in run.metrics if line["split"] == "test")
+        reached = (line for line in tests if line["accuracy"] >= target)
+        return next(reached, {}).get(name)
 
-    return Figure(f"epochs to {100 * target:g} %", read, ".1f")
+    return read
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,6 +144,11 @@ class Group:
             if run.summary is not None:
                 found.setdefault(run.config["seed"], run)
         return found
+
+    @property
+    def scores(self) -> set[str]:
+        """What the accuracies of its runs are, as `RunRecord.score`."""
+        return {run.score for run in self.members}
 
     @property
     def seeds(self) -> int:

@@ -82,19 +82,21 @@ _ORIGIN = ("objects", "lottery")
 _EVALUATION = {
     "step": schema.WHOLE,
     "clean": schema.OBJECT,
-    "mean_corrupted_accuracy": schema.SHARE,
-    "mean_corrupted_ece": schema.SHARE,
+    "mean_corrupted_accuracy": schema.AT_MOST_ONE,
 }
-_CLEAN = {"accuracy": schema.SHARE, "loss": schema.NUMBER, "ece": schema.SHARE}
+_CLEAN = {"accuracy": schema.AT_MOST_ONE, "loss": schema.NUMBER}
+# Where the task has them.
+_CALIBRATION = {"ece": schema.SHARE, "brier": schema.SHARE}
+_CORRUPTED = {f"mean_corrupted_{name}": kind for name, kind in _CALIBRATION.items()}
 
 
 def _evaluation(folder: Path, summary: JSON | None) -> JSON | None:
     """Returns the contents of `evaluation.json` if it is of the end of the run."""
     path, advice = folder / "evaluation.json", "`zosam evaluate` writes it again."
-    found = files.read_object(path, _EVALUATION, advice=advice)
+    found = files.read_object(path, _EVALUATION, _CORRUPTED, advice=advice)
     if found is None or summary is None or found["step"] != summary["steps"]:
         return None
-    wrong = schema.fault(found["clean"], _CLEAN)
+    wrong = schema.fault(found["clean"], _CLEAN, _CALIBRATION)
     if wrong is not None:
         raise RunError(f"{path} is damaged: in 'clean', {wrong}. {advice}")
     return found

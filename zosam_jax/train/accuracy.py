@@ -110,7 +110,7 @@ def add_batch(
       totals: Sums of the batches before.
     """
     inputs, labels = normalized(experiment, images), as_targets(labels)
-    variables = {"params": params, **model_state}
+    variables = {"params": experiment.gathered(params), **model_state}
     logits = experiment.model.apply(variables, inputs, train=False)
     counts = jnp.arange(len(labels)) < count
     losses = jnp.where(counts, experiment.loss(logits, labels), 0.0)

@@ -158,5 +158,6 @@ def _taught(
     """Returns the teacher's classes for the augmented inputs of the model."""
     if experiment.teacher is None or teacher is None:
         return None
-    logits = experiment.teacher.model.apply(teacher, inputs, train=False)
+    variables = experiment.gathered(teacher)
+    logits = experiment.teacher.model.apply(variables, inputs, train=False)
     return jnp.argmax(logits, -1)

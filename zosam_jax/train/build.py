@@ -26,13 +26,15 @@ from zosam_jax.train import (
     learning_rates,
     loss,
     optimizers,
-    processes,
+    sharding,
+    successive,
 )
 from zosam_jax.train.examples import (
     Data,
     Images,
     hold_out,
     labelled_images,
+    normalized,
     with_augmentation,
     with_label_noise,
 )
@@ -78,14 +80,15 @@ def experiment(
         those of the data set. None: those of the data set.
       examples: Whether to load the data set, if none is given. Without it, `facts` must
         be there, and nothing can be trained or evaluated.
-      of_all: Whether to use the devices of all processes, or of this one.
+      of_all: Whether to use the devices of all processes, and to split the state over
+        them as the configuration says; or those of this process, each with all of it.
 
     Raises:
       ValueError: The configuration, its data, model and devices do not fit together.
       zosam_jax.data.DatasetError: The data set is missing or damaged, or `facts` are
         those of other classes or other images.
     """
-    mesh = processes.mesh(of_all=of_all)
+    mesh = sharding.mesh(config.fsdp if of_all else 1, of_all=of_all)
     _check_model(config, given)
     found = _examples(config, given, facts, mesh.size, are_needed=examples)
     facts = found.facts
@@ -298,6 +301,8 @@ def _rule(
     if not isinstance(rule, optax.GradientTransformation):
         assert rate is not None
         rule = optimizers.update_rule(config, rate, own, rule)
+    if config.successive_cosine:
+        rule = optax.chain(successive.successive_cosine(), rule)
     rule = optimizers.of_trained(rule, config.freeze)
     if gradient.decoupled:
         rule = _decoupled(rule, rate)
@@ -519,6 +524,7 @@ def _data(
     """Returns the data set and the held-out validation images."""
     found = given.dataset or _load(config, facts)
     assert isinstance(found, data.Dataset | data.Streamed)
+    found = normalized(config, found)
     if facts is not None:
         wrong = facts.misfit(dataset_facts.of(found))
         if wrong is not None:

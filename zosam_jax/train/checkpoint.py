@@ -20,10 +20,13 @@ from zosam_jax.train import processes, quiet
 def snapshot(state: PyTree) -> PyTree:
     """Returns a copy of `state` in host memory that outlives donated buffers.
 
+    Collective, see `zosam_jax.train.processes`. Where devices of several processes
+    share a leaf, it is gathered; one leaf after another.
+
     Args:
-      state: Pytree of arrays, each whole on the devices of this process.
+      state: Pytree of arrays.
     """
-    return jax.tree.map(lambda x: np.array(x, copy=True), state)
+    return jax.tree.map(processes.whole, state)
 
 
 def digest(state: PyTree) -> int:

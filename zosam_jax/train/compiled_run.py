@@ -15,7 +15,7 @@ import numpy as np
 from zosam_jax._types import PyTree
 from zosam_jax.data import Dataset, Streamed
 from zosam_jax.sparsity import masks as sparse_masks
-from zosam_jax.train import accuracy, processes
+from zosam_jax.train import accuracy, sharding
 from zosam_jax.train import step as steps
 from zosam_jax.train.batch import class_balanced, epoch_order, gather
 from zosam_jax.train.experiment import Experiment
@@ -68,20 +68,29 @@ class CompiledRun:
         self._teacher = experiment.teacher and experiment.teacher.variables
         self._seed = np.int32(experiment.seed)
         seed = self._abstract(self._seed)
-        begin = None if start is None else self._abstract(start.arrays)
-        self._first_traced = self._trace(self._first, seed, *self._examples(), begin)
-        self.abstract = self._abstract(self._first_traced.program.out_info)
+        begin = None if start is None else self._in_parts(start.arrays)
+        arguments = seed, *self._examples(), begin
+        # The shapes come first: what is to lie in parts is never whole on a device.
+        self.abstract = self._in_parts(jax.eval_shape(self._first, *arguments))
+        parts = experiment.in_parts(self.abstract)
+        self._first_traced = self._trace(self._first, *arguments, to=parts)
         advance, rest = self._advance_batch, []
         if not experiment.streams:
             advance = self._advance_scan if experiment.scans else self._advance_step
             rest = [jax.eval_shape(self._epoch_order, self._seed, np.int32(0))]
             rest += [np.int32(0)] if experiment.scans else []
-        rest = self._abstract([self._teacher, *rest])
+        rest = [self._in_parts(self._teacher), *self._abstract(rest)]
         self._train_traced = self._trace(
-            advance, self.abstract, seed, *self._examples(), *rest, donate=0
+            *(advance, self.abstract, seed, *self._examples(), *rest),
+            donate=0,
+            to=(parts, experiment.replicated()),
         )
         self.compile_seconds["train"] = self._train_traced.seconds
-        self._evaluate_traced = self._trace(
+        self._evaluate_traced = self._traced_evaluation()
+
+    def _traced_evaluation(self) -> _Traced:
+        experiment = self.experiment
+        return self._trace(
             lambda *arguments: accuracy.add_batch(experiment, *arguments),
             *(self.abstract.params, self.abstract.model_state),
             *self._batch(accuracy.batch_size(experiment)),
@@ -90,9 +99,16 @@ class CompiledRun:
 
     def _abstract(self, tree: PyTree) -> PyTree:
         """Returns the shapes and types of a tree of arrays, replicated."""
-        sharding = self.experiment.replicated()
+        place = self.experiment.replicated()
         return jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), tree
+        )
+
+    def _in_parts(self, tree: PyTree) -> PyTree:
+        """Returns the shapes and types of a state, or of a part of it."""
+        return jax.tree.map(
+            lambda x, to: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=to),
+            *(tree, self.experiment.in_parts(tree)),
         )
 
     def _examples(self) -> tuple[jax.ShapeDtypeStruct, ...]:
@@ -112,14 +128,16 @@ class CompiledRun:
         )
 
     def _trace(
-        self, function: Program, *shapes: PyTree, donate: int | tuple[int, ...] = ()
+        self,
+        function: Program,
+        *shapes: PyTree,
+        donate: int | tuple[int, ...] = (),
+        to: PyTree = None,
     ) -> _Traced:
+        """Returns a program, whose results are replicated by default."""
         started = time.perf_counter()
-        jitted = jax.jit(
-            function,
-            donate_argnums=donate,
-            out_shardings=self.experiment.replicated(),
-        )
+        to = self.experiment.replicated() if to is None else to
+        jitted = jax.jit(function, donate_argnums=donate, out_shardings=to)
         traced = jitted.trace(*shapes)
         return _Traced(traced, time.perf_counter() - started)
 
@@ -131,8 +149,10 @@ class CompiledRun:
         self.compile_seconds[name] = traced.seconds + seconds
         return compiled
 
-    def _compile(self, name: str, function: Program, *shapes: PyTree) -> Program:
-        return self._finish(name, self._trace(function, *shapes))
+    def _compile(
+        self, name: str, function: Program, *shapes: PyTree, to: PyTree = None
+    ) -> Program:
+        return self._finish(name, self._trace(function, *shapes, to=to))
 
     def compile(self) -> None:
         """Puts the data on the devices and compiles all but the initial state.
@@ -142,23 +162,25 @@ class CompiledRun:
         if self.is_compiled:
             return
         experiment, place = self.experiment, self.experiment.replicated()
-        self._teacher = processes.place(self._teacher, place)
+        parts = experiment.in_parts(self._teacher)
+        self._teacher = sharding.place(self._teacher, parts)
         dataset = experiment.dataset
         if isinstance(dataset, Dataset):
             zero = self._abstract(np.int32(0))
             examples = dataset.train_images, dataset.train_labels
-            self._set = processes.place(examples, place)
+            self._set = sharding.place(examples, place)
             self._order = self._compile(
                 "order", self._epoch_order, self._abstract(self._seed), zero
             )
         self._advance = self._finish("train", self._train_traced)
         self._live = None
         if experiment.holds_pruned:
-            state = self.abstract
+            params = steps.evaluated(self.abstract)[0]
             self._live = self._compile(
                 "mask",
                 lambda *arguments: steps.live_params(experiment, *arguments),
-                *(steps.evaluated(state)[0], state.opt_state),
+                *(params, self.abstract.opt_state),
+                to=experiment.in_parts(params),
             )
         self._evaluate = self._finish("evaluate", self._evaluate_traced)
         self.is_compiled = True
@@ -199,15 +221,7 @@ class CompiledRun:
         labels: jax.Array,
         start: Arrays | None = None,
     ) -> TrainState:
-        experiment = self.experiment.with_seed(seed)
-        zero = jnp.zeros((), jnp.int32)
-        if not experiment.streams:
-            order = epoch_order(experiment, zero)
-            pick = functools.partial(gather, experiment, zero)
-            if experiment.score_images:
-                pick = functools.partial(class_balanced, experiment)
-            images, labels = pick(order, images, labels)
-        return steps.init(experiment, images, labels, start)
+        return first_state(self.experiment.with_seed(seed), images, labels, start)
 
     def _advance_batch(
         self,
@@ -249,9 +263,10 @@ class CompiledRun:
     def init(self) -> TrainState:
         """Returns the state before the first step."""
         create = self._finish("init", self._first_traced)
-        place, start = self.experiment.replicated(), None
+        start = None
         if self.start is not None:
-            start = processes.place(self.start.arrays, place)
+            arrays = self.start.arrays
+            start = sharding.place(arrays, self.experiment.in_parts(arrays))
         if not self.experiment.streams:
             return create(self._seed, *self._set, start)
         with contextlib.closing(self.batches(0)) as batches:
@@ -259,7 +274,7 @@ class CompiledRun:
 
     def place(self, snapshot: TrainState) -> TrainState:
         """Returns a restored snapshot as a state on the devices."""
-        return processes.place(snapshot, self.experiment.replicated())
+        return sharding.place(snapshot, self.experiment.in_parts(snapshot))
 
     def batches(self, step: int) -> Generator[tuple[jax.Array, ...], None, None]:
         """Yields the arguments of `advance` for every step of an epoch.
@@ -320,7 +335,7 @@ class CompiledRun:
         if self._live is not None:
             params = self._live(params, state.opt_state)
         none = accuracy.no_totals(experiment)
-        totals = processes.place(none, experiment.replicated())
+        totals = sharding.place(none, experiment.replicated())
         examples = predictions = 0
         for images, labels, count in accuracy.batches(experiment, split):
             batch = experiment.put((images, labels))
@@ -332,3 +347,27 @@ class CompiledRun:
         loss, correct = jax.device_get(totals)
         mean = correct.item() / predictions
         return float(loss) / examples, accuracy.mean_score(experiment, split, mean)
+
+
+def first_state(
+    experiment: Experiment,
+    images: jax.Array,
+    labels: jax.Array,
+    start: Arrays | None = None,
+) -> TrainState:
+    """Returns the state before the first step.
+
+    Args:
+      experiment: The experiment.
+      images: All training examples, or the first batch if the set is streamed.
+      labels: Their labels.
+      start: Trained weights to start from.
+    """
+    if not experiment.streams:
+        zero = jnp.zeros((), jnp.int32)
+        order = epoch_order(experiment, zero)
+        pick = functools.partial(gather, experiment, zero)
+        if experiment.score_images:
+            pick = functools.partial(class_balanced, experiment)
+        images, labels = pick(order, images, labels)
+    return steps.init(experiment, images, labels, start)

@@ -71,6 +71,20 @@ def hold_out(config: TrainConfig, dataset: Data) -> tuple[Data, Images | None]:
     return rest, (images[held], labels[held])
 
 
+def normalized(config: TrainConfig, dataset: Data) -> Data:
+    """Returns the set with the channel statistics of the configuration."""
+    if config.normalization == "dataset":
+        return dataset
+    mean, std = data.STATISTICS[config.normalization]
+    if dataset.kind != "image" or len(dataset.mean) != len(mean):
+        held = "text" if dataset.kind == "text" else f"{len(dataset.mean)} channels"
+        raise ValueError(
+            f"normalization={config.normalization!r} is for images of {len(mean)} "
+            f"channels, and {config.dataset} has {held}. Say dataset."
+        )
+    return dataclasses.replace(dataset, mean=mean, std=std)
+
+
 def with_label_noise(
     config: TrainConfig, dataset: Data
 ) -> tuple[Data, np.ndarray | None]:

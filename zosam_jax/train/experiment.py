@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import jax
 import numpy as np
 import optax
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding
 
 from zosam_jax._types import Key, Masks, Params, PyTree, Schedule, Seed, ValueFn
 from zosam_jax.data import Dataset, Streamed
 from zosam_jax.gradients.transformation import GradientEstimator
 from zosam_jax.runs.dataset_facts import DatasetFacts
 from zosam_jax.sparsity.method import SparseMethod
+from zosam_jax.train import sharding
 
 if TYPE_CHECKING:
     from zosam_jax.data.augment import Augmentation
@@ -119,7 +120,7 @@ class Experiment:
       accumulate_steps: Batches of one optimizer step.
       epochs: Passes over the training set.
       seed: Seed of all random numbers; see `with_seed`.
-      mesh: The devices, of all processes of the run, along one axis, "data".
+      mesh: The devices, of all processes of the run; see `zosam_jax.train.sharding`.
       scans: Whether many steps run in one compiled loop.
       labels: What the dataset, model, method, gradient and optimizer are called in
         messages, and a given loss.
@@ -225,12 +226,20 @@ class Experiment:
         return jax.random.fold_in(key, count)
 
     def replicated(self) -> NamedSharding:
-        """Returns the sharding of everything but batches."""
-        return NamedSharding(self.mesh, PartitionSpec())
+        """Returns the sharding of what every device has whole."""
+        return sharding.replicated(self.mesh)
 
     def over_devices(self) -> NamedSharding:
         """Returns the sharding of a batch: its first axis over the devices."""
-        return NamedSharding(self.mesh, PartitionSpec("data"))
+        return sharding.of_batch(self.mesh)
+
+    def in_parts(self, state: PyTree) -> PyTree:
+        """Returns the sharding of each leaf of a state, or of its shapes."""
+        return sharding.of_state(self.mesh, state)
+
+    def gathered(self, params: Params) -> Params:
+        """Returns parameters for a pass of the network: whole on every device."""
+        return sharding.gathered(self.mesh, params)
 
     def put(self, batch: PyTree) -> PyTree:
         """Returns a batch on the devices.

@@ -43,6 +43,7 @@ from zosam_jax.train.objects import (
     Objects,
 )
 from zosam_jax.train.origin import Weights
+from zosam_jax.train.recording import Output, Recording
 from zosam_jax.train.session import OnEpoch, Session, Setup
 from zosam_jax.train.step import TrainState
 from zosam_jax.train.transfer import Source
@@ -187,7 +188,8 @@ def run(
             ) as checkpoints,
             _explained(path, checkpoints),
         ):
-            setup = Setup(config, compiled, path, checkpoints, show, stop, on_epoch)
+            output = Output(config, compiled.experiment, path, checkpoints, show)
+            setup = Setup(output, compiled, stop, on_epoch)
             return _run(setup, start, command, beside)
 
 
@@ -530,21 +532,23 @@ def _run(
 ) -> Result:
     """Trains to the end or an interruption, and returns how it ended."""
     state, records = resume.begin(setup, start, command, beside)
-    session = Session(setup, state, records)
+    output, recording = setup.output, Recording(setup.output, state, records)
+    session = Session(setup, recording)
     try:
         state = session.train(state)
     finally:
-        session.close()
+        recording.close()
     number = setup.stop.signals[0] if setup.stop.signals else None
     if not session.is_complete:
+        recording.note_end()
         number = processes.reason(number, is_late=setup.stop.is_over)
         status = "out of time" if number is None else "interrupted"
-        limit = setup.config.time_limit
+        limit = output.config.time_limit
         after = f" (--time-limit {limit:g})" if number is None and limit else ""
-        setup.display.message(
-            f"{status}{after} at step {session.position.step}. "
-            f"{setup.checkpoints.last_good()} The same command goes on from here."
+        output.display.message(
+            f"{status}{after} at step {recording.step}. "
+            f"{output.checkpoints.last_good()} The same command goes on from here."
         )
-        return Result(setup.folder, status, None, number)
+        return Result(output.folder, status, None, number)
     summary = session.summarize(state)
-    return Result(setup.folder, summary["status"], summary, number)
+    return Result(output.folder, summary["status"], summary, number)

@@ -209,9 +209,8 @@ def value_fn(
         if len(part.inputs) % experiment.mesh.size == 0:
             part = experiment.split(part)
         draws = draws if key is None else key
-        losses, aux = _losses(
-            experiment, model, params, model_state, part, draws, train
-        )
+        whole = experiment.gathered(params)
+        losses, aux = _losses(experiment, model, whole, model_state, part, draws, train)
         return (losses if by_example else jnp.mean(losses)), aux
 
     return value

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from zosam_jax import _check, models
+from zosam_jax import _check, data, models
 from zosam_jax._types import Masks, Params
 from zosam_jax.runs import folder, tensor_file
 from zosam_jax.runs.config import TrainConfig
@@ -34,6 +34,11 @@ class Trained(Protocol):
 
 
 _PICKLES = (".pth", ".pt", ".bin", ".ckpt")
+_TORCH = "of timm or torchvision"
+_USUAL = (
+    "images are normalized with the statistics of the data set; --normalization "
+    "imagenet, or half for a ViT of timm, has those of the weights"
+)
 
 Weights = Trained | Mapping[str, Any]
 """A network of `load`; parameters, or all variables of a model, as a tree."""
@@ -85,7 +90,11 @@ def start(config: TrainConfig, found: Source, experiment: Experiment) -> Start:
     masks = "drawn" if config.method == "ticket" else config.from_masks
     begun = transfer.begin(found, experiment, masks, config.sparsity)
     crc = checkpoint.digest((dict(found.params), dict(found.model_state)))
-    return begun._replace(record={"weights_crc32": crc, **begun.record})
+    said = begun.said
+    own = experiment.facts.mean, experiment.facts.std
+    if found.said == _TORCH and own not in data.STATISTICS.values():
+        said = f"{said}; {_USUAL}"
+    return begun._replace(said=said, record={"weights_crc32": crc, **begun.record})
 
 
 def kept(config: TrainConfig, begun: Start | None) -> JSON:
@@ -163,8 +172,7 @@ def of_torch(path: Path) -> Source | None:
         params, model_state = models.torch_names.renamed(content.tensors)
     except ValueError as error:
         raise RunError(f"{path} is no file of `zosam export`, and {error}") from error
-    said = "of timm or torchvision"
-    return transfer.checked(Source(str(path), said, params, model_state, {}))
+    return transfer.checked(Source(str(path), _TORCH, params, model_state, {}))
 
 
 def of_memory(weights: Weights) -> Source:

@@ -3,10 +3,10 @@
 **The program.** Every process runs the same training: the same command on every host,
 with `--distributed`. `jax.distributed.initialize` connects them before a backend
 starts (`zosam_jax.cli.distributed`; from Python, call it yourself). The mesh then spans
-all devices of all processes, in the order of the processes. A step is one program over
-that mesh, so a batch, its order, its augmentation and all draws are those of one
-process with as many devices. Only the order in which floating-point sums are reduced is
-the collectives' own.
+all devices of all processes, in the order of the processes; `zosam_jax.train.sharding`
+says what lies where. A step is one program over that mesh, so a batch, its order, its
+augmentation and all draws are those of one process with as many devices. Only the order
+in which floating-point sums are reduced is the collectives' own.
 
 **The data.** Each host has the data set. One global order of the epoch, drawn from the
 seed, says which examples make a batch; a host reads the rows of its own devices, and a
@@ -16,9 +16,10 @@ examples before they train (`check_same`).
 **The record.** Only process 0 touches the folder of the run: the lock, the checks,
 `config.json`, metrics, checkpoints, summary. So the folder need not be on a shared file
 system. What process 0 finds or writes there, the others are told (`first`), errors
-included: they raise the same sentence. A checkpoint is read by process 0 and sent to
-the others bit for bit. It holds the whole state, and so goes on with any number of
-processes and devices.
+included: they raise the same sentence. A checkpoint is gathered leaf by leaf (`whole`),
+written and read by process 0, and sent to the others bit for bit. It holds the whole
+state, and so goes on with any number of processes and devices, and with any of its
+leaves in parts or not.
 
 **Ends.** JAX's preemption service turns a SIGTERM on any process into one step at which
 all stop, save and exit with the same status (`Agreement`). SIGINT, SIGHUP, SIGUSR1 and
@@ -43,7 +44,6 @@ from typing import Any, TypeVar
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import AxisType, Mesh, Sharding
 
 from zosam_jax._types import PyTree
 from zosam_jax.data import DatasetError
@@ -67,40 +67,6 @@ def are_several() -> bool:
 def is_first() -> bool:
     """Whether this is process 0, which keeps the record of the run."""
     return jax.process_index() == 0
-
-
-def mesh(*, of_all: bool) -> Mesh:
-    """Returns devices along one axis, "data"; those of a process are neighbours.
-
-    >>> mesh(of_all=True).axis_names
-    ('data',)
-
-    Args:
-      of_all: The devices of all processes, or of this one.
-    """
-    axes = ("data",), (AxisType.Auto,)
-    if not (of_all and are_several()):
-        local = jax.local_devices()
-        return jax.make_mesh((len(local),), *axes, devices=local)
-    # A host reads neighbouring rows of a batch.
-    ordered = sorted(jax.devices(), key=lambda d: (d.process_index, d.id))
-    return Mesh(np.array(ordered), *axes)
-
-
-def place(tree: PyTree, sharding: Sharding) -> PyTree:
-    """Returns arrays that every process has whole, laid out on the devices.
-
-    Args:
-      tree: NumPy arrays, the same in all processes.
-      sharding: The layout.
-    """
-    if sharding.is_fully_addressable:
-        return jax.device_put(tree, sharding)
-    # `device_put` would send every array to all processes to compare them.
-    return jax.tree.map(
-        lambda x: jax.make_array_from_callback(x.shape, sharding, x.__getitem__),
-        jax.tree.map(np.asarray, tree),
-    )
 
 
 def first(action: Callable[[], T]) -> T:
@@ -177,6 +143,22 @@ def sent(tree: PyTree, like: PyTree) -> PyTree:
         return np.asarray(told).view(whole.dtype).reshape(x.shape)
 
     return jax.tree.map(send, tree if is_first() else like)
+
+
+def whole(x: jax.Array | np.ndarray) -> np.ndarray:
+    """Returns a copy in host memory of an array, which may lie in parts on all devices.
+
+    >>> whole(np.ones(2))
+    array([1., 1.])
+
+    Args:
+      x: The array.
+    """
+    if isinstance(x, jax.Array) and not (
+        x.is_fully_addressable or x.is_fully_replicated
+    ):
+        return np.asarray(multihost_utils.process_allgather(x, tiled=True))
+    return np.array(x, copy=True)
 
 
 def check_alone(what: str) -> None:

@@ -6,13 +6,15 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 
+from zosam_jax._types import Params
 from zosam_jax.runs import dataset_facts, folder, metrics
 from zosam_jax.runs.files import JSON
-from zosam_jax.train import numerics, processes
+from zosam_jax.train import numerics, processes, sharding
 from zosam_jax.train.experiment import Experiment
 from zosam_jax.train.step import TrainState
 
 if TYPE_CHECKING:
+    from zosam_jax.train.recording import Output
     from zosam_jax.train.session import Setup
 
 
@@ -33,33 +35,23 @@ def begin(
       command: The command line, for the record.
       beside: Further entries of `config.json`.
     """
-    compiled, show = setup.compiled, setup.display
-    restored = setup.checkpoints.restore(
-        compiled.abstract, show.message, lambda step: _without_metrics(setup, step)
+    output, compiled, show = setup.output, setup.compiled, setup.output.display
+    restored = output.checkpoints.restore(
+        compiled.abstract, show.message, lambda step: _without_metrics(output, step)
     )
     given = start if restored is None else restored
     step = 0 if given is None else int(given.step)
-    devices = _devices(setup.experiment)
-    changes = processes.first(
-        lambda: folder.write_config(
-            setup.folder, setup.config, command, step, devices, beside
-        )
-    )
-    show.message(_headline(setup))
-    if processes.are_several():
-        show.message(processes.listed())
-    if text := _advice(setup.experiment):
+    changes = processes.first(lambda: write_record(output, command, step, beside))
+    for text in opening(output, compiled.abstract.params):
         show.message(text)
-    assert setup.experiment.dataset is not None
-    now = dataset_facts.of(setup.experiment.dataset)
-    for change in setup.experiment.facts.changes(now):
-        show.message(change)
-    lines = setup.folder / "metrics.jsonl"
+    if text := sharding.shares(output.experiment.mesh, compiled.abstract):
+        show.message(text)
+    lines = output.folder / "metrics.jsonl"
     if given is None and processes.first(lambda: bool(metrics.read(lines))):
         show.message("there is no checkpoint any more, so the run begins again")
     if restored is not None:
-        show.message(f"resuming at step {step} of {setup.experiment.total_steps}")
-        _tell_changes(setup, changes)
+        show.message(f"resuming at step {step} of {output.experiment.total_steps}")
+        _tell_changes(output, changes)
     elif given is None and compiled.start is not None:
         show.message(compiled.start.said)
     if not compiled.is_compiled:
@@ -71,24 +63,59 @@ def begin(
     return state, records
 
 
-def _devices(experiment: Experiment) -> JSON:
-    """Returns what `config.json` says of the devices of a session."""
-    return {
+def write_record(
+    output: "Output",
+    command: Sequence[str] | None,
+    step: int,
+    beside: Mapping[str, Any],
+    **session: Any,
+) -> dict[str, str]:
+    """Writes `config.json`, and returns what changed since the session before.
+
+    Args:
+      output: What the run is, and where its record goes.
+      command: The command line, for the record.
+      step: The step at which this session starts.
+      beside: Further entries of `config.json`.
+      **session: Further entries of the session.
+    """
+    devices = {
         "backend": jax.default_backend(),
         "device": jax.local_devices()[0].device_kind,
-        "devices": experiment.mesh.size,
+        "devices": output.experiment.mesh.size,
+        "fsdp": output.experiment.mesh.shape["fsdp"],
         "processes": jax.process_count(),
         "numerics": numerics.settings(),
+        **session,
     }
+    where = output.folder, output.config
+    return folder.write_config(*where, command, step, devices, beside)
 
 
-def _without_metrics(setup: "Setup", step: int) -> str | None:
+def opening(output: "Output", params: Params) -> list[str]:
+    """Returns lines that say what is about to train.
+
+    Args:
+      output: What the run is, and where its record goes.
+      params: Its parameters, or their shapes.
+    """
+    experiment = output.experiment
+    lines = [_headline(output, params)]
+    if processes.are_several():
+        lines.append(processes.listed())
+    if text := _advice(experiment):
+        lines.append(text)
+    assert experiment.dataset is not None
+    return lines + experiment.facts.changes(dataset_facts.of(experiment.dataset))
+
+
+def _without_metrics(output: "Output", step: int) -> str | None:
     """Returns why the metrics do not reach the checkpoint of a step, or None."""
-    experiment = setup.experiment
-    records = metrics.read(setup.folder / "metrics.jsonl")
+    experiment = output.experiment
+    records = metrics.read(output.folder / "metrics.jsonl")
     done = step // experiment.steps_per_epoch
     # A run that was given its first state, as a round of a lottery, begins later.
-    sessions = folder.read_config(setup.folder).get("sessions", [])
+    sessions = folder.read_config(output.folder).get("sessions", [])
     began = sessions[0]["step"] if sessions else 0
     first = began // experiment.steps_per_epoch + 1
     held_out = () if experiment.validation is None else ("validation",)
@@ -103,33 +130,33 @@ def _without_metrics(setup: "Setup", step: int) -> str | None:
     )
 
 
-def _tell_changes(setup: "Setup", changes: Mapping[str, str]) -> None:
+def _tell_changes(output: "Output", changes: Mapping[str, str]) -> None:
     """Shows what changed since the session before, and what it means."""
     draws = [f"{name} {changes[name]}" for name in changes if name in numerics.OF_DRAWS]
     others = [
         f"{name} {changes[name]}" for name in changes if name not in numerics.OF_DRAWS
     ]
     if draws:
-        setup.display.message(
+        output.display.message(
             "not as in the session before, so all random numbers are others from here "
             f"on: {', '.join(draws)}"
         )
     if others:
-        setup.display.message(
+        output.display.message(
             "not as in the session before, so the last digits may differ: "
             + ", ".join(others)
         )
 
 
-def _headline(setup: "Setup") -> str:
-    experiment, labels = setup.experiment, setup.experiment.labels
-    count = sum(x.size for x in jax.tree.leaves(setup.compiled.abstract.params))
-    sparse = f" at sparsity {setup.config.sparsity:g}"
+def _headline(output: "Output", params: Params) -> str:
+    experiment, labels = output.experiment, output.experiment.labels
+    count = sum(x.size for x in jax.tree.leaves(params))
+    sparse = f" at sparsity {output.config.sparsity:g}"
     if experiment.method is None:
         sparse = ""
     facts = experiment.facts
     examples = "images" if facts.kind == "image" else "sequences"
-    noise = setup.config.label_noise
+    noise = output.config.label_noise
     own = f", loss {labels['loss']}" if "loss" in labels else ""
     wrong = f" ({noise:.3g} of its labels wrong)" if noise else ""
     return (
@@ -137,7 +164,7 @@ def _headline(setup: "Setup") -> str:
         f"{facts.num_test:,} test {examples}; {labels['model']} with "
         f"{count:,} parameters; {labels['method']}{sparse}, {labels['gradient']}, "
         f"{labels['optimizer']}{own}; {experiment.mesh.size} x "
-        f"{jax.local_devices()[0].device_kind}; {setup.folder}"
+        f"{jax.local_devices()[0].device_kind}; {output.folder}"
     )
 
 

@@ -11,10 +11,24 @@ from zosam_jax import sparsity
 from zosam_jax._streams import DROPOUT, INIT
 from zosam_jax._types import Estimate, OptState, Params, PyTree
 from zosam_jax.gradients.transformation import estimate
-from zosam_jax.train import loss, transfer
+from zosam_jax.train import loss, processes, transfer
 from zosam_jax.train.batch import prepare, scored
 from zosam_jax.train.experiment import Experiment, ModelState
+from zosam_jax.train.successive import SuccessiveCosine
 from zosam_jax.train.transfer import Arrays
+from zosam_jax.tree import nodes
+
+
+class Cosines(NamedTuple):
+    """Sums over the optimizer steps of an epoch that have one before them.
+
+    Attributes:
+      sum: Of the cosines of `successive.successive_cosine`. float32.
+      steps: Number of the steps. int32.
+    """
+
+    sum: jax.Array
+    steps: jax.Array
 
 
 class Totals(NamedTuple):
@@ -31,6 +45,7 @@ class Totals(NamedTuple):
         float32.
       unperturbed: Number of steps that fell back to the plain gradient. int32.
       bad_step: The first step of the run with a loss that is not finite, or -1. int32.
+      cosines: Of successive gradients, a `Cosines`; () if they are not recorded.
     """
 
     steps: jax.Array
@@ -40,6 +55,7 @@ class Totals(NamedTuple):
     perturbation_cosine: jax.Array
     unperturbed: jax.Array
     bad_step: jax.Array
+    cosines: Cosines | tuple[()] = ()
 
 
 class TrainState(NamedTuple):
@@ -90,7 +106,7 @@ def init(
             key = experiment.key(DROPOUT, zero)
             network = experiment.model, model_state
             value = criterion.score(experiment.loss, *network, inputs, targets, key)
-            return value(params)
+            return value(experiment.gathered(params))
 
         optimizer = criterion.optimizer(score)
     if start is not None and start.masks is not None:
@@ -100,7 +116,7 @@ def init(
         params = live_params(experiment, params, opt_state)
     # Copies: a donated state may not hold an array twice.
     average = jax.tree.map(jnp.copy, (params, model_state)) if experiment.ema else ()
-    totals = _no_totals(zero - 1)
+    totals = _no_totals(zero - 1, opt_state)
     return TrainState(zero, params, model_state, opt_state, totals, average)
 
 
@@ -117,9 +133,10 @@ def live_params(experiment: Experiment, params: Params, opt_state: OptState) -> 
     return sparsity.apply_masks(params, sparsity.masks(opt_state))
 
 
-def _no_totals(bad_step: jax.Array) -> Totals:
+def _no_totals(bad_step: jax.Array, opt_state: OptState) -> Totals:
     none, zero = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.float32)
-    return Totals(none, zero, zero, zero, zero, none, bad_step)
+    cosines = Cosines(zero, none) if nodes(opt_state, SuccessiveCosine) else ()
+    return Totals(none, zero, zero, zero, zero, none, bad_step, cosines)
 
 
 def train_step(
@@ -153,7 +170,7 @@ def train_step(
     )
     found = estimate(opt_state)
     model_state, correct = found.aux
-    totals = _add(experiment, state, found, correct)
+    totals = _add(experiment, state, found, correct, opt_state)
     params = optax.apply_updates(state.params, updates)
     new = TrainState(state.step + 1, params, model_state, opt_state, totals)
     return new._replace(average=_average(experiment, state, new))
@@ -191,14 +208,18 @@ def evaluated(state: TrainState) -> tuple[Params, ModelState]:
 
 
 def _add(
-    experiment: Experiment, state: TrainState, found: Estimate, correct: jax.Array
+    experiment: Experiment,
+    state: TrainState,
+    found: Estimate,
+    correct: jax.Array,
+    opt_state: OptState,
 ) -> Totals:
     """Returns the totals with a step added; the first step of an epoch resets them."""
     old, info = state.totals, found.info
     begins = state.step % experiment.steps_per_epoch == 0
     old = jax.tree.map(
         lambda zero, value: jnp.where(begins, zero, value),
-        _no_totals(old.bad_step),
+        _no_totals(old.bad_step, opt_state),
         old,
     )
     # The loss of a cheaper ascent step is not the loss of the batch.
@@ -214,22 +235,34 @@ def _add(
         perturbation_cosine=old.perturbation_cosine + info.cosine,
         unperturbed=old.unperturbed + info.unperturbed,
         bad_step=jnp.where(is_bad, state.step + 1, old.bad_step),
+        cosines=_add_cosine(old.cosines, state.opt_state, opt_state),
     )
+
+
+def _add_cosine(
+    old: Cosines | tuple[()], before: OptState, after: OptState
+) -> Cosines | tuple[()]:
+    """Returns the sums with the cosine of an optimizer step added, if one was made."""
+    if not isinstance(old, Cosines):
+        return ()
+    (was,), (now,) = (nodes(state, SuccessiveCosine) for state in (before, after))
+    # A batch may be accumulated without a step, and the first step has none before it.
+    counts = (now.steps > was.steps) & (now.steps > 1)
+    return Cosines(old.sum + jnp.where(counts, now.cosine, 0), old.steps + counts)
 
 
 def count_weights(experiment: Experiment, state: TrainState) -> dict[str, int | float]:
     """Returns the numbers of parameters and of live ones, and two sparsities.
 
     `sparsity` is the fraction of zeros in the sparse layers, `sparsity_all` the one
-    among all parameters, dense ones included.
+    among all parameters, dense ones included. Collective, see
+    `zosam_jax.train.processes`.
     """
-    params = [np.asarray(x) for x in jax.tree.leaves(state.params)]
-    masks = [np.ones((), bool)] * len(params)
+    sparse: list[np.ndarray] = []
     if experiment.method is not None:
-        tree = sparsity.masks(state.opt_state)
-        masks = [np.asarray(m) for m in jax.tree.leaves(tree)]
-    sparse = [m for m in masks if m.ndim]
-    total = sum(x.size for x in params)
+        masks = jax.tree.leaves(sparsity.masks(state.opt_state))
+        sparse = [processes.whole(m) for m in masks if m.ndim]
+    total = sum(x.size for x in jax.tree.leaves(state.params))
     sparsified = sum(m.size for m in sparse)
     pruned = sum(int((~m).sum()) for m in sparse)
     return {

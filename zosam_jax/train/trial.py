@@ -7,6 +7,7 @@ import jax
 
 from zosam_jax.runs.errors import RunError
 from zosam_jax.runs.progress import Display, duration
+from zosam_jax.train import sharding
 from zosam_jax.train.compiled_run import CompiledRun
 
 _TIMED = 3
@@ -24,6 +25,8 @@ def one_step(compiled: CompiledRun, show: Display) -> None:
     """
     if compiled.start is not None:
         show.message(compiled.start.said)
+    if text := sharding.shares(compiled.experiment.mesh, compiled.abstract):
+        show.message(text)
     show.message("compiling...")
     compiled.compile()
     state, batches = compiled.init(), compiled.batches(0)
