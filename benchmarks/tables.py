@@ -541,7 +541,6 @@ PAGES = {
         "steps",
         "steps-ascent-part",
         "sparse-grid-90",
-        "sparse-grid-98",
         "sparsity-changes",
         "sparsity-steps",
         "sparsity-memory",
