@@ -301,9 +301,8 @@ def test_runs_that_differ_in_seed_and_radius_train_together(tmp_path):
     (limited,) = tiny_plan(tmp_path, time_limit=[1.0])
     said = []
     train_all([limited], tmp_path, lambda job: Ended(), said, together=2)
-    assert (
-        said[0] == "run trains alone: after --time-limit it goes on from a checkpoint"
-    )
+    alone = "trains alone: after --time-limit it goes on from a checkpoint"
+    assert said[0] == f"{limited.name} {alone}"
 
 
 def test_what_cannot_train_together_trains_run_by_run(tmp_path):
