@@ -275,20 +275,34 @@ def test_a_process_sees_its_device_alone(device, processes, outer, expected):
     assert devices.environment(device, processes, outer) == expected
 
 
-def test_runs_that_differ_in_the_seed_train_together(tmp_path):
+def test_runs_that_differ_in_seed_and_radius_train_together(tmp_path):
     plan = tiny_plan(tmp_path, rho=[0.05, 0.1], seed=[0, 1, 2])
 
     def found(plan, most):
         return [[x.config.seed for x in group] for group in grouping.groups(plan, most)]
 
     assert found(plan, 1) == [[0], [1], [2], [0], [1], [2]]
-    assert found(plan, 2) == [[0, 1], [2], [0, 1], [2]]
-    assert found(plan, 9) == [[0, 1, 2], [0, 1, 2]]
+    assert found(plan, 2) == [[0, 1], [2, 0], [1, 2]]
+    assert found(plan, 9) == [[0, 1, 2, 0, 1, 2]]
     # A run that has a checkpoint goes on alone.
     (plan[1].config.folder / "checkpoints" / "4").mkdir(parents=True)
-    assert found(plan, 9) == [[0, 2], [1], [0, 1, 2]]
-    limited = tiny_plan(tmp_path, time_limit=[1.0], seed=[0, 1])
-    assert found(limited, 9) == [[0], [1]]
+    assert found(plan, 9) == [[0, 2, 0, 1, 2], [1]]
+    # The radius of the gradient's own may be a schedule or another default.
+    assert found(tiny_plan(tmp_path, rho=[None, 0.1], seed=[0, 1]), 9) == [[0, 1]] * 2
+    tied = [
+        x._replace(
+            config=dataclasses.replace(x.config, gradient_options=("rho_min=0",))
+        )
+        for x in tiny_plan(tmp_path, rho=[0.1, 0.2], seed=[0, 1])
+    ]
+    assert found(tied, 9) == [[0, 1]] * 2
+    others = tiny_plan(tmp_path, momentum=[0.5, 0.9], seed=[0, 1])
+    assert found(others, 9) == [[0, 1]] * 2
+    (limited,) = tiny_plan(tmp_path, time_limit=[1.0])
+    said = []
+    train_all([limited], tmp_path, lambda job: Ended(), said, together=2)
+    alone = "trains alone: after --time-limit it goes on from a checkpoint"
+    assert said[0] == f"{limited.name} {alone}"
 
 
 def test_what_cannot_train_together_trains_run_by_run(tmp_path):

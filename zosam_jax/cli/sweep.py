@@ -77,8 +77,8 @@ each of --devices. With a larger number, several share a GPU."""
     """Devices of this machine to train on, by number, or "all"; a run sees one of \
 them. By default, all devices share the batches of a run."""
     together: int = 1
-    """Seeds of one configuration that train in one program, at most. Worth while for \
-small networks."""
+    """Runs that train in one program, at most. They differ in --seed and --rho alone. \
+Worth while for small networks."""
     dry_run: bool = False
     """Check and list the runs, and exit; write nothing."""
 
@@ -234,7 +234,7 @@ def _list(
     Args:
       plan: The runs.
       slots: The device of each of the processes at a time.
-      together: Most seeds in one program.
+      together: Most runs in one program.
     """
     left = []
     for each in plan:

@@ -1,4 +1,4 @@
-"""The process of `zosam sweep --together` that trains several seeds in one program.
+"""The process of `zosam sweep --together` that trains several runs in one program.
 
 python -m zosam_jax.cli.together CONFIG.json CONFIG.json ...
 """
@@ -26,7 +26,7 @@ def main(paths: Sequence[str]) -> int:
     `sweep.APART` if the runs cannot train in one program.
 
     Args:
-      paths: The files. The configurations differ in seed and folder alone.
+      paths: The files. The configurations differ in seed, radius and folder alone.
     """
     terminal.escape_unprintable()
     try:

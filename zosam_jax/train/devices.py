@@ -111,7 +111,7 @@ def shared(devices: Sequence[Device], jobs: int) -> list[Device]:
     if jobs > len(devices) and devices[0].platform == "tpu":
         raise RunError(
             f"jobs={jobs}: a TPU chip takes one process, and --devices names "
-            f"{len(devices)}. Leave it out; --together trains several seeds on a chip."
+            f"{len(devices)}. Leave it out; --together trains several runs on a chip."
         )
     return [devices[i % len(devices)] for i in range(jobs)]
 

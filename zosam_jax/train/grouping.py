@@ -57,7 +57,7 @@ def obstacle(config: TrainConfig) -> str | None:
 def groups(plan: Sequence[Planned], most: int) -> list[tuple[Planned, ...]]:
     """Returns runs in groups, each of which trains in one program.
 
-    The runs of a group differ in their seed alone.
+    The runs of a group differ in their seed and in a given rho alone.
 
     Args:
       plan: The runs.
@@ -69,7 +69,7 @@ def groups(plan: Sequence[Planned], most: int) -> list[tuple[Planned, ...]]:
         fitting = (
             group
             for group in found
-            if is_open and len(group) < most and _differ_in_seed(group[0], planned)
+            if is_open and len(group) < most and _fit(group[0], planned)
         )
         group = next(fitting, None)
         if group is None:
@@ -79,7 +79,15 @@ def groups(plan: Sequence[Planned], most: int) -> list[tuple[Planned, ...]]:
     return [tuple(group) for group in found]
 
 
-def _differ_in_seed(one: Planned, other: Planned) -> bool:
+def _fit(one: Planned, other: Planned) -> bool:
+    """Whether the values that two configurations do not share can be data."""
     if obstacle(one.config) is not None:
         return False
-    return set(differences(one.config.record(), other.config.record())) <= {"seed"}
+    changed = differences(one.config.record(), other.config.record())
+    is_constant = None in changed.get("rho", ()) or _ties_radius(one.config)
+    return set(changed) <= ({"seed"} if is_constant else {"seed", "rho"})
+
+
+def _ties_radius(config: TrainConfig) -> bool:
+    """Whether rho is the largest value of a schedule, which is no data."""
+    return any(option.startswith("rho_min") for option in config.gradient_options)

@@ -44,12 +44,14 @@ class ChosenGradient(NamedTuple):
       make: The constructor.
       takes: Its arguments with their defaults.
       options: The options of the configuration, by name.
+      rho: A radius in place of that of the configuration, as one that is traced.
     """
 
     name: str
     make: Callable[..., GradientEstimator]
     takes: Mapping[str, Any]
     options: Mapping[str, Any]
+    rho: Radius | None = None
 
     def build(
         self,
@@ -77,7 +79,7 @@ class ChosenGradient(NamedTuple):
                 f"zs.{self.name}(learning_rate=...)) with it."
             )
         options = dict(self.options)
-        rho: Radius | None = config.rho
+        rho = config.rho if self.rho is None else self.rho
         if "rho_min" in options:
             rho_min = options.pop("rho_min")
             rho = self._tied_radius(config, total_steps, learning_rate, rho_min)

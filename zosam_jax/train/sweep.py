@@ -1,4 +1,4 @@
-"""The training of a sweep: processes of one run or several seeds, some at a time."""
+"""The training of a sweep: processes of one run or several, some at a time."""
 
 import contextlib
 import os
@@ -51,7 +51,7 @@ class Job(NamedTuple):
     """What a process trains.
 
     Attributes:
-      runs: One run, or several that differ in their seed alone.
+      runs: One run, or several that differ in seed and radius alone.
       device: The only device that the process sees; None: all of this machine.
       processes: Number of processes on that device.
     """
@@ -134,7 +134,7 @@ def train_all(
       start: Starts a process.
       say: Shows a line.
       beside: Further entries of `sweep.json`.
-      together: Most seeds in one program. A process that cannot train its runs
+      together: Most runs in one program. A process that cannot train its runs
         together ends with status `APART`; each then has a process of its own.
 
     Raises:
@@ -191,6 +191,9 @@ class _Sweep:
         done = len(self._plan) - len(left)
         if done:
             self._say(f"{done} of {len(self._plan)} runs are finished already")
+        for each in left if together > 1 else ():
+            if reason := grouping.obstacle(each.config):
+                self._say(f"{each.name} trains alone: {reason}")
         self._record()
         sent = 0
         with interruptions(Stop()) as stop:

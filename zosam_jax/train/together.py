@@ -1,4 +1,4 @@
-"""Runs that differ in their seed alone, trained in one program.
+"""Runs that differ in seed and radius alone, trained in one program.
 
 Each has its own folder, and what is in it is what the run alone would have left, but
 for rounding: its configuration, a line of metrics for each epoch and split, the last
@@ -10,19 +10,22 @@ import contextlib
 import dataclasses
 import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
+from zosam_jax._types import Radius, Seed
 from zosam_jax.data import Dataset
 from zosam_jax.runs import folder, metrics, summary
 from zosam_jax.runs.config import TrainConfig
 from zosam_jax.runs.errors import RunError, explained
 from zosam_jax.runs.progress import Display, Shielded, Silent, Status
 from zosam_jax.train import build, checkpoint, choices, effects, resume
+from zosam_jax.train.choices import Choices
 from zosam_jax.train.examples import with_label_noise
 from zosam_jax.train.experiment import Experiment
 from zosam_jax.train.grouping import obstacle
@@ -63,7 +66,7 @@ def train(
     the step; nothing of it is kept then, and the next call begins again.
 
     Args:
-      configs: Configurations that differ in their seed and their folder alone.
+      configs: Configurations that differ in `seed`, `rho` and their folder alone.
       given: Objects in place of what they name.
       display: Where to show progress. Default: nowhere.
       command: The command line, for the record.
@@ -77,23 +80,22 @@ def train(
     with contextlib.ExitStack() as stack:
         stack.enter_context(interruptions(stop))
         stack.enter_context(contextlib.closing(show))
-        experiments = _experiments(configs, given)
+        lanes = _lanes(configs, given)
         places = [_claimed(stack, config) for config in configs]
-        seeds = np.array([config.seed for config in configs], np.int32)
-        lanes = Lanes(experiments, experiments[0].with_seed, seeds)
         needed = len(configs) * checkpoint.size_in_bytes(lanes.abstract)
         folder.check_space(configs[0], 2 * needed)
         outputs = [
             Output(config, experiment, *place, _Named(show, place[0].name))
             for config, experiment, place in zip(
-                configs, experiments, places, strict=True
+                configs, lanes.experiments, places, strict=True
             )
         ]
         for text in resume.opening(outputs[0], lanes.abstract.params):
             show.message(text)
+        names = ", ".join(output.folder.name for output in outputs)
         show.message(
-            f"{len(configs)} runs in one program, seeds "
-            f"{' '.join(map(str, seeds))}; the figures below are their means"
+            f"{len(configs)} runs in one program: {names}. The figures below are their "
+            "means"
         )
         for output in outputs:
             beside = {
@@ -133,8 +135,8 @@ def _claimed(
     return path, stack.enter_context(contextlib.closing(place))
 
 
-def _experiments(configs: Sequence[TrainConfig], given: Objects) -> list[Experiment]:
-    """Returns the experiment of each run; all share images, model and functions."""
+def _lanes(configs: Sequence[TrainConfig], given: Objects) -> Lanes:
+    """Returns the programs of runs, which share images, model and functions."""
     first = configs[0]
     try:
         effects.check(first, list(given.record()))
@@ -147,13 +149,54 @@ def _experiments(configs: Sequence[TrainConfig], given: Objects) -> list[Experim
         base = build.experiment(first, given, chosen)
     except ValueError as error:
         raise RunError(str(error)) from error
-    dataset = base.dataset
+    dataset = _in_memory(first, base)
+    if base.clean_labels is not None:
+        dataset = dataclasses.replace(dataset, train_labels=base.clean_labels)
+    with_radius = _by_radius(first, given, chosen, base)
+    # A radius that all share stays a constant of the program.
+    are_equal = len({config.rho for config in configs}) == 1
+
+    def experiment(rho: Any, seed: Seed) -> Experiment:
+        return (base if are_equal else with_radius(rho)).with_seed(seed)
+
+    experiments = [
+        dataclasses.replace(
+            experiment(config.rho, config.seed),
+            dataset=with_label_noise(config, dataset)[0],
+        )
+        for config in configs
+    ]
+    seeds = np.array([config.seed for config in configs], np.int32)
+    radii = np.array([config.rho or 0.0 for config in configs], np.float32)
+    return Lanes(experiments, lambda lane: experiment(*lane), (radii, seeds))
+
+
+def _by_radius(
+    config: TrainConfig, given: Objects, chosen: Choices, base: Experiment
+) -> Callable[[Radius], Experiment]:
+    """Returns `rho -> experiment`; rho may be traced."""
+    _, model_state = jax.eval_shape(base.initialize, jax.random.key(0))
+    aux_like = model_state, jax.ShapeDtypeStruct((), jnp.float32)
+    total = base.optimizer_steps
+
+    def with_radius(rho: Radius) -> Experiment:
+        assert chosen.gradient is not None
+        own = chosen._replace(gradient=chosen.gradient._replace(rho=rho))
+        parts = build.optimization(config, given, own, total, aux_like, base.facts.task)
+        optimization = parts(base.seed)._asdict()
+        return dataclasses.replace(base, optimization=parts, **optimization)
+
+    return with_radius
+
+
+def _in_memory(config: TrainConfig, experiment: Experiment) -> Dataset:
+    """Returns the data set; raises `Apart` if nothing trains several runs on it."""
+    dataset, devices = experiment.dataset, experiment.mesh.size
     if not isinstance(dataset, Dataset):
-        raise Apart(f"the images of {first.dataset} are streamed, batch by batch.")
-    if base.mesh.size > 1:
+        raise Apart(f"the images of {config.dataset} are streamed, batch by batch.")
+    if devices > 1:
         raise Apart(
-            f"the {base.mesh.size} devices of this process share each batch. Say "
-            "--devices."
+            f"the {devices} devices of this process share each batch. Say --devices."
         )
     kind = jax.config.values["jax_default_prng_impl"]
     if kind != "threefry2x32":
@@ -161,14 +204,7 @@ def _experiments(configs: Sequence[TrainConfig], given: Objects) -> list[Experim
             f"`jax.vmap` draws once for all keys of the kind {kind} "
             "(jax_default_prng_impl)."
         )
-    if base.clean_labels is not None:
-        dataset = dataclasses.replace(dataset, train_labels=base.clean_labels)
-    return [
-        dataclasses.replace(
-            base.with_seed(config.seed), dataset=with_label_noise(config, dataset)[0]
-        )
-        for config in configs
-    ]
+    return dataset
 
 
 class _Group:
