@@ -47,7 +47,7 @@ LEAST = 90.0
 # Programs read from a cache would have no time of compilation.
 _NO_CACHE = {"JAX_ENABLE_COMPILATION_CACHE": "false"}
 
-MEMORY = "XLA_PYTHON_CLIENT_MEM_FRACTION"
+MEMORY = "XLA_CLIENT_MEM_FRACTION"
 """The part of a GPU's memory that a process takes."""
 
 Outcome = Literal["done", "failed", "cut"]

@@ -210,7 +210,7 @@ def test_a_process_is_ended_when_its_time_is_over(tmp_path):
     )
     assert accelerator.execute([sleeper], 0.5, tmp_path) == ["cut"]
     wrong = piece("wrong", 1)._replace(command=("timeit", "-n", "1", "1 / 0"))
-    share = "import os; assert os.environ['XLA_PYTHON_CLIENT_MEM_FRACTION'] == '0.450'"
+    share = "import os; assert os.environ['XLA_CLIENT_MEM_FRACTION'] == '0.450'"
     half = piece("half", 1)._replace(command=("timeit", "-n", "1", share))
     found = accelerator.execute([wrong, half], 30, tmp_path)
     assert found == ["failed", "done"]

@@ -7,6 +7,7 @@ import re
 import runpy
 import shlex
 import shutil
+import statistics
 import subprocess
 import sys
 import types
@@ -17,7 +18,8 @@ import jax
 import pytest
 
 import zosam_jax as zs
-from benchmarks import tables
+from benchmarks import sparse_table, tables
+from zosam_jax.runs import intervals
 from zosam_jax.runs.config import differences
 from zosam_jax.runs.presets import PRESETS
 
@@ -287,21 +289,30 @@ def test_the_figures_of_the_guided_directions_are_the_measured_ones():
 
 @pytest.mark.parametrize("page", ["README.md", "benchmarks/README.md"])
 def test_the_figures_of_the_grid_are_the_measured_ones(page):
-    cells = {
-        (c["method"], c["sparsity"], c["gradient"]): 100 * c["accuracy_mean"]
-        for c in tables.load(tables.GRID)["cells"]
-        if c["sparsity"]
-    }
-    gains = [
-        cells[method, sparsity, "zosam"] - accuracy
-        for (method, sparsity, gradient), accuracy in cells.items()
-        if gradient == "sgd"
-    ]
+    rows = tables.load(tables.GRID)["cells"]
+    gains = sparse_table.mean_gains(rows)
     text = " ".join((ROOT / page).read_text().split())
-    mean = sum(gains) / len(gains)
-    assert re.search(f"ver (the )?{len(gains)} pairs", text)
-    assert f"by {mean:.2f} points" in text
-    assert f"from {min(gains):.1f} to {max(gains):.1f} " in text
+    sam, part, zosam, control = (
+        f"{100 * gains[name]:.1f}" for name in sparse_table.GRADIENTS[1:]
+    )
+    whole = [
+        accuracies
+        for method in dict.fromkeys(row["method"] for row in rows)
+        if method != "dense"
+        and set(accuracies := sparse_table.accuracies(rows, method, 0.9)) > {"SGD"}
+    ]
+    assert f"over {len(whole)} " in text
+    for figure in (sam, part, zosam, control):
+        assert re.search(rf"\b{re.escape(figure)}[ ,;.)]", text), figure
+    if page != "README.md":
+        found = intervals.interval(
+            [
+                statistics.fmean(each["ZO-SAM"])
+                - statistics.fmean(each[sparse_table.GRADIENTS[-1]])
+                for each in whole
+            ]
+        )
+        assert f"{100 * found.mean:.1f} ± {100 * found.half_width:.1f} points" in text
 
 
 def test_the_figures_of_the_front_page_are_the_measured_ones():
