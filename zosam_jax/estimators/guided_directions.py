@@ -130,21 +130,9 @@ def orthonormal(
     k = len(first)
     # In `jax.shard_map` the carry of a loop, and the branches of a condition, vary over
     # the devices in one way: here, as the guides and as the key do.
-    never = (jax.random.uniform(key) < 0) & (first.reshape(-1)[0] < 0)
+    never = (jax.random.uniform(key) < 0) & (jnp.sum(first[:0]) < 0)
     axes = jax.tree.map(lambda x: jnp.where(never, jnp.concatenate([x, x]), 0), guides)
     explores = not (isinstance(exploration, float | int) and exploration == 0)
-
-    def vector(j: jax.Array) -> Params:
-        """The guide of this number, and behind all guides what is drawn."""
-
-        def guide() -> Params:
-            return jax.tree.map(lambda x: jnp.where(never, 0, x[j % k]), guides)
-
-        def drawn() -> Params:
-            found = tree.normal_like(jax.random.fold_in(key, j - k), params)
-            return jax.tree.map(lambda x: jnp.where(never, 0, x), found)
-
-        return jax.lax.cond(j < k, guide, drawn)
 
     def add(
         carry: tuple[PyTree, jax.Array], j: jax.Array
@@ -153,7 +141,7 @@ def orthonormal(
         # Without exploration a random axis has nothing to do but to replace a guide.
         axes, is_new = jax.lax.cond(
             (j < k) | replaces | explores,
-            lambda: _with_axis(axes, j, vector(j), masks),
+            lambda: _with_axis(axes, j, _vector(guides, key, params, j, never), masks),
             lambda: (axes, never),
         )
         return (axes, replaces | ((j < k) & ~is_new)), is_new
@@ -172,6 +160,22 @@ def orthonormal(
         return jnp.sqrt(1 - part) * x[:k] + jnp.sqrt(part) * x[k:]
 
     return jax.tree.map(mixed, axes), known
+
+
+def _vector(
+    guides: PyTree, key: Key, params: Params, j: jax.Array, never: jax.Array
+) -> Params:
+    """The guide of this number, and behind all guides one that is drawn."""
+    k = len(jax.tree.leaves(guides)[0])
+
+    def guide() -> Params:
+        return jax.tree.map(lambda x: jnp.where(never, 0, x[j % k]), guides)
+
+    def drawn() -> Params:
+        found = tree.normal_like(jax.random.fold_in(key, j - k), params)
+        return jax.tree.map(lambda x: jnp.where(never, 0, x), found)
+
+    return jax.lax.cond(j < k, guide, drawn)
 
 
 def aged(slopes: jax.Array, old: PyTree, new: PyTree, masks: Masks | None) -> jax.Array:
