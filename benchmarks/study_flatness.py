@@ -12,8 +12,6 @@ goes on after it was stopped.
 """
 
 import argparse
-import statistics
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,16 +32,7 @@ METHODS = (
     "ZO-SAM",
     "random, random sign",
 )
-RESULT = "flatness.json"
-"""Name of the result file in the folder of a problem."""
 IMAGES, RHO = 512, 0.2
-FIELDS = {
-    "accuracy": ("top-1, %", 100.0),
-    "corrupted": ("corrupted, %", 100.0),
-    "eigenvalue": ("largest eigenvalue", 1.0),
-    "rise": ("rise within the radius", 1.0),
-}
-"""The heading of each figure, and its factor in the table."""
 
 
 def chosen(study: Study) -> dict[str, tuple[float, int]]:
@@ -91,38 +80,11 @@ def measure(study: Study, training: Training) -> dict[str, Any] | None:
     }
 
 
-def summarize(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
-    """Returns the table: a line for each method, mean ± deviation; header first.
-
-    Args:
-      rows: Lines of the log, of one problem. Those that diverged are left out and
-        counted.
-    """
-    lines = [["method", "rho", *(name for name, _ in FIELDS.values()), "diverged"]]
-    for method in dict.fromkeys(row["method"] for row in rows):
-        own = [row for row in rows if row["method"] == method]
-        whole = [row for row in own if not row["diverged"]]
-        cells = [
-            _mean([factor * row[field] for row in whole])
-            for field, (_, factor) in FIELDS.items()
-        ]
-        rho, lost = own[0]["rho"], len(own) - len(whole)
-        lines.append([method, f"{rho:g}" if rho else "", *cells, str(lost or "")])
-    return lines
-
-
-def _mean(values: Sequence[float]) -> str:
-    if len(values) < 2:
-        return ""
-    mean, spread = statistics.fmean(values), statistics.stdev(values)
-    return f"{mean:.3g} ± {spread:.2g}" if mean < 10 else f"{mean:.1f} ± {spread:.1f}"
-
-
 def merge(log: record.Log, path: Path) -> None:
     """Writes the result file from the log."""
     rows = [{k: v for k, v in row.items() if k != "settings"} for row in log.rows()]
     record.write(path, {"settings": log.settings, "rows": rows})
-    print(tables.markdown(summarize(rows)))
+    print(tables.markdown(study_report.flatness(rows)))
 
 
 def main() -> None:
@@ -147,7 +109,7 @@ def main() -> None:
     settings = {"problem": args.problem, "images": IMAGES, "rho": RHO}
     log = record.Log(args.runs / args.problem / "log.jsonl", settings)
     if args.merge:
-        merge(log, tables.RESULTS / "study" / args.problem / RESULT)
+        merge(log, tables.RESULTS / "study" / args.problem / study_report.FLATNESS)
         return
     compilation_cache.use()
     given = {"methods": METHODS, "results": args.runs, "runs": args.runs}

@@ -20,6 +20,15 @@ from matplotlib.ticker import FixedLocator, NullLocator
 
 RESULT = "result.json"
 """Name of the result file in the folder of a problem."""
+FLATNESS = "flatness.json"
+"""Name of the file of `benchmarks.study_flatness` in that folder."""
+FIGURES = {
+    "accuracy": ("top-1, %", 100.0),
+    "corrupted": ("corrupted, %", 100.0),
+    "eigenvalue": ("largest eigenvalue", 1.0),
+    "rise": ("rise within the radius", 1.0),
+}
+"""The heading of each figure of a network, and its factor in the table."""
 COSTS = {"time": "time of a step", "passes": "gradients of a step"}
 """The two prices of a step, in steps of SGD."""
 TICKS = (1, 1.2, 1.5, 2, 3, 4, 6, 8)
@@ -139,6 +148,33 @@ def table(rows: Sequence[dict[str, Any]]) -> list[list[str]]:
             ]
         )
     return lines
+
+
+def flatness(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    """Returns how flat the networks of each method are, header first: mean ± deviation.
+
+    Args:
+      rows: Lines of the log, of one problem. Those that diverged are left out and
+        counted.
+    """
+    lines = [["method", "rho", *(name for name, _ in FIGURES.values()), "diverged"]]
+    for method in dict.fromkeys(row["method"] for row in rows):
+        own = [row for row in rows if row["method"] == method]
+        whole = [row for row in own if not row["diverged"]]
+        cells = [
+            _spread([factor * row[field] for row in whole])
+            for field, (_, factor) in FIGURES.items()
+        ]
+        rho, lost = own[0]["rho"], len(own) - len(whole)
+        lines.append([method, f"{rho:g}" if rho else "", *cells, str(lost or "")])
+    return lines
+
+
+def _spread(values: Sequence[float]) -> str:
+    if len(values) < 2:
+        return ""
+    mean, spread = statistics.fmean(values), statistics.stdev(values)
+    return f"{mean:.3g} ± {spread:.2g}" if mean < 10 else f"{mean:.1f} ± {spread:.1f}"
 
 
 def _points(found: Mapping[str, float] | None) -> str:

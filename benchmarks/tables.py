@@ -496,6 +496,12 @@ def tables() -> dict[str, list[list[str]]]:
             f"study-{problem}": study_report.table(rows)
             for problem, rows in study_report.results(RESULTS / "study").items()
         },
+        **{
+            f"flatness-{path.parent.name}": study_report.flatness(
+                json.loads(path.read_text())["rows"]
+            )
+            for path in sorted(RESULTS.glob(f"study/*/{study_report.FLATNESS}"))
+        },
         **sparse_table.tables(load(GRID)["cells"]),
         **sparsity_rows(load(SPARSITY)["rows"]),
         "collectives": collectives.lines(load(COLLECTIVES)["rows"]),
@@ -529,6 +535,8 @@ PAGES = {
         "study-digits-noise20",
         "study-digits-resnet-noise40",
         "study-cifar-mlp-noise40",
+        "flatness-digits-noise40",
+        "flatness-digits-noise20",
         "gradients",
         "probes",
         "guided",

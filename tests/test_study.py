@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from benchmarks import record, study, study_plan, study_report
+from benchmarks import record, study, study_flatness, study_plan, study_report
 from benchmarks.side_by_side import Result
 from benchmarks.study import Study
 from benchmarks.study_plan import CONTENDERS, PROBLEMS, SAM, SGD, Training
@@ -280,3 +280,25 @@ def test_a_training_that_diverges_counts_as_guessing(args, monkeypatch):
     training = Training("digits-noise40", "epochs", SGD, 0.0, 3, 2)
     assert found.execute([training])
     assert found.done() == {training: Result(0.1, diverged=True)}
+
+
+@pytest.mark.quick
+def test_flatness_has_means_and_deviations_of_what_did_not_diverge():
+    figures = {"accuracy": 0.9, "corrupted": 0.5, "eigenvalue": 20.0, "rise": 0.25}
+    rows = [
+        {"method": "SAM", "rho": 0.5, "diverged": False, **figures, "accuracy": x}
+        for x in (0.8, 0.9, 1.0)
+    ]
+    rows.append({"method": "SAM", "rho": 0.5, "diverged": True})
+    header, line = study_report.flatness(rows)
+    assert header[:3] == ["method", "rho", "top-1, %"]
+    assert line[:3] == ["SAM", "0.5", "90.0 ± 10.0"]
+    assert line[3:] == ["50.0 ± 0.0", "20.0 ± 0.0", "0.25 ± 0", "1"]
+
+
+def test_the_networks_that_are_looked_at_have_the_radii_of_the_study(args):
+    found = study_flatness.chosen(Study("digits-noise40", args))
+    assert set(found) == set(study_flatness.METHODS)
+    assert found["SGD"] == (0.0, 60)
+    assert found["SGD, 1/4 of the epochs"] == (0.0, 15)
+    assert found["SAM"] == (0.5, 60)
