@@ -16,6 +16,8 @@ cache = Path(tempfile.gettempdir()) / f"zosam_jax-tests-{os.getuid()}"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Of processes that tests start; in this one, each module decides.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 # Passes of XLA that optimise loops, or have nothing to do in programs without numbers
 # of 4 or 8 bits. Without them small programs compile in six sevenths of the time.
@@ -56,18 +58,11 @@ if version("jaxlib").startswith("0.10."):
     flags += ["--xla_cpu_parallel_codegen_split_count=1"]
 os.environ["XLA_FLAGS"] = " ".join([*flags, os.environ.get("XLA_FLAGS", "")])
 
-OPTIMISED = (
-    "data",
-    "test_estimators",
-    "test_reductions",
-    "test_sparse_replicas",
-    "test_tree",
-    "test_zosam",
-)
+OPTIMISED = ("data", "test_estimators", "test_sparse_replicas")
 """Folders and modules whose programs LLVM optimises.
 
-They compare different programs bit for bit, work on many images, draw a lot, or choose
-themselves. The programs of all others compile in two thirds of the time.
+They work on many images, draw a lot, or choose themselves. The programs of all others
+compile in two thirds of the time.
 """
 
 

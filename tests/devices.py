@@ -23,18 +23,10 @@ def flags(devices: int) -> str:
 
 
 def run(program: str, devices: int) -> Any:
-    """What the program prints in its last line, as JSON, on so many devices.
-
-    LLVM does not optimise its programs, so that they compile in two thirds of the time.
-    """
+    """What the program prints in its last line, as JSON, on so many devices."""
     result = subprocess.run(
         [sys.executable, "-c", START + program],
-        env=os.environ
-        | {
-            "XLA_FLAGS": flags(devices),
-            "JAX_PLATFORMS": "cpu",
-            "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-        },
+        env=os.environ | {"XLA_FLAGS": flags(devices), "JAX_PLATFORMS": "cpu"},
         capture_output=True,
         text=True,
         check=False,

@@ -3,8 +3,8 @@
     python tiny_run.py FOLDER... [kill_at=STEP | kill_in=STEP] [FIELD=VALUE ...]
 
 It makes a run in each folder, with the same programs. `kill_at` sends SIGKILL once that
-step is seen and the first checkpoint is complete; `kill_in`, when the checkpoint of that
-step is written but not yet renamed.
+step is seen and the first checkpoint is complete; `kill_in`, when the checkpoint of
+that step is written but not yet renamed.
 """
 
 import ast

@@ -187,7 +187,6 @@ def found() -> dict:
         | {
             "XLA_FLAGS": flags(DEVICES),
             "JAX_PLATFORMS": "cpu",
-            "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
             # Small programs too: the same on one device are made for several checks.
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             "PYTHONPATH": os.pathsep.join(filter(None, paths)),

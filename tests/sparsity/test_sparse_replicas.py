@@ -310,7 +310,6 @@ def on_four(tmp_path_factory):
         | {
             "XLA_FLAGS": flags(DEVICES),
             "JAX_PLATFORMS": "cpu",
-            "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
             "PYTHONPATH": os.pathsep.join(
                 filter(None, [str(here), str(here.parent), os.getenv("PYTHONPATH")])
             ),
