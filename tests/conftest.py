@@ -58,11 +58,18 @@ if version("jaxlib").startswith("0.10."):
     flags += ["--xla_cpu_parallel_codegen_split_count=1"]
 os.environ["XLA_FLAGS"] = " ".join([*flags, os.environ.get("XLA_FLAGS", "")])
 
-OPTIMISED = ("data", "test_estimators", "test_sparse_replicas")
+OPTIMISED = (
+    "data",
+    "test_estimators",
+    "test_reductions",
+    "test_sparse_replicas",
+    "test_tree",
+    "test_zosam",
+)
 """Folders and modules whose programs LLVM optimises.
 
-They work on many images, draw a lot, or choose themselves. The programs of all others
-compile in two thirds of the time.
+They compare different programs bit for bit, work on many images, draw a lot, or choose
+themselves. The programs of all others compile in two thirds of the time.
 """
 
 
