@@ -16,6 +16,8 @@ cache = Path(tempfile.gettempdir()) / f"zosam_jax-tests-{os.getuid()}"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Of processes that tests start; in this one, each module decides.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 # Passes of XLA that optimise loops, or have nothing to do in programs without numbers
 # of 4 or 8 bits. Without them small programs compile in six sevenths of the time.

@@ -61,7 +61,6 @@ def group(task, folder, processes, devices_each, timeout=240, fsdp=1) -> list[En
     environment = os.environ | {
         "XLA_FLAGS": devices.flags(devices_each),
         "JAX_PLATFORMS": "cpu",
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
     }
     words = [str(processes), str(port), task, str(folder), str(fsdp)]
     running = [

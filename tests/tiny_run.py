@@ -1,9 +1,10 @@
 """A run that takes seconds; also a program, for the tests that kill it.
 
-    python tiny_run.py FOLDER [kill_at=STEP | kill_in=STEP] [FIELD=VALUE ...]
+    python tiny_run.py FOLDER... [kill_at=STEP | kill_in=STEP] [FIELD=VALUE ...]
 
-`kill_at` sends SIGKILL once that step is seen and the first checkpoint is complete;
-`kill_in`, when the checkpoint of that step is written but not yet renamed.
+It makes a run in each folder, with the same programs. `kill_at` sends SIGKILL once that
+step is seen and the first checkpoint is complete; `kill_in`, when the checkpoint of
+that step is written but not yet renamed.
 """
 
 import ast
@@ -231,8 +232,9 @@ def kill_in(step):
 
 
 def main() -> int:
+    folders = [word for word in sys.argv[1:] if "=" not in Path(word).name]
     values = {}
-    for field in sys.argv[2:]:
+    for field in sys.argv[1 + len(folders) :]:
         name, _, text = field.partition("=")
         try:
             values[name] = ast.literal_eval(text)
@@ -240,15 +242,18 @@ def main() -> int:
             values[name] = text
     display = None
     if "kill_at" in values:
-        display = Killer(sys.argv[1], values.pop("kill_at"))
+        display = Killer(folders[0], values.pop("kill_at"))
     if "kill_in" in values:
         kill_in(values.pop("kill_in"))
-    try:
-        result = train(sys.argv[1], display, **values)
-    except RunError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2
-    return 128 + result.signal if result.signal else 0
+    for folder in folders:
+        try:
+            result = again(Path(folder), display, **values)
+        except RunError as error:
+            sys.stderr.write(f"error: {error}\n")
+            return 2
+        if result.signal:
+            return 128 + result.signal
+    return 0
 
 
 if __name__ == "__main__":

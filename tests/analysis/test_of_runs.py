@@ -306,7 +306,7 @@ def test_every_checkpoint_is_analysed_as_a_run_of_its_own(tmp_path):
     titles = [axis.get_title() for axis in panels if axis.axison]
     assert titles == [
         *("variance of the gradient", "signal to noise"),
-        *("cosine of successive gradients", "test accuracy"),
+        *("cosine of successive batches", "test accuracy"),
     ]
     np.testing.assert_array_equal(panels[3].lines[0].get_xdata(), [4, 8, 12])
     np.testing.assert_array_equal(panels[3].lines[0].get_ydata(), accuracies)

@@ -27,11 +27,7 @@ from zosam_jax.train.optimizers import OPTIMIZERS
 
 
 def command(*arguments, cwd):
-    environment = os.environ | {
-        "JAX_PLATFORMS": "cpu",
-        "COLUMNS": "80",
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-    }
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "COLUMNS": "80"}
     return subprocess.run(
         [sys.executable, "-m", "zosam_jax", *arguments],
         env=environment,

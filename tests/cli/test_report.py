@@ -327,6 +327,18 @@ def test_the_page_of_a_single_run_has_the_way_to_a_target(grid, tmp_path):
     assert (row["epochs to 50 %"], row["seconds to 50 %"]) == ("3.0", "183.0")
 
 
+def test_the_times_of_a_shared_program_are_told(grid, tmp_path):
+    folder = shutil.copytree(grid[0], tmp_path / "run")
+    content = json.loads((folder / "config.json").read_text())
+    versions = {"versions": {}, "step": 0, "together": 4}
+    (folder / "config.json").write_text(json.dumps(content | {"sessions": [versions]}))
+    _, found = compare([folder], target=0.5)
+    said = [note for note in group_tables.notes(found) if "whole program" in note]
+    assert len(said) == 1
+    _, found = compare(grid, target=0.5)
+    assert not any("whole program" in note for note in group_tables.notes(found))
+
+
 def test_a_target_is_an_accuracy(grid, capsys):
     assert main.main(["report", str(grid[0]), "--target", "90"]) == 2
     assert "--target 90 must be above 0 and at most 1" in capsys.readouterr().err

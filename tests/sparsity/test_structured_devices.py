@@ -1,4 +1,4 @@
-"""One device and eight choose the same structured masks, of sharded leaves too."""
+"""One device and four choose the same structured masks, of sharded leaves too."""
 
 import devices
 import numpy as np
@@ -61,15 +61,15 @@ for name, method in methods.items():
 
 @pytest.fixture(scope="module")
 def runs():
-    return devices.one_and_eight(PROGRAM)
+    return devices.one_and_four(PROGRAM)
 
 
 @pytest.mark.parametrize("name", ["chase", "chex", "nm", "srigl", "units"])
-def test_one_device_and_eight_choose_the_same_masks(runs, name):
-    one, eight = (result[name] for result in runs)
-    assert (one["devices"], eight["devices"]) == (1, 8)
+def test_one_device_and_four_choose_the_same_masks(runs, name):
+    one, four = (result[name] for result in runs)
+    assert (one["devices"], four["devices"]) == (1, 4)
     assert one["changed"]
-    assert one["masks"] == eight["masks"]
+    assert one["masks"] == four["masks"]
     masks = {k: np.asarray(m) for k, m in one["masks"].items()}
     if name == "nm":
         assert set(masks["two"].reshape(8, 4, 8).sum(1).reshape(-1)) == {2}

@@ -93,8 +93,11 @@ def test_every_option_that_the_trainer_sets_is_refused():
     ],
 )
 def test_every_method_makes_a_step_of_a_sparse_and_of_a_dense_run(name, options):
-    """Traced to the end: structures, shapes and types of a state that goes round."""
-    for method in ("dense", "set"):
+    """Traced to the end: structures, shapes and types of a state that goes round.
+
+    `test_combinations.py` has the sparse runs of gradients without options.
+    """
+    for method in ("dense", "set") if options else ("dense",):
         config = tiny_run.config(
             "unused", gradient=name, gradient_options=options, method=method
         )

@@ -339,7 +339,7 @@ _ALONG = (
     ("roughness Ra", ("landscape", "roughness")),
     ("variance of the gradient", ("noise", "backprop", "variance")),
     ("signal to noise", ("noise", "backprop", "ratio")),
-    ("cosine of successive gradients", ("noise", "successive_cosine")),
+    ("cosine of successive batches", ("noise", "successive_cosine")),
     ("test accuracy", ("errors", "accuracy")),
 )
 """What is shown along a training, and where it stands."""

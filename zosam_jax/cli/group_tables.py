@@ -206,6 +206,16 @@ def notes(found: Comparison) -> list[str]:
             "Seconds are those of training, evaluation and checkpoints, without "
             "compilation."
         )
+    shared = [
+        each.group.label
+        for each in found.groups
+        if any(run.together > 1 for run in each.group.members)
+    ]
+    if shared:
+        said.append(
+            "Times of runs in one program are those of the whole program: "
+            f"{'; '.join(map(printable, shared))}."
+        )
     twice = [
         each.group.label
         for each in found.groups

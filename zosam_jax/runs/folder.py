@@ -159,7 +159,11 @@ _CORE = {
     "seed": schema.WHOLE,
 }
 _SESSION = {"step": schema.WHOLE, "versions": schema.TEXTS}
-_ENDED = {"ended": schema.WHOLE, "seconds": schema.POSITIVE}
+_OF_SOME_SESSIONS = {
+    "ended": schema.WHOLE,
+    "seconds": schema.POSITIVE,
+    "together": schema.WHOLE,
+}
 _PARTS = {
     "sessions": schema.list_of(schema.OBJECT),
     "objects": schema.TEXTS,
@@ -196,7 +200,7 @@ def read_config(folder: Path, record: str = "config.json") -> JSON:
     wrong = schema.fault(content["config"], _CORE)
     wrong = wrong and f"in 'config', {wrong}"
     for number, session in enumerate(content.get("sessions", []), start=1):
-        found = schema.fault(session, _SESSION, _ENDED)
+        found = schema.fault(session, _SESSION, _OF_SOME_SESSIONS)
         wrong = wrong or (found and f"in session {number}, {found}")
     try:
         check_types(content["config"])

@@ -25,6 +25,7 @@ class RunRecord:
       evaluation: The contents of `evaluation.json`; None if it is not there, or of
         other weights than those at the end of the run.
       score: What its accuracies are: "accuracy", "label accuracy" or "R²".
+      together: Number of runs in the program that trained it; its times are theirs.
     """
 
     name: str
@@ -34,6 +35,7 @@ class RunRecord:
     origin: JSON = dataclasses.field(default_factory=dict)
     evaluation: JSON | None = None
     score: str = "accuracy"
+    together: int = 1
 
     def curve(self, split: str, figure: str) -> tuple[list[float], list[float]]:
         """Returns the epochs and the values of one figure over the training.
@@ -64,6 +66,7 @@ def read(folder: Path) -> RunRecord:
     folder = find(folder)
     content = read_config(folder)
     found = summary.read(folder)
+    sessions = content.get("sessions") or []
     run = RunRecord(
         name=folder.name,
         config=content["config"],
@@ -72,8 +75,8 @@ def read(folder: Path) -> RunRecord:
         origin={name: content[name] for name in _ORIGIN if content.get(name)},
         evaluation=_evaluation(folder, found),
         score=dataset_facts.score_of(content.get("dataset")),
+        together=max((each.get("together", 1) for each in sessions), default=1),
     )
-    sessions = content.get("sessions")
     _check_agreement(folder, run, bool(sessions) and sessions[0]["step"] == 0)
     return run
 
