@@ -53,7 +53,7 @@ class Ended(NamedTuple):
     time: float
 
 
-def group(task, folder, processes, devices_each, timeout=240, fsdp=1) -> list[Ended]:
+def group(task, folder, processes, devices_each, timeout=480, fsdp=1) -> list[Ended]:
     """Runs a task in so many processes."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -264,7 +264,8 @@ def programs(compiled) -> dict:
     found["exchanged"] = [
         (name, [size(shape) for shape in re.findall(r"\w+\[([\d,]*)\]", shapes)])
         for shapes, name in re.findall(
-            r"= (\(.*?\)|\S+) ((?:all|reduce|collective)-[a-z-]+)\(", partitioned
+            r"= (\(.*?\)|\S+) (all-\w+|reduce-scatter|all-to-all|collective-permute)\(",
+            partitioned,
         )
     ]
     return found

@@ -13,7 +13,7 @@ import pytest
 import several_processes as several
 import tiny_run
 
-from zosam_jax.train import loop
+from zosam_jax.train import loop, sharding
 from zosam_jax.train.checkpoint import Checkpoints
 from zosam_jax.train.objects import Objects
 
@@ -188,11 +188,29 @@ def test_a_step_of_zosam_exchanges_the_gradient_and_a_few_scalars(runs):
     assert sum(sizes) == summary["parameters"] + 2
 
 
+def test_a_step_in_parts_gathers_the_weights_for_each_pass(runs):
+    """Two probes and the gradient; of the gradient, every device then keeps a part.
+
+    XLA for CPU adds it up whole; that for GPU and TPU can scatter the sums. New masks
+    exchange parts alone.
+    """
+    summary = json.loads((runs[0] / "parts" / "summary.json").read_text())
+    rows = found(runs, "one")["sharded step"]["exchanged"]
+    large = {"all-gather": 0, "all-reduce": 0}
+    for name, sizes in rows:
+        if max(sizes) >= sharding.SMALL:
+            large[name] += sum(sizes)
+    hidden = 64 * 192 + 192 * 64
+    assert large["all-gather"] == 3 * hidden
+    assert 0 <= large["all-reduce"] - summary["parameters"] < 10
+
+
 @pytest.mark.parametrize("platform", ["cuda", "tpu"])
-def test_a_step_runs_on_accelerators_without_the_host(runs, platform):
+@pytest.mark.parametrize("step", ["step", "sharded step"])
+def test_a_step_runs_on_accelerators_without_the_host(runs, step, platform):
     """It is lowered for them without the hardware; the state's buffers are reused."""
-    row = found(runs, "one")["step"][platform]
+    row = found(runs, "one")[step][platform]
     assert row["calls"] == []
     # The seed, the order of the epoch and the training set.
     assert sorted(row["kept"]) == ["1437x8x8x1xui8", "1437xi32", "1437xi32", "i32"]
-    assert row["donated"] > 0
+    assert row["donated"] == found(runs, "one")["step"][platform]["donated"] > 0
