@@ -1,14 +1,15 @@
-"""Measures the alignment of ascent rules with the gradient in a CIFAR-10 training run.
+"""Measures the alignment of ascent rules with the gradient in trainings on CIFAR-10.
 
     python -m benchmarks.alignment
-    python -m benchmarks.alignment --steps 400 --points 4
+    python -m benchmarks.alignment --steps 400 --points 2 --seeds 3
 
-A sparse network trains with SGD. At some steps every rule computes its perturbation
-for the same radius, batch and weights. A rule with a memory builds it in the steps just
-before. The results are the cosines of the perturbation to the gradients of the batch
-and of a large batch, and the rise of the loss along it. Every gradient of
-`zosam_jax.gradients.registry` is a rule, except those in `SHARED`; `SETTINGS` adds
-others of interest.
+A sparse network trains with SGD, once for each seed. At some steps every rule computes
+its perturbation from the same batch and weights. A rule with a memory builds it in the
+steps just before. Each perturbation is scaled to the norm `RHO`. The results are its
+cosines to the gradients of the batch and of a large batch, and the rise of the loss
+along it: means over the steps of a training, then mean and standard deviation over the
+seeds. The rules are SAM, the gradients that look uphill for less, and controls that do
+not look.
 """
 
 import statistics
@@ -35,8 +36,10 @@ from zosam_jax.gradients.registry import METHODS
 matplotlib.use("agg")
 from matplotlib import pyplot as plt
 
+MODEL, WIDTH = "resnet20", 0.25
 RHO, SPARSITY, LEARNING_RATE, BATCH = 0.05, 0.9, 0.1, 128
-LARGE_BATCHES, RISE_BATCHES, WINDOW = 32, 8, 32
+LARGE_BATCHES, RISE_BATCHES, WINDOW = 32, 8, 24
+FIELDS = ("cosine_batch", "cosine_large", "rise_batch", "rise_large")
 
 
 def running_mean(
@@ -88,27 +91,9 @@ class Rule(NamedTuple):
     dtype: Any = jnp.float32
 
 
-# Gradients without an ascent of their own: none, that of SAM or RWP, or only descent;
-# the point of CrAM is also compressed, and SAMPa looks uphill as S2-SAM does.
-SHARED = ("backprop", "gsam", "wsam", "looksam", "aesam", "mrwp", "arwp")
-SHARED += ("zeroth_order", "cram", "sampa")
-
-# Settings of a gradient's plain rule, under the label that the results have.
-PLAIN = {
-    "ESAM, beta 0.6": Rule("esam", {"beta": 0.6, "gamma": 1.0}, draws=2),
-    "SSAM-D, half": Rule("ssam", {"mask": "dynamic", "total_steps": 10_000}),
-    "F-SAM": Rule("fsam", remembers=True),
-    "VaSSO": Rule("vasso", {"theta": 0.4}, remembers=True),
-    "S2-SAM": Rule("s2sam", remembers=True),
-    "MSAM": Rule("msam", remembers=True),
-    "RWP": Rule("rwp", draws=8),
-    "random, random sign": Rule("random_sign", draws=8),
-    "ZO-SAM, m=1": Rule("zosam", draws=8),
-}
-
-
-def _random(draws: int = 8, dtype: Any = jnp.float32, **options: Any) -> Rule:
-    return Rule("zosam", options, draws=draws, dtype=dtype)
+def _random(draws: int = 4, share: float = 1.0, **options: Any) -> Rule:
+    dtype = options.pop("dtype", jnp.float32)
+    return Rule("zosam", options, draws=draws, share=share, dtype=dtype)
 
 
 def _guided(share: float = 1.0, dtype: Any = jnp.float32, **options: Any) -> Rule:
@@ -116,38 +101,27 @@ def _guided(share: float = 1.0, dtype: Any = jnp.float32, **options: Any) -> Rul
     return Rule("zosam", options, remembers=True, share=share, dtype=dtype)
 
 
-SETTINGS = {
-    "SAM, 3 steps": Rule("sam", {"steps": 3}),
-    "SAM, layer-wise": Rule("sam", {"layerwise": True}),
-    "ZO-SAM, m=1, exact": _random(delta=None),
-    "ZO-SAM, m=1, sphere": _random(directions="sphere"),
-    "ZO-SAM, m=1, Rademacher": _random(directions="rademacher"),
-    "ZO-SAM, m=1, one-sided": _random(two_sided=False),
-    "ZO-SAM, m=1, quarter batch": Rule("zosam", draws=8, share=0.25),
+RULES = {
+    "SAM": Rule("sam"),
+    "SAM, 1/16 of the batch": Rule("sam", share=1 / 16),
+    "ASAM": Rule("asam"),
+    "F-SAM": Rule("fsam", remembers=True),
+    "VaSSO": Rule("vasso", {"theta": 0.4}, remembers=True),
+    "S2-SAM": Rule("s2sam", remembers=True),
+    "MSAM": Rule("msam", remembers=True),
+    "no probe, mean of gradients": Rule("running_mean", {"decay": 0.9}, remembers=True),
+    "RWP": Rule("rwp", draws=4),
+    "random, random sign": Rule("random_sign", draws=4),
+    "ZO-SAM, m=1": _random(),
+    "ZO-SAM, m=1, quarter batch": _random(share=0.25),
     "ZO-SAM, m=1, bfloat16": _random(dtype=jnp.bfloat16),
     "ZO-SAM, m=16": _random(2, num_directions=16),
-    "no probe, mean of gradients": Rule("running_mean", {"decay": 0.9}, remembers=True),
     "guided, m=1": _guided(),
     "guided, m=2": _guided(num_directions=2),
-    "guided, m=1, one guide 0.9": _guided(guides=(0.9,)),
-    "guided, m=1, one guide 0.5": _guided(guides=(0.5,)),
-    "guided, m=1, three guides": _guided(guides=(0.0, 0.5, 0.9)),
     "guided, m=1, quarter batch": _guided(share=0.25),
     "guided, m=1, bfloat16": _guided(dtype=jnp.bfloat16),
     "guided, m=1, every 5": _guided(every=5),
 }
-
-
-def rules() -> dict[str, Rule]:
-    """Returns every rule by its label."""
-    known = {rule.name for rule in PLAIN.values()} | set(SHARED)
-    plain = {
-        row.label: Rule(name) for name, row in METHODS.items() if name not in known
-    }
-    return plain | PLAIN | SETTINGS
-
-
-RULES = rules()
 SHOWN = (
     "SAM",
     "VaSSO",
@@ -158,34 +132,46 @@ SHOWN = (
     "guided, m=1",
     "guided, m=2",
 )
-# Their rho is not the norm of the perturbation; these give about the norm of the rest.
-OWN_RHO = {"ASAM": 0.5, "RWP": 0.01}
 
 
 class Problem:
-    """A network, its data, and functions of both."""
+    """A network, its data, and functions of both.
 
-    def __init__(self, seed: int, data_dir: str | None):
+    Attributes:
+      data: CIFAR-10.
+      images: Its training images, [N, 32, 32, 3], uint8.
+      labels: Their classes, [N].
+      model_state: Batch statistics of the untrained network.
+      batch: `(key, indices) -> (images, labels)`, augmented, jitted.
+    """
+
+    def __init__(self, data_dir: str | None):
+        """Reads the data.
+
+        Args:
+          data_dir: TFDS directory.
+        """
         found = data.load("cifar10", data_dir)
         if not isinstance(found, data.Dataset):
             raise TypeError("CIFAR-10 is read into memory, not streamed.")
         self.data = found
         self.images = jnp.asarray(found.train_images)
         self.labels = jnp.asarray(found.train_labels)
-        self.models = {
-            dtype: models.create("resnet20", num_classes=10, width=0.5, dtype=dtype)
+        self._models = {
+            dtype: models.create(MODEL, num_classes=10, width=WIDTH, dtype=dtype)
             for dtype in (jnp.float32, jnp.bfloat16)
         }
-        self.params, self.model_state = models.initialize(
-            self.models[jnp.float32], jax.random.key(seed), self.data.image_shape
-        )
-        self.rng = np.random.default_rng(seed)
-        self.seed = seed
+        _, self.model_state = self.initialize(0)
         self.batch = jax.jit(self._batch)
 
-    def draw(self) -> jax.Array:
+    def initialize(self, seed: int) -> tuple[Any, Any]:
+        """Returns parameters and batch statistics of an untrained network."""
+        shape = self.data.image_shape
+        return models.initialize(self._models[jnp.float32], jax.random.key(seed), shape)
+
+    def draw(self, rng: np.random.Generator) -> jax.Array:
         """Returns the indices of a random batch, [batch]."""
-        return jnp.asarray(self.rng.integers(len(self.labels), size=BATCH))
+        return jnp.asarray(rng.integers(len(self.labels), size=BATCH))
 
     def _batch(self, key: jax.Array, indices: jax.Array) -> Any:
         images = augment.random_crop_flip(
@@ -197,7 +183,7 @@ class Problem:
     def loss(self, params: Any, batch: Any, dtype: Any = jnp.float32) -> jax.Array:
         """Returns the mean cross-entropy in training mode, a float32 scalar."""
         images, labels = batch
-        logits, _ = self.models[dtype].apply(
+        logits, _ = self._models[dtype].apply(
             {"params": params, **self.model_state},
             images.astype(dtype),
             train=True,
@@ -213,19 +199,20 @@ def constructor(rule: Rule) -> Any:
     return CONTROLS.get(rule.name) or METHODS[rule.name].make
 
 
-def make_asker(problem: Problem, name: str, rule: Rule) -> tuple[Any, Any]:
+def make_asker(problem: Problem, rule: Rule) -> tuple[Any, Any]:
     """Returns the estimator and a function that computes its perturbation.
 
-    The function is `(params, masks, memory, key, batch) -> (eps, memory)`, jitted. Its
-    loss returns the parameters as aux, so that the aux of the descent pass shows where
-    that pass was evaluated.
+    The function is `(params, masks, memory, key, batch) -> (eps, memory)`, jitted; eps
+    has norm `RHO`. Its loss returns the parameters as aux, so that the aux of the
+    descent pass shows where that pass was evaluated.
 
     Args:
       problem: The network and its data.
-      name: Label of the rule.
       rule: The rule.
     """
-    options = {"rho": OWN_RHO.get(name, RHO), **rule.options}
+    # RWP's rho is relative to the norm of each filter, and 0.05 is far from the rest.
+    rho = 0.01 if rule.name == "rwp" else RHO
+    options = {"rho": rho, **rule.options}
     estimator = constructor(rule)(**options, has_aux=True, aux_from="descent")
     part = round(rule.share * BATCH)
 
@@ -241,163 +228,170 @@ def make_asker(problem: Problem, name: str, rule: Rule) -> tuple[Any, Any]:
             memory=memory,
             ascent_value_fn=lambda p: (problem.loss(p, few, rule.dtype), p),
         )
-        return zs.tree.subtract(seen.aux, params), seen.memory
+        eps = zs.tree.subtract(seen.aux, params)
+        unit, _ = zs.tree.normalize(eps)
+        return jax.tree.map(lambda u: RHO * u, unit), seen.memory
 
     return estimator, ask
 
 
-def measure(problem: Problem, steps: int, points: list[int]) -> list[dict[str, Any]]:
-    """Trains, and returns a row for each rule at each measured step.
+def optimizer(seed: int) -> optax.GradientTransformationExtraArgs:
+    """Returns SGD with fixed random masks.
 
     Args:
-      problem: The network and its data.
-      steps: Number of training steps.
-      points: Steps at which to measure.
+      seed: Seed of the masks.
     """
-    tx = zs.sparsify(
+    return zs.sparsify(
         optax.sgd(LEARNING_RATE, momentum=0.9),
-        zs.sparsity.static(SPARSITY, "random", budget="erk", seed=problem.seed),
+        zs.sparsity.static(SPARSITY, "random", budget="erk", seed=seed),
     )
-    state = tx.init(problem.params)
-    masks = zs.sparsity.masks(state)
-    params = zs.sparsity.apply_masks(problem.params, masks)
-    gradient = jax.jit(lambda p, b: jax.grad(problem.loss)(p, b))
-    loss = jax.jit(problem.loss)
-    cosine = jax.jit(lambda x, y: zs.tree.cosine(zs.tree.mask(x, masks), y))
-    askers = {name: make_asker(problem, name, rule) for name, rule in RULES.items()}
 
-    @jax.jit
-    def train(params: Any, state: Any, batch: Any) -> Any:
-        value, grads = jax.value_and_grad(problem.loss)(params, batch)
-        updates, state = tx.update(grads, state, params)
+
+class Measurement:
+    """The compiled programs of a problem, which all seeds share."""
+
+    def __init__(self, problem: Problem):
+        """Compiles nothing yet.
+
+        Args:
+          problem: The network and its data.
+        """
+        self._problem = problem
+        self._gradient = jax.jit(jax.grad(problem.loss))
+        self._loss = jax.jit(problem.loss)
+        self._cosine = jax.jit(
+            lambda x, y, masks: zs.tree.cosine(zs.tree.mask(x, masks), y)
+        )
+        self._askers = {name: make_asker(problem, r) for name, r in RULES.items()}
+        self._train = jax.jit(self._step)
+
+    def _step(self, params: Any, state: Any, batch: Any) -> Any:
+        value, grads = jax.value_and_grad(self._problem.loss)(params, batch)
+        # The seed of the masks is used when they are drawn, and not here.
+        updates, state = optimizer(0).update(grads, state, params)
         return optax.apply_updates(params, updates), state, value
 
-    memories: dict[str, Any] = {}
-    rows = []
-    for step in range(steps):
-        key = jax.random.fold_in(jax.random.key(problem.seed), step)
-        batch = problem.batch(key, problem.draw())
-        near = [point for point in points if 0 <= point - step <= WINDOW]
-        if near:
-            for name, (estimator, ask) in askers.items():
-                if step == near[0] or not RULES[name].remembers:
-                    continue
-                if name not in memories:
-                    memories[name] = estimator.init(params).memory
-                _, memories[name] = ask(params, masks, memories[name], key, batch)
-        if step in points:
-            found = ask_all(askers, params, masks, memories, key, batch)
-            rows += compare(problem, step, found, params, batch, gradient, loss, cosine)
-            memories = {}
-        params, state, value = train(params, state, batch)
-        if step % 50 == 0:
-            print(f"step {step}: loss {float(value):.3f}", flush=True)
-    return rows
+    def run(self, seed: int, steps: int, points: list[int]) -> list[dict[str, Any]]:
+        """Trains, and returns a row for each rule at each measured step.
 
+        Args:
+          seed: Seed of the network, its masks and its batches.
+          steps: Number of training steps.
+          points: Steps at which to measure.
+        """
+        problem, rng = self._problem, np.random.default_rng(seed)
+        params, _ = problem.initialize(seed)
+        state = optimizer(seed).init(params)
+        masks = zs.sparsity.masks(state)
+        params = zs.sparsity.apply_masks(params, masks)
+        memories: dict[str, Any] = {}
+        rows = []
+        for step in range(steps):
+            key = jax.random.fold_in(jax.random.key(seed), step)
+            batch = problem.batch(key, problem.draw(rng))
+            near = [point for point in points if 0 <= point - step <= WINDOW]
+            for name in RULES if near and step != near[0] else ():
+                if RULES[name].remembers:
+                    _, memories[name] = self._ask(
+                        name, params, masks, memories, key, batch
+                    )
+            if step in points:
+                found = {
+                    name: [
+                        self._ask(name, params, masks, memories, k, batch)[0]
+                        for k in jax.random.split(key, rule.draws)
+                    ]
+                    for name, rule in RULES.items()
+                }
+                keys = jax.random.split(jax.random.fold_in(key, 1), LARGE_BATCHES)
+                large = [problem.batch(k, problem.draw(rng)) for k in keys]
+                about = {"seed": seed, "step": step}
+                for row in self._compare(found, params, masks, batch, large):
+                    rows.append(about | row)
+                memories = {}
+                print(f"seed {seed}: measured at step {step}", flush=True)
+            params, state, value = self._train(params, state, batch)
+            if step % 100 == 0:
+                print(f"seed {seed}, step {step}: loss {float(value):.3f}", flush=True)
+        return rows
 
-def ask_all(
-    askers: Any,
-    params: Any,
-    masks: Any,
-    memories: dict[str, Any],
-    key: jax.Array,
-    batch: Any,
-) -> dict[str, list[Any]]:
-    """Returns the perturbations of every rule, one for each draw.
-
-    Args:
-      askers: The functions from `make_asker`, by label.
-      params: Parameters of the network.
-      masks: Its masks.
-      memories: Memories of the rules that have built one.
-      key: PRNG key of the step.
-      batch: Images and labels.
-    """
-    found: dict[str, list[Any]] = {}
-    for name, (estimator, ask) in askers.items():
+    def _ask(
+        self,
+        name: str,
+        params: Any,
+        masks: Any,
+        memories: dict[str, Any],
+        key: jax.Array,
+        batch: Any,
+    ) -> tuple[Any, Any]:
+        """Returns a rule's perturbation and its new memory."""
+        estimator, ask = self._askers[name]
         memory = memories.get(name)
         if memory is None:
             memory = estimator.init(params).memory
-        keys = jax.random.split(key, RULES[name].draws)
-        found[name] = [ask(params, masks, memory, k, batch)[0] for k in keys]
-    return found
+        return ask(params, masks, memory, key, batch)
 
+    def _compare(
+        self,
+        found: dict[str, list[Any]],
+        params: Any,
+        masks: Any,
+        batch: Any,
+        large: list[Any],
+    ) -> list[dict[str, Any]]:
+        """Returns a row per rule: cosines and rises on the batch and on a large one.
 
-def compare(
-    problem: Problem,
-    step: int,
-    found: dict[str, list[Any]],
-    params: Any,
-    batch: Any,
-    gradient: Any,
-    loss: Any,
-    cosine: Any,
-) -> list[dict[str, Any]]:
-    """Returns a row per rule: cosines and rises on the batch and on a large one.
-
-    Args:
-      problem: The network and its data.
-      step: The training step.
-      found: Perturbations of each rule.
-      params: Parameters of the network.
-      batch: Images and labels.
-      gradient: `(params, batch) -> gradient`.
-      loss: `(params, batch) -> loss`.
-      cosine: `(x, y) -> cosine` over the live weights.
-    """
-    own = gradient(params, batch)
-    key = jax.random.fold_in(jax.random.key(problem.seed + 1), step)
-    large = [
-        problem.batch(jax.random.fold_in(key, i), problem.draw())
-        for i in range(LARGE_BATCHES)
-    ]
-    grads = [gradient(params, b) for b in large]
-    mean = jax.tree.map(lambda *x: sum(x) / len(x), *grads)
-    clean = [float(loss(params, b)) for b in large[:RISE_BATCHES]]
-    at = float(loss(params, batch))
-    rows = []
-    for name, perturbations in found.items():
-        moved = [zs.tree.add_scaled(params, 1.0, eps) for eps in perturbations]
-        few = moved[:2]
-        rows.append(
-            {
-                "step": step,
-                "rule": name,
-                "norm": statistics.fmean(float(zs.tree.norm(e)) for e in perturbations),
-                "cosine_batch": statistics.fmean(
-                    float(cosine(own, e)) for e in perturbations
-                ),
-                "cosine_large": statistics.fmean(
-                    float(cosine(mean, e)) for e in perturbations
-                ),
-                "rise_batch": statistics.fmean(
-                    float(loss(p, batch)) - at for p in moved
-                ),
-                "rise_large": statistics.fmean(
-                    float(loss(p, b)) - c
-                    for p in few
-                    for b, c in zip(large[:RISE_BATCHES], clean, strict=True)
-                ),
+        Args:
+          found: Perturbations of each rule.
+          params: Parameters of the network.
+          masks: Its masks.
+          batch: Images and labels.
+          large: The batches of the large batch.
+        """
+        own = self._gradient(params, batch)
+        grads = [self._gradient(params, b) for b in large]
+        mean = jax.tree.map(lambda *x: sum(x) / len(x), *grads)
+        few = large[:RISE_BATCHES]
+        clean = [float(self._loss(params, b)) for b in few]
+        at = float(self._loss(params, batch))
+        rows = []
+        for name, perturbations in found.items():
+            moved = [zs.tree.add_scaled(params, 1.0, eps) for eps in perturbations]
+            values = {
+                "cosine_batch": [self._cosine(own, e, masks) for e in perturbations],
+                "cosine_large": [self._cosine(mean, e, masks) for e in perturbations],
+                "rise_batch": [self._loss(p, batch) - at for p in moved],
+                "rise_large": [
+                    self._loss(p, b) - c
+                    for p in moved[:2]
+                    for b, c in zip(few, clean, strict=True)
+                ],
             }
-        )
-    print(f"measured at step {step}, loss {at:.3f}", flush=True)
-    return rows
+            means = {k: statistics.fmean(map(float, v)) for k, v in values.items()}
+            rows.append({"rule": name} | means)
+        return rows
 
 
 def summarize(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Returns a row per rule: means over the measured steps, and ratios to SAM's."""
-    fields = ("norm", "cosine_batch", "cosine_large", "rise_batch", "rise_large")
+    """Returns a row per rule: mean and deviation, over seeds, of the means over steps.
+
+    `downhill` is the share of the measured steps in which the large batch's loss has a
+    negative slope along the perturbation.
+    """
+    seeds = sorted({row["seed"] for row in rows})
     summary = []
     for name in RULES:
         own = [row for row in rows if row["rule"] == name]
-        summary.append(
-            {"rule": name}
-            | {field: statistics.fmean(r[field] for r in own) for field in fields}
-        )
-    sam = next(row for row in summary if row["rule"] == "SAM")
-    for row in summary:
-        row["cosine_large_of_sam"] = row["cosine_large"] / sam["cosine_large"]
-        row["rise_large_of_sam"] = row["rise_large"] / sam["rise_large"]
+        line: dict[str, Any] = {"rule": name}
+        for field in FIELDS:
+            means = [
+                statistics.fmean(row[field] for row in own if row["seed"] == seed)
+                for seed in seeds
+            ]
+            line[field] = statistics.fmean(means)
+            line[f"{field}_std"] = statistics.stdev(means) if len(means) > 1 else None
+        line["downhill"] = statistics.fmean(row["cosine_large"] < 0 for row in own)
+        summary.append(line)
     return summary
 
 
@@ -405,24 +399,21 @@ def show(summary: list[dict[str, Any]], title: str) -> None:
     """Prints the summary."""
     table = Table(title=title)
     table.add_column("rule", no_wrap=True)
-    columns = {
-        "radius": ("norm", ".3f"),
-        "cos batch": ("cosine_batch", ".3f"),
-        "cos large": ("cosine_large", ".3f"),
-        "of SAM": ("cosine_large_of_sam", ".2f"),
-        "rise batch": ("rise_batch", ".4f"),
-        "rise large": ("rise_large", ".4f"),
-    }
-    for column in columns:
-        table.add_column(column, justify="right")
+    for field in FIELDS:
+        table.add_column(field.replace("_", " "), justify="right")
     for row in summary:
-        cells = [format(row[field], form) for field, form in columns.values()]
+        cells = [
+            f"{row[field]:.4f} ± {row[f'{field}_std'] or 0:.4f}" for field in FIELDS
+        ]
         table.add_row(row["rule"], *cells)
     Console().print(table)
 
 
 def draw(rows: list[dict[str, Any]], path: Path) -> None:
-    """Plots the cosine to the large-batch gradient and the rise, by step."""
+    """Plots the cosine to the large-batch gradient and the rise, by step.
+
+    The lines are means over the seeds, the marks single trainings.
+    """
     figure, axes = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
     labels = {
         "cosine_large": "cosine to the large-batch gradient",
@@ -432,16 +423,15 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
     for axis, (field, label) in zip(axes, labels.items(), strict=True):
         for name, color in zip(SHOWN, colors, strict=False):
             own = [row for row in rows if row["rule"] == name]
+            by_step: dict[int, list[float]] = {}
+            for row in own:
+                by_step.setdefault(row["step"] + 1, []).append(row[field])
             style = "-" if name.startswith("guided") else "--"
-            axis.plot(
-                [row["step"] for row in own],
-                [row[field] for row in own],
-                style,
-                marker="o",
-                markersize=3,
-                color=color,
-                label=name,
-            )
+            means = [statistics.fmean(values) for values in by_step.values()]
+            axis.plot(list(by_step), means, style, color=color, label=name)
+            single = [(step, v) for step, values in by_step.items() for v in values]
+            steps, values = zip(*single, strict=True)
+            axis.plot(steps, values, "o", color=color, markersize=3, alpha=0.5)
         axis.axhline(0, color="black", linewidth=0.6)
         axis.set_xlabel("training step")
         axis.set_ylabel(label)
@@ -457,13 +447,13 @@ def main() -> None:
     """Runs the benchmark and writes its results."""
     parser = command_line.parser(__doc__)
     parser.add_argument(
-        "--steps", metavar="N", type=int, default=1200, help="training steps"
+        "--steps", metavar="N", type=int, default=800, help="training steps"
     )
     parser.add_argument(
-        "--points", metavar="N", type=int, default=8, help="steps that are measured"
+        "--points", metavar="N", type=int, default=4, help="steps that are measured"
     )
     parser.add_argument(
-        "--seed", metavar="N", type=int, default=0, help="seed of the training"
+        "--seeds", metavar="N", type=int, default=5, help="trainings, from seed 0"
     )
     parser.add_argument(
         "--data-dir", metavar="DIR", help="TFDS directory; default: TFDS_DATA_DIR"
@@ -478,23 +468,25 @@ def main() -> None:
     args = parser.parse_args()
 
     start = time.perf_counter()
-    problem = Problem(args.seed, args.data_dir)
+    measurement = Measurement(Problem(args.data_dir))
     points = [round(args.steps * (i + 1) / args.points) - 1 for i in range(args.points)]
-    rows = measure(problem, args.steps, points)
+    rows = []
+    for seed in range(args.seeds):
+        rows += measurement.run(seed, args.steps, points)
     summary = summarize(rows)
     title = (
-        f"half-wide ResNet-20 at {SPARSITY:.0%} sparsity, CIFAR-10, batch {BATCH}, "
-        f"radius {RHO}: means over {len(points)} steps of the first {args.steps}"
+        f"{MODEL} at width {WIDTH} and {SPARSITY:.0%} sparsity, CIFAR-10, batch "
+        f"{BATCH}, radius {RHO}: means over {len(points)} of the first {args.steps} "
+        f"steps, {args.seeds} seeds"
     )
     show(summary, title)
-    draw(rows, args.out.with_suffix(".png"))
     settings = {k: v for k, v in vars(args).items() if k not in ("out", "data_dir")}
     record.write(
         args.out,
         {
             "settings": settings
             | {
-                "model": "resnet20 at width 0.5",
+                "model": f"{MODEL} at width {WIDTH}",
                 "rho": RHO,
                 "sparsity": SPARSITY,
                 "learning_rate": LEARNING_RATE,
@@ -507,6 +499,7 @@ def main() -> None:
             "points": rows,
         },
     )
+    draw(rows, args.out.with_suffix(".png"))
 
 
 if __name__ == "__main__":

@@ -68,6 +68,12 @@ PROBES = (
     ("S2-SAM", "S2-SAM"),
     ("MSAM", "MSAM"),
     ("VaSSO", "VaSSO"),
+    ("no probe, mean of gradients", None),
+    ("random, random sign", "random, random sign"),
+    ("RWP", "RWP"),
+    ("F-SAM", "F-SAM"),
+    ("ASAM", "ASAM"),
+    ("SAM, 1/16 of the batch", "SAM, 1/16 of the batch"),
     ("SAM", "SAM"),
 )
 
@@ -199,15 +205,20 @@ def probes(
             "perturbation",
             "cosine to the batch's gradient",
             "cosine to the large batch's gradient",
-            "rise of the large batch's loss",
+            "rise of the large batch's loss, 1e-3",
+            "downhill",
             "share of SGD",
         ]
     ]
     for rule, step in PROBES:
         row = seen[rule]
         share = f"{cost[step]['share_of_sgd']:.2f}" if step in cost else NOT_RUN
-        cosines = f"{row['cosine_batch']:.3f}", f"{row['cosine_large']:.3f}"
-        lines.append([rule, *cosines, f"{row['rise_large']:.4f}", share])
+        cosines = (
+            f"{row[name]:.3f} ± {row[f'{name}_std']:.3f}"
+            for name in ("cosine_batch", "cosine_large")
+        )
+        rise = f"{1e3 * row['rise_large']:.2f} ± {1e3 * row['rise_large_std']:.2f}"
+        lines.append([rule, *cosines, rise, f"{row['downhill']:.0%}", share])
     return lines
 
 

@@ -230,14 +230,26 @@ def test_the_time_of_aesam_is_that_of_its_two_kinds_of_steps():
         assert found.info.backward_evaluations == (1 if name == plain else 2)
 
 
-def test_every_ascent_is_asked():
-    rules = alignment.rules()
-    asked = {rule.name for rule in rules.values()} - set(alignment.CONTROLS)
-    assert asked | set(alignment.SHARED) == set(GRADIENTS)
-    assert asked.isdisjoint(alignment.SHARED)
-    assert set(alignment.SHOWN) | set(alignment.OWN_RHO) <= set(rules)
-    for rule in rules.values():
+def test_the_rules_of_the_alignment_are_those_of_its_table_and_picture():
+    assert set(alignment.SHOWN) <= set(alignment.RULES)
+    assert {rule for rule, _ in tables.PROBES} == set(alignment.RULES)
+    for rule in alignment.RULES.values():
         assert alignment.constructor(rule)(**rule.options, has_aux=True) is not None
+
+
+def test_alignment_is_averaged_over_steps_before_seeds():
+    rows = [
+        {"rule": rule, "seed": seed, "step": step}
+        | dict.fromkeys(alignment.FIELDS, 10.0 * seed + step - 5.0)
+        for rule in alignment.RULES
+        for seed in (0, 1)
+        for step in (2, 4)
+    ]
+    row = alignment.summarize(rows)[0]
+    # Means over the steps: -2 and 8; without them the deviation would be 5.89.
+    assert (row["rule"], row["cosine_large"]) == ("SAM", 3.0)
+    assert row["cosine_large_std"] == pytest.approx(50**0.5)
+    assert row["downhill"] == 0.5
 
 
 def test_the_control_without_a_probe_points_along_the_mean_of_its_gradients():
@@ -268,7 +280,7 @@ def test_every_sparse_method_is_timed():
     [
         (tables.THROUGHPUT, "steps", "step", throughput.methods),
         (tables.ASCENT_PART, "steps", "step", throughput.methods),
-        (tables.ALIGNMENT, "rules", "rule", alignment.rules),
+        (tables.ALIGNMENT, "rules", "rule", lambda: alignment.RULES),
         (tables.SPARSITY, "rows", "method", sparsity.measured),
     ],
 )

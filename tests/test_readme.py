@@ -248,14 +248,17 @@ def test_the_figures_of_the_alignment_are_the_measured_ones():
     text = text[: text.index("## Sparse methods")]
     for rule in ("SAM", "guided, m=1", "ZO-SAM, m=1", "ZO-SAM, m=16", "S2-SAM"):
         assert f"{means[rule]:.3f}" in text
+    for rule in ("SAM, 1/16 of the batch", "no probe, mean of gradients"):
+        assert f"{means[rule]:.3f}" in text
     guided = [r["cosine_large"] for r in found["points"] if r["rule"] == "guided, m=1"]
-    assert f"({min(guided):.3f})" in text
+    assert f"ten cosines is {min(guided):.3f}" in " ".join(text.split())
+    assert len(guided) == 10
     assert means["guided, m=1"] > 0.5 * means["SAM"]
     # What the page says of the cheaper probes.
     assert means["guided, m=1, every 5"] >= means["guided, m=1"]
-    assert means["guided, m=1, bfloat16"] > 0.9 * means["guided, m=1"]
-    assert 0.4 < means["guided, m=1, quarter batch"] / means["guided, m=1"] < 0.6
-    assert abs(means["MSAM"]) < 0.01
+    assert means["guided, m=1, bfloat16"] > 0.99 * means["guided, m=1"]
+    assert 0.75 < means["guided, m=1, quarter batch"] / means["guided, m=1"] < 0.85
+    assert abs(means["MSAM"]) < 0.05
 
 
 def test_the_figures_of_the_guided_directions_are_the_measured_ones():
