@@ -87,10 +87,12 @@ class Sense(NamedTuple):
     Attributes:
       least: Smallest value.
       most: Largest value.
+      but: A value between them that makes none.
     """
 
     least: float
     most: float
+    but: float | None = None
 
 
 SENSE = {
@@ -121,6 +123,7 @@ SENSE = {
     "--label-smoothing": Sense(0, 0.9999),
     "--validation": Sense(0, 0.95),
     "--image-size": Sense(math.inf, 0),
+    "--fsdp": Sense(-1, 1, but=0),  # There is one device; -1 stands for all.
     "--workers": Sense(0, 0),
     "--seed": Sense(0, 2**32 - 1),
     "--checkpoint-every": Sense(1, 2**31 - 1),
@@ -208,7 +211,7 @@ def values_of_flags() -> Iterator[Line]:
             continue
         for text in INTEGERS if is_whole else FLOATS:
             sense, value = SENSE[flag], float(text)
-            fits = sense.least <= value <= sense.most
+            fits = sense.least <= value <= sense.most and value != sense.but
             words = _small("train", flag, text, **_flags(WITH.get(flag, {})))
             yield Line(words, f"train {flag}", fits)
     for flag, values in (
