@@ -78,8 +78,8 @@ def of_state(mesh: Mesh, state: PyTree) -> PyTree:
 def _spec(shape: Shape, count: int) -> PartitionSpec:
     """Returns how so many devices share an array.
 
-    >>> _spec((3, 3, 64, 128), 4)
-    PartitionSpec(None, None, None, 'fsdp')
+    >>> list(_spec((3, 3, 64, 128), 4))
+    [None, None, None, 'fsdp']
     """
     fitting = [axis for axis, size in enumerate(shape) if size % count == 0]
     if count == 1 or math.prod(shape) < SMALL or not fitting:
