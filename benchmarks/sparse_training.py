@@ -107,10 +107,12 @@ def config(
       held_out: Fraction of the training images that are held out.
     """
     name = f"{cell.method}-{cell.sparsity:g}-{cell.gradient}-r{lane.rho:g}-s{lane.seed}"
+    fields: dict[str, Any] = {**PROBLEMS[PROBLEM].fields}
+    fields |= METHODS.get(cell.method, METHODS[DENSE])
+    if cell.sparsity:
+        fields["sparsity"] = cell.sparsity
     made = TrainConfig(
-        **dict(PROBLEMS[PROBLEM].fields)
-        | METHODS.get(cell.method, METHODS[DENSE])
-        | ({"sparsity": cell.sparsity} if cell.sparsity else {}),
+        **fields,
         gradient=cell.gradient,
         seed=lane.seed,
         validation=held_out,
@@ -188,7 +190,7 @@ def _alone(
     made: TrainConfig | LotteryConfig, gradient: Any, dataset: data.Dataset
 ) -> Result | None:
     """Trains, or goes on, with the trainer itself; returns None if interrupted."""
-    given = {"gradient": gradient, "dataset": dataset}
+    given: dict[str, Any] = {"gradient": gradient, "dataset": dataset}
     last, held_out = made.folder, 0.0
     try:
         if isinstance(made, LotteryConfig):

@@ -64,7 +64,7 @@ def measure(study: Study, training: Training) -> dict[str, Any] | None:
         return ended and {"diverged": True}
     run = study.config(training).folder
     # Without its perturbation: the objects are asked for, and no step is made.
-    given = {"dataset": study.dataset()}
+    given: dict[str, Any] = {"dataset": study.dataset()}
     given["gradient"] = CONTENDERS[training.method].gradient(training.rho, None)
     corrupted = evaluate.evaluate(run, **given)["mean_corrupted_accuracy"]
     settings = of_runs.Settings(
@@ -112,7 +112,7 @@ def main() -> None:
         merge(log, tables.RESULTS / "study" / args.problem / study_report.FLATNESS)
         return
     compilation_cache.use()
-    given = {"methods": METHODS, "results": args.runs, "runs": args.runs}
+    given: dict[str, Any] = {"methods": METHODS, "results": args.runs}
     study = Study(args.problem, argparse.Namespace(**{**vars(args), **given}))
     done = {(row["method"], row["seed"]) for row in log.rows()}
     for method, (rho, epochs) in chosen(study).items():
