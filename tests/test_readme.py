@@ -18,7 +18,7 @@ import jax
 import pytest
 
 import zosam_jax as zs
-from benchmarks import sparse_table, tables
+from benchmarks import sparse_table, study_report, tables
 from zosam_jax.runs import intervals
 from zosam_jax.runs.config import differences
 from zosam_jax.runs.presets import PRESETS
@@ -316,6 +316,72 @@ def test_the_figures_of_the_grid_are_the_measured_ones(page):
             ]
         )
         assert f"{100 * found.mean:.1f} ± {100 * found.half_width:.1f} points" in text
+
+
+def test_the_figures_of_flatness_are_the_measured_ones():
+    """Each pair is of 40 % and of 20 % wrong labels."""
+    found = []
+    for problem in ("digits-noise40", "digits-noise20"):
+        rows = tables.load(f"study/{problem}/{study_report.FLATNESS}")["rows"]
+        means: dict[tuple[str, str], float] = {}
+        for field in study_report.FIGURES:
+            for name in {row["method"] for row in rows}:
+                own = [row[field] for row in rows if row["method"] == name]
+                means[name, field] = statistics.fmean(own)
+        found.append(means)
+    text = MEASUREMENTS[MEASUREMENTS.index("- **What gains is flat.**") :]
+    text = " ".join(text[: text.index("The other problems")].split())
+
+    def pair(name: str, word: str = " and ") -> str:
+        return word.join(f"{means[name, 'eigenvalue']:.1f}" for means in found)
+
+    assert f"falls from SGD's {pair('SGD')} to {pair('SAM')} with SAM" in text
+    assert f"to {pair('SAM, 1/16 of the batch')} with SAM on a sixteenth" in text
+    assert f"to {pair('guided ZO-SAM')} with guided directions" in text
+    assert (
+        f"ZO-SAM has {pair('ZO-SAM')}, its control {pair('random, random sign')}."
+        in (text)
+    )
+    early = [
+        f"{m['SGD, 1/4 of the epochs', 'eigenvalue'] / m['SAM', 'eigenvalue']:.1f}"
+        for m in found
+    ]
+    assert f"at {' and '.join(early)} times the curvature" in text
+    assert f"are right on {100 * found[0]['S2-SAM', 'accuracy']:.1f} %" in text
+
+    def lost(*names: str) -> str:
+        losses = [
+            100 * (means[name, "accuracy"] - means[name, "corrupted"])
+            for means in found
+            for name in names
+        ]
+        return f"{min(losses):.0f} to {max(losses):.0f}"
+
+    assert f"lose {lost('SAM', 'SAM, 1/16 of the batch')} points" in text
+    assert f"SGD {lost('SGD')}, ZO-SAM {lost('ZO-SAM')}." in text
+
+
+def test_the_figures_of_the_study_are_the_measured_ones():
+    text = README[README.index("- **At equal time.**") :]
+    text = " ".join(text[: text.index("- **Cost.**")].split())
+    gains, shares = [], []
+    for rows in study_report.results(tables.RESULTS / "study").values():
+        gain = {
+            row["method"]: row["gain"]["mean"]
+            for row in rows
+            if row["stage"] == "epochs"
+        }
+        gains.append(100 * gain["SAM"])
+        shares.append(gain["SAM, 1/16 of the batch"] / gain["SAM"])
+    assert len(gains) == 4
+    assert f"gains {min(gains):.1f} to {max(gains):.1f} points" in text
+    assert f"at least {100 * min(shares):.0f} % of that" in text
+    row = next(
+        row
+        for row in tables.load(tables.ASCENT_PART)["steps"]
+        if row["step"] == "SAM, 1/16 of the batch"
+    )
+    assert f"took {1 / row['share_of_sgd']:.2f} of the time" in text
 
 
 def test_the_figures_of_the_front_page_are_the_measured_ones():

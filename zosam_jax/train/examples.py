@@ -77,7 +77,9 @@ def normalized(config: TrainConfig, dataset: Data) -> Data:
         return dataset
     mean, std = data.STATISTICS[config.normalization]
     if dataset.kind != "image" or len(dataset.mean) != len(mean):
-        held = "text" if dataset.kind == "text" else f"{len(dataset.mean)} channels"
+        count = len(dataset.mean)
+        plural = "s" * (count != 1)
+        held = "text" if dataset.kind == "text" else f"{count} channel{plural}"
         raise ValueError(
             f"normalization={config.normalization!r} is for images of {len(mean)} "
             f"channels, and {config.dataset} has {held}. Say dataset."
