@@ -126,6 +126,18 @@ def test_every_part_has_a_picture(analysed, tmp_path):
         assert (tmp_path / f"{part}.png").read_bytes()[1:4] == b"PNG"
 
 
+def test_no_mark_of_the_noise_hides_another(analysed):
+    """Where the training perturbs next to nothing, both variances are the same."""
+    found, _, _ = analysed
+    marks = [
+        x for x in pictures.noise(found, {}).axes[0].lines if x.get_marker() in "oD"
+    ]
+    inner, outer = marks[:2]
+    assert (inner.get_marker(), outer.get_marker()) == ("o", "D")
+    assert outer.get_markerfacecolor() == "none"
+    assert inner.get_markersize() < outer.get_markersize()
+
+
 def answers(run):
     """Logits of all test images."""
     net, data = load_run.load(run, **OBJECTS), OBJECTS["dataset"]

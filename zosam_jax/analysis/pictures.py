@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.contour import QuadContourSet
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from zosam_jax.analysis import drawing, error_pictures, surfaces
 from zosam_jax.analysis.noise import expected_cosine
@@ -169,14 +169,14 @@ def noise(found: JSON, arrays: Arrays) -> Figure:
     runs = found["runs"]
     for number, run in enumerate(runs):
         figures, color = run["noise"], drawing.color(number)
-        for kind, marker, face in (
-            ("backprop", "o", color),
-            ("training", "D", "white"),
+        # Both are equal where the training has no perturbation, or next to none.
+        for kind, marker, style in (
+            ("backprop", "o", {"ms": 5}),
+            ("training", "D", {"mfc": "none", "mew": 1.5, "ms": 10}),
         ):
             variance = figures.get(kind, {}).get("variance")
             if variance:
-                style = {"color": color, "mfc": face, "mew": 1.5, "ms": 7}
-                left.plot(number, variance, marker, **style)
+                left.plot(number, variance, marker, color=color, **style)
         rows = figures["zeroth_order"]
         x = [row["num_directions"] for row in rows]
         y = [row["cosine"] for row in rows]
@@ -202,7 +202,7 @@ def noise(found: JSON, arrays: Arrays) -> Figure:
     marks = [
         (Line2D([], [], color="0.3", marker="o", ls="none"), "backpropagation"),
         (
-            Line2D([], [], color="0.3", marker="D", mfc="white", ls="none"),
+            Line2D([], [], color="0.3", marker="D", mfc="none", ls="none"),
             "gradient of the training",
         ),
     ]
@@ -232,6 +232,7 @@ def masks(found: JSON, arrays: Arrays) -> Figure:
     lowest = min((d for densities in each for d in densities.values() if d), default=1)
     if lowest < 0.1:
         axes[0].set_xscale("log")
+        axes[0].xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes[0].xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
         axes[0].xaxis.set_minor_formatter(NullFormatter())
     else:
