@@ -70,10 +70,13 @@ class CompiledRun:
         seed = self._abstract(self._seed)
         begin = None if start is None else self._in_parts(start.arrays)
         arguments = seed, *self._examples(), begin
-        # The shapes come first: what is to lie in parts is never whole on a device.
-        self.abstract = self._in_parts(jax.eval_shape(self._first, *arguments))
-        parts = experiment.in_parts(self.abstract)
+        parts: PyTree = experiment.replicated()
+        if experiment.mesh.shape["fsdp"] > 1:
+            # The shapes come first: what is to lie in parts is never whole on a device.
+            parts = experiment.in_parts(jax.eval_shape(self._first, *arguments))
         self._first_traced = self._trace(self._first, *arguments, to=parts)
+        self.abstract = self._in_parts(self._first_traced.program.out_info)
+        parts = experiment.in_parts(self.abstract)
         advance, rest = self._advance_batch, []
         if not experiment.streams:
             advance = self._advance_scan if experiment.scans else self._advance_step
