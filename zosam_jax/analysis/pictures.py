@@ -170,13 +170,14 @@ def noise(found: JSON, arrays: Arrays) -> Figure:
     for number, run in enumerate(runs):
         figures, color = run["noise"], drawing.color(number)
         # Both are equal where the training has no perturbation, or next to none.
-        for kind, marker, style in (
-            ("backprop", "o", {"ms": 5}),
-            ("training", "D", {"mfc": "none", "mew": 1.5, "ms": 10}),
+        for kind, marker, face, size in (
+            ("backprop", "o", color, 5),
+            ("training", "D", "none", 10),
         ):
             variance = figures.get(kind, {}).get("variance")
             if variance:
-                left.plot(number, variance, marker, color=color, **style)
+                style = {"color": color, "mfc": face, "mew": 1.5, "ms": size}
+                left.plot(number, variance, marker, **style)
         rows = figures["zeroth_order"]
         x = [row["num_directions"] for row in rows]
         y = [row["cosine"] for row in rows]
