@@ -162,6 +162,17 @@ def _map(axis: Axes, each: Surface, levels: Levels) -> QuadContourSet:
     return shown
 
 
+# Both marks of a run stay visible where the training has no perturbation, or next to
+# none, and their values are equal.
+_NOISE_MARKS: dict[str, tuple[str, dict[str, Any]]] = {
+    "backprop": ("backpropagation", {"marker": "o", "ms": 5}),
+    "training": (
+        "gradient of the training",
+        {"marker": "D", "mfc": "none", "ms": 10, "mew": 1.5},
+    ),
+}
+
+
 def noise(found: JSON, arrays: Arrays) -> Figure:
     """Returns the variance of gradients, and the cosine of zeroth-order estimates."""
     del arrays
@@ -169,15 +180,10 @@ def noise(found: JSON, arrays: Arrays) -> Figure:
     runs = found["runs"]
     for number, run in enumerate(runs):
         figures, color = run["noise"], drawing.color(number)
-        # Both are equal where the training has no perturbation, or next to none.
-        for kind, marker, face, size in (
-            ("backprop", "o", color, 5),
-            ("training", "D", "none", 10),
-        ):
+        for kind, (_, style) in _NOISE_MARKS.items():
             variance = figures.get(kind, {}).get("variance")
             if variance:
-                style = {"color": color, "mfc": face, "mew": 1.5, "ms": size}
-                left.plot(number, variance, marker, **style)
+                left.plot(number, variance, color=color, ls="none", **style)
         rows = figures["zeroth_order"]
         x = [row["num_directions"] for row in rows]
         y = [row["cosine"] for row in rows]
@@ -201,11 +207,8 @@ def noise(found: JSON, arrays: Arrays) -> Figure:
     right.set_ylabel("cosine to the gradient")
     right.set_title("zeroth-order estimate (line: its law)")
     marks = [
-        (Line2D([], [], color="0.3", marker="o", ls="none"), "backpropagation"),
-        (
-            Line2D([], [], color="0.3", marker="D", mfc="none", ls="none"),
-            "gradient of the training",
-        ),
+        (Line2D([], [], color="0.3", ls="none", **style), name)
+        for name, style in _NOISE_MARKS.values()
     ]
     drawing.legend(figure, runs, extra=marks)
     return figure
