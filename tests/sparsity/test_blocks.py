@@ -187,6 +187,52 @@ def test_methods_of_a_structure_have_no_blocks(method):
         zs.sparsity.blocks(method, 2)
 
 
+def whole_blocks():
+    """Masks of whole blocks, other than any method would draw; the bias is dense."""
+    drawn = np.random.default_rng(5)
+    masks = {k: (drawn.random(BLOCKS[k]) < 0.3)[PLACES[k]] for k in SPARSE}
+    return {**masks, "bias": True}
+
+
+def test_a_method_starts_from_given_masks_of_blocks_and_keeps_their_counts():
+    masks = whole_blocks()
+    made = zs.sparsity.blocks(zs.sparsity.rigl(0.5, STEPS, **FIXED), SIZE)
+    states = list(train(zs.sparsity.start_from(made, masks), normal(SHAPES), STEPS))
+    for k in SPARSE:
+        np.testing.assert_array_equal(states[0][2][k], masks[k])
+        counts = {int(live(k, state[2][k]).sum()) for state in states}
+        assert counts == {int(live(k, masks[k]).sum())}
+        assert not np.array_equal(states[-1][2][k], masks[k])
+
+
+@pytest.mark.parametrize("name", ["static", "magnitude"])
+def test_fixed_masks_of_blocks_stay_as_they_are_given(name):
+    made = zs.sparsity.blocks(METHODS[name], SIZE)
+    masks = jax.tree.map(jnp.asarray, whole_blocks())
+    begun = zs.sparsity.start_from(made, masks)
+    for found in (begun.init(normal(SHAPES)), jax.jit(begun.init)(normal(SHAPES))):
+        for x, y in zip(*map(jax.tree.leaves, (found.masks, masks)), strict=True):
+            np.testing.assert_array_equal(x, y)
+
+
+def test_given_masks_that_are_not_whole_blocks_are_named():
+    masks = whole_blocks()
+    masks["b"][0, 0, 0, 0] ^= True
+    begun = zs.sparsity.start_from(zs.sparsity.blocks(METHODS["rigl"], SIZE), masks)
+    said = r"masks: b of shape \(3, 2, 4, 6\) is not made of whole blocks of 2 x 3"
+    with pytest.raises(ValueError, match=said):
+        begun.init(normal(SHAPES))
+
+
+def test_a_refused_method_is_named_by_its_call():
+    scored = zs.sparsity.static(0.5, "snip", value_fn=lambda p: p["a"].sum())
+    said = r"zs\.sparsity\.static\(sparsity=0\.5, criterion='snip', .*\) "
+    with pytest.raises(ValueError, match=f"blocks: {said}has a structure"):
+        zs.sparsity.blocks(scored, 2)
+    with pytest.raises(ValueError, match=f"^{said}chooses its first masks itself"):
+        zs.sparsity.start_from(scored, {})
+
+
 @pytest.mark.parametrize("size", [0, (2, 0), (1, 2, 3), 1.5])
 def test_a_size_is_whole(size):
     with pytest.raises(ValueError, match="size"):

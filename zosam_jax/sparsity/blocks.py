@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from zosam_jax import _check, tree
 from zosam_jax._options import checks_arguments
@@ -39,6 +40,8 @@ def blocks(
     The kernel of a convolution, `[H, W, in, out]`, is the matrix `[H W in, out]` of its
     im2col product. Since r divides `in`, a block lies within one position.
 
+    `start_from` gives the method first masks of whole blocks.
+
     Args:
       method: `static` (by "random" or "magnitude"), `gmp`, `set_`, `rigl`, `itop`,
         `svite`, `mest`, `dsr` or `dynamic`. Scores of weight times gradient see the
@@ -67,9 +70,8 @@ def blocks(
     _check.one_of("undivided", undivided, _UNDIVIDED)
     if method.begin is None and method.name != "gmp":
         raise ValueError(
-            f"blocks: {method.name or 'the method'} has a structure or a criterion of "
-            "its own. Give a method of single weights, as zs.sparsity.rigl, set_, gmp "
-            "or static."
+            f"blocks: {method} has a structure or a criterion of its own. Give a "
+            "method of single weights, as zs.sparsity.rigl, set_, gmp or static."
         )
     cut = _Cut(*_pair("size", size), _pair("axes", axes))
 
@@ -78,6 +80,13 @@ def blocks(
         sparse = cut.layers(params, masks, undivided)
         found = method.init(cut.norms(params, sparse))
         _check_found(found.masks, sparse)
+        return cut.whole(found)
+
+    def begin(params: Params, masks: Masks) -> Topology:
+        assert method.begin is not None
+        cut.check_whole(masks)
+        sparse = [not tree.is_dense(m) for m in jax.tree.leaves(masks)]
+        found = method.begin(cut.norms(params, sparse), cut.of_blocks(masks))
         return cut.whole(found)
 
     def change(
@@ -97,7 +106,7 @@ def blocks(
     return method._replace(
         init=init,
         change=None if method.change is None else change,
-        begin=None,
+        begin=None if method.begin is None else begin,
         call="",
     )
 
@@ -201,6 +210,29 @@ class _Cut(NamedTuple):
             return m[tuple(slice(None, None, step) for step in steps)]
 
         return jax.tree.map(leaf, masks)
+
+    def check_whole(self, masks: Masks) -> None:
+        """Raises `ValueError` unless masks are those of whole blocks.
+
+        Of traced masks, only the shapes are known.
+        """
+        for path, m in zip(tree.paths(masks), jax.tree.leaves(masks), strict=True):
+            if tree.is_dense(m) or (self.divides(m.shape) and self._is_whole(m)):
+                continue
+            raise ValueError(
+                f"masks: {path} of shape {m.shape} is not made of whole blocks of "
+                f"{self.rows} x {self.columns}. Take the blocks that the masks were "
+                "made with, or a method of single weights."
+            )
+
+    def _is_whole(self, mask: jax.Array) -> bool:
+        if _check.is_traced(mask):
+            return True
+        found = np.asarray(mask)
+        first = self.of_blocks(found)
+        inputs, outputs = self._places(found.ndim)
+        repeated = np.repeat(np.repeat(first, self.rows, inputs), self.columns, outputs)
+        return np.array_equal(repeated, found)
 
     def whole(self, topology: Topology) -> Topology:
         """Returns a topology of blocks with masks of weights."""

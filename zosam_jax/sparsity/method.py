@@ -42,8 +42,9 @@ class SparseMethod(NamedTuple):
         None if the method never uses it.
       mean_pruned: The number of pruned weights, divided by the final number and
         averaged over the training. 1 if the sparsity is constant.
-      begin: `(params, masks) -> Topology`, the first topology with given masks; None if
-        the method has to choose its first masks itself. See `start_from`.
+      begin: `(params, masks) -> Topology`, the first topology with given masks, NumPy
+        arrays perhaps; None if the method has to choose its first masks itself. See
+        `start_from`.
       name: The constructor's name, for the record of a run.
       stacked: Leaves that are stacks of layers, as in `dynamic`.
       call: The call that made it, for `print`; "" for a method of your own.

@@ -117,7 +117,7 @@ def _check_part(name: str, method: SparseMethod) -> None:
             "prunes trained weights after the step, and needs all of them until then"
         )
     if reason:
-        raise ValueError(f"product: {name}={method.name} {reason}. Use it alone.")
+        raise ValueError(f"product: {name}={method} {reason}. Use it alone.")
 
 
 def _joined(parts: Parts) -> Topology:

@@ -133,6 +133,7 @@ def prune_and_grow(
         return begin(params, first(params))
 
     def begin(params: Params, masks: Masks) -> Topology:
+        masks = jax.tree.map(jnp.asarray, masks)
         leaves = SparseLeaves.of_masks(masks, stacked)
         warn_of_biases(leaves)
         live = live_counts(leaves.of(masks))

@@ -23,7 +23,8 @@ def start_from(method: SparseMethod, masks: Masks) -> SparseMethod:
 
     Args:
       method: `static` (by "random" or "magnitude"), `rigl`, `set_`, `itop`, `svite`,
-        `mest`, `dsr` or `dynamic`.
+        `mest`, `dsr` or `dynamic`; or `blocks` of one of these, whose masks are those
+        of whole blocks.
       masks: Mask tree like the parameters. A scalar True for a sparse leaf: all its
         weights are live. `optax.MaskedNode()`: the method chooses its mask.
 
@@ -32,7 +33,7 @@ def start_from(method: SparseMethod, masks: Masks) -> SparseMethod:
 
     Raises:
       ValueError: The method chooses its first masks itself; at init, masks that do not
-        fit the parameters.
+        fit the parameters, or are not whole blocks.
 
     Example:
       >>> import jax.numpy as jnp, zosam_jax as zs
@@ -45,8 +46,8 @@ def start_from(method: SparseMethod, masks: Masks) -> SparseMethod:
     begin = method.begin
     if begin is None:
         raise ValueError(
-            f"{method.name or 'the method'} chooses its first masks itself, so that it "
-            "cannot start from given ones. Use zs.sparsity.rigl, set_ or another "
+            f"{method} chooses its first masks itself, so that it cannot start from "
+            "given ones. Use zs.sparsity.rigl, set_ or another "
             "method of single weights, or static for masks that do not change."
         )
 
@@ -63,13 +64,13 @@ def start_from(method: SparseMethod, masks: Masks) -> SparseMethod:
     return method._replace(init=init, begin=None, call="")
 
 
-def _first(own: jax.Array, given: Any) -> jax.Array:
+def _first(own: jax.Array, given: Any) -> Any:
     """Returns the first mask of a leaf: the given one, or the method's own."""
     if tree.is_dense(own) or _is_open(given):
         return own
     if tree.is_dense(given):
         return jnp.ones(jnp.shape(own), bool)
-    return jnp.asarray(given)
+    return given
 
 
 def _is_open(mask: object) -> bool:

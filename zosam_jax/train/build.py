@@ -165,8 +165,9 @@ def _check_leaves(
     for path, mask in zip(paths, masks, strict=True):
         if path in frozen and not tree.is_dense(mask):
             raise ValueError(
-                f"freeze: {path} does not move, and method={method.name!r} would prune "
-                "it. Keep it dense in the method, or do not freeze it."
+                f"freeze: {path} does not move, and "
+                f"method={chosen.method_name(method)!r} would prune it. Keep it dense "
+                "in the method, or do not freeze it."
             )
 
 

@@ -67,6 +67,14 @@ class Choices(NamedTuple):
             config.model, width=config.width, **self.model_options
         )
 
+    def method_name(self, method: SparseMethod) -> str:
+        """Returns the name of the sparse method as its user wrote it.
+
+        Args:
+          method: The method; one that was given as an object has its own name.
+        """
+        return method.name if self.method is None else self.method.name
+
     def check_together(
         self,
         config: TrainConfig,
@@ -78,8 +86,8 @@ class Choices(NamedTuple):
         if method is None or gradient.dense or method.dense_gradient_every is None:
             return
         raise ValueError(
-            f"method={config.method!r} uses the gradient of pruned weights, which a "
-            "zeroth-order gradient does not estimate. Use method='set'."
+            f"method={self.method_name(method)!r} uses the gradient of pruned weights, "
+            "which a zeroth-order gradient does not estimate. Use method='set'."
         )
 
 

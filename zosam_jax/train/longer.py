@@ -49,11 +49,12 @@ def check(
             reasons.append(
                 f"the learning rate (--schedule {config.schedule}) follows {share}"
             )
-    method = None if chosen.method is None else experiment.method
-    if method is not None and method.fires is not None:
-        reasons.append(f"the masks (--method {config.method}) follow {share}")
-    if chosen.gradient is not None and "total_steps" in chosen.gradient.takes:
-        reasons.append(f"--gradient {config.gradient} depends on the number of steps")
+    method, gradient = chosen.method, chosen.gradient
+    changes = experiment.method is not None and experiment.method.fires is not None
+    if method is not None and changes:
+        reasons.append(f"the masks (--method {method.name}) follow {share}")
+    if gradient is not None and "total_steps" in gradient.takes:
+        reasons.append(f"--gradient {gradient.name} depends on the number of steps")
     if reasons:
         raise RunError(
             f"the run in {config.folder} has {epochs} epochs and cannot go on to "

@@ -110,7 +110,9 @@ class ChosenMethod(NamedTuple):
             return blocks(made, config.block, undivided="dense")
         except ValueError as error:
             raise ValueError(
-                f"block={config.block}: method={self.name!r}: {error}"
+                f"block={config.block}: method={self.name!r} has a structure or a "
+                "criterion of its own. Take a method of single weights, as rigl, set, "
+                "gmp, random or magnitude."
             ) from error
 
     def check(self, config: TrainConfig) -> None:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from zosam_jax import _check
+from zosam_jax import _check, sparsity
 from zosam_jax._types import Masks, Params, PyTree, Shape
 from zosam_jax.runs.dataset_facts import DatasetFacts
 from zosam_jax.runs.errors import RunError
@@ -146,6 +146,8 @@ def begin(found: Source, experiment: Experiment, masks: str, sparsity: float) ->
     leaves.check_all_used(_check.paths(like))
     collections = _matched(state, leaves.statistic)
     kept = _kept_masks(found, experiment, masks, sparsity, params)
+    if kept is not None:
+        _check_kept(found, experiment, kept, like)
     how = "no masks" if experiment.method is None else "masks drawn by the method"
     if kept is not None:
         how = f"masks kept, at sparsity {found.sparsity:.4g}"
@@ -306,8 +308,7 @@ def _kept_masks(
     if not can_keep:
         raise RunError(
             f"from_masks='keep': method={name!r} cannot start from given masks. Say "
-            "--from-masks drawn, or take rigl, set, or magnitude for fixed masks, and "
-            "single weights (no --block)."
+            "--from-masks drawn, or take rigl, set, or magnitude for fixed masks."
         )
     if "(given)" not in name and abs(found.sparsity - sparsity) > 0.0005:
         raise RunError(
@@ -322,3 +323,18 @@ def _kept_masks(
     paths = _check.paths(jax.tree.map(lambda _: 0, params, is_leaf=_is_new))
     leaves, structure = jax.tree.flatten(params, is_leaf=_is_new)
     return jax.tree.unflatten(structure, map(leaf, paths, leaves))
+
+
+def _check_kept(
+    found: Source, experiment: Experiment, masks: PyTree, like: Params
+) -> None:
+    """Raises `RunError` if the method cannot start from the masks of a source."""
+    assert experiment.method is not None
+    begun = sparsity.start_from(experiment.method, masks)
+    try:
+        jax.eval_shape(begun.init, like)
+    except ValueError as error:
+        raise RunError(
+            f"the masks of {found.name} cannot be kept: {error} Or say --from-masks "
+            "drawn."
+        ) from error

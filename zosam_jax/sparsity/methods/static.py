@@ -238,14 +238,14 @@ def _rounds(
     elif row.rounds is None:
         known = ", ".join(repr(name) for name, r in CRITERIA.items() if r.rounds)
         raise ValueError(
-            f"static(rounds={rounds!r}): the criterion {criterion!r} prunes once. "
-            f"Leave rounds out; it is for {known}."
+            f"rounds={rounds!r}: the criterion {criterion!r} prunes once. Leave rounds "
+            f"out; it is for {known}."
         )
     _check.whole("rounds", rounds)
     if pattern is not None and row.rounds:
         raise ValueError(
-            f'static(criterion="{criterion}") prunes in rounds to a growing sparsity; '
-            "a pattern has one. Use another criterion, or leave pattern out."
+            f"the criterion {criterion!r} prunes in rounds to a growing sparsity; a "
+            "pattern has one. Use another criterion, or leave pattern out."
         )
     return rounds
 
@@ -255,9 +255,7 @@ def _check_needs(
 ) -> None:
     """Raises `ValueError` for a criterion without the `value_fn` that it needs."""
     if row.needs and not losses:
-        raise ValueError(
-            f'static(criterion="{criterion}") needs value_fn: {row.needs}.'
-        )
+        raise ValueError(f"the criterion {criterion!r} needs value_fn: {row.needs}.")
 
 
 def _functions(value_fn: ValueFn | Sequence[ValueFn] | None) -> list[ValueFn]:
