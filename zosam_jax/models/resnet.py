@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from zosam_jax._types import Units
-from zosam_jax.models import layers
+from zosam_jax.models import layers, pixel_heads
 
 
 def units(bottleneck: bool = False) -> dict[str, Units]:
@@ -156,6 +156,9 @@ class ResNet(nn.Module):
         residual stream of stage 2, `{"stage1_block0/channels": 5}` those between the
         convolutions of a block (bottleneck: `channels1` and `channels2`), and
         `{"stem": 9}` those of the stem, if they are not the ones of stage 1.
+      segmentation: True: logits of every pixel in place of the pooling and its head, by
+        the layers `head` on the last stage and `stage{i}_head` on the two before it;
+        see `pixel_heads.pixel_logits`.
     """
 
     blocks: int | tuple[int, ...]
@@ -169,6 +172,7 @@ class ResNet(nn.Module):
     dropout: float = 0.0
     stochastic_depth: float = 0.0
     widths: layers.Widths = layers.USUAL
+    segmentation: bool = False
 
     @nn.nowrap
     def _blocks(self) -> list[tuple[int, int]]:
@@ -187,12 +191,21 @@ class ResNet(nn.Module):
         return number == 0 and (stage > 1 or self.bottleneck)
 
     @nn.nowrap
+    def _heads(self) -> dict[int, str]:
+        """Returns the names of the layers that make logits, by the stage they read."""
+        last = len(self.channels)
+        skips = pixel_heads.SKIPS if self.segmentation else 0
+        finer = range(max(1, last - skips), last)
+        return {stage: f"stage{stage}_head" for stage in finer} | {last: "head"}
+
+    @nn.nowrap
     def cuts(self) -> dict[str, Units]:
         """Returns the layers of units whose width `widths` can set."""
         inner = units(self.bottleneck)
         last = len(inner) + 1
         found: dict[str, Units] = {}
         made, read, trunk = ["stem/kernel", *_norm("stem_norm")], list[str](), "stem"
+        heads = self._heads()
         for stage, number in self._blocks():
             block = f"stage{stage}_block{number}"
             for name, row in inner.items():
@@ -200,6 +213,8 @@ class ResNet(nn.Module):
             read.append(f"{block}/conv1/kernel")
             if self._projects(stage, number):
                 read.append(f"{block}/shortcut/kernel")
+                if stage - 1 in heads:
+                    read.append(f"{heads[stage - 1]}/kernel")
                 found[trunk] = layers.read_by(read, made)
                 made = [f"{block}/shortcut/kernel", *_norm(f"{block}/shortcut_norm")]
                 read = []
@@ -210,7 +225,7 @@ class ResNet(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
-        """Returns the logits `[N, num_classes]`, float32.
+        """Returns the logits, float32 `[N, num_classes]` (`[N, H, W, num_classes]`).
 
         Args:
           images: Normalized images `[N, H, W, C]`.
@@ -240,6 +255,7 @@ class ResNet(nn.Module):
             )
         )
         kind = Bottleneck if self.bottleneck else BasicBlock
+        maps: dict[int, jax.Array] = {}
         for stage, number in blocks:
             name = f"stage{stage}_block{number}"
             block = kind(
@@ -254,5 +270,10 @@ class ResNet(nn.Module):
                 self.zero_init_residual,
                 name=name,
             )
-            x = block(x, train, next(factors))
+            maps[stage] = x = block(x, train, next(factors))
+        if self.segmentation:
+            maps[len(trunk)] = layers.dropped(self, x, self.dropout, train)
+            read = {name: maps[stage] for stage, name in self._heads().items()}
+            made = images.shape[1:3], self.num_classes, layers.HEAD_INIT
+            return pixel_heads.pixel_logits(read, *made)
         return layers.pooled_logits(self, x, self.num_classes, self.dropout, train)

@@ -123,6 +123,7 @@ OPTIONS: dict[str, Option] = {
     "distillation": Option(_flag, "True: a distillation token and its head"),
     "positions": Option(_among("learned", "rotary"), "'learned' or 'rotary'"),
     "tied": Option(_flag, "True: the token embedding is also the head"),
+    "segmentation": Option(_flag, "True: a class for every pixel of an image"),
     "hidden": Option(_sizes, "hidden sizes, as (300, 100)"),
     "widths": Option(
         _widths, "units of single layers, as {'hidden1': 40}; `compact` makes them"
@@ -140,7 +141,7 @@ def _cifar_resnet(depth: int, *counts: Count) -> NamedModel:
         f"ResNet-{depth} for CIFAR",
         "He et al. 2016, arXiv:1512.03385",
         counts,
-        (*_RATES, "zero_init_residual", "widths"),
+        (*_RATES, "zero_init_residual", "segmentation", "widths"),
         {"blocks": (depth - 2) // 6},
     )
 
@@ -154,7 +155,7 @@ def _imagenet_resnet(
         f"ResNet-{depth} for ImageNet",
         "He et al. 2016, arXiv:1512.03385",
         counts,
-        (*_RATES, "stem", "zero_init_residual", "widths"),
+        (*_RATES, "stem", "zero_init_residual", "segmentation", "widths"),
         {
             "blocks": blocks,
             "channels": (64, 128, 256, 512),
@@ -186,7 +187,7 @@ def _deit(label: str, size: int, parameters: int, distilled: int) -> NamedModel:
             Count(parameters, 1000, _IMAGENET),
             Count(distilled, 1000, _IMAGENET, {"distillation": True}),
         ),
-        (*_RATES, "depth", "distillation", "patch", "widths"),
+        (*_RATES, "depth", "distillation", "patch", "segmentation", "widths"),
         {"size": size},
         vit.DENSE,
     )
@@ -234,7 +235,7 @@ MODELS: dict[str, NamedModel] = {
         "ViT of depth 6 for small images",
         "Dosovitskiy et al. 2021, arXiv:2010.11929",
         (Count(2_693_194, 10, _CIFAR),),
-        (*_RATES, "depth", "patch", "widths"),
+        (*_RATES, "depth", "patch", "segmentation", "widths"),
         dense=vit.DENSE,
     ),
     "deit-tiny": _deit("DeiT-Ti", 1, 5_717_416, 5_910_800),
@@ -287,7 +288,7 @@ def options(name: str) -> tuple[str, ...]:
     """Returns the names of the options of `create` for a model.
 
     >>> options("vit")
-    ('dropout', 'stochastic_depth', 'depth', 'patch', 'widths')
+    ('dropout', 'stochastic_depth', 'depth', 'patch', 'segmentation', 'widths')
 
     Raises:
       ValueError: `name` is not one of `names()`.
@@ -306,7 +307,8 @@ def dense_paths(name: str) -> tuple[str, ...]:
       the head and the small shortcuts dense or almost dense by itself. For a uniform
       distribution, add `("stem/*",)` as RigL does (arXiv:1911.11134), or also
       `"*/shortcut/*"` and `"head/*"` as MEST and DSR do (arXiv:1902.05967). For VGG,
-      MEST uses `("conv1/*", "head/*")`.
+      MEST uses `("conv1/*", "head/*")`. The heads of a ResNet for segmentation are
+      `"*head/*"`.
     * ViT and DeiT: the position embedding, which has no fan-in. The patch embedding and
       the heads are pruned, as in SViTE (arXiv:2106.04533).
     * `tinylm`: both embeddings, for the same reason; a tied head is one of them.

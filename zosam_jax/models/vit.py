@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from zosam_jax._types import Units
-from zosam_jax.models import layers, transformer
+from zosam_jax.models import layers, pixel_heads, transformer
 from zosam_jax.models.convolution import conv_general_dilated
 from zosam_jax.models.transformer import NORMAL_INIT, Block
 
@@ -94,6 +94,12 @@ def _patches(
     return x.reshape(x.shape[0], -1, features)
 
 
+def _grid(x: jax.Array, images: jax.Array, patch: int) -> jax.Array:
+    """Returns the tokens of patches `[N, T, D]` as a map `[N, H / P, W / P, D]`."""
+    _, height, width, _ = images.shape
+    return x.reshape(x.shape[0], height // patch, width // patch, x.shape[-1])
+
+
 class ViT(nn.Module):
     """A pre-norm vision transformer of depth 6 with mean pooling and no class token.
 
@@ -118,6 +124,8 @@ class ViT(nn.Module):
         `layers.depth_factors`.
       widths: Heads and hidden units of single blocks, as `{"block0/heads": 2}` and
         `{"block0/mlp": 100}`.
+      segmentation: True: the head reads every token in place of their mean, and its
+        logits are upsampled to the pixels; see `pixel_heads.pixel_logits`.
     """
 
     num_classes: int
@@ -129,6 +137,7 @@ class ViT(nn.Module):
     dropout: float = 0.0
     stochastic_depth: float = 0.0
     widths: layers.Widths = layers.USUAL
+    segmentation: bool = False
 
     @nn.nowrap
     def cuts(self) -> dict[str, Units]:
@@ -137,7 +146,7 @@ class ViT(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
-        """Returns the logits `[N, num_classes]`, float32.
+        """Returns the logits, float32 `[N, num_classes]` (`[N, H, W, num_classes]`).
 
         Args:
           images: Normalized images `[N, H, W, C]`; `patch` divides H and W.
@@ -168,6 +177,10 @@ class ViT(nn.Module):
             )
             x = block(x, train, factors[i])
         x = nn.LayerNorm(dtype=self.dtype, name="norm")(x)
+        if self.segmentation:
+            maps = {"head": _grid(x, images, self.patch)}
+            made = images.shape[1:3], self.num_classes, KERNEL_INIT
+            return pixel_heads.pixel_logits(maps, *made)
         # No class token: the mean over tokens takes its place (arXiv:2205.01580).
         x = jnp.mean(x, axis=1, dtype=jnp.float32)
         return nn.Dense(self.num_classes, kernel_init=KERNEL_INIT, name="head")(x)
@@ -198,6 +211,8 @@ class DeiT(nn.Module):
         `layers.depth_factors`.
       widths: Heads and hidden units of single blocks, as `{"block0/heads": 2}` and
         `{"block0/mlp": 100}`.
+      segmentation: True: the head reads every patch in place of the class token, and
+        its logits are upsampled to the pixels; see `pixel_heads.pixel_logits`.
     """
 
     num_classes: int
@@ -210,6 +225,7 @@ class DeiT(nn.Module):
     dropout: float = 0.0
     stochastic_depth: float = 0.0
     widths: layers.Widths = layers.USUAL
+    segmentation: bool = False
 
     @nn.nowrap
     def cuts(self) -> dict[str, Units]:
@@ -220,7 +236,7 @@ class DeiT(nn.Module):
     def __call__(
         self, images: jax.Array, *, train: bool
     ) -> jax.Array | tuple[jax.Array, jax.Array]:
-        """Returns the logits `[N, num_classes]`, float32.
+        """Returns the logits, float32 `[N, num_classes]` (`[N, H, W, num_classes]`).
 
         Args:
           images: Normalized images `[N, H, W, C]`; `patch` divides H and W.
@@ -255,7 +271,12 @@ class DeiT(nn.Module):
             )
             x = block(x, train, factors[i])
         # No head reads the other tokens.
-        x = nn.LayerNorm(dtype=self.dtype, name="norm")(x[:, : len(names)])
+        read = slice(len(names), None) if self.segmentation else slice(len(names))
+        x = nn.LayerNorm(dtype=self.dtype, name="norm")(x[:, read])
+        if self.segmentation:
+            maps = {"head": _grid(x, images, self.patch)}
+            made = images.shape[1:3], self.num_classes, NORMAL_INIT
+            return pixel_heads.pixel_logits(maps, *made)
         x = jnp.asarray(x, jnp.float32)
         heads = ["head", "distillation_head"][: len(names)]
         logits = [
@@ -278,6 +299,7 @@ def create_vit(
     depth: int = DEPTH,
     patch: int | None = None,
     widths: layers.Widths = layers.USUAL,
+    segmentation: bool = False,
 ) -> ViT:
     """Returns a `ViT` for images of a size.
 
@@ -291,6 +313,7 @@ def create_vit(
       depth: Number of blocks.
       patch: Side of a patch in pixels. Default: `patch_size(image_size)`.
       widths: Heads and hidden units of single blocks.
+      segmentation: True: logits of every pixel.
 
     Raises:
       ValueError: The images are not whole patches.
@@ -308,6 +331,7 @@ def create_vit(
         dropout,
         stochastic_depth,
         widths,
+        segmentation,
     )
 
 
@@ -324,6 +348,7 @@ def create_deit(
     distillation: bool = False,
     patch: int = 16,
     widths: layers.Widths = layers.USUAL,
+    segmentation: bool = False,
 ) -> DeiT:
     """Returns a `DeiT` for images of a size.
 
@@ -340,11 +365,17 @@ def create_deit(
       distillation: True: add the distillation token and its head.
       patch: Side of a patch in pixels.
       widths: Heads and hidden units of single blocks.
+      segmentation: True: logits of every pixel.
 
     Raises:
-      ValueError: The images are not whole patches.
+      ValueError: The images are not whole patches, or pixels are to be distilled.
     """
     check_patch(image_size, patch)
+    if distillation and segmentation:
+        raise ValueError(
+            "distillation=True and segmentation=True exclude each other: the head of a "
+            "distillation token has no logits of pixels."
+        )
     heads, features = heads_and_width(size * width)
     return DeiT(
         num_classes,
@@ -357,6 +388,7 @@ def create_deit(
         dropout,
         stochastic_depth,
         widths,
+        segmentation,
     )
 
 
