@@ -255,7 +255,7 @@ def test_the_plane_in_three_dimensions_marks_the_runs(plane, tmp_path):
     assert names == ["seed0", "seed1", "seed2"]
     interactive.write(found, arrays, tmp_path / "page.html")
     page = (tmp_path / "page.html").read_text()
-    assert all(f'"text":["{name}"]' in page for name in names)
+    assert all(f'"text":["","{name}"]' in page for name in names)
 
 
 def test_heights_between_the_points_of_a_grid_are_bilinear():

@@ -102,21 +102,23 @@ def _surface(each: Surface, levels: Levels) -> Any:
 
 
 def _marks(found: JSON, each: Surface, levels: Levels) -> list[Any]:
-    """The runs on the plane through them, with their names."""
+    """The runs on the plane through them, their names above the highest level."""
     from plotly import graph_objects
 
     heights = levels.clipped(surfaces.heights_at(each, each.points))
     rows = zip(found["runs"], each.points, heights, strict=True)
     return [
         graph_objects.Scatter3d(
-            x=[point[0]],
-            y=[point[1]],
-            z=[height],
-            mode="markers+text",
-            text=[_escaped(surfaces.short_name(run["run"]))],
-            marker={"color": drawing.color(number), "size": 5},
+            # A surface may hide the mark in its valley, and not the line out of it.
+            x=[point[0]] * 2,
+            y=[point[1]] * 2,
+            z=[height, levels.values[-1]],
+            mode="lines+markers+text",
+            text=["", _escaped(surfaces.short_name(run["run"]))],
+            line={"color": drawing.color(number), "width": 4},
+            marker={"color": drawing.color(number), "size": [6, 1]},
             showlegend=False,
-            hovertemplate="%{text}: loss %{z:.4g}<extra></extra>",
+            hoverinfo="skip",
         )
         for number, (run, point, height) in enumerate(rows)
     ]
