@@ -32,7 +32,7 @@ from zosam_jax.lottery import LotteryConfig
 from zosam_jax.runs import folder, metrics
 from zosam_jax.runs.errors import RunError
 from zosam_jax.runs.progress import Lines
-from zosam_jax.train import TrainConfig
+from zosam_jax.train import Divergence, TrainConfig
 
 TRAINING, CORRUPTED, SPEED = "training", "corrupted", "speed"
 ROUNDS = 10
@@ -92,9 +92,7 @@ class Paper:
                 ended = lottery.run_lottery(made, display=display, dataset=given)
             else:
                 ended = train.run(made, display=display, dataset=given)
-        except RunError as error:
-            if "not finite" not in str(error):
-                raise
+        except Divergence:
             self.note(TRAINING, cell, seed, {"accuracy": None, "diverged": True})
             return True
         if ended.ended_early:

@@ -30,9 +30,8 @@ from zosam_jax import data, lottery, train
 from zosam_jax.cli import compilation_cache
 from zosam_jax.lottery import LotteryConfig
 from zosam_jax.runs import summary
-from zosam_jax.runs.errors import RunError
 from zosam_jax.sparsity.registry import METHODS as SPARSE_METHODS
-from zosam_jax.train import TrainConfig, build, choices
+from zosam_jax.train import Divergence, TrainConfig, build, choices
 from zosam_jax.train.objects import Objects
 
 PROBLEM = "digits-noise40"
@@ -198,9 +197,7 @@ def _alone(
             last, held_out = made.folder / f"round-{ROUNDS:02}", made.train.validation
         else:
             early, held_out = train.run(made, **given).ended_early, made.validation
-    except RunError as error:
-        if "not finite" not in str(error):
-            raise
+    except Divergence:
         return Result(1 / dataset.num_classes, diverged=True)
     if early:
         return None

@@ -42,9 +42,8 @@ from zosam_jax import data
 from zosam_jax.cli import compilation_cache
 from zosam_jax.gradients.transformation import estimate
 from zosam_jax.runs.config import TrainConfig
-from zosam_jax.runs.errors import RunError
 from zosam_jax.runs.progress import Lines
-from zosam_jax.train import build, choices, run
+from zosam_jax.train import Divergence, build, choices, run
 from zosam_jax.train import step as steps
 from zosam_jax.train.objects import Objects
 
@@ -168,9 +167,7 @@ class Study:
         gradient = contender.gradient(training.rho, total)
         try:
             ended = run(config, gradient=gradient, dataset=dataset, display=Lines(60.0))
-        except RunError as error:
-            if "not finite" not in str(error):
-                raise
+        except Divergence:
             return Result(1 / dataset.num_classes, diverged=True)
         if ended.ended_early:
             return None

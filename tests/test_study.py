@@ -13,7 +13,7 @@ from benchmarks import record, study, study_flatness, study_plan, study_report
 from benchmarks.side_by_side import Result
 from benchmarks.study import Study
 from benchmarks.study_plan import CONTENDERS, PROBLEMS, SAM, SGD, Training
-from zosam_jax.runs.errors import RunError
+from zosam_jax.runs.errors import Divergence
 
 SHORTER = {f"SGD, 1/{n} of the epochs": 1.0 for n in (2, 4)}
 """The prices of the shorter trainings, which take the steps of SGD."""
@@ -274,7 +274,7 @@ def test_a_training_that_diverges_counts_as_guessing(args, monkeypatch):
     found = small(args, monkeypatch)
 
     def diverging(*_, **__):
-        raise RunError("the loss is not finite at step 3")
+        raise Divergence("the loss is not finite at step 3")
 
     monkeypatch.setattr(study, "run", diverging)
     training = Training("digits-noise40", "epochs", SGD, 0.0, 3, 2)

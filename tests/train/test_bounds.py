@@ -102,7 +102,7 @@ def test_a_dry_run_takes_a_step_and_writes_nothing(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     said = Said()
     chosen = tiny_run.config(tmp_path / "run", method="random", gradient="backprop")
-    trial.one_step(tiny_run.prepare(chosen), said)
+    trial.one_step(chosen, tiny_run.prepare(chosen), said)
     assert said[0] == "compiling..."
     assert said[1].startswith("dry run: the first of 12 steps has loss 1.")
     assert list(tmp_path.iterdir()) == []

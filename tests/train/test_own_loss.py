@@ -5,12 +5,13 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import tiny_run
 
 from zosam_jax.analysis import of_runs
 from zosam_jax.evaluate import evaluate
-from zosam_jax.train import RunError, load_run, run
+from zosam_jax.train import RunError, divergence, load_run, run
 from zosam_jax.train.loss import checked, cross_entropy
 
 USUAL = {"gradient": "backprop", "method": "snip", "epochs": 2, "weight_decay": 0.0}
@@ -88,6 +89,21 @@ def test_scores_of_masks_are_of_the_loss():
 def prepare(loss, **fields):
     usual = {"gradient": "esam", "method": "dense"} | fields
     return tiny_run.prepare(tiny_run.config("no folder", **usual), loss=loss)
+
+
+def test_advice_on_a_loss_that_is_not_finite_names_what_can_be_changed():
+    chosen = tiny_run.config("no folder", gradient="sam", method="dense")
+    usual = tiny_run.prepare(chosen).experiment
+    assert divergence.advice(chosen, usual) == (
+        "Try, with another --out, a lower --learning-rate (now 0.1), --clip-norm 1 or "
+        "a smaller --rho (now 0.05)."
+    )
+    own = tiny_run.prepare(chosen, loss=doubled, optimizer=optax.adam(1e-3)).experiment
+    assert divergence.advice(chosen, own) == (
+        "See that doubled (given) is finite for every output and label. Try, with "
+        "another --out, a lower learning rate of ScaleByAdam (given), --clip-norm 1 "
+        "or a smaller --rho (now 0.05)."
+    )
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])

@@ -14,7 +14,7 @@ from tiny_run import Recorder
 
 import zosam_jax as zs
 from zosam_jax.runs import folder, metrics
-from zosam_jax.train import RunError, checkpoint, learning_rates, loop, run
+from zosam_jax.train import Divergence, RunError, checkpoint, learning_rates, loop, run
 from zosam_jax.train import step as steps
 from zosam_jax.train.checkpoint import Checkpoints
 
@@ -176,7 +176,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, monkeypatch):
     broken = lambda c, *_: lambda t: jnp.where(t == 6, jnp.nan, c.learning_rate)  # noqa: E731
     monkeypatch.setitem(learning_rates.SCHEDULES, "constant", broken)
     path = tmp_path / "run"
-    with pytest.raises(RunError, match=r"not finite at step 8 \(epoch 2\)") as error:
+    with pytest.raises(Divergence, match=r"not finite at step 8 \(epoch 2\)") as error:
         tiny_run.train(path, schedule="constant")
     assert "The last good checkpoint is that of step 4" in str(error.value)
     for flag in ("--learning-rate", "--clip-norm", "--rho (now 0.05)"):

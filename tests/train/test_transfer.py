@@ -138,10 +138,16 @@ def test_a_run_does_not_go_on_from_other_weights(trained, tmp_path, programs):
     objects = {"dataset": tiny_run.dataset(), "model": tiny_run.Net()}
     chosen = config(folder, trained)
     run(chosen, compiled=programs.again(), display=tiny_run.Recorder(2), **objects)
-    other = jax.tree.map(lambda x: x + 1, trained.variables)
-    found = origin.start(chosen, origin.of_memory(other), programs.experiment)
-    with pytest.raises(RunError, match=r"began with other weights"):
-        origin.kept(chosen, found)
+    same = origin.of_memory(trained)
+    moved = {path: np.flip(mask) for path, mask in same.masks.items()}
+    for other in (
+        origin.of_memory(jax.tree.map(lambda x: x + 1, trained.variables)),
+        same._replace(masks=moved),
+    ):
+        found = origin.start(chosen, other, programs.experiment)
+        with pytest.raises(RunError, match=r"began with other weights"):
+            origin.kept(chosen, found)
+    origin.kept(chosen, origin.start(chosen, same, programs.experiment))
 
 
 def test_weights_that_were_given_are_needed_until_the_first_checkpoint(

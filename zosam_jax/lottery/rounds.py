@@ -111,6 +111,7 @@ def run_lottery(
 
     Raises:
       RunError: It cannot start or continue; the message says what would work.
+      Divergence: A `RunError`: the loss is not finite.
       zosam_jax.data.DatasetError: The data set is missing or damaged.
     """
     processes.check_alone("a search for lottery tickets")
@@ -151,7 +152,8 @@ def try_lottery(config: LotteryConfig, display: Display | None = None) -> None:
     folder.check(config, RECORD)
     rounds = _rounds(config)
     given = Objects(method=choices.ticket_method(rounds[0]))
-    trial.one_step(_prepare(config, rounds, given), display or Silent())
+    compiled = _prepare(config, rounds, given)
+    trial.one_step(rounds[0], compiled, display or Silent())
 
 
 def _rounds(config: LotteryConfig) -> list[TrainConfig]:

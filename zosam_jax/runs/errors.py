@@ -13,6 +13,10 @@ class RunError(RuntimeError):
     """
 
 
+class Divergence(RunError):
+    """The loss of a training is not finite."""
+
+
 class LostProcess(RunError):
     """Another process of the run has died or cannot be reached."""
 

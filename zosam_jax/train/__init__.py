@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from zosam_jax.runs.config import TrainConfig as TrainConfig
+    from zosam_jax.runs.errors import Divergence as Divergence
     from zosam_jax.runs.errors import RunError as RunError
     from zosam_jax.runs.presets import PRESETS as PRESETS
     from zosam_jax.runs.presets import Preset as Preset
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 _MODULES = {
     "TrainConfig": "runs.config",
+    "Divergence": "runs.errors",
     "RunError": "runs.errors",
     "PRESETS": "runs.presets",
     "Preset": "runs.presets",

@@ -145,6 +145,7 @@ def run(
 
     Raises:
       RunError: The run cannot start or resume; the message says what would work.
+      Divergence: A `RunError`: the loss is not finite.
       zosam_jax.data.DatasetError: The data set is missing or damaged.
     """
     show = Shielded(display if display and processes.is_first() else Silent())
@@ -206,7 +207,8 @@ def try_out(
       given: Objects in place of what the configuration names.
 
     Raises:
-      RunError: The run cannot start, or the loss of its first step is not finite.
+      RunError: The run cannot start.
+      Divergence: A `RunError`: the loss of its first step is not finite.
       zosam_jax.data.DatasetError: The data set is missing or damaged.
     """
     given = given.made()
@@ -215,7 +217,8 @@ def try_out(
     processes.first(lambda: folder.check(config))
     compiled = prepare(config, given)
     processes.first(lambda: _check_space(config, compiled))
-    trial.one_step(compiled, display if display and processes.is_first() else Silent())
+    shown = display if display and processes.is_first() else Silent()
+    trial.one_step(config, compiled, shown)
 
 
 @contextlib.contextmanager

@@ -89,7 +89,8 @@ def start(config: TrainConfig, found: Source, experiment: Experiment) -> Start:
     # The masks of a lottery round come from pruning.
     masks = "drawn" if config.method == "ticket" else config.from_masks
     begun = transfer.begin(found, experiment, masks, config.sparsity)
-    crc = checkpoint.digest((dict(found.params), dict(found.model_state)))
+    read = dict(found.params), dict(found.model_state), begun.arrays.masks
+    crc = checkpoint.digest(read)
     said = begun.said
     own = experiment.facts.mean, experiment.facts.std
     if found.said == _TORCH and own not in data.STATISTICS.values():

@@ -12,10 +12,10 @@ from zosam_jax import sparsity
 from zosam_jax._types import Params, PyTree
 from zosam_jax.runs import files, folder, metrics, summary, trackers
 from zosam_jax.runs.config import TrainConfig
-from zosam_jax.runs.errors import RunError
+from zosam_jax.runs.errors import Divergence
 from zosam_jax.runs.files import JSON
 from zosam_jax.runs.progress import Display, Status, duration
-from zosam_jax.train import checkpoint, processes
+from zosam_jax.train import checkpoint, divergence, processes
 from zosam_jax.train.batch import normalized
 from zosam_jax.train.experiment import Experiment
 from zosam_jax.train.step import Cosines, Totals, TrainState, count_weights, evaluated
@@ -128,7 +128,7 @@ class Recording:
         )
 
     def check_finite(self, totals: Totals) -> None:
-        """Raises `RunError` if a loss of the run was not finite.
+        """Raises `Divergence` if a loss of the run was not finite.
 
         Args:
           totals: The sums over the epoch, as NumPy arrays.
@@ -137,7 +137,7 @@ class Recording:
             self._fail(int(totals.bad_step))
 
     def _fail(self, step: int) -> None:
-        """Raises `RunError` for a loss that is not finite.
+        """Raises `Divergence` for a loss that is not finite.
 
         Args:
           step: The step of the loss, or -1 if it is unknown.
@@ -145,13 +145,10 @@ class Recording:
         output = self.output
         output.checkpoints.wait()
         where = f"at step {step}" if step >= 0 else f"near step {self.step}"
-        rho = output.experiment.gradient.rho
-        now = f" (now {rho:g})" if isinstance(rho, int | float) else ""
-        raise RunError(
+        raise Divergence(
             f"the loss is not finite {where} (epoch {self.epoch + 1}). "
-            f"{output.checkpoints.last_good()} Try, with another --out, a lower "
-            f"--learning-rate (now {output.config.learning_rate:g}), --clip-norm 1"
-            + (f", or a smaller --rho{now}." if rho else ".")
+            f"{output.checkpoints.last_good()} "
+            f"{divergence.advice(output.config, output.experiment)}"
         )
 
     def end_epoch(
@@ -170,7 +167,7 @@ class Recording:
           tested: Loss and accuracy, by split: "test" and perhaps "validation".
 
         Raises:
-          RunError: A loss is not finite.
+          Divergence: A loss is not finite.
         """
         if not all(math.isfinite(loss) for loss, _ in tested.values()):
             self._fail(-1)

@@ -5,23 +5,25 @@ import time
 
 import jax
 
-from zosam_jax.runs.errors import RunError
+from zosam_jax.runs.config import TrainConfig
+from zosam_jax.runs.errors import Divergence
 from zosam_jax.runs.progress import Display, duration
-from zosam_jax.train import sharding
+from zosam_jax.train import divergence, sharding
 from zosam_jax.train.compiled_run import CompiledRun
 
 _TIMED = 3
 
 
-def one_step(compiled: CompiledRun, show: Display) -> None:
+def one_step(config: TrainConfig, compiled: CompiledRun, show: Display) -> None:
     """Compiles the programs, trains a few steps and shows the first loss and the time.
 
     Args:
+      config: The configuration.
       compiled: The programs.
       show: Where to show them.
 
     Raises:
-      RunError: The loss is not finite.
+      Divergence: The loss is not finite.
     """
     if compiled.start is not None:
         show.message(compiled.start.said)
@@ -33,9 +35,9 @@ def one_step(compiled: CompiledRun, show: Display) -> None:
     state, totals = compiled.advance(state, next(batches), 1)
     loss, steps = float(totals.loss), compiled.experiment.total_steps
     if not math.isfinite(loss):
-        raise RunError(
-            "the loss of the first step is not finite. Try a lower --learning-rate or "
-            "a smaller --rho."
+        raise Divergence(
+            "the loss of the first step is not finite. "
+            f"{divergence.advice(config, compiled.experiment)}"
         )
     # The first call of a program is slower than the others.
     started = time.perf_counter()
