@@ -1,6 +1,6 @@
 """Block sparsity: a method of single weights that prunes and grows whole blocks."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -82,13 +82,6 @@ def blocks(
         _check_found(found.masks, sparse)
         return cut.whole(found)
 
-    def begin(params: Params, masks: Masks) -> Topology:
-        assert method.begin is not None
-        cut.check_whole(masks)
-        sparse = [not tree.is_dense(m) for m in jax.tree.leaves(masks)]
-        found = method.begin(cut.norms(params, sparse), cut.of_blocks(masks))
-        return cut.whole(found)
-
     def change(
         topology: Topology, params: Params, grads: Grads, step: jax.Array
     ) -> Topology:
@@ -106,9 +99,22 @@ def blocks(
     return method._replace(
         init=init,
         change=None if method.change is None else change,
-        begin=None if method.begin is None else begin,
+        begin=method.begin and _beginning(method.begin, cut),
         call="",
     )
+
+
+def _beginning(
+    begin: Callable[[Params, Masks], Topology], cut: "_Cut"
+) -> Callable[[Params, Masks], Topology]:
+    """Returns the first topology of blocks as a function of given masks."""
+
+    def begun(params: Params, masks: Masks) -> Topology:
+        cut.check_whole(masks)
+        sparse = [not tree.is_dense(m) for m in jax.tree.leaves(masks)]
+        return cut.whole(begin(cut.norms(params, sparse), cut.of_blocks(masks)))
+
+    return begun
 
 
 def _check_found(masks: Masks, sparse: Sequence[bool]) -> None:

@@ -15,11 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from zosam_jax import _check, sparsity
+from zosam_jax import _check
 from zosam_jax._types import Masks, Params, PyTree, Shape
 from zosam_jax.runs.dataset_facts import DatasetFacts
 from zosam_jax.runs.errors import RunError
 from zosam_jax.runs.files import JSON
+from zosam_jax.sparsity.starting_masks import start_from
 from zosam_jax.train.experiment import Experiment, ModelState
 
 _HEADS = ("head/*", "*_head/*", "*/head/*")
@@ -330,7 +331,7 @@ def _check_kept(
 ) -> None:
     """Raises `RunError` if the method cannot start from the masks of a source."""
     assert experiment.method is not None
-    begun = sparsity.start_from(experiment.method, masks)
+    begun = start_from(experiment.method, masks)
     try:
         jax.eval_shape(begun.init, like)
     except ValueError as error:
