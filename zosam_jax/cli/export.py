@@ -39,6 +39,15 @@ exact."""
 same."""
     multiple: int = 1
     """With --compact, widths are rounded up to multiples of it."""
+    reestimate: int | None = None
+    """Number of training examples, as 10000, by which the statistics of BatchNorm are \
+estimated anew: for weights that were pruned or averaged and not trained since. None: \
+those of the run."""
+    dataset: str | None = None
+    """With --reestimate: data set with the classes of the run, as folder:PATH if the \
+images have moved. None: that of the run."""
+    data_dir: str | None = None
+    """With --reestimate: TFDS directory. None: the directory of the run."""
     checkpoint: int | None = None
     """Step of one of the run's checkpoints. None: the last."""
 
@@ -48,19 +57,25 @@ same."""
         from zosam_jax.cli import compilation_cache, terminal
         from zosam_jax.train import load_run
 
-        if self.multiple != 1 and not self.compact:
-            raise RunError(f"multiple={self.multiple} has no effect without --compact.")
-        if self.dtype != "float32" and self.to != "safetensors":
-            raise RunError(f"dtype={self.dtype} has no effect with --to {self.to}.")
+        self._check()
         compilation_cache.use()
-        net = load_run.load(self.run, checkpoint=self.checkpoint, **self.given())
+        data = {"dataset": self.dataset, "data_dir": self.data_dir}
+        net = load_run.load(
+            self.run,
+            checkpoint=self.checkpoint,
+            examples=self.reestimate is not None,
+            **{**data, **self.given()},
+        )
         before = net.num_parameters
-        if self.compact:
-            try:
+        try:
+            if self.compact:
                 net = net.compact(multiple=self.multiple)
-            except ValueError as error:
-                raise RunError(str(error)) from error
-            terminal.write(f"parameters: {before:,} -> {net.num_parameters:,}\n")
+                terminal.write(f"parameters: {before:,} -> {net.num_parameters:,}\n")
+            if self.reestimate is not None:
+                net = net.reestimate_batch_stats(self.reestimate)
+                terminal.write("BatchNorm: statistics estimated anew\n")
+        except ValueError as error:
+            raise RunError(str(error)) from error
         place = self.out
         if place is None:
             folder = net.folder if net.folder.is_dir() else net.folder.parent
@@ -72,3 +87,19 @@ same."""
             f"({dense:,} bytes); model card: {path.name}.md\n"
         )
         return 0
+
+    def _check(self) -> None:
+        """Raises `RunError` for an option without effect, or out of range."""
+        if self.multiple != 1 and not self.compact:
+            raise RunError(f"multiple={self.multiple} has no effect without --compact.")
+        if self.dtype != "float32" and self.to != "safetensors":
+            raise RunError(f"dtype={self.dtype} has no effect with --to {self.to}.")
+        for name in ("dataset", "data_dir"):
+            value = getattr(self, name)
+            if value is not None and self.reestimate is None:
+                raise RunError(f"{name}={value} has no effect without --reestimate.")
+        if self.reestimate is not None and self.reestimate < 1:
+            raise RunError(
+                f"reestimate={self.reestimate} must be a number of examples, at least "
+                "1."
+            )

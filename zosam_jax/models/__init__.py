@@ -21,6 +21,9 @@ from zosam_jax.models import transformer as transformer
 from zosam_jax.models import vgg as vgg
 from zosam_jax.models import vit as vit
 from zosam_jax.models import wide_resnet as wide_resnet
+from zosam_jax.models.batch_statistics import (
+    reestimate_batch_stats as reestimate_batch_stats,
+)
 from zosam_jax.models.depths import depths as depths
 from zosam_jax.models.table import create as create
 from zosam_jax.models.table import dense_paths as dense_paths

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from zosam_jax import _check, models, sparsity
+from zosam_jax._streams import DROPOUT
 from zosam_jax._types import Masks, Params, PyTree
 from zosam_jax.runs import dataset_facts, paths
 from zosam_jax.runs.config import TrainConfig
@@ -24,6 +25,7 @@ from zosam_jax.train import (
     network,
     prediction,
     program_file,
+    reestimation,
     stored_run,
 )
 from zosam_jax.train.checkpoint import steps_in
@@ -243,6 +245,40 @@ class LoadedRun:
             masks=small.masks,
             model_state=small.model_state,
         )
+
+    def reestimate_batch_stats(self, examples: int | None = None) -> "LoadedRun":
+        """Returns the network with BatchNorm's statistics of its training examples.
+
+        See `zosam_jax.models.reestimate_batch_stats`. The batches are the first ones of
+        the training, of its size and augmented as there. `summary` stays that of the
+        training.
+
+        Args:
+          examples: Number of training examples, rounded up to whole batches. None, and
+            more than an epoch has: those of an epoch.
+
+        Raises:
+          RunError: The data set is not loaded, or there is no BatchNorm.
+        """
+        if self.experiment.dataset is None:
+            raise RunError(
+                "the statistics are estimated from training examples, which are not "
+                "loaded. Say zs.load(run, examples=True)."
+            )
+        if examples is not None:
+            _check.whole("examples", examples)
+        number = reestimation.batches_of(self.experiment, examples)
+        try:
+            found = models.reestimate_batch_stats(
+                self.model,
+                self.variables,
+                reestimation.inputs(self.experiment, number),
+                key=self.experiment.key(DROPOUT),
+            )
+        except ValueError as error:
+            raise RunError(str(error)) from error
+        state = {k: x for k, x in found.items() if k != "params"}
+        return dataclasses.replace(self, model_state=state)
 
     def save(
         self,

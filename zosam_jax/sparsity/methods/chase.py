@@ -97,7 +97,8 @@ def chase(
     lower index, where that code draws with a generator of its own; the last removal
     reaches :math:`s_u` exactly; the moments of weights that drop start anew in any
     optimizer. The authors keep the best of the last epochs by a validation set and then
-    estimate the statistics of batch normalization anew; nothing here does that.
+    estimate the statistics of batch normalization anew, as
+    `zosam_jax.models.reestimate_batch_stats` does.
 
     Args:
       sparsity: s, the fraction of pruned weights over the sparse leaves together, in

@@ -66,8 +66,9 @@ def safe(
     copy of them and their masks twice. SAFE+, whose projection is weighted by second
     moments, is not here.
 
-    The authors estimate BatchNorm's statistics anew after the projection. Nothing here
-    does that: with BatchNorm let a few epochs follow, as with `stop_fraction=0.9`.
+    The authors estimate BatchNorm's statistics anew after the projection. Here
+    `zosam_jax.models.reestimate_batch_stats` does that; or let a few epochs follow, as
+    with `stop_fraction=0.9`.
 
     Args:
       sparsity: Fraction of pruned weights over the sparse leaves together at the end,
