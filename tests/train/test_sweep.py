@@ -162,6 +162,27 @@ def test_a_run_that_fails_does_not_end_the_others(tmp_path):
     assert plans.read(tmp_path)["seed-2"] == "out of time"
 
 
+def test_the_error_of_a_run_is_that_of_its_last_process(tmp_path, monkeypatch):
+    (planned,) = tiny_plan(tmp_path, seed=[0])
+    log = sweep.log_of(tmp_path, Job((planned,)))
+    log.parent.mkdir(parents=True)
+    monkeypatch.setattr(sweep.subprocess, "Popen", lambda words, **kept: Ended(-9))
+
+    def reason(said):
+        def start(job):
+            process = sweep.process(tmp_path, job)
+            with log.open("a") as output:
+                output.write(said)
+            return process
+
+        return train_all([planned], tmp_path, start).outcomes[planned.name].reason
+
+    assert reason("preparing...\nerror: the disk is full.\n") == "the disk is full."
+    assert reason("preparing...\n") == f"signal 9 ended it; see {log}."
+    command = f"$ python -m zosam_jax train --config {tmp_path}/configs/"
+    assert log.read_text().count(command) == 2
+
+
 def test_as_many_processes_run_as_are_asked_for(tmp_path, monkeypatch):
     monkeypatch.setattr(sweep, "_POLL_SECONDS", 0)
     plan, alive, most = tiny_plan(tmp_path, seed=list(range(5))), [], []
@@ -298,6 +319,8 @@ def test_runs_that_differ_in_seed_and_radius_train_together(tmp_path):
     assert found(tied, 9) == [[0, 1]] * 2
     others = tiny_plan(tmp_path, momentum=[0.5, 0.9], seed=[0, 1])
     assert found(others, 9) == [[0, 1]] * 2
+    parts = tiny_plan(tmp_path, seed=[0, 1], fsdp=[2])
+    assert found(parts, 9) == [[0], [1]]
     (limited,) = tiny_plan(tmp_path, time_limit=[1.0])
     said = []
     train_all([limited], tmp_path, lambda job: Ended(), said, together=2)

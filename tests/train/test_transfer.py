@@ -434,6 +434,14 @@ def test_rounds_of_a_lottery_keep_frozen_leaves_dense():
     assert [m.ndim for m in jax.tree.leaves(masks)] == [0, 2]
 
 
+def test_layer_decay_refuses_optimizers_that_keep_weights_of_their_own():
+    params = {"block0": {"kernel": np.ones((2, 2))}, "head": {"kernel": np.ones(2)}}
+    rule = optax.chain(optax.clip(1.0), optax.contrib.schedule_free_sgd(0.1))
+    with pytest.raises(ValueError, match=r"layer_decay=0\.5: a schedule-free"):
+        optimizers.by_leaf(rule, (), 0.5).init(params)
+    optimizers.by_leaf(rule, ("head/*",), 1.0).init(params)
+
+
 @pytest.mark.parametrize("method", ["units", "chase"])
 def test_layers_of_units_cannot_be_frozen(method):
     chosen = TrainConfig(

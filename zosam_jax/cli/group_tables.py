@@ -104,11 +104,19 @@ def compare(
 
 
 class Column(NamedTuple):
-    """A column of the table of groups: header, cells, and whether they are text."""
+    """A column of the table of groups.
+
+    Attributes:
+      header: Its title.
+      cells: One for each group.
+      is_text: Whether they are text.
+      is_asked: Whether a flag asks for it, so that a narrow terminal shows it first.
+    """
 
     header: str
     cells: list[str]
     is_text: bool = False
+    is_asked: bool = False
 
 
 def columns(found: Comparison) -> list[Column]:
@@ -127,14 +135,14 @@ def columns(found: Comparison) -> list[Column]:
         if name in _SCORES:
             title = score_title(title, found.scores)
             cells = _with_scores(cells, found)
-        made.append(Column(title, cells))
+        made.append(Column(title, cells, is_asked=name in _TARGETS))
         if name != _MAIN:
             continue
         made.append(Column("95 % interval", [_interval(row, figure) for row in rows]))
         if found.has_baseline:
             cells = [_difference(row, figure) for row in rows]
-            made.append(Column("difference to the baseline", cells))
-            made.append(Column("p", [_p_value(row) for row in rows]))
+            made.append(Column("difference to the baseline", cells, is_asked=True))
+            made.append(Column("p", [_p_value(row) for row in rows], is_asked=True))
             names = [_label(one.baseline) for one in each]
             made.append(Column("baseline", names, True))
     return made
@@ -238,14 +246,19 @@ def terminal_table(found: Comparison, width: int) -> Table:
 
     Args:
       found: The statistics.
-      width: Width of the terminal in characters. A narrow one shows the first columns,
-        and says how many are left out; the files have all.
+      width: Width of the terminal in characters. A narrow one shows the columns that
+        are asked for, then the first ones, and says how many are left out; the files
+        have all.
     """
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     made = columns(found)
-    widths = _widths(made, width)
-    shown = made[: len(widths)]
-    for column, room in zip(shown, widths, strict=True):
+    ranked = sorted(
+        range(len(made)), key=lambda i: (i >= _ALWAYS and not made[i].is_asked, i)
+    )
+    widths = _widths([made[i] for i in ranked], width)
+    rooms = sorted(zip(ranked, widths, strict=False))
+    shown = [made[i] for i, _ in rooms]
+    for column, (_, room) in zip(shown, rooms, strict=True):
         justify = "left" if column.is_text else "right"
         # With a width of its own, Rich narrows no column in favour of another.
         table.add_column(column.header, justify=justify, overflow="fold", width=room)

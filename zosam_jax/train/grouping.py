@@ -31,6 +31,7 @@ _OBSTACLES = (
         lambda c: c.label_noise > 0 and c.score_images > 0,
         "with --label-noise, each seed has other classes to score images of",
     ),
+    _Obstacle(lambda c: c.fsdp != 1, "--fsdp shares its state between devices"),
     _Obstacle(lambda c: _has_checkpoint(c), "it goes on from its checkpoint"),
 )
 

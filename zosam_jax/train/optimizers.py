@@ -3,6 +3,7 @@
 import fnmatch
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -113,14 +114,14 @@ def by_leaf(
 
     Args:
       rule: The optimizer. Its updates must be linear in the learning rate, and its
-        state must not depend on it: `schedule_free` keeps weights of its own, which
-        learn at the whole rate. The weight decay of Adafactor, which is not multiplied
-        by the learning rate, falls with the layers too.
+        state must not depend on it. The weight decay of Adafactor, which is not
+        multiplied by the learning rate, falls with the layers too.
       freeze: Patterns of the frozen leaves.
       layer_decay: d, in (0, 1].
 
     Raises:
-      ValueError: At init, a pattern matches no leaf, or the model has no blocks.
+      ValueError: At init, a pattern matches no leaf, the model has no blocks, or the
+        optimizer is schedule-free and `layer_decay` < 1.
     """
     if not freeze and layer_decay == 1:
         return rule
@@ -134,6 +135,16 @@ def by_leaf(
         pairs = zip(paths, found, strict=True)
         return [0.0 if path in frozen else x for path, x in pairs]
 
+    def init(params: Params) -> PyTree:
+        state = rule.init(params)
+        if layer_decay < 1 and any(map(_is_schedule_free, _nodes(state))):
+            raise ValueError(
+                f"layer_decay={layer_decay:g}: a schedule-free optimizer keeps weights "
+                "of its own, which would learn at the whole rate. Choose another "
+                "optimizer, or leave layer_decay out."
+            )
+        return state
+
     def scale(updates: PyTree, params: Params | None) -> PyTree:
         del params
         leaves, structure = jax.tree.flatten(updates)
@@ -143,7 +154,15 @@ def by_leaf(
         ]
         return jax.tree.unflatten(structure, scaled)
 
-    return optax.chain(rule, optax.stateless(scale))
+    return optax.chain(rule._replace(init=init), optax.stateless(scale))
+
+
+def _nodes(state: PyTree) -> list[Any]:
+    return jax.tree.leaves(state, is_leaf=_is_schedule_free)
+
+
+def _is_schedule_free(node: Any) -> bool:
+    return isinstance(node, optax.contrib.ScheduleFreeState)
 
 
 def _own(

@@ -145,7 +145,7 @@ def _state(
                 reason = (str(error).splitlines() or [type(error).__name__])[0]
                 notes.append(
                     f"the checkpoint of step {step} in {place} cannot be read: "
-                    f"{reason.rstrip('.')}"
+                    f"{reason.rstrip('.: ')}"
                 )
     if not notes:
         raise RunError(f"{place} has no checkpoint yet, so there are no weights.")

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -297,11 +298,19 @@ def _outcome(path: Path, job: Job, planned: Planned, status: int) -> Outcome:
     return Outcome(sweep.FAILED, f"{how}; see {log}.")
 
 
+_PROMPT = "$ "
+
+
 def _said(log: Path, name: str | None = None) -> str | None:
-    """Returns the last error in a log, of all its runs or of one; None without one."""
+    """Returns the last error in a log, of all its runs or of one; None without one.
+
+    Errors of earlier processes, before the last command, do not count.
+    """
     start = "error: " if name is None else f"error: {name}: "
     with contextlib.suppress(OSError):
         lines = log.read_text(errors="replace").splitlines()
+        begun = [i for i, line in enumerate(lines) if line.startswith(_PROMPT)]
+        lines = lines[begun[-1] if begun else 0 :]
         said = [x.removeprefix(start) for x in lines if x.startswith(start)]
         return said[-1] if said else None
     return None
@@ -329,6 +338,8 @@ def process(path: Path, job: Job) -> Process:
         if len(given) > 1:
             words = ["zosam_jax.cli.together", *given]
         with log.open("a") as output:
+            output.write(f"{_PROMPT}python -m {shlex.join(words)}\n")
+            output.flush()
             return subprocess.Popen(
                 [sys.executable, "-m", *words],
                 stdin=subprocess.DEVNULL,
