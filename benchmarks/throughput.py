@@ -355,38 +355,52 @@ def page_faults(steps: dict[str, Step]) -> dict[str, int]:
     return faults
 
 
-def topology_cost(params: Params, rounds: int) -> dict[str, float]:
-    """Returns the milliseconds of an update for given gradients.
+def topology_updates(params: Params) -> dict[str, Callable[[], Any]]:
+    """Returns compiled updates for given gradients, by their kind.
 
-    The cases are plain SGD, `sparsify` without a change of the topology, and `sparsify`
-    with one. Within a whole training step these differences would drown in noise.
+    The kinds are plain SGD, `sparsify` without a change of the topology, and `sparsify`
+    with one.
 
     Args:
       params: The parameters that are updated.
-      rounds: A third of the number of timed calls.
     """
     grads = zs.tree.normal_like(jax.random.key(1), params)
     sgd = optax.sgd(0.1, momentum=0.9)
     tx = zs.sparsify(sgd, zs.sparsity.rigl(SPARSITY, 100_000, interval=INTERVAL))
 
-    def apply(tx: Any) -> Any:
+    def compiled(tx: Any, state: Any) -> Any:
         def update(grads: Any, state: Any, params: Any) -> Any:
             updates, state = tx.update(grads, state, params)
             return optax.apply_updates(params, updates), state
 
-        return jax.jit(update)
+        return jax.jit(update).lower(grads, state, params).compile()
 
     state: Any = tx.init(params)
-    cases = {
-        "sgd": (apply(sgd), sgd.init(params)),
-        "ordinary": (apply(tx), state),
-        "changing": (apply(tx), state._replace(step=jnp.int32(INTERVAL))),
+    changing = state._replace(step=jnp.int32(INTERVAL))
+    momentum = sgd.init(params)
+    dense, sparse = compiled(sgd, momentum), compiled(tx, state)
+    return {
+        "sgd": lambda: dense(grads, momentum, params),
+        "ordinary": lambda: sparse(grads, state, params),
+        "changing": lambda: sparse(grads, changing, params),
     }
+
+
+def topology_cost(params: Params, rounds: int) -> dict[str, float]:
+    """Returns the milliseconds of each update of `topology_updates`.
+
+    Within a whole training step these differences would drown in noise.
+
+    Args:
+      params: The parameters that are updated.
+      rounds: A third of the number of timed calls.
+    """
+    cases = topology_updates(params)
     seconds: dict[str, list[float]] = {name: [] for name in cases}
     for turn in range(3 * rounds + 2):
-        for name, (update, start_state) in cases.items():
+        for name, update in cases.items():
             start = time.perf_counter()
-            jax.block_until_ready(update(grads, start_state, params))
+            jax.block_until_ready(update())
             if turn >= 2:
                 seconds[name].append(time.perf_counter() - start)
     return {name: 1e3 * statistics.median(x) for name, x in seconds.items()}
