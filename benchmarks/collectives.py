@@ -49,8 +49,9 @@ _BYTES = {"f64": 8, "s64": 8, "u64": 8, "f32": 4, "s32": 4, "u32": 4}
 _BYTES |= {"bf16": 2, "f16": 2, "s16": 2, "u16": 2, "s8": 1, "u8": 1, "pred": 1}
 _COLLECTIVE = re.compile(
     r"= (?P<type>.*?) (?P<name>all-reduce|all-gather|reduce-scatter|all-to-all|"
-    r"collective-permute)(?:-start)?\("
+    r"collective-permute)(?P<start>-start)?\("
 )
+_CHANNEL = re.compile(r"channel_id=(\d+)")
 _ARRAY = re.compile(r"\b([a-z]+\d*)\[([\d,]*)\]")
 _COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) .*\{$")
 _CALL = re.compile(
@@ -89,20 +90,14 @@ def sent(program: str, devices: int) -> tuple[float, int]:
     >>> sent("ENTRY main {\n x = f32[4,2] all-reduce(y), to_apply=add\n}", 8)
     (56.0, 1)
     """
-    bodies: dict[str, list[str]] = {}
-    entry, lines = "", []
-    for line in program.splitlines():
-        if match := _COMPUTATION.match(line):
-            lines = bodies.setdefault(match[1], [])
-            entry = match[1] if line.startswith("ENTRY") else entry
-        else:
-            lines.append(line)
+    bodies, entry = _computations(program)
 
     def cost(name: str) -> tuple[float, int]:
         total, count = 0.0, 0
         for line in bodies.get(name, ()):
             if match := _COLLECTIVE.search(line):
-                total += _ring(match["name"], _size(match["type"]), devices)
+                kind, size = _result(name, match, devices)
+                total += _ring(kind, size, devices)
                 count += 1
                 continue
             trips = _TRIPS.search(line)
@@ -116,14 +111,63 @@ def sent(program: str, devices: int) -> tuple[float, int]:
     return cost(entry)
 
 
-def operations(program: str) -> list[tuple[str, int]]:
+def operations(program: str, devices: int) -> list[tuple[str, int]]:
     """Returns the collective operations of a program, and the bytes of their results.
+
+    Every one counts once, whatever branch or loop it stands in.
 
     Args:
       program: The text of a compiled program.
+      devices: Number of devices.
     """
-    found = _COLLECTIVE.finditer(program)
-    return [(match["name"], _size(match["type"])) for match in found]
+    return [
+        _result(name, match, devices)
+        for name, lines in _computations(program)[0].items()
+        for match in filter(None, map(_COLLECTIVE.search, lines))
+    ]
+
+
+def _computations(program: str) -> tuple[dict[str, list[str]], str]:
+    """Returns the lines of each computation, and the name of the main one.
+
+    XLA for TPU writes an operation that overlaps others into each of them. Such lines
+    share a channel, and the first one stays.
+    """
+    bodies: dict[str, list[str]] = {}
+    entry, lines = "", []
+    channels: set[str] = set()
+    for line in program.splitlines():
+        if match := _COMPUTATION.match(line):
+            lines = bodies.setdefault(match[1], [])
+            entry = match[1] if line.startswith("ENTRY") else entry
+            continue
+        channel = _CHANNEL.search(line)
+        if channel is None or channel[1] not in channels:
+            lines.append(line)
+        if channel is not None:
+            channels.add(channel[1])
+    return bodies, entry
+
+
+def _result(computation: str, match: re.Match[str], devices: int) -> tuple[str, int]:
+    """Returns an operation and the bytes of its result.
+
+    XLA for TPU writes a reduce-scatter as an all-reduce and a slice, in a computation
+    of that name. What starts an operation returns its argument too.
+
+    Args:
+      computation: Where it stands.
+      match: Its line.
+      devices: Number of devices.
+    """
+    name, size = match["name"], _size(match["type"])
+    if name == "all-reduce" and computation.startswith("all-reduce-scatter"):
+        return "reduce-scatter", size // devices
+    if match["start"] and name == "collective-permute":
+        size //= 2
+    if match["start"] and name == "all-gather":
+        size = size * devices // (devices + 1)
+    return name, size
 
 
 def _size(shape: str) -> int:

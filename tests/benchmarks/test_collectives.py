@@ -41,6 +41,39 @@ def test_loops_count_as_often_as_they_run_and_of_branches_the_dearest():
     assert collectives.sent(PROGRAM, 4) == (once + loop + branch + 8 * 4, 1 + 3 + 2 + 1)
 
 
+# As XLA for TPU writes a reduce-scatter, and a gather that overlaps two products.
+TPU = """HloModule step
+
+%all-reduce-scatter.3 (input: f32[16,2]) -> f32[4,2] {
+  %r = f32[16,2]{1,0:T(8,128)} all-reduce(%input), channel_id=7, to_apply=%add
+  ROOT %s = f32[4,2]{1,0} dynamic-slice(%r, %i, %zero), dynamic_slice_sizes={4,2}
+}
+
+%begin (x: bf16[2]) -> bf16[8] {
+  %g = bf16[8]{0:T(8,128)(2,1)} all-gather(%x), channel_id=5, dimensions={0}
+}
+
+%end (x: bf16[2]) -> bf16[8] {
+  %g = bf16[8]{0:T(8,128)(2,1)} all-gather(%x), channel_id=5, dimensions={0}
+}
+
+ENTRY %main (x: f32[8]) -> f32[8] {
+  %s = f32[4,2]{1,0} fusion(%x), kind=kCustom, calls=%all-reduce-scatter.3
+  %a = bf16[8]{0} fusion(%x), kind=kCustom, calls=%begin
+  %b = bf16[8]{0} fusion(%a), kind=kCustom, calls=%end
+  %p = (f32[8]{0}, f32[8]{0}) collective-permute-start(%x), channel_id=1
+}
+"""
+
+
+def test_programs_for_tpu_are_read_as_they_run():
+    sent, count = collectives.sent(TPU, 4)
+    scattered, gathered, moved = 16 * 2 * 4 * 3 / 4, 8 * 2 * 3 / 4, 8 * 4
+    assert (sent, count) == (scattered + gathered + moved, 3)
+    found = [("reduce-scatter", 32), ("all-gather", 16), ("collective-permute", 32)]
+    assert collectives.operations(TPU, 4) == found
+
+
 def test_what_a_parameter_adds_is_told_from_what_every_program_needs():
     """Of 3 + 5 / k bytes a parameter, and 1,000 bytes beside."""
     sizes = (100, 400)
