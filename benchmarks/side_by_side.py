@@ -87,8 +87,11 @@ def train(
     guessing = 1 / base.facts.num_classes
     ends = zip(programs.evaluate(state, split), programs.totals(state), strict=True)
     return [
-        Result(guessing if sums.bad_step >= 0 else accuracy, bool(sums.bad_step >= 0))
-        for (_, accuracy), sums in ends
+        Result(
+            guessing if sums.bad_step >= 0 else found["accuracy"],
+            bool(sums.bad_step >= 0),
+        )
+        for found, sums in ends
     ]
 
 

@@ -20,9 +20,11 @@ from typing import TYPE_CHECKING, Any
 
 from zosam_jax.analysis.errors import Errors as Errors
 from zosam_jax.analysis.errors import LabelErrors as LabelErrors
+from zosam_jax.analysis.errors import SegmentationErrors as SegmentationErrors
 from zosam_jax.analysis.errors import ValueErrors as ValueErrors
 from zosam_jax.analysis.errors import classification_errors as classification_errors
 from zosam_jax.analysis.errors import label_errors as label_errors
+from zosam_jax.analysis.errors import segmentation_errors as segmentation_errors
 from zosam_jax.analysis.errors import value_errors as value_errors
 from zosam_jax.analysis.hessian import Eigenpairs as Eigenpairs
 from zosam_jax.analysis.hessian import SpectralDensity as SpectralDensity

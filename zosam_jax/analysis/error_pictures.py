@@ -1,11 +1,14 @@
-"""Pictures of the errors of networks: of classes, of labels, and of values."""
+"""Pictures of the errors of networks: of classes, labels, values and pixels."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 
 from zosam_jax.analysis import drawing
 from zosam_jax.analysis.surfaces import short_name
@@ -25,6 +28,66 @@ def classes(found: JSON, arrays: Arrays) -> Figure:
     Of more classes than a picture can show, it has the accuracy on the hardest.
     """
     runs = _of(found, "by_class")
+    values = [run["errors"]["by_class"] for run in runs]
+    return _classes(runs, arrays, values, "accuracy on the test examples")
+
+
+def regions(found: JSON, arrays: Arrays) -> Figure:
+    """Returns which classes of pixels are taken for which, and the IoU of each class.
+
+    Of more classes than a picture can show, it has the IoU of the hardest.
+    """
+    runs = _of(found, "by_region")
+    values = [run["errors"]["by_region"]["iou"] for run in runs]
+    return _classes(runs, arrays, values, "IoU on the test examples")
+
+
+def maps(found: JSON, arrays: Arrays) -> Figure:
+    """Returns the shown images, their label maps, and those that each run predicts.
+
+    Pixels that are ignored are white.
+    """
+    runs = _of(found, "by_region")
+    seen = arrays[f"{runs[0]['run']}/seen"]
+    rows = [("image", seen), ("true", arrays[f"{runs[0]['run']}/true"])]
+    rows += [(short_name(r["run"], 24), arrays[f"{r['run']}/predicted"]) for r in runs]
+    size = 1.3 * len(seen) + 2.0, 1.3 * len(rows) + 0.6
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots(len(rows), len(seen), squeeze=False)
+    names = runs[0]["errors"]["classes"]
+    cmap = ListedColormap(_colors(len(names)), "classes").with_extremes(under="white")
+    for line, (name, shown) in zip(axes, rows, strict=True):
+        for axis, each in zip(line, shown, strict=True):
+            if name == "image":
+                axis.imshow(each.squeeze(), cmap="gray")
+            else:
+                axis.imshow(each, cmap=cmap, vmin=0, vmax=max(len(names) - 1, 1))
+            axis.set(xticks=[], yticks=[])
+        line[0].set_ylabel(name, fontsize=8, parse_math=False)
+    # More than a legend can hold are told apart by their colors alone.
+    some = [*zip(_colors(len(names)), names, strict=True)][:_MATRIX]
+    patches = [Patch(facecolor=color, edgecolor="0.5") for color, _ in some]
+    texts = [short_name(name, 20).replace("_", " ") for _, name in some]
+    style: dict[str, Any] = {"loc": "outside lower center", "frameon": False}
+    figure.legend(patches, texts, ncols=min(6, len(some)), fontsize=8, **style)
+    return figure
+
+
+def _colors(count: int) -> list[Any]:
+    """Returns a color for each class; those of few differ also in their brightness."""
+    few = ("#DDDDDD", *drawing.COLORS)
+    if count <= len(few):
+        return [*few[:count]]
+    return [colormaps["nipy_spectral"](x) for x in np.linspace(0, 0.95, count)]
+
+
+def _classes(
+    runs: Sequence[JSON],
+    arrays: Arrays,
+    figures: Sequence[Sequence[float | None]],
+    what: str,
+) -> Figure:
+    """Returns the confusion of each run, and a figure of each class."""
     names = [run["errors"]["classes"] for run in runs]
     maps = [i for i, each in enumerate(names) if len(each) <= _MATRIX]
     groups = [[i] for i in range(len(runs)) if i not in maps]
@@ -36,10 +99,10 @@ def classes(found: JSON, arrays: Arrays) -> Figure:
         _confusion(axis, arrays[f"{runs[i]['run']}/confusion"], names[i])
         axis.set_title(short_name(runs[i]["run"]), parse_math=False)
     for axis, group in zip(axes[len(maps) :], groups, strict=False):
-        values = {i: runs[i]["errors"]["by_class"] for i in group}
+        values = {i: figures[i] for i in group}
         hardest = _hardest([*values.values()])
         _by_name(axis, values, names[group[0]], hardest)
-        axis.set_xlabel("accuracy on the test examples")
+        axis.set_xlabel(what)
         some = len(hardest) < len(names[group[0]])
         axis.set_title(f"the {_MATRIX} hardest classes" if some else "by class")
     if groups:

@@ -1,4 +1,4 @@
-"""The errors of a network: classes for others, labels, and residuals of values."""
+"""The errors of a network: classes for others, labels, residuals of values, pixels."""
 
 import functools
 from collections.abc import Callable, Iterable
@@ -153,6 +153,63 @@ class ValueErrors(NamedTuple):
         return np.sum((wide - wide.mean(0)) ** 2, 0)
 
 
+class SegmentationErrors(NamedTuple):
+    r"""The answers of a network that gives every pixel a class.
+
+    With the confusion matrix C of all pixels that count, :math:`C_{ij}` of which have
+    class i and are taken for class j:
+
+    .. math::
+      \mathrm{IoU}_k = \frac{C_{kk}}{\sum_j C_{kj} + \sum_i C_{ik} - C_{kk}}, \quad
+      \mathrm{precision}_k = \frac{C_{kk}}{\sum_i C_{ik}}, \quad
+      \mathrm{recall}_k = \frac{C_{kk}}{\sum_j C_{kj}}
+
+    A figure without pixels that define it is NaN.
+
+    Attributes:
+      right: Number of right pixels of each example, int64 `[n]`.
+      pixels: Number of its pixels that count, int64 `[n]`.
+      confusion: Numbers of pixels, int64 `[k, k]`.
+    """
+
+    right: np.ndarray
+    pixels: np.ndarray
+    confusion: np.ndarray
+
+    @property
+    def iou(self) -> np.ndarray:
+        """Intersection over union of each class, `[k]`."""
+        return _ratio(self._diagonal, self.confusion.sum(0) + self._left)
+
+    @property
+    def mean_iou(self) -> float:
+        """Mean IoU of the classes that are there or predicted, from 0 to 1."""
+        return float(np.nanmean(self.iou))
+
+    @property
+    def pixel_accuracy(self) -> float:
+        """Share of right pixels, from 0 to 1."""
+        return float(self._diagonal.sum() / self.confusion.sum())
+
+    @property
+    def precision(self) -> np.ndarray:
+        """Share of the pixels predicted to have each class that are right, `[k]`."""
+        return _ratio(self._diagonal, self.confusion.sum(0))
+
+    @property
+    def recall(self) -> np.ndarray:
+        """Share of the pixels of each class that are found, `[k]`."""
+        return _ratio(self._diagonal, self.confusion.sum(1))
+
+    @property
+    def _diagonal(self) -> np.ndarray:
+        return np.diagonal(self.confusion)
+
+    @property
+    def _left(self) -> np.ndarray:
+        return self.confusion.sum(1) - self._diagonal
+
+
 def classification_errors(
     logits_fn: Logits, params: Params, batches: Iterable[tuple[PyTree, Any]]
 ) -> Errors:
@@ -198,6 +255,56 @@ def classification_errors(
     confusion = np.zeros((classes, classes), np.int64)
     np.add.at(confusion, (labels, predictions), 1)
     return Errors(labels, predictions, probabilities, confusion)
+
+
+def segmentation_errors(
+    logits_fn: Logits, params: Params, batches: Iterable[tuple[PyTree, Any]]
+) -> SegmentationErrors:
+    r"""Returns which classes of pixels are taken for which, over all examples.
+
+    .. math::
+      C_{ij} = |\{\text{pixels}: y = i, \arg\max_k z_k(x) = j\}|
+
+    One program is compiled. The figures of a `SegmentationErrors` have their formulas
+    there.
+
+    Args:
+      logits_fn: `(params, batch) -> z`, of shape `[n, h, w, k]`.
+      params: The parameters.
+      batches: Pairs of a batch and its labels, integers `[n, h, w]`. All have one
+        shape; labels below 0 do not count, nor do examples at the end that have no
+        others.
+
+    Raises:
+      ValueError: There is no batch, no pixel counts, or a label is no class.
+
+    Example:
+      >>> import jax.numpy as jnp, numpy as np, zosam_jax as zs
+      >>> batch = jnp.eye(2).reshape(1, 1, 2, 2), np.array([[[0, 0]]])
+      >>> found = zs.analysis.segmentation_errors(lambda w, x: x * w, 2.0, [batch])
+      >>> print(found.confusion.tolist(), found.iou, found.mean_iou)
+      [[1, 1], [0, 0]] [0.5 0. ] 0.25
+    """
+    found: list[tuple[np.ndarray, ...]] = []
+    confusion = np.zeros((0, 0), np.int64)
+    for batch, labels in batches:
+        classes = jax.eval_shape(logits_fn, params, batch).shape[-1]
+        labels = np.asarray(labels, np.int32)
+        if labels.max() >= classes:
+            raise ValueError(f"label {labels.max()} is no class of {classes} logits.")
+        answers = np.asarray(_answers(logits_fn, params, batch)[0])
+        answers = answers.reshape(labels.shape)
+        counts = labels >= 0
+        if not confusion.size:
+            confusion = np.zeros((classes, classes), np.int64)
+        np.add.at(confusion, (labels[counts], answers[counts]), 1)
+        right, pixels = ((x & counts).sum((1, 2)) for x in (answers == labels, counts))
+        found.append((right, pixels))
+    right, pixels = _joined(found)
+    if not pixels.any():
+        raise ValueError("no label of a pixel is a class: all are below 0.")
+    last = int(np.flatnonzero(pixels)[-1])
+    return SegmentationErrors(right[: last + 1], pixels[: last + 1], confusion)
 
 
 def label_errors(

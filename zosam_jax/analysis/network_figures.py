@@ -276,18 +276,25 @@ def error_figures(
     """Returns the errors of the task, and the answers to all test examples.
 
     Of classes, the accuracy on each; of labels, precision, recall, F1 and average
-    precision of each, and their means; of values, RMSE, MAE and R² of each.
+    precision of each, and their means; of values, RMSE, MAE and R² of each; of label
+    maps, IoU, precision and recall of each class, and maps of the shown images.
     """
     del report
     n = network
     find, by_name = _ERRORS[n.task]
     found = find(logits_of(n.model), n.params, n.tests())
+    arrays = found._asdict()
     figures = {
-        "examples": len(found.labels),
+        "examples": len(next(iter(arrays.values()))),
         "score": n.score,
         **by_name(found),
     }
-    return figures, found._asdict()
+    if n.task == "segmentation" and n.shown is not None:
+        batch = n.shown.inputs, n.shown.labels, n.model_state
+        logits = logits_of(n.model)(n.params, batch)
+        maps = {"predicted": np.asarray(jnp.argmax(logits, -1), np.int32)}
+        arrays |= {"seen": n.shown.images, "true": n.shown.labels, **maps}
+    return figures, arrays
 
 
 def _by_class(found: errors.Errors) -> JSON:
@@ -309,6 +316,18 @@ def _by_label(found: errors.LabelErrors) -> JSON:
     }
 
 
+def _by_region(found: errors.SegmentationErrors) -> JSON:
+    each = {name: getattr(found, name) for name in ("iou", "precision", "recall")}
+    return {
+        "accuracy": found.mean_iou,
+        "pixel_accuracy": found.pixel_accuracy,
+        "by_region": {
+            "pixels": found.confusion.sum(1).tolist(),
+            **{name: _listed(values) for name, values in each.items()},
+        },
+    }
+
+
 def _by_value(found: errors.ValueErrors) -> JSON:
     names = ("rmse", "mae", "r2")
     by_value = {name: _listed(getattr(found, name)) for name in names}
@@ -323,6 +342,7 @@ _ERRORS: dict[str, tuple[Callable[..., Any], Callable[[Any], JSON]]] = {
     "classification": (errors.classification_errors, _by_class),
     "multilabel": (errors.label_errors, _by_label),
     "regression": (errors.value_errors, _by_value),
+    "segmentation": (errors.segmentation_errors, _by_region),
 }
 """By task: the instrument, and its figures by class, label or value."""
 
@@ -342,7 +362,8 @@ def feature_figures(
     report(0.2)
     maps = feature_maps.feature_maps(*network_of, layers)
     arrays = {f"features/{layer}": found for layer, found in maps.items()}
-    figures = {"layers": layers, "labels": n.shown.labels.tolist()}
+    labels = [] if n.task == "segmentation" else n.shown.labels.tolist()
+    figures = {"layers": layers, "labels": labels}
     return figures, {"images": n.shown.images, **arrays}
 
 

@@ -65,8 +65,8 @@ class Settings:
     Attributes:
       parts: "curvature" (eigenvalues, trace, spectral density), "sharpness",
         "landscape", "noise" (of gradients), "masks", "errors" (classes that are taken
-        for others, errors of labels, or residuals of values, on all test examples) and
-        "features" (of test images), or some of them.
+        for others, errors of labels or of pixels, or residuals of values, on all test
+        examples) and "features" (of test images), or some of them.
       images: Number of examples, at random from the split.
       batch_size: Examples of a batch. None: that of the first run's training.
       split: "train" or "test". A streamed data set has "test" alone, its first images.
@@ -78,7 +78,8 @@ class Settings:
         network is one of them.
       extent: The landscape goes from -extent to extent; through three runs, from that
         much of their width before the first to that much behind the last.
-      examples: Numbers of the test images whose features are shown, from 0.
+      examples: Numbers of the test images whose features, and whose label maps, are
+        shown, from 0.
       layers: The layers whose features are shown, as paths in which `*` stands for any
         letters. None: four of the outermost modules.
       checkpoints: Whether every checkpoint of a run is analysed, as a run of its own
@@ -352,7 +353,8 @@ def _network(run: LoadedRun, settings: Settings) -> Network:
     chosen = run_examples.drawn(
         *(experiment, settings.split, settings.images, size, settings.seed)
     )
-    is_shown = "features" in settings.parts
+    is_map = run.facts.task == "segmentation"
+    is_shown = "features" in settings.parts or (is_map and "errors" in settings.parts)
     gradient = experiment.gradient
     return Network(
         model=run.model,

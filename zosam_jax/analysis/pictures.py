@@ -429,6 +429,8 @@ PICTURES = {
     "masks": _Picture("masks", masks, needs="densities"),
     "errors": _Picture("errors", error_pictures.classes, needs="by_class"),
     "label-errors": _Picture("errors", error_pictures.labels, needs="by_label"),
+    "regions": _Picture("errors", error_pictures.regions, needs="by_region"),
+    "label-maps": _Picture("errors", error_pictures.maps, needs="by_region"),
     "residuals": _Picture("errors", error_pictures.values, needs="by_value"),
     "features": _Picture("features", features, needs="layers"),
     "along-training": _Picture(None, along),

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from zosam_jax._types import PyTree
-from zosam_jax.data import Streamed
+from zosam_jax.data import IGNORED, Streamed
 from zosam_jax.runs.errors import RunError
 from zosam_jax.train.batch import as_targets, normalized
 from zosam_jax.train.experiment import Experiment
@@ -20,7 +20,8 @@ class Shown(NamedTuple):
     Attributes:
       images: As they are stored, uint8 `[n, H, W, C]`.
       inputs: As the network takes them.
-      labels: Their classes, `[n]`; or 1 and 0 for each label, or values, `[n, K]`.
+      labels: Their classes, `[n]`; or 1 and 0 for each label, or values, `[n, K]`; or
+        label maps, `[n, H, W]`, with -1 for pixels that are ignored.
     """
 
     images: np.ndarray
@@ -131,6 +132,8 @@ def _in_order(
         if labels.dtype == np.bool_:
             # True and False leave no room for what does not count.
             labels = labels.astype(np.int8)
+        if dataset.task == "segmentation":
+            labels = np.where(labels == IGNORED, -1, labels.astype(np.int32))
         no_label = np.nan if dataset.task == "regression" else -1
         yield _filled(raw, size, 0), _filled(labels, size, no_label)
 

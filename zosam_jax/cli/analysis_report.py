@@ -53,8 +53,8 @@ def table(found: JSON) -> Table:
 _ROWS = 25
 """Number of labels or values of a run in the terminal."""
 
-# Of labels, and of values: the heading of their names, that of each figure, and by
-# which the hardest are chosen.
+# Of labels, of classes of pixels, and of values: the heading of their names, that of
+# each figure, and by which the hardest are chosen.
 _BY_NAME = {
     "by_label": (
         "label",
@@ -66,6 +66,16 @@ _BY_NAME = {
             "average_precision": "average precision",
         },
         "f1",
+    ),
+    "by_region": (
+        "class",
+        {
+            "pixels": "pixels",
+            "iou": "IoU",
+            "precision": "precision",
+            "recall": "recall",
+        },
+        "iou",
     ),
     "by_value": ("value", {"rmse": "RMSE", "mae": "MAE", "r2": "R²"}, "r2"),
 }
@@ -163,7 +173,7 @@ def write_predictions(
     """Writes the answers of all runs to all test examples; returns the file.
 
     Of classes it has a line for each example; of labels and of values, one for each
-    label or value of each example.
+    label or value of each example. Of label maps it has the right pixels of each.
 
     Args:
       found: The contents of `analysis.json`.
@@ -176,10 +186,12 @@ def write_predictions(
         errors = run["errors"]
         of = {
             key: arrays[f"{run['run']}/{key}"]
-            for key in ("labels", "predictions", "probabilities")
+            for key in ("labels", "predictions", "probabilities", "right", "pixels")
             if f"{run['run']}/{key}" in arrays
         }
-        answers = _of_classes if "by_class" in errors else _of_columns
+        answers = _of_columns
+        for kind, own in (("by_class", _of_classes), ("by_region", _of_maps)):
+            answers = own if kind in errors else answers
         lines += [{"run": run["run"], **line} for line in answers(errors, of)]
     with path.open("w", newline="") as file:
         # Runs of several tasks have columns of their own.
@@ -200,6 +212,14 @@ def _of_classes(errors: JSON, of: Mapping[str, np.ndarray]) -> Iterator[JSON]:
             "prediction": names[answer],
             "probability": f"{share:.4f}",
         }
+
+
+def _of_maps(errors: JSON, of: Mapping[str, np.ndarray]) -> Iterator[JSON]:
+    del errors
+    counts = zip(of["right"].tolist(), of["pixels"].tolist(), strict=True)
+    for number, (right, pixels) in enumerate(counts):
+        line = {"example": number, "pixels": pixels, "right": right}
+        yield line | {"pixel accuracy": f"{right / max(pixels, 1):.4f}"}
 
 
 def _of_columns(errors: JSON, of: Mapping[str, np.ndarray]) -> Iterator[JSON]:

@@ -23,9 +23,10 @@ class Evaluate(OwnCode):
     """Evaluate a run: accuracy on clean and corrupted images, calibration.
 
     Of examples with any of several labels, calibration is by label; of values the score
-    is R², without a calibration. An unfinished run is evaluated at its last checkpoint.
-    Writes evaluation.json and evaluation.png to the run's folder. evaluation.jsonl
-    keeps the result on every image set, so none is evaluated twice.
+    is R², without a calibration; of a segmentation it is the mean IoU. An unfinished
+    run is evaluated at its last checkpoint. Writes evaluation.json and evaluation.png
+    to the run's folder. evaluation.jsonl keeps the result on every image set, so none
+    is evaluated twice.
     """
 
     run: Positional[Path]

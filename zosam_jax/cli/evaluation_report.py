@@ -14,7 +14,6 @@ from rich.text import Text
 from zosam_jax.cli.terminal import printable
 from zosam_jax.data.corruptions import COMMON, GROUPS, STANDIN
 from zosam_jax.evaluate.image_sets import CLEAN
-from zosam_jax.runs.dataset_facts import score_title
 from zosam_jax.runs.files import JSON
 from zosam_jax.runs.progress import duration
 
@@ -109,8 +108,15 @@ class EvaluationDisplay:
             )
 
 
-_HEADINGS = {"accuracy": "accuracy", "loss": "loss", "ece": "ECE", "brier": "Brier"}
-"""Headings of the figures of an image set. Which of them there are, the task says."""
+_HEADINGS = {
+    "pixel_accuracy": "pixel accuracy",
+    "loss": "loss",
+    "ece": "ECE",
+    "brier": "Brier",
+    "iou": "IoU",
+}
+"""Headings of the figures of an image set beside the score. Which of them there are,
+the task says."""
 
 
 def score(figures: JSON) -> str:
@@ -151,7 +157,8 @@ def summary(figures: JSON) -> list[list[str]]:
 
 
 def _cells(figures: JSON, sign: str = "") -> list[str]:
-    forms = {name: ".2%" if name == "accuracy" else ".4f" for name in figures}
+    shares = ("accuracy", "pixel_accuracy")
+    forms = {name: ".2%" if name in shares else ".4f" for name in figures}
     return [format(value, f"{sign}{forms[name]}") for name, value in figures.items()]
 
 
@@ -168,7 +175,7 @@ def terminal_table(figures: JSON) -> Group:
     if "reliability" not in figures:
         notes.append("Values have no probabilities, and so no calibration.")
     notes += [f"{note[:1].upper()}{note[1:]}." for note in figures.get("notes", [])]
-    tables = [_by_corruption(figures), *_by_label(figures), _totals(figures)]
+    tables = [_by_corruption(figures), *_by_name(figures), _totals(figures)]
     return Group(*tables, *(Text(note) for note in (*notes, *_doubt(figures))))
 
 
@@ -196,38 +203,49 @@ def _by_corruption(figures: JSON) -> Table:
     return table
 
 
-_LABELS = 25
-"""Number of labels of which a table shows each."""
+_ROWS = 25
+"""Number of labels or classes of which a table shows each."""
 
 
-def _by_label(figures: JSON) -> list[Table]:
-    """Returns a table of the calibration of each label, if an image has any of several.
+def _by_name(figures: JSON) -> list[Table]:
+    """Returns a table of the calibration of each label, or of the IoU of each class.
 
-    Of many labels it has those of the largest ECE on clean images.
+    Of many it has those of the largest ECE, or of the least IoU, on clean images. There
+    is none if an image has one class.
     """
-    if "by_label" not in figures:
+    if "by_label" in figures:
+        found, what, worst, by = figures["by_label"], "label", "largest ECE", "ece"
+    elif "by_class" in figures:
+        found, what, worst, by = figures["by_class"], "class", "least IoU", "iou"
+    else:
         return []
-    found = figures["by_label"]
+    names = found[f"{what}s" if what == "label" else "classes"]
     clean, corrupted = found["clean"], found["mean_corrupted"]
     table = Table(box=box.SIMPLE_HEAD)
-    table.add_column("label", overflow="fold")
+    table.add_column(what, overflow="fold")
     for kind in ("clean", "corrupted"):
         for name in clean:
             table.add_column(f"{_HEADINGS[name]}, {kind}", justify="right")
-    worst = np.argsort(-np.array(clean["ece"]), kind="stable")[:_LABELS]
-    for place in sorted(worst.tolist()):
-        cells = [f"{x[name][place]:.4f}" for x in (clean, corrupted) for name in clean]
-        table.add_row(*map(Text, (printable(found["labels"][place]), *cells)))
-    if len(worst) < len(found["labels"]):
-        table.caption = f"the {_LABELS} of the largest ECE; evaluation.json has all"
+    # What has no figure, as a class without pixels, comes last.
+    values = np.array(clean[by], np.float64)
+    order = np.argsort(-values if by == "ece" else values, kind="stable")[:_ROWS]
+    for place in sorted(order.tolist()):
+        cells = [_cell(x[name][place]) for x in (clean, corrupted) for name in clean]
+        table.add_row(*map(Text, (printable(names[place]), *cells)))
+    if len(order) < len(names):
+        table.caption = f"the {_ROWS} of the {worst}; evaluation.json has all"
     return [table]
+
+
+def _cell(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
 
 
 def _totals(figures: JSON) -> Table:
     table = Table(box=box.SIMPLE_HEAD)
     table.add_column("", no_wrap=True)
     for name in figures["clean"]:
-        heading = score_title(_HEADINGS[name], [score(figures)])
+        heading = score(figures) if name == "accuracy" else _HEADINGS[name]
         table.add_column(heading, justify="right", no_wrap=True)
     for row in summary(figures):
         table.add_row(*row)
@@ -246,8 +264,9 @@ def _doubt(figures: JSON) -> list[str]:
             "The run is unfinished, or this is not its end: these are the figures at "
             f"step {figures['step']}."
         ]
-    # R² is a sum of rounded numbers; the others are counts.
-    close = 1e-9 if "reliability" in figures else 1e-4
+    # R² is a sum of rounded numbers, and of many pixels some have two classes that are
+    # all but equal; the others are counts of fewer predictions.
+    close = 1e-4 if score(figures) in ("R²", "mean IoU") else 1e-9
     if figures["images"] != figures["test_images"] or abs(found - trained) < close:
         return []
     return [

@@ -16,12 +16,13 @@ from zosam_jax.runs.errors import RunError
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from zosam_jax.train.load_run import LoadedRun
     from zosam_jax.train.prediction import Prediction
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Predict(OwnCode):
-    """Predict the classes of images, or their values, by the network of a run.
+    """Predict the classes of images or of their pixels, or values, by a run's network.
 
     The data set of the run is not needed. Images are prepared as its test images were.
     """
@@ -33,6 +34,9 @@ class Predict(OwnCode):
     top: int | None = None
     """Number of classes of each image, the most probable first. None: one; all \
 where an image may have several."""
+    to: Path | None = None
+    """Folder for the label maps of a segmentation: a PNG of each image, of its name, \
+whose indices are the classes. None: they are not written."""
     format: Literal["table", "json", "csv"] = "table"
     """table; json: a list of objects; csv: a line for each class of each image."""
     checkpoint: int | None = None
@@ -50,19 +54,51 @@ where an image may have several."""
             raise RunError("predict needs at least one image: zosam predict RUN PATH")
         compilation_cache.use()
         net = load_run.load(self.run, checkpoint=self.checkpoint, **self.given())
-        usual = len(net.classes) if net.facts.task == "multilabel" else 1
+        task = net.facts.task
+        several = task in ("multilabel", "segmentation")
+        usual = len(net.classes) if several else 1
         top = usual if self.top is None else self.top
-        options = {"top": top, "batch_size": self.batch_size}
         try:
-            found = net.predict(self.paths, **options)
+            if self.to is None:
+                found = net.predict(self.paths, top=top, batch_size=self.batch_size)
+            else:
+                found = _written(net, self.paths, self.to, top, self.batch_size)
         except ValueError as error:
             raise RunError(str(error)) from error
-        name = "value" if net.facts.task == "regression" else "probability"
+        name = _NUMBERS.get(task, "probability")
         if self.format == "table":
             terminal.show(_table(found, name), terminal.width() or _WIDTH)
         else:
             terminal.write({"json": _json, "csv": _csv}[self.format](found, name))
         return 0
+
+
+_NUMBERS = {"regression": "value", "segmentation": "share"}
+"""What the numbers beside the classes are, if they are no probabilities."""
+
+
+def _written(
+    net: "LoadedRun", paths: Sequence[Path], folder: Path, top: int, batch_size: int
+) -> list["Prediction"]:
+    """Returns the predictions, after writing a label map for each image."""
+    from zosam_jax.data import label_maps
+    from zosam_jax.runs.errors import explained
+    from zosam_jax.train import prediction
+
+    given = prediction.examples(net.facts, paths)
+    places = [folder / f"{Path(path or '').stem}.png" for path in given.paths]
+    for number, place in enumerate(places):
+        if place in places[:number]:
+            raise RunError(
+                f"to={str(folder)!r}: two images would have the label map {place.name}."
+                " Predict one of them by itself."
+            )
+    maps = net.label_maps(paths, batch_size=batch_size)
+    with explained(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        for place, labels in zip(places, maps, strict=True):
+            label_maps.write(place, labels)
+    return prediction.shares(net.facts, given, maps, top)
 
 
 # Without a terminal, the table may be wider than the usual 80 columns.
@@ -79,9 +115,10 @@ def _table(found: Sequence["Prediction"], what: str) -> "Table":
 
     table = Table(box=box.SIMPLE_HEAD)
     table.add_column("image", overflow="fold")
-    form = ".1%" if what == "probability" else ".6g"
-    for _ in found[0].classes:
-        table.add_column("class" if what == "probability" else "")
+    form = ".6g" if what == "value" else ".1%"
+    # Images may have classes in different numbers.
+    for _ in range(max(len(each.classes) for each in found)):
+        table.add_column("" if what == "value" else "class")
         table.add_column("", justify="right")
     for each in found:
         pairs = zip(each.classes, each.probabilities, strict=True)

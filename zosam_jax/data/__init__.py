@@ -10,6 +10,7 @@
 
 from zosam_jax.data import augment as augment
 from zosam_jax.data import label_noise as label_noise
+from zosam_jax.data.dataset import IGNORED as IGNORED
 from zosam_jax.data.dataset import STATISTICS as STATISTICS
 from zosam_jax.data.dataset import Dataset as Dataset
 from zosam_jax.data.dataset import DatasetError as DatasetError

@@ -13,9 +13,12 @@ STATISTICS = {
 }
 """Published mean and standard deviation of the channels of `images / 255`."""
 
-Task = Literal["classification", "multilabel", "regression"]
-"""What is predicted: one class, or one token after another; any of several classes; or
-values."""
+Task = Literal["classification", "multilabel", "regression", "segmentation"]
+"""What is predicted: one class, or one token after another; any of several classes;
+values; or the class of each pixel."""
+
+IGNORED = 255
+"""The label of pixels that do not count."""
 
 
 class DatasetError(RuntimeError):
@@ -26,8 +29,8 @@ class DatasetError(RuntimeError):
 class Dataset:
     """Labelled images, or text, in host memory.
 
-    The type of the labels says the task: classification, multi-label classification or
-    regression.
+    The type of the labels says the task: classification, multi-label classification,
+    regression or semantic segmentation.
 
     Attributes:
       name: The name given to `load`.
@@ -35,9 +38,11 @@ class Dataset:
       train_labels: Classes, integers `[N]` from 0 to `num_classes - 1`, kept as int32;
         or the next token of each token, `[N, T]`; or which of K classes an example has,
         bool `[N, K]`; or K values, floats `[N, K]`, kept as float32. `[N]` floats
-        become `[N, 1]`.
+        become `[N, 1]`. Or the class of each pixel, integers `[N, H, W]`, kept as
+        uint8; pixels of `IGNORED`, 255, do not count.
       test_images: uint8 `[M, H, W, C]`, or `[M, T]`.
-      test_labels: int32 `[M]`, or `[M, T]`, bool or float32 `[M, K]`.
+      test_labels: int32 `[M]`, or `[M, T]`, bool or float32 `[M, K]`, or uint8 `[M, H,
+        W]`.
       class_names: Name of each class, of each token, or of each value.
       mean: Mean of each channel of `train_images / 255`; empty for text.
       std: Standard deviation of each channel of `train_images / 255`; empty for text.
@@ -70,10 +75,11 @@ class Dataset:
                 object.__setattr__(self, field, values.astype(np.float32))
         self._check("train", self.train_images, self.train_labels)
         self._check("test", self.test_images, self.test_labels)
-        if self.task == "classification":
-            # Unsigned labels have no -1, which fills up batches.
+        # Unsigned labels have no -1, which fills up batches.
+        kept = {"classification": np.int32, "segmentation": np.uint8}.get(self.task)
+        if kept is not None:
             for field in ("train_labels", "test_labels"):
-                labels = getattr(self, field).astype(np.int32, copy=False)
+                labels = getattr(self, field).astype(kept, copy=False)
                 object.__setattr__(self, field, labels)
         channels = self.image_shape[-1] if self.kind == "image" else 0
         for field in ("mean", "std"):
@@ -97,6 +103,9 @@ class Dataset:
                 f"255; got {examples.dtype} {list(examples.shape)}. (From 0 to 1: "
                 "np.round(255 * images).astype(np.uint8).)"
             )
+        if self.task == "segmentation":
+            self._check_maps(part, examples, labels)
+            return
         if self.task != "classification":
             self._check_columns(part, labels)
             return
@@ -111,6 +120,28 @@ class Dataset:
                 f"{self.name}: {part}_labels run from {labels.min()} to "
                 f"{labels.max()}, and {self.num_classes} class_names stand for 0 to "
                 f"{self.num_classes - 1}."
+            )
+
+    def _check_maps(self, part: str, images: np.ndarray, labels: np.ndarray) -> None:
+        """Raises `ValueError` unless labels have the class of each pixel."""
+        if labels.shape != images.shape[:3] or labels.dtype.kind not in "iu":
+            raise ValueError(
+                f"{self.name}: {part}_labels must be integers {[*images.shape[:3]]}, a "
+                "class for each pixel of the images, as those of the training; got "
+                f"{labels.dtype} {[*labels.shape]}."
+            )
+        found = labels[labels != IGNORED]
+        if self.num_classes > IGNORED or not found.size:
+            raise ValueError(
+                f"{self.name}: {self.num_classes} class_names, and {found.size} pixels "
+                f"of {part}_labels with a class. There must be at most {IGNORED}, and "
+                f"some pixel that is not {IGNORED}, which does not count."
+            )
+        if found.min() < 0 or found.max() >= self.num_classes:
+            raise ValueError(
+                f"{self.name}: {part}_labels run from {found.min()} to {found.max()}, "
+                f"and {self.num_classes} class_names stand for 0 to "
+                f"{self.num_classes - 1}. Pixels of {IGNORED} do not count."
             )
 
     def _check_columns(self, part: str, labels: np.ndarray) -> None:
@@ -135,7 +166,9 @@ class Dataset:
     @property
     def task(self) -> Task:
         """What the labels are for."""
-        kind = self.train_labels.dtype.kind
+        kind, axes = self.train_labels.dtype.kind, self.train_labels.ndim
+        if self.kind == "image" and kind in "iu" and axes == 3:
+            return "segmentation"
         tasks: dict[str, Task] = {"b": "multilabel", "f": "regression"}
         return tasks.get(kind, "classification")
 

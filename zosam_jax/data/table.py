@@ -20,8 +20,10 @@ from zosam_jax.data.sets import (
     class_folders,
     digits,
     imagenet,
+    mask_folders,
     npz,
     oxford_iiit_pet,
+    shapes,
     text,
 )
 from zosam_jax.data.streaming import Streamed
@@ -79,6 +81,12 @@ DATASETS: dict[str, NamedDataset] = {
         Counts(1_437, 360, 10),
         open=lambda _: digits.read(),
     ),
+    "shapes": NamedDataset(
+        "circles, squares and triangles for segmentation, 32x32",
+        "drawn here",
+        Counts(shapes.TRAIN, shapes.TEST, len(shapes.CLASSES)),
+        open=lambda _: shapes.read(),
+    ),
     "cifar10": NamedDataset(
         "CIFAR-10, 32x32",
         "Krizhevsky 2009",
@@ -123,6 +131,12 @@ DATASETS: dict[str, NamedDataset] = {
         open=class_folders.find,
         prepare=class_folders.prepare,
     ),
+    "masks:PATH": NamedDataset(
+        "a folder of images and of label maps for segmentation",
+        "your files",
+        "its size depends on the folder",
+        open=mask_folders.read,
+    ),
     "npz:PATH": NamedDataset(
         "arrays of images and labels in a file of np.savez",
         "your files",
@@ -163,7 +177,7 @@ def is_of_tfds(name: str) -> bool:
 def describe() -> str:
     """Returns a list of all data sets as text.
 
-    >>> print(describe().splitlines()[1])
+    >>> print(describe().splitlines()[2])
     cifar10: CIFAR-10, 32x32; 50,000 + 10,000 examples, 10 classes (Krizhevsky 2009)
     """
     lines = []
@@ -187,10 +201,13 @@ def load(
       name: One of
 
         - `digits`, in scikit-learn's wheel;
+        - `shapes`, drawn images with a class for every pixel;
         - `cifar10`, `imagenette/320px-v2` or any image classification set of TFDS, in
           the TFDS data directory as `array_record`; see `tfds_reader.find` for the
           splits;
         - `folder:PATH`, images in a folder for each class; see `class_folders.find`;
+        - `masks:PATH`, images and label maps of the same names; see
+          `mask_folders.read`;
         - `npz:PATH`, arrays of images and labels in one file; see `npz.read`;
         - `pydoc`, Python's documentation, and `text:PATH`, any file, as sequences of
           128 bytes; see `text.sequences`.

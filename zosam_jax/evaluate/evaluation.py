@@ -58,7 +58,9 @@ def evaluate(
 
     The figures are the loss, the score of the task (see `zosam_jax.data.Dataset`) and
     the calibration: of classes, the ECE of the predicted class; of several labels, ECE
-    and Brier score of each, and their means; of values, none.
+    and Brier score of each, and their means; of values, none. Of a segmentation they
+    are those of the pixels that count, with the IoU of each class, and corruptions that
+    move what is on an image are left out: label maps do not follow.
 
     An unfinished run is evaluated at its last checkpoint. Results of earlier calls with
     the same weights, images and versions are reused.

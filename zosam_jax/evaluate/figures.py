@@ -11,7 +11,7 @@ from zosam_jax.evaluate import calibration
 from zosam_jax.evaluate.image_sets import ImageSets
 from zosam_jax.runs.files import JSON
 
-FIGURES = ("accuracy", "loss", "ece", "brier")
+FIGURES = ("accuracy", "pixel_accuracy", "loss", "ece", "brier")
 """The figures on an image set. Which of them there are depends on the task."""
 
 
@@ -57,23 +57,32 @@ def figures(sets: ImageSets, results: Sequence[JSON]) -> JSON:
 
 
 def _calibration(sets: ImageSets, clean: JSON, corrupted: Sequence[JSON]) -> JSON:
-    """Returns the reliability diagrams, and the figures of labels, where there are."""
+    """Returns the reliability diagrams, and the figures of labels or of classes."""
     found: JSON = {}
     if "bins" in clean:
         found["reliability"] = {
             "clean": _reliability([clean]),
             "corrupted": _reliability(corrupted),
         }
-    if "by_label" in clean:
-        found["by_label"] = {
-            "labels": list(sets.data.class_names),
-            "clean": clean["by_label"],
-            "mean_corrupted": {
-                name: np.mean([r["by_label"][name] for r in corrupted], 0).tolist()
-                for name in clean["by_label"]
-            },
-        }
+    for kind, names in (("by_label", "labels"), ("by_class", "classes")):
+        if kind in clean:
+            found[kind] = {
+                names: list(sets.data.class_names),
+                "clean": clean[kind],
+                "mean_corrupted": {
+                    name: _means([r[kind][name] for r in corrupted])
+                    for name in clean[kind]
+                },
+            }
     return found
+
+
+def _means(rows: Sequence[Sequence[float | None]]) -> list[float | None]:
+    """Returns the mean of each column over the rows that have a figure there."""
+    columns = (
+        [x for x in column if x is not None] for column in zip(*rows, strict=True)
+    )
+    return [_mean(known) if known else None for known in columns]
 
 
 def _common(rows: Mapping[str, JSON]) -> JSON:

@@ -22,7 +22,8 @@ CLEAN = "clean"
 SOURCES = ("generated", "published")
 
 Images = tuple[np.ndarray, np.ndarray]
-"""Images, uint8 `[N, H, W, C]`, and labels, int32 `[N]`, bool or float32 `[N, K]`."""
+"""Images, uint8 `[N, H, W, C]`, and labels, int32 `[N]`, bool or float32 `[N, K]`, or
+uint8 `[N, H, W]`."""
 
 Batch = tuple[np.ndarray, np.ndarray, np.ndarray]
 """Images, labels, and which of the images count, bool `[N]`."""
@@ -122,9 +123,9 @@ class ImageSets:
             common[common.index("frost")] = corruptions.STANDIN
         groups = {"common": common, "all": [*common, *corruptions.EXTRA]}
         chosen = {n for name in wanted for n in groups.get(name, [name])}
-        refused = {}
+        refused, of_maps = {}, self.data.task == "segmentation"
         for name in chosen & set(corruptions.NAMES):
-            reason = corruptions.refusal(name, self.shape)
+            reason = corruptions.refusal(name, self.shape, of_maps=of_maps)
             if not generated and name == corruptions.STANDIN:
                 reason = "it is not in the published sets; take frost."
             if reason and name in wanted:

@@ -1,9 +1,11 @@
 """What is measured on an image set beside loss and score, by the task of the labels.
 
 Sums are over images, so that those of two batches add up. Calibration has a meaning
-where outputs are probabilities: of classes, and of labels. Values have none.
+where outputs are probabilities: of classes, of labels, and of the classes of pixels.
+Values have none.
 """
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -12,9 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from zosam_jax._types import PyTree
+from zosam_jax.data import IGNORED
 from zosam_jax.evaluate import calibration
 from zosam_jax.evaluate.calibration import Bins
 from zosam_jax.runs.files import JSON
+from zosam_jax.train import scores
 
 
 class Measure(NamedTuple):
@@ -37,6 +41,27 @@ class _OfLabels(NamedTuple):
 
     bins: Bins
     squares: jax.Array
+
+
+class _OfPixels(NamedTuple):
+    """Sums over pixels: bins, and the numbers of `scores.overlaps`."""
+
+    bins: Bins
+    overlaps: jax.Array
+
+
+def _pixel_sums(outputs: jax.Array, labels: jax.Array, counts: jax.Array) -> _OfPixels:
+    weights = counts[:, None, None] & (labels != IGNORED)
+    found = calibration.bins(
+        outputs.reshape(-1, outputs.shape[-1]), labels.ravel(), weights.ravel()
+    )
+    parts = scores.overlaps(outputs, labels) * counts[:, None, None]
+    return _OfPixels(found, jnp.sum(parts, 0))
+
+
+def _no_pixels(classes: int) -> _OfPixels:
+    none = jnp.zeros((3, classes), jnp.int32)
+    return _OfPixels(_no_bins(calibration.NUM_BINS), none)
 
 
 def _label_sums(outputs: jax.Array, labels: jax.Array, counts: jax.Array) -> _OfLabels:
@@ -69,6 +94,14 @@ def _of_labels(sums: _OfLabels, images: int) -> JSON:
     }
 
 
+def _of_pixels(sums: _OfPixels, images: int) -> JSON:
+    each = scores.iou(sums.overlaps).tolist()
+    return {
+        **_of_classes(sums.bins, images),
+        "by_class": {"iou": [None if math.isnan(x) else x for x in each]},
+    }
+
+
 def _listed(bins: Bins) -> JSON:
     return {
         name: np.asarray(value, np.float64).tolist()
@@ -86,6 +119,7 @@ MEASURES = {
         lambda _: _no_bins(calibration.NUM_BINS), calibration.bins, _of_classes
     ),
     "multilabel": Measure(_no_labels, _label_sums, _of_labels),
+    "segmentation": Measure(_no_pixels, _pixel_sums, _of_pixels),
     "regression": Measure(_nothing, _nothing, lambda *_: {}),
 }
 """By task."""

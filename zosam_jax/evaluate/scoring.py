@@ -19,7 +19,7 @@ from zosam_jax.evaluate.measures import MEASURES
 from zosam_jax.evaluate.results import Results
 from zosam_jax.runs.errors import RunError
 from zosam_jax.runs.files import JSON
-from zosam_jax.train import accuracy, loss
+from zosam_jax.train import accuracy, scores
 from zosam_jax.train.batch import as_targets, normalized
 from zosam_jax.train.experiment import Experiment
 
@@ -72,13 +72,11 @@ def _step(
     outputs = experiment.model.apply(variables, inputs, train=False)
     outputs = outputs.astype(jnp.float32)
     losses = jnp.where(counts, experiment.loss(outputs, labels), 0.0)
-    scores = loss.scores(experiment, outputs, labels).astype(jnp.float32)
-    is_counted = counts.reshape(-1, *(1,) * (scores.ndim - 1))
-    measure = MEASURES[experiment.facts.task]
+    parts, facts = scores.parts(experiment, outputs, labels), experiment.facts
     added = _Sums(
         jnp.sum(losses),
-        jnp.sum(jnp.where(is_counted, scores, 0.0)),
-        measure.sums(outputs, labels, counts),
+        scores.summed(facts, parts, sums.score.dtype, counts),
+        MEASURES[facts.task].sums(outputs, labels, counts),
     )
     return jax.tree.map(jnp.add, sums, added)
 
@@ -110,7 +108,10 @@ def score(
     step = jax.jit(functools.partial(_step, experiment))
     split = experiment.over_devices()
     facts, zero = experiment.facts, jnp.zeros(())
-    none = _Sums(zero, zero, MEASURES[facts.task].none(facts.num_classes))
+    # Pixels are too many to be counted in float32.
+    dtype = jnp.int32 if facts.task == "segmentation" else jnp.float32
+    measured = MEASURES[facts.task].none(facts.num_classes)
+    none = _Sums(zero, scores.no_sums(facts, dtype), measured)
     none = jax.device_put(none, experiment.replicated())
     # One stream of batches over all sets, so that the threads never wait between two.
     missing = [key for key in keys if results.get(key) is None]
@@ -159,19 +160,13 @@ def _result(experiment: Experiment, key: JSON, sums: _Sums) -> JSON:
             "images overflow float32."
         )
     columns = 1 if facts.task == "classification" else facts.num_classes
-    mean = float(sums.score) / (images * columns)
+    variance = None
+    if facts.task == "regression":
+        assert isinstance(experiment.dataset, Dataset)
+        variance = label_variance(experiment.dataset.test_labels[:images])
     return {
         "key": key,
-        "accuracy": _score(experiment, images, mean),
+        **scores.figures(experiment, sums.score, images * columns, variance),
         "loss": mean_loss,
         **MEASURES[facts.task].figures(sums.measured, images),
     }
-
-
-def _score(experiment: Experiment, images: int, mean: float) -> float:
-    """Returns the accuracy, or R² by the variance of the labels of these images."""
-    if experiment.facts.task != "regression":
-        return mean
-    assert isinstance(experiment.dataset, Dataset)
-    variance = label_variance(experiment.dataset.test_labels[:images])
-    return 1 - (1 - mean) * experiment.label_variance / variance

@@ -10,7 +10,7 @@ SKIPS = 2
 """Stages before the last whose features a fully convolutional head reads, as FCN-8s."""
 
 
-def upsampled(scores: jax.Array, size: tuple[int, int]) -> jax.Array:
+def upsampled(scores: jax.Array, size: tuple[int, ...]) -> jax.Array:
     """Returns maps resized bilinearly; pixels are areas, with their centers at halves.
 
     Args:
@@ -26,7 +26,7 @@ def upsampled(scores: jax.Array, size: tuple[int, int]) -> jax.Array:
 
 def pixel_logits(
     maps: Mapping[str, jax.Array],
-    size: tuple[int, int],
+    size: tuple[int, ...],
     num_classes: int,
     kernel_init: nn.initializers.Initializer,
 ) -> jax.Array:

@@ -15,6 +15,9 @@ from zosam_jax.runs import schema
 from zosam_jax.runs.errors import RunError
 from zosam_jax.runs.files import JSON
 
+Task = Literal["classification", "multilabel", "regression", "segmentation"]
+"""What the labels of a data set are for, see `zosam_jax.data.Task`."""
+
 
 class Described(Protocol):
     """A data set, as `zosam_jax.data` has them."""
@@ -30,7 +33,7 @@ class Described(Protocol):
         ...
 
     @property
-    def task(self) -> Literal["classification", "multilabel", "regression"]:
+    def task(self) -> Task:
         """What the labels are for."""
         ...
 
@@ -81,7 +84,8 @@ class DatasetFacts:
       num_train: Number of training examples, without those held out.
       num_test: Number of test examples.
       task: What the outputs are: the classes, of which an example has one, or several
-        ("multilabel"); or values ("regression").
+        ("multilabel"), or each of its pixels one ("segmentation"); or values
+        ("regression").
     """
 
     name: str
@@ -93,7 +97,7 @@ class DatasetFacts:
     resize: int | None
     num_train: int
     num_test: int
-    task: Literal["classification", "multilabel", "regression"] = "classification"
+    task: Task = "classification"
 
     @property
     def score(self) -> str:
@@ -192,6 +196,7 @@ _SCORES = {
     "classification": "accuracy",
     "multilabel": "label accuracy",
     "regression": "R²",
+    "segmentation": "mean IoU",
 }
 
 
@@ -223,7 +228,8 @@ def score_title(title: str, scores: Collection[str]) -> str:
 
     Args:
       title: A title with the word "accuracy".
-      scores: The scores that stand under it: "accuracy", "label accuracy", "R²".
+      scores: The scores that stand under it: "accuracy", "label accuracy", "R²",
+        "mean IoU".
 
     >>> score_title("test accuracy, %", ["R²"])
     'test R², %'

@@ -13,7 +13,7 @@ from pathlib import Path
 from zosam_jax.runs.errors import PathError, sentence
 
 # Data sets that are named by a path.
-_KINDS = ("folder", "npz", "text")
+_KINDS = ("folder", "masks", "npz", "text")
 
 
 def absolute(path: str | os.PathLike[str], name: str) -> Path:

@@ -24,7 +24,7 @@ class RunRecord:
         the round of a lottery.
       evaluation: The contents of `evaluation.json`; None if it is not there, or of
         other weights than those at the end of the run.
-      score: What its accuracies are: "accuracy", "label accuracy" or "R²".
+      score: What its accuracies are: "accuracy", "label accuracy", "R²" or "mean IoU".
       together: Number of runs in the program that trained it; its times are theirs.
     """
 
@@ -89,7 +89,11 @@ _EVALUATION = {
 }
 _CLEAN = {"accuracy": schema.AT_MOST_ONE, "loss": schema.NUMBER}
 # Where the task has them.
-_CALIBRATION = {"ece": schema.SHARE, "brier": schema.SHARE}
+_CALIBRATION = {
+    "ece": schema.SHARE,
+    "brier": schema.SHARE,
+    "pixel_accuracy": schema.SHARE,
+}
 _CORRUPTED = {f"mean_corrupted_{name}": kind for name, kind in _CALIBRATION.items()}
 
 

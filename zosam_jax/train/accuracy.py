@@ -10,9 +10,9 @@ import numpy as np
 
 from zosam_jax._types import Params
 from zosam_jax.data import Dataset, Streamed, label_variance
+from zosam_jax.train import scores
 from zosam_jax.train.batch import as_targets, normalized
 from zosam_jax.train.experiment import Experiment, ModelState
-from zosam_jax.train.loss import scores
 
 _LARGEST = 512
 
@@ -22,7 +22,8 @@ class EvalTotals(NamedTuple):
 
     Attributes:
       loss: Of the losses. float32.
-      correct: Of the scores: correct predictions, int32, or the parts of R², float32.
+      correct: Of the scores: correct predictions, int32; the parts of R², float32; or
+        numbers of pixels, int32 `[3, K]`, see `scores.overlaps`.
     """
 
     loss: jax.Array
@@ -33,7 +34,9 @@ def no_totals(experiment: Experiment) -> EvalTotals:
     """Returns the sums over no examples."""
     is_count = experiment.facts.task != "regression"
     dtype = jnp.int32 if is_count else jnp.float32
-    return EvalTotals(jnp.zeros((), jnp.float32), jnp.zeros((), dtype))
+    return EvalTotals(
+        jnp.zeros((), jnp.float32), scores.no_sums(experiment.facts, dtype)
+    )
 
 
 def batch_size(experiment: Experiment) -> int:
@@ -105,7 +108,7 @@ def add_batch(
       params: Parameters of the network, zero where pruned.
       model_state: Its other collections.
       images: Raw examples, `[N, ...]`.
-      labels: Their classes, int32 `[N]`, or `[N, T]`.
+      labels: Their labels, `[N, ...]`.
       count: How many of them count, from the front. int32.
       totals: Sums of the batches before.
     """
@@ -114,23 +117,31 @@ def add_batch(
     logits = experiment.model.apply(variables, inputs, train=False)
     counts = jnp.arange(len(labels)) < count
     losses = jnp.where(counts, experiment.loss(logits, labels), 0.0)
-    hits = scores(experiment, logits, labels)
-    is_counted = counts.reshape(-1, *(1,) * (labels.ndim - 1))
-    hits = jnp.where(is_counted, hits, jnp.zeros_like(hits))
-    correct = jnp.sum(hits, dtype=totals.correct.dtype)
+    parts = scores.parts(experiment, logits, labels)
+    dtype = totals.correct.dtype
+    correct = scores.summed(experiment.facts, parts, dtype, counts)
     return EvalTotals(totals.loss + jnp.sum(losses), totals.correct + correct)
 
 
-def mean_score(experiment: Experiment, split: str, mean: float) -> float:
-    """Returns the accuracy on a set, or its R² by the variance of its own labels.
+def figures(
+    experiment: Experiment,
+    split: str,
+    totals: EvalTotals,
+    examples: int,
+    predictions: int,
+) -> dict[str, float]:
+    """Returns the mean loss as "loss", and the figures of the score.
 
     Args:
       experiment: The experiment.
       split: As in `batches`.
-      mean: The mean of its scores, by the variance of the training labels.
+      totals: The sums over its examples, as NumPy arrays.
+      examples: Number of them.
+      predictions: Number of their labels.
     """
-    if experiment.facts.task != "regression":
-        return mean
-    assert isinstance(experiment.dataset, Dataset)
-    _, labels = _examples(experiment, experiment.dataset, split)
-    return 1 - (1 - mean) * experiment.label_variance / label_variance(labels)
+    variance = None
+    if experiment.facts.task == "regression":
+        assert isinstance(experiment.dataset, Dataset)
+        variance = label_variance(_examples(experiment, experiment.dataset, split)[1])
+    found = scores.figures(experiment, totals.correct, predictions, variance)
+    return {"loss": float(totals.loss) / examples, **found}

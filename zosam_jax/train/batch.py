@@ -8,7 +8,7 @@ import numpy as np
 
 from zosam_jax._streams import AUGMENT, ORDER
 from zosam_jax._types import PyTree
-from zosam_jax.data import Dataset, augment
+from zosam_jax.data import IGNORED, Dataset, augment
 from zosam_jax.train.experiment import Experiment
 
 
@@ -19,7 +19,7 @@ class Batch(NamedTuple):
       inputs: Normalised images `[N, H, W, C]`, or tokens `[N, T]`.
       targets: Classes, int32 `[N]` (`[N, T]` for tokens), or their probabilities,
         float32 `[N, K]` (`[N, T, K]`). Of several classes, 1 or 0 for each, or values:
-        float32 `[N, K]`.
+        float32 `[N, K]`. Of label maps, int32 `[N, H, W]`, or float32 `[N, H, W, K]`.
       taught: The teacher's classes, int32 `[N]` (`[N, T]`), or None.
     """
 
@@ -134,7 +134,8 @@ def prepare(
 
 def as_targets(labels: jax.Array) -> jax.Array:
     """Returns labels as a loss takes them: those of several classes as 1 and 0."""
-    return labels.astype(jnp.float32) if labels.dtype == jnp.bool_ else labels
+    types = {"bool": jnp.float32, "uint8": jnp.int32}
+    return labels.astype(types.get(labels.dtype.name, labels.dtype))
 
 
 def normalized(experiment: Experiment, images: jax.Array) -> jax.Array:
@@ -149,7 +150,11 @@ def _smooth(experiment: Experiment, targets: jax.Array) -> jax.Array:
     factor = experiment.label_smoothing
     if not factor:
         return targets
-    return augment.smooth_labels(targets, factor, experiment.facts.num_classes)
+    smooth = augment.smooth_labels(targets, factor, experiment.facts.num_classes)
+    if experiment.facts.task == "segmentation":
+        # Pixels that are ignored have no class to begin with.
+        return jnp.where((targets != IGNORED)[..., None], smooth, 0)
+    return smooth
 
 
 def _taught(

@@ -26,6 +26,7 @@ from zosam_jax.train import (
     learning_rates,
     loss,
     optimizers,
+    scores,
     sharding,
     successive,
 )
@@ -96,7 +97,7 @@ def experiment(
     shape = facts.image_shape
     initialize = functools.partial(models.initialize, model, image_shape=shape)
     params, model_state = jax.eval_shape(initialize, jax.random.key(0))
-    aux_like = model_state, jax.ShapeDtypeStruct((), jnp.float32)
+    aux_like = model_state, scores.no_sums(facts, jnp.float32)
     total_steps = _optimizer_steps(config, facts)
     parts_of = optimization(config, given, chosen, total_steps, aux_like, facts.task)
     parts = parts_of(config.seed)
@@ -129,7 +130,9 @@ def experiment(
 def _loss(config: TrainConfig, given: Objects, facts: DatasetFacts) -> Loss:
     """Returns the given loss, or that of the task."""
     if facts.task != "classification":
-        for name in ("label_smoothing", "teacher"):
+        # Every pixel has one class.
+        is_map = facts.task == "segmentation"
+        for name in ("teacher",) if is_map else ("label_smoothing", "teacher"):
             if value := getattr(config, name):
                 raise ValueError(
                     f"{name}={value!r} is for examples of one class each; the labels "
@@ -326,7 +329,7 @@ def _criterion(
         return optimizer(named.build(config, needs._replace(value_fn=value_fn)))
 
     name = named.row.scores_by
-    if name == "cooled loss" and task != "classification":
+    if name == "cooled loss" and task not in ("classification", "segmentation"):
         # Only the outputs of a softmax can be cooled.
         name = "loss"
     return Criterion(criteria.SCORES[name], scored)
@@ -395,6 +398,7 @@ def _model(
     if model is None:
         if models.kind(config.model) != facts.kind:
             raise ValueError(_MISFIT[facts.kind].format(config))
+        _check_head(config, facts)
         model = create_model(config, facts, chosen)
     elif constructors.is_one(model):
         model = _own_model(config, model, facts, chosen)
@@ -404,6 +408,18 @@ def _model(
             "Say --teacher RUN, the folder of a finished run."
         )
     return model
+
+
+def _check_head(config: TrainConfig, facts: DatasetFacts) -> None:
+    """Raises `ValueError` if pixels need classes, and the model has no such head."""
+    if facts.task != "segmentation":
+        return
+    fit = [x for x in models.names() if "segmentation" in models.options(x)]
+    if config.model not in fit:
+        raise ValueError(
+            f"model={config.model!r} has no head for segmentation, and {facts.name} "
+            f"has a class for each pixel. These have one: {', '.join(fit)}."
+        )
 
 
 def _own_model(
@@ -437,8 +453,10 @@ def create_model(config: TrainConfig, facts: DatasetFacts, chosen: "Choices") ->
     Raises:
       ValueError: An option is unknown or out of range, or the examples do not fit.
     """
+    of_task = {"segmentation": True} if facts.task == "segmentation" else {}
     return models.create(
         config.model,
+        **of_task,
         num_classes=facts.num_classes,
         width=config.width,
         image_size=facts.image_shape[0],

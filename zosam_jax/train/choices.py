@@ -41,6 +41,7 @@ _MODEL_FIELDS = {
     "dtype": "is a field of its own: dtype (--dtype)",
     "num_classes": "follows from the data set (--dataset)",
     "image_size": "follows from the data set (--dataset)",
+    "segmentation": "follows from the data set (--dataset)",
 }
 
 # A training that is long enough for every method.

@@ -326,8 +326,8 @@ class CompiledRun:
         fixed = self._seed, *self._set, self._teacher
         return self._advance(state, *fixed, *batch, *last)
 
-    def evaluate(self, state: TrainState, split: str = "test") -> tuple[float, float]:
-        """Returns the mean loss and the top-1 accuracy on a set of examples.
+    def evaluate(self, state: TrainState, split: str = "test") -> dict[str, float]:
+        """Returns the figures on a set of examples, see `accuracy.figures`.
 
         Args:
           state: The state. If it has a moving average, that is evaluated.
@@ -347,9 +347,8 @@ class CompiledRun:
             )
             examples += count
             predictions += count * labels[0].size
-        loss, correct = jax.device_get(totals)
-        mean = correct.item() / predictions
-        return float(loss) / examples, accuracy.mean_score(experiment, split, mean)
+        totals = jax.device_get(totals)
+        return accuracy.figures(experiment, split, totals, examples, predictions)
 
 
 def first_state(

@@ -36,7 +36,7 @@ def hold_out(config: TrainConfig, dataset: Data) -> tuple[Data, Images | None]:
     """Returns the set without its validation images, and those.
 
     Every class gives the same fraction, evenly spaced over the set, so that the images
-    are the same for every seed. Images of several classes or of values are one class.
+    are the same for every seed. Images of other tasks are one class.
     """
     if not config.validation:
         return dataset, None
@@ -124,6 +124,7 @@ def with_augmentation(
         mean=facts.mean,
         std=facts.std,
         image_size=dataset.image_shape[0],
+        of_maps=dataset.task == "segmentation",
     )
     operations = dict(made.operations)
     side = min(dataset.image_shape[:2])

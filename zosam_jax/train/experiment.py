@@ -101,7 +101,7 @@ class Experiment:
       dtype: Data type of the model's inputs.
       teacher: The distilled network, or None.
       gradient: Gradient estimator. Its `value_fn` returns `(loss, aux)` with aux
-        `(model_state, number of correct examples)`.
+        `(model_state, number of correct examples)`, or other sums of scores.
       probe_model: Model of the ascent step: `model`, or a copy of another data type.
       probe_trains: Whether the ascent step runs the model as in training: BatchNorm
         with statistics of the batch, and dropout.
@@ -187,6 +187,8 @@ class Experiment:
             shape, facts = self.facts.image_shape, self.facts
             image = jax.ShapeDtypeStruct(shape, np.uint8)
             targets, dtype = () if facts.kind == "image" else shape, np.int32
+            if facts.task == "segmentation":
+                return image, jax.ShapeDtypeStruct(shape[:2], np.uint8)
             if facts.task != "classification":
                 targets = (facts.num_classes,)
                 dtype = np.bool_ if facts.task == "multilabel" else np.float32

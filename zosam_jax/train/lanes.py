@@ -206,7 +206,7 @@ class Lanes:
 
     def _no_totals(self) -> accuracy.EvalTotals:
         return jax.tree.map(
-            lambda x: jnp.zeros(len(self.experiments), x.dtype),
+            lambda x: jnp.zeros((len(self.experiments), *x.shape), x.dtype),
             accuracy.no_totals(self._base),
         )
 
@@ -263,8 +263,8 @@ class Lanes:
             for k in range(len(self.experiments))
         ]
 
-    def evaluate(self, parts: Parts, split: str = "test") -> list[tuple[float, float]]:
-        """Returns the mean loss and the top-1 accuracy of each lane.
+    def evaluate(self, parts: Parts, split: str = "test") -> list[dict[str, float]]:
+        """Returns the figures of each lane, see `accuracy.figures`.
 
         Args:
           parts: The state. If it has a moving average, that is evaluated.
@@ -284,14 +284,10 @@ class Lanes:
             )
             examples += count
             predictions += count * labels[0, 0].size
-        losses, correct = jax.device_get(totals)
         return [
-            (
-                float(loss) / examples,
-                accuracy.mean_score(experiment, split, hits.item() / predictions),
-            )
-            for experiment, loss, hits in zip(
-                self.experiments, losses, correct, strict=True
+            accuracy.figures(experiment, split, own, examples, predictions)
+            for experiment, own in zip(
+                self.experiments, self._by_lane(totals), strict=True
             )
         ]
 

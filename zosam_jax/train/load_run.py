@@ -143,13 +143,18 @@ class LoadedRun:
     def _classify(self) -> Callable[[PyTree, jax.Array], jax.Array]:
         return prediction.classify(self.experiment)
 
+    @functools.cached_property
+    def _segment(self) -> Callable[[PyTree, jax.Array], jax.Array]:
+        return prediction.segment(self.experiment)
+
     def probabilities(
         self, inputs: Inputs, *, batch_size: int = BATCH_SIZE
     ) -> np.ndarray:
         """Returns the probability of every class for every example, float32 `[N, K]`.
 
         They sum to 1, unless an example may have several classes. The network of a
-        regression gives its values, of `classes`.
+        regression gives its values, of `classes`, and that of a segmentation the
+        probabilities of each pixel, `[N, H, W, K]`.
 
         Args:
           inputs: As in `predict`.
@@ -165,7 +170,7 @@ class LoadedRun:
 
     def _probabilities(self, given: prediction.Examples, batch_size: int) -> np.ndarray:
         network = self.experiment, self._classify, self._on_devices
-        return prediction.probabilities(*network, given, batch_size)
+        return prediction.outputs(*network, given, batch_size)
 
     def predict(
         self, inputs: Inputs, *, top: int = 5, batch_size: int = BATCH_SIZE
@@ -187,7 +192,8 @@ class LoadedRun:
 
         Returns:
           One prediction for each example, in their order; the files of a folder are
-          sorted by path.
+          sorted by path. Of a segmentation it has the classes in an image and their
+          shares of the pixels; see `label_maps`.
 
         Raises:
           ValueError: An argument is out of range, or an array does not fit.
@@ -201,8 +207,37 @@ class LoadedRun:
         """
         _check.whole("top", top)
         given = prediction.examples(self.facts, inputs)
+        if self.facts.task == "segmentation":
+            maps = self._label_maps(given, batch_size)
+            return prediction.shares(self.facts, given, maps, top)
         found = self._probabilities(given, batch_size)
         return prediction.best(self.facts, given, found, top)
+
+    def label_maps(self, inputs: Inputs, *, batch_size: int = BATCH_SIZE) -> np.ndarray:
+        """Returns the most probable class of each pixel, uint8 `[N, H, W]`.
+
+        Files are prepared as in `predict`, and the maps have the height and width of
+        `facts.image_shape`. They hold places in `classes`.
+
+        Args:
+          inputs: As in `predict`.
+          batch_size: As in `predict`.
+
+        Raises:
+          ValueError: As `predict`, or the network is not one of segmentation.
+          zosam_jax.data.DatasetError: As `predict`.
+          RunError: As `predict`.
+        """
+        if self.facts.task != "segmentation":
+            raise ValueError(
+                f"the labels of {self.facts.name} are of {self.facts.task}, without a "
+                "class for each pixel. Take predict()."
+            )
+        return self._label_maps(prediction.examples(self.facts, inputs), batch_size)
+
+    def _label_maps(self, given: prediction.Examples, batch_size: int) -> np.ndarray:
+        network = self.experiment, self._segment, self._on_devices
+        return prediction.outputs(*network, given, batch_size)
 
     def compact(self, *, multiple: int = 1) -> "LoadedRun":
         """Returns the network without the units that nothing reads.

@@ -9,8 +9,10 @@ import optax
 from zosam_jax._calls import of_value
 from zosam_jax._streams import DROPOUT
 from zosam_jax._types import Aux, Key, Params, ValueFn
+from zosam_jax.data.augment import one_hot
 from zosam_jax.gradients.pieces import Examples
 from zosam_jax.runs.errors import RunError
+from zosam_jax.train import scores
 from zosam_jax.train.experiment import Experiment, Loss, Model, ModelState
 
 if TYPE_CHECKING:
@@ -57,10 +59,28 @@ def squared_error(outputs: jax.Array, targets: jax.Array) -> jax.Array:
     return _by_example(jnp.square(outputs.astype(jnp.float32) - targets))
 
 
+def pixel_cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
+    """Returns the mean cross-entropy of the pixels of each example, float32 `[N]`.
+
+    Pixels that are ignored do not count; an example of such pixels alone has loss 0.
+
+    Args:
+      logits: `[N, H, W, K]`.
+      targets: Class of each pixel, integers `[N, H, W]`, where a number from K on is no
+        class and is ignored; or probabilities `[N, H, W, K]`, zeros where ignored.
+    """
+    logits = logits.astype(jnp.float32)
+    targets = one_hot(targets, logits.shape[-1])
+    losses = optax.softmax_cross_entropy(logits, targets)
+    pixels = jnp.sum(targets.any(-1), (1, 2))
+    return jnp.sum(losses, (1, 2)) / jnp.maximum(pixels, 1)
+
+
 LOSSES: dict[str, Loss] = {
     "classification": cross_entropy,
     "multilabel": binary_cross_entropy,
     "regression": squared_error,
+    "segmentation": pixel_cross_entropy,
 }
 """By the task of the labels."""
 
@@ -102,42 +122,6 @@ def checked(function: Loss, name: str) -> Loss:
     return losses
 
 
-def is_correct(logits: jax.Array, targets: jax.Array) -> jax.Array:
-    """Returns whether the top-1 prediction is the target's most likely class, bool."""
-    if not jnp.issubdtype(targets.dtype, jnp.integer):
-        targets = jnp.argmax(targets, -1)
-    return jnp.argmax(logits, -1) == targets
-
-
-def scores(experiment: Experiment, outputs: jax.Array, targets: jax.Array) -> jax.Array:
-    r"""Returns the parts whose mean is the recorded accuracy, of the labels' shape.
-
-    Whether the largest output is right; of several classes, whether the sign of each
-    output is; of values, the parts of :math:`R^2 = 1 - \sum (y - f)^2 / (N V)`, with V
-    the variance of the training labels, summed over the values.
-
-    Args:
-      experiment: The experiment.
-      outputs: Outputs of the model.
-      targets: As in `batch.Batch`.
-
-    Raises:
-      RunError: Outputs and labels have other shapes.
-    """
-    task = experiment.facts.task
-    if task == "classification":
-        return is_correct(outputs, targets)
-    if outputs.shape != targets.shape:
-        raise RunError(
-            f"the outputs are {of_value(outputs)} and the labels {of_value(targets)}: "
-            "the model must have one output for each of class_names."
-        )
-    if task == "multilabel":
-        return (outputs > 0) == (targets > 0.5)
-    error = jnp.square(outputs.astype(jnp.float32) - targets)
-    return 1 - error * (targets.shape[-1] / experiment.label_variance)
-
-
 def _losses(
     experiment: Experiment,
     model: Model,
@@ -147,7 +131,7 @@ def _losses(
     key: Key,
     train: bool,
 ) -> tuple[jax.Array, Aux]:
-    """Returns the losses `[N]`, and the new model state with the number of correct."""
+    """Returns the losses `[N]`, and the new model state with the sums of the scores."""
     outputs, changed = model.apply(
         {"params": params, **model_state},
         batch.inputs,
@@ -160,10 +144,10 @@ def _losses(
     if batch.taught is not None:
         taught = experiment.loss(distilled, batch.taught)
         losses = (1 - _TAUGHT) * losses + _TAUGHT * taught
-    hits = scores(experiment, logits, batch.targets)
-    correct = jnp.sum(hits, dtype=jnp.float32)
+    parts = scores.parts(experiment, logits, batch.targets)
+    correct = scores.summed(experiment.facts, parts, jnp.float32)
     # A pass over part of the batch is scaled to the whole batch.
-    correct *= experiment.batch_size / hits.size
+    correct *= experiment.batch_size / (len(parts) if correct.ndim else parts.size)
     return losses, (dict(changed) if train else model_state, correct)
 
 
@@ -178,7 +162,7 @@ def value_fn(
     """Returns `(params, examples=None, key=None) -> (loss, aux)` on a batch.
 
     The loss is the mean over the examples, or one loss per example for gradients that
-    are `by_example`. aux is the new model state and the number of correct examples.
+    are `by_example`. aux is the new model state and the sums of the scores.
 
     All passes of a step share one dropout key. There are two exceptions: a gradient may
     give each pass a key, and for gradients that are `by_example` each part of the batch

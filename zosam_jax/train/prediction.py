@@ -11,7 +11,7 @@ import numpy as np
 
 from zosam_jax import _check
 from zosam_jax._types import PyTree
-from zosam_jax.data import preprocessing
+from zosam_jax.data import IGNORED, preprocessing
 from zosam_jax.runs.dataset_facts import DatasetFacts
 from zosam_jax.runs.errors import RunError
 from zosam_jax.train.batch import normalized
@@ -28,13 +28,15 @@ _THREADS = 4
 
 
 class Prediction(NamedTuple):
-    """The most probable classes of one example, or its values.
+    """The most probable classes of one example, its values, or the classes in it.
 
     Attributes:
       path: The file of the example; None for an array.
       classes: Names of the classes, the most probable first; of all values of a
-        regression, in the order of the outputs.
-      probabilities: Their probabilities, from 0 to 1; or the values.
+        regression, in the order of the outputs. Of a segmentation, the classes of the
+        pixels, the most frequent first.
+      probabilities: Their probabilities, from 0 to 1; the values; or the shares of the
+        pixels.
     """
 
     path: str | None
@@ -139,6 +141,7 @@ _ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "classification": jax.nn.softmax,
     "multilabel": jax.nn.sigmoid,
     "regression": lambda outputs: outputs,
+    "segmentation": jax.nn.softmax,
 }
 
 
@@ -146,7 +149,7 @@ def classify(experiment: Experiment) -> Callable[[PyTree, jax.Array], jax.Array]
     """Returns `(variables, raw examples [N, ...]) -> probabilities`, compiled.
 
     The probabilities are float32 `[N, K]`. Those of text are of the token after the
-    last one. A regression has its values instead.
+    last one. A regression has its values instead, and a segmentation `[N, H, W, K]`.
 
     Args:
       experiment: The network, its normalization of images, and the devices.
@@ -162,29 +165,48 @@ def classify(experiment: Experiment) -> Callable[[PyTree, jax.Array], jax.Array]
     return apply
 
 
-def probabilities(
+def segment(experiment: Experiment) -> Callable[[PyTree, jax.Array], jax.Array]:
+    """Returns `(variables, raw images) -> label maps`, compiled.
+
+    They are uint8 `[N, H, W]`, of equal classes the first, and `IGNORED` where an
+    output is not finite. The probabilities of all pixels stay on the devices.
+
+    Args:
+      experiment: The network, its normalization of images, and the devices.
+    """
+
+    @jax.jit
+    def apply(variables: PyTree, raw: jax.Array) -> jax.Array:
+        found = logits(experiment, variables, raw)
+        best = jnp.argmax(found, -1).astype(jnp.uint8)
+        return jnp.where(jnp.isfinite(found).all(-1), best, IGNORED)
+
+    return apply
+
+
+def outputs(
     experiment: Experiment,
     apply: Callable[[PyTree, jax.Array], jax.Array],
     variables: PyTree,
     given: Examples,
     batch_size: int = BATCH_SIZE,
 ) -> np.ndarray:
-    """Returns the probability of every class, float32 `[N, K]`.
+    """Returns the outputs for all examples, `[N, ...]`.
 
     Args:
       experiment: The network and its devices.
-      apply: What `classify` returns for it.
+      apply: What `classify` or `segment` returns for it.
       variables: Parameters and other collections of the model.
       given: The examples.
       batch_size: Largest number of examples of a batch.
 
     Raises:
-      RunError: A probability is not finite.
+      RunError: An output is not finite.
       zosam_jax.data.DatasetError: A file cannot be used.
     """
     _check.whole("batch_size", batch_size)
     split = experiment.over_devices()
-    found = [np.zeros((0, experiment.facts.num_classes), np.float32)]
+    found: list[np.ndarray] = []
     waiting: list[tuple[jax.Array, int]] = []
     for raw, count in _batches(experiment, given, batch_size):
         waiting.append((apply(variables, jax.device_put(raw, split)), count))
@@ -192,8 +214,13 @@ def probabilities(
         while len(waiting) > 1:
             found.append(_host(*waiting.pop(0)))
     found += [_host(*last) for last in waiting]
+    if not found:
+        one = jax.ShapeDtypeStruct((1, *experiment.facts.image_shape), np.uint8)
+        like = jax.eval_shape(apply, variables, one)
+        return np.zeros((0, *like.shape[1:]), like.dtype)
     array = np.concatenate(found)
-    wrong = np.flatnonzero(~np.isfinite(array).all(1))
+    is_wrong = array == IGNORED if array.dtype == np.uint8 else ~np.isfinite(array)
+    wrong = np.flatnonzero(is_wrong.any(tuple(range(1, array.ndim))))
     if len(wrong):
         where = given.paths[wrong[0]] or f"example {wrong[0]}"
         raise RunError(f"the network's outputs for {where} are not finite.")
@@ -240,3 +267,24 @@ def best(
         )
         for path, row, values in zip(given.paths, order, found, strict=True)
     ]
+
+
+def shares(
+    facts: DatasetFacts, given: Examples, maps: np.ndarray, top: int
+) -> list[Prediction]:
+    """Returns the classes of the pixels of every image, and their shares.
+
+    Args:
+      facts: The names of the classes.
+      given: The images.
+      maps: Their label maps, uint8 `[N, H, W]`.
+      top: Number of classes, the most frequent first; none without a pixel is told.
+    """
+    found = []
+    for path, labels in zip(given.paths, maps, strict=True):
+        counts = np.bincount(labels.ravel(), minlength=facts.num_classes)
+        order = [i for i in np.argsort(-counts, kind="stable")[:top] if counts[i]]
+        names = tuple(facts.class_names[i] for i in order)
+        part = tuple(float(counts[i] / labels.size) for i in order)
+        found.append(Prediction(path, names, part))
+    return found

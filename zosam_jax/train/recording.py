@@ -15,7 +15,7 @@ from zosam_jax.runs.config import TrainConfig
 from zosam_jax.runs.errors import Divergence
 from zosam_jax.runs.files import JSON
 from zosam_jax.runs.progress import Display, Status, duration
-from zosam_jax.train import checkpoint, divergence, processes
+from zosam_jax.train import checkpoint, divergence, processes, scores
 from zosam_jax.train.batch import normalized
 from zosam_jax.train.experiment import Experiment
 from zosam_jax.train.step import Cosines, Totals, TrainState, count_weights, evaluated
@@ -49,7 +49,7 @@ class Recording:
       epoch: Number of the epoch in progress, from 0.
       saved_step: Step of the newest checkpoint.
       sparsity: Fraction of zeros in the sparse layers at the last evaluation.
-      test_accuracy: Top-1 accuracy of the last evaluation; None before the first.
+      test_accuracy: Score of the last evaluation; None before the first.
       first_step: The step at which this process began.
       started: When it began, in seconds.
       seconds_before: Seconds that earlier processes trained.
@@ -112,6 +112,7 @@ class Recording:
           speed: Images per second.
         """
         experiment, count = self.output.experiment, max(int(totals.steps), 1)
+        examples = count * experiment.batch_size
         elapsed = time.perf_counter() - self.started
         left = experiment.total_steps - step
         return Status(
@@ -120,7 +121,7 @@ class Recording:
             epoch=self.epoch + 1,
             epochs=experiment.epochs,
             loss=float(totals.loss) / count,
-            accuracy=float(totals.correct) / (count * experiment.batch_size),
+            accuracy=scores.figures(experiment, totals.correct, examples)["accuracy"],
             test_accuracy=self.test_accuracy,
             sparsity=self.sparsity,
             images_per_second=speed,
@@ -156,7 +157,7 @@ class Recording:
         state: TrainState,
         totals: Totals,
         speed: float,
-        tested: Mapping[str, tuple[float, float]],
+        tested: Mapping[str, Mapping[str, float]],
     ) -> None:
         """Writes and shows the numbers of an epoch.
 
@@ -164,30 +165,23 @@ class Recording:
           state: The state at its end.
           totals: Its sums, as NumPy arrays.
           speed: Images per second.
-          tested: Loss and accuracy, by split: "test" and perhaps "validation".
+          tested: Loss, accuracy and perhaps other figures, by split: "test" and perhaps
+            "validation".
 
         Raises:
           Divergence: A loss is not finite.
         """
-        if not all(math.isfinite(loss) for loss, _ in tested.values()):
+        if not all(math.isfinite(found["loss"]) for found in tested.values()):
             self._fail(-1)
-        self.test_accuracy = tested["test"][1]
+        self.test_accuracy = tested["test"]["accuracy"]
         self.sparsity = self._sparsity(state)
         seconds = self._seconds
         status = self.status(self.step, totals, speed)
         where = {"step": self.step, "epoch": self.epoch + 1}
         lines = [where | self._training_figures(totals, status, seconds)]
-        for split, (loss, accuracy) in tested.items():
-            lines.append(
-                {
-                    **where,
-                    "split": split,
-                    "loss": loss,
-                    "accuracy": accuracy,
-                    "sparsity": self.sparsity,
-                    "seconds": seconds,
-                }
-            )
+        rest = {"sparsity": self.sparsity, "seconds": seconds}
+        for split, found in tested.items():
+            lines.append({**where, "split": split, **found, **rest})
         processes.first(lambda: self._write(lines))
         self.output.display.epoch(status)
 

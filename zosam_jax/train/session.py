@@ -193,8 +193,8 @@ class Session:
         speed = images / (now - self.epoch.began)
         self.setup.output.display.update(self.recording.status(done, totals, speed))
 
-    def _tested(self, state: TrainState) -> dict[str, tuple[float, float]]:
-        """Returns loss and accuracy on the test set and the held-out images, if any."""
+    def _tested(self, state: TrainState) -> dict[str, dict[str, float]]:
+        """Returns the figures on the test set and the held-out images, if any."""
         held_out = self.setup.experiment.validation is not None
         splits = ("test", "validation") if held_out else ("test",)
         return {split: self.setup.compiled.evaluate(state, split) for split in splits}
@@ -203,9 +203,9 @@ class Session:
         """Writes `summary.json`, shows its numbers, and returns its contents."""
         compiled, memorized = self.setup.compiled, None
         if self.setup.experiment.clean_labels is not None:
-            _, given = compiled.evaluate(state, "train")
-            _, clean = compiled.evaluate(state, "train_clean")
-            memorized = given, clean
+            given = compiled.evaluate(state, "train")
+            clean = compiled.evaluate(state, "train_clean")
+            memorized = given["accuracy"], clean["accuracy"]
         status = "stopped" if self.is_stopped else "finished"
         return self.recording.summarize(
             state, memorized, compiled.compile_seconds, status=status

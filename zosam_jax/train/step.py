@@ -11,7 +11,7 @@ from zosam_jax import sparsity
 from zosam_jax._streams import DROPOUT, INIT
 from zosam_jax._types import Estimate, OptState, Params, PyTree
 from zosam_jax.gradients.transformation import estimate
-from zosam_jax.train import loss, processes, transfer
+from zosam_jax.train import loss, processes, scores, transfer
 from zosam_jax.train.batch import prepare, scored
 from zosam_jax.train.experiment import Experiment, ModelState
 from zosam_jax.train.successive import SuccessiveCosine
@@ -38,8 +38,9 @@ class Totals(NamedTuple):
       steps: Number of steps so far. int32.
       loss: Sum of the losses, at the unperturbed weights if the gradient knows them.
         float32.
-      correct: Number of correct training examples. A pass over part of the batch is
-        scaled to the whole batch. float32.
+      correct: Number of correct training examples, or the sums of another score, see
+        `scores.no_sums`. A pass over part of the batch is scaled to the whole batch.
+        float32.
       perturbation_norm: Sum of the norms of the perturbations. float32.
       perturbation_cosine: Sum of the cosines between perturbation and gradient.
         float32.
@@ -116,7 +117,7 @@ def init(
         params = live_params(experiment, params, opt_state)
     # Copies: a donated state may not hold an array twice.
     average = jax.tree.map(jnp.copy, (params, model_state)) if experiment.ema else ()
-    totals = _no_totals(zero - 1, opt_state)
+    totals = _no_totals(experiment, zero - 1, opt_state)
     return TrainState(zero, params, model_state, opt_state, totals, average)
 
 
@@ -133,10 +134,13 @@ def live_params(experiment: Experiment, params: Params, opt_state: OptState) -> 
     return sparsity.apply_masks(params, sparsity.masks(opt_state))
 
 
-def _no_totals(bad_step: jax.Array, opt_state: OptState) -> Totals:
+def _no_totals(
+    experiment: Experiment, bad_step: jax.Array, opt_state: OptState
+) -> Totals:
     none, zero = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.float32)
     cosines = Cosines(zero, none) if nodes(opt_state, SuccessiveCosine) else ()
-    return Totals(none, zero, zero, zero, zero, none, bad_step, cosines)
+    correct = scores.no_sums(experiment.facts, jnp.float32)
+    return Totals(none, zero, correct, zero, zero, none, bad_step, cosines)
 
 
 def train_step(
@@ -219,7 +223,7 @@ def _add(
     begins = state.step % experiment.steps_per_epoch == 0
     old = jax.tree.map(
         lambda zero, value: jnp.where(begins, zero, value),
-        _no_totals(old.bad_step, opt_state),
+        _no_totals(experiment, old.bad_step, opt_state),
         old,
     )
     # The loss of a cheaper ascent step is not the loss of the batch.

@@ -24,7 +24,7 @@ from zosam_jax.runs import folder, metrics, summary
 from zosam_jax.runs.config import TrainConfig
 from zosam_jax.runs.errors import RunError, explained
 from zosam_jax.runs.progress import Display, Shielded, Silent, Status
-from zosam_jax.train import build, checkpoint, choices, effects, resume
+from zosam_jax.train import build, checkpoint, choices, effects, resume, scores
 from zosam_jax.train.choices import Choices
 from zosam_jax.train.examples import with_label_noise
 from zosam_jax.train.experiment import Experiment
@@ -176,7 +176,7 @@ def _by_radius(
 ) -> Callable[[Radius], Experiment]:
     """Returns `rho -> experiment`; rho may be traced."""
     _, model_state = jax.eval_shape(base.initialize, jax.random.key(0))
-    aux_like = model_state, jax.ShapeDtypeStruct((), jnp.float32)
+    aux_like = model_state, scores.no_sums(base.facts, jnp.float32)
     total = base.optimizer_steps
 
     def with_radius(rho: Radius) -> Experiment:
@@ -310,7 +310,10 @@ class _Group:
         if lanes.experiments[0].clean_labels is not None:
             splits = ("train", "train_clean")
             pairs = (lanes.evaluate(self._parts, split) for split in splits)
-            memorized = [(a[1], b[1]) for a, b in zip(*pairs, strict=True)]
+            memorized = [
+                (given["accuracy"], clean["accuracy"])
+                for given, clean in zip(*pairs, strict=True)
+            ]
         for lane, here in self._alive:
             with self._failing(here):
                 here.save(states[lane])

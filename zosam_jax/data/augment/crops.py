@@ -9,18 +9,21 @@ from zosam_jax.data.augment import boxes
 from zosam_jax.data.augment.boxes import Array, Box
 
 
-def random_crop_flip(key: Key, images: Array, padding: int, flip: bool) -> jax.Array:
-    """Returns images after a random crop with zero padding and a random flip.
+def random_crop_flip(
+    key: Key, images: Array, padding: int, flip: bool, fill: int = 0
+) -> jax.Array:
+    """Returns images after a random crop with padding and a random flip.
 
-    Each image is padded by `padding` zeros on every side and cropped to its own size at
-    one of the `(2 padding + 1)^2` positions, all equally likely. It is mirrored left to
-    right with probability 1/2.
+    Each image is padded by `padding` pixels on every side and cropped to its own size
+    at one of the `(2 padding + 1)^2` positions, all equally likely. It is mirrored left
+    to right with probability 1/2.
 
     Args:
       key: A random key. It determines one draw of `[N, 3]` integers.
       images: uint8 `[N, H, W, C]`.
       padding: In pixels, a Python integer >= 0; 0: no crop.
       flip: Whether to mirror, a Python bool.
+      fill: Level of the padding.
 
     Returns:
       uint8 `[N, H, W, C]`.
@@ -40,7 +43,7 @@ def random_crop_flip(key: Key, images: Array, padding: int, flip: bool) -> jax.A
     columns = columns + draws[:, 1:2]
     if padding:
         pad = ((0, 0), (padding, padding), (padding, padding), (0, 0))
-        images = jnp.pad(images, pad)
+        images = jnp.pad(images, pad, constant_values=fill)
 
     def window(image: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Array:
         return image.at[rows[:, None], columns].get(mode="promise_in_bounds")
@@ -111,6 +114,33 @@ def resized_crop(
     across = _weights(box.left, box.width, size[1], width, interpolation)
     down = _weights(box.top, box.height, size[0], height, interpolation)
     return _resample(images, down, across)
+
+
+def resized_maps(maps: Array, box: Box, size: tuple[int, int]) -> jax.Array:
+    """Returns a window of each label map, resized as `resized_crop` resizes images.
+
+    A pixel has the class of the nearest pixel of the window: classes have no mean.
+
+    Args:
+      maps: Integers `[N, H, W, C]`.
+      box: A box for each map, within it.
+      size: Height and width of the result, in pixels.
+
+    Returns:
+      `[N, *size, C]` of the same type.
+    """
+
+    def places(first: jax.Array, length: jax.Array, count: int) -> jax.Array:
+        # The centers of pixels lie at halves. In whole numbers, so that no rounding
+        # leads out of the window.
+        steps = (2 * jnp.arange(count) + 1)[None] * length[:, None] // (2 * count)
+        return first[:, None] + steps
+
+    rows = places(box.top, box.height, size[0])
+    columns = places(box.left, box.width, size[1])
+    return jax.vmap(lambda x, y, at: x[y[:, None], at])(
+        jnp.asarray(maps), rows, columns
+    )
 
 
 def evaluation_crop(

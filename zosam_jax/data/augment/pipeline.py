@@ -16,6 +16,9 @@ from zosam_jax import _check
 from zosam_jax._types import Key
 from zosam_jax.data.augment import crops, mixing, occlusion, rand_augment
 from zosam_jax.data.augment.boxes import Array
+from zosam_jax.data.dataset import IGNORED
+
+Apply = Callable[[Key, jax.Array, float, "Augmentation"], jax.Array]
 
 
 class Operation(NamedTuple):
@@ -35,9 +38,11 @@ class Operation(NamedTuple):
         itself, which crop and flip share. Their draw splits it into the keys with 0 and
         1 folded in, so that streams begin at 2. The number of a removed operation is
         never used again.
+      of_maps: `apply` for label maps `[N, H, W, 1]`: it moves their pixels as those of
+        the images. `_unmoved` for one that moves none. None: label maps cannot follow.
     """
 
-    apply: Callable[[Key, jax.Array, float, "Augmentation"], jax.Array] | None
+    apply: Apply | None
     strength: str
     default: float | None
     least: float
@@ -45,6 +50,7 @@ class Operation(NamedTuple):
     whole: bool = False
     positive: bool = False
     stream: int | None = None
+    of_maps: Apply | None = None
 
 
 def _crop_flip(
@@ -52,6 +58,13 @@ def _crop_flip(
 ) -> jax.Array:
     flip = "flip" in dict(augmentation.operations)
     return crops.random_crop_flip(key, images, int(padding), flip)
+
+
+def _crop_flip_maps(
+    key: Key, maps: jax.Array, padding: float, augmentation: "Augmentation"
+) -> jax.Array:
+    flip = "flip" in dict(augmentation.operations)
+    return crops.random_crop_flip(key, maps, int(padding), flip, fill=IGNORED)
 
 
 def _flip(
@@ -70,6 +83,15 @@ def _resized_crop(
     side = augmentation.image_size
     box = crops.resized_crop_parameters(key, images.shape, (least, 1.0))
     return crops.resized_crop(images, box, (side or height, side or width))
+
+
+def _resized_maps(
+    key: Key, maps: jax.Array, least: float, augmentation: "Augmentation"
+) -> jax.Array:
+    height, width = maps.shape[1:3]
+    side = augmentation.image_size
+    box = crops.resized_crop_parameters(key, maps.shape, (least, 1.0))
+    return crops.resized_maps(maps, box, (side or height, side or width))
 
 
 def _randaugment(
@@ -93,12 +115,27 @@ def _erasing(
     return occlusion.erase(images, drawn, augmentation.mean, augmentation.std)
 
 
+def _unmoved(
+    key: Key, maps: jax.Array, strength: float, augmentation: "Augmentation"
+) -> jax.Array:
+    del key, strength, augmentation
+    return maps
+
+
 _ANY = 2.0**20
 _BETA = "alpha of Beta(alpha, alpha), > 0"
 
 # In the order of application.
 OPERATIONS: dict[str, Operation] = {
-    "crop": Operation(_crop_flip, "pixels of zero padding", None, 0, _ANY, whole=True),
+    "crop": Operation(
+        _crop_flip,
+        "pixels of zero padding",
+        None,
+        0,
+        _ANY,
+        whole=True,
+        of_maps=_crop_flip_maps,
+    ),
     "resized_crop": Operation(
         _resized_crop,
         "least fraction of the area, in (0, 1]",
@@ -107,14 +144,30 @@ OPERATIONS: dict[str, Operation] = {
         1,
         positive=True,
         stream=2,
+        of_maps=_resized_maps,
     ),
-    "flip": Operation(_flip, "", None, 0, 0),
+    "flip": Operation(_flip, "", None, 0, 0, of_maps=_flip),
     "randaugment": Operation(_randaugment, "magnitude, 0 to 10", 9, 0, 10, stream=3),
-    "cutout": Operation(_cutout, "side in pixels", None, 0, _ANY, whole=True, stream=4),
-    "erasing": Operation(_erasing, "probability", 0.25, 0, 1, stream=5),
+    "cutout": Operation(
+        _cutout,
+        "side in pixels",
+        None,
+        0,
+        _ANY,
+        whole=True,
+        stream=4,
+        of_maps=_unmoved,
+    ),
+    "erasing": Operation(
+        _erasing, "probability", 0.25, 0, 1, stream=5, of_maps=_unmoved
+    ),
     "mixup": Operation(None, _BETA, 0.8, 0, _ANY, positive=True, stream=6),
     "cutmix": Operation(None, _BETA, 1.0, 0, _ANY, positive=True, stream=7),
 }
+_NO_MAPS = (
+    "mixes or moves pixels, and label maps cannot follow. Those of segmentation take "
+    "crop, resized_crop, flip, cutout and erasing."
+)
 # The stream that chooses between mixup and cutmix.
 _SWITCH = 8
 
@@ -142,6 +195,7 @@ class Augmentation:
       mean: Mean of each channel of the training `images / 255`.
       std: Standard deviation of each channel of the training `images / 255`.
       image_size: Side of the result of `resized_crop` in pixels; None: unchanged.
+      of_maps: Whether the labels are maps, whose pixels move with those of the images.
     """
 
     operations: tuple[tuple[str, float], ...]
@@ -149,6 +203,7 @@ class Augmentation:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     image_size: int | None = None
+    of_maps: bool = False
 
     @property
     def options(self) -> tuple[str, ...]:
@@ -171,7 +226,8 @@ class Augmentation:
         Args:
           key: The random key of the step.
           images: uint8 `[N, H, W, C]`.
-          labels: int32 `[N]`.
+          labels: int32 `[N]`; or label maps, integers `[N, H, W]`. What a crop adds to
+            a map is `IGNORED`.
 
         Returns:
           Images `[N, H, W, C]`, or `[N, image_size, image_size, C]` after
@@ -187,9 +243,12 @@ class Augmentation:
             for stream in [OPERATIONS[name].stream]
         }
         for name, strength in self.operations:
-            apply = OPERATIONS[name].apply
-            if apply is not None:
-                images = apply(keys[name], images, strength, self)
+            row = OPERATIONS[name]
+            if row.apply is not None:
+                images = row.apply(keys[name], images, strength, self)
+            if self.of_maps and row.of_maps is not None:
+                maps = labels[..., None]
+                labels = row.of_maps(keys[name], maps, strength, self)[..., 0]
         if self.soft_targets:
             return self._mixed(key, keys, images, labels)
         return images, labels
@@ -226,6 +285,7 @@ def compose(
     mean: tuple[float, ...],
     std: tuple[float, ...],
     image_size: int | None = None,
+    of_maps: bool = False,
 ) -> Augmentation:
     """Returns the augmentation composed of some operations.
 
@@ -257,10 +317,13 @@ def compose(
       std: Standard deviation of each channel of the training `images / 255`, for the
         noise of `erasing`.
       image_size: Side of the result of `resized_crop` in pixels. Default: unchanged.
+      of_maps: Whether the labels are maps of pixels. Crops and flips then act on image
+        and map alike, and `cutout` and `erasing` leave the map as it is: the network
+        learns what is hidden. The others are refused.
 
     Raises:
       ValueError: A name is unknown or given twice, a strength is missing, not a number
-        or out of range, or two options exclude each other.
+        or out of range, two options exclude each other, or label maps cannot follow.
 
     >>> augmentation = compose(
     ...     ("flip", "cutout=8"), num_classes=10, crop_padding=4, flip=True,
@@ -282,12 +345,16 @@ def compose(
         found[name] = _strength(name, text if given else None, default)
     if "crop" in found and "resized_crop" in found:
         raise ValueError("augment: 'crop' and 'resized_crop' exclude each other.")
+    for name in found if of_maps else ():
+        if OPERATIONS[name].of_maps is None:
+            raise ValueError(f"augment: {name!r} {_NO_MAPS}")
     return Augmentation(
         tuple((name, found[name]) for name in OPERATIONS if name in found),
         num_classes,
         tuple(mean),
         tuple(std),
         image_size,
+        of_maps,
     )
 
 

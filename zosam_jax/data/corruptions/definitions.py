@@ -264,12 +264,20 @@ def parameters(name: str, severity: int, image_shape: Sequence[int]) -> Any:
     return rows[severity - 1]
 
 
-def refusal(name: str, image_shape: Sequence[int]) -> str | None:
+MOVING = ("elastic_transform", "zoom_blur")
+"""Corruptions that move what is on an image by several pixels."""
+
+
+def refusal(
+    name: str, image_shape: Sequence[int], *, of_maps: bool = False
+) -> str | None:
     """Returns why a corruption is not defined for images of a shape, or None.
 
     Args:
       name: One of `NAMES`.
       image_shape: Height, width and channels.
+      of_maps: Whether the images have label maps, which a corruption leaves as they
+        are.
 
     >>> refusal("saturate", (28, 28, 1))
     'images of one channel have no saturation to change.'
@@ -281,6 +289,8 @@ def refusal(name: str, image_shape: Sequence[int]) -> str | None:
         return f"images of {height} x {width} are smaller than {_SMALLEST} pixels."
     if name == "saturate" and channels == 1:
         return "images of one channel have no saturation to change."
+    if of_maps and name in MOVING:
+        return "it moves what is on an image, and label maps do not follow."
     return None
 
 
