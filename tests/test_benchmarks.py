@@ -349,6 +349,7 @@ PROGRAMS = (
     "norms",
     "paper",
     "seeds_together",
+    "segmentation",
     "sparse_training",
     "sparsity",
     "study",

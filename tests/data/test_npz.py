@@ -49,6 +49,23 @@ def test_classes_are_numbered_and_flipped_by_default(tmp_path):
     np.testing.assert_array_equal(found.train_labels, labels)
 
 
+def test_label_maps_make_a_set_for_segmentation(tmp_path):
+    rng = np.random.default_rng(0)
+    maps = {
+        f"{part}_labels": rng.choice([0, 1, 3, 255], (count, 8, 8))
+        for part, count in (("train", 12), ("test", 6))
+    }
+    found = load(tmp_path, **maps)
+    assert (found.task, found.class_names) == ("segmentation", tuple("0123"))
+    np.testing.assert_array_equal(found.train_labels, maps["train_labels"])
+    with pytest.raises(
+        data.DatasetError, match=r"must be integers \[6, 8, 8\], a class"
+    ):
+        load(tmp_path, **maps | {"test_labels": maps["test_labels"][:, :4]})
+    with pytest.raises(data.DatasetError, match=r"test_labels .*a class for each"):
+        load(tmp_path, **maps | {"test_labels": np.arange(6) % 3})
+
+
 def test_arrays_in_the_order_of_fortran_are_read_in_order(tmp_path):
     images = arrays()["train_images"]
     found = load(tmp_path, train_images=np.asfortranarray(images))

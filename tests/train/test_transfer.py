@@ -310,6 +310,26 @@ def shapes(name, size, classes, **options):
     return jax.eval_shape(lambda: models.initialize(model, key, (size, size, 3)))
 
 
+def test_a_network_of_classes_becomes_one_of_pixels(programs):
+    """All but the heads is taken over."""
+    classes = shapes("resnet20", 32, 10, width=0.25)
+    pixels = shapes("resnet20", 32, 4, width=0.25, segmentation=True)
+    ones = jax.tree.map(lambda x: np.ones(x.shape, np.float32), classes)
+    names = list("0123456789")
+    found = transfer.source("the source", *ones, class_names=names)
+    of_classes = dataclasses.replace(
+        programs.experiment, initialize=lambda _: pixels, method=None
+    )
+    facts = dataclasses.replace(of_classes.facts, task="segmentation")
+    experiment = dataclasses.replace(of_classes, facts=facts)
+    begun = transfer.begin(found, experiment, "auto", 0.0)
+    new = {path.partition("/")[0] for path in begun.record["new"]}
+    assert new == {"head", "stage1_head", "stage2_head"}
+    assert begun.record["taken"] == len(jax.tree.leaves(classes)) - 2
+    with pytest.raises(RunError, match="lacks the parameter 'stage1_head/kernel'"):
+        transfer.begin(found, of_classes, "auto", 0.0)
+
+
 def test_positions_of_deit_grow_with_the_images(programs):
     """Tokens stay, and the head of other classes is new."""
     options = {"depth": 1, "width": 0.25, "patch": 8}

@@ -1,8 +1,9 @@
 """Training that starts from trained weights: what is taken over, and what is new.
 
-Every leaf of the new network must be in the source, by path and shape, with two
-exceptions. The outputs of other classes are new, and position embeddings of another
-number of patches are resized.
+Every leaf of the new network must be in the source, by path and shape, with three
+exceptions. The outputs of other classes are new, and so are the heads of a network of
+pixels that the source lacks. Position embeddings of another number of patches are
+resized.
 """
 
 import fnmatch
@@ -204,6 +205,9 @@ class _Leaves:
     def parameter(self, path: str, like: jax.ShapeDtypeStruct) -> Any:
         """Returns a parameter of the source; `optax.MaskedNode()` for a new one."""
         x = self.found.params.get(path)
+        if x is None and self._is_other_head(path):
+            self.new.append(f"{path} {[*like.shape]}")
+            return optax.MaskedNode()
         if x is None:
             raise RunError(
                 f"{self.found.name} lacks the parameter {path!r} {[*like.shape]} of "
@@ -238,6 +242,11 @@ class _Leaves:
         self.taken.append(path)
         return np.asarray(x, like.dtype)
 
+    def _is_other_head(self, path: str) -> bool:
+        """Whether a leaf is of a head, and the network one of pixels, with skips."""
+        is_head = any(fnmatch.fnmatchcase(path, pattern) for pattern in _HEADS)
+        return self.facts.task == "segmentation" and is_head
+
     def _is_output(self, path: str, old: Shape, new: Shape) -> bool:
         """Whether a leaf makes the logits, of other classes than in the source."""
         is_head = any(fnmatch.fnmatchcase(path, pattern) for pattern in _HEADS)
@@ -263,6 +272,7 @@ class _Leaves:
     def check_all_used(self, paths: Sequence[str]) -> None:
         """Raises `RunError` if the source has parameters that this network lacks."""
         others = sorted(set(self.found.params) - set(paths))
+        others = [path for path in others if not self._is_other_head(path)]
         if others:
             more = f" and {len(others) - 1} more" if len(others) > 1 else ""
             raise RunError(

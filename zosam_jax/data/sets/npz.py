@@ -10,7 +10,12 @@ import numpy as np
 from numpy.lib import format as npy
 
 from zosam_jax.data import archives, files
-from zosam_jax.data.dataset import Dataset, DatasetError, channel_statistics
+from zosam_jax.data.dataset import (
+    IGNORED,
+    Dataset,
+    DatasetError,
+    channel_statistics,
+)
 
 MOST_BYTES = 1 << 30
 """Largest size of all arrays together, in bytes: they are kept in memory."""
@@ -34,27 +39,27 @@ class _Form(NamedTuple):
     Attributes:
       kinds: Allowed kinds of its dtype.
       size: Largest size of an item, in bytes.
-      axes: Number of its axes.
+      axes: Numbers of axes that it may have.
       words: The same in words.
     """
 
     kinds: str
     size: int
-    axes: int
+    axes: tuple[int, ...]
     words: str
 
 
-_IMAGES = _Form("u", 1, 4, "uint8 [N, H, W, C], from 0 to 255")
+_IMAGES = _Form("u", 1, (4,), "uint8 [N, H, W, C], from 0 to 255")
 _LABELS = _Form(
-    *("iu", 8, 1),
-    words="integers [N], from 0 (several classes or values for an example: give a "
-    "data.Dataset of your own)",
+    *("iu", 8, (1, 3)),
+    words="integers [N], from 0, or [N, H, W], a class for each pixel (several classes "
+    "or values for an example: give a data.Dataset of your own)",
 )
 _FORMS = {
     **{f"{part}_images": _IMAGES for part in PARTS},
     **{f"{part}_labels": _LABELS for part in PARTS},
-    "class_names": _Form("U", 4 * files.SHOWN, 1, "strings [classes]"),
-    "flip": _Form("b", 1, 0, "True or False"),
+    "class_names": _Form("U", 4 * files.SHOWN, (1,), "strings [classes]"),
+    "flip": _Form("b", 1, (0,), "True or False"),
 }
 
 
@@ -64,7 +69,8 @@ def read(path: str | os.PathLike[str]) -> Dataset:
     The arrays, of at most 1 GiB together:
 
     - `train_images`, `test_images`: uint8 `[N, H, W, C]` with 1 or 3 channels;
-    - `train_labels`, `test_labels`: integers `[N]` from 0;
+    - `train_labels`, `test_labels`: integers `[N]` from 0; or label maps, integers `[N,
+      H, W]`, in which 255 does not count;
     - `class_names`, optional: strings. Default: the numbers of the classes;
     - `flip`, optional: whether the mirror image of an image has the same label.
       Default: True.
@@ -91,18 +97,22 @@ def read(path: str | os.PathLike[str]) -> Dataset:
     _check_images(name, images)
     names = _class_names(name, arrays, labels)
     mean, std = channel_statistics(images[0])
-    return Dataset(
-        name=name,
-        train_images=images[0],
-        train_labels=labels[0].astype(np.int32),
-        test_images=images[1],
-        test_labels=labels[1].astype(np.int32),
-        class_names=names,
-        mean=mean,
-        std=std,
-        crop_padding=max(images[0].shape[1:3]) // 8,
-        flip=bool(arrays.get("flip", True)),
-    )
+    try:
+        return Dataset(
+            name=name,
+            train_images=images[0],
+            train_labels=labels[0],
+            test_images=images[1],
+            test_labels=labels[1],
+            class_names=names,
+            mean=mean,
+            std=std,
+            crop_padding=max(images[0].shape[1:3]) // 8,
+            flip=bool(arrays.get("flip", True)),
+        )
+    except ValueError as error:
+        # Label maps of other pixels than those of the images.
+        raise DatasetError(str(error)) from error
 
 
 def _check_names(name: str, packed: zipfile.ZipFile) -> None:
@@ -159,7 +169,7 @@ def _checked_size(name: str, info: zipfile.ZipInfo, file: IO[bytes]) -> int:
     header = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
     shape, _, dtype = header[version](file)
     is_form = dtype.kind in form.kinds and 1 <= dtype.itemsize <= form.size
-    if not is_form or len(shape) != form.axes or min(shape, default=1) < 1:
+    if not is_form or len(shape) not in form.axes or min(shape, default=1) < 1:
         raise DatasetError(
             f"{name}: {key} must be {form.words}; it is {dtype} {list(shape)}."[:400]
         )
@@ -192,8 +202,9 @@ def _class_names(
             raise DatasetError(
                 f"{name}: {count:,} {part}_images have {len(own):,} {part}_labels."
             )
-    least = min(int(x.min()) for x in labels)
-    most = max(int(x.max()) for x in labels)
+    labels = [x[x != IGNORED] if x.ndim == 3 else x for x in labels]
+    least = min(int(x.min(initial=0)) for x in labels)
+    most = max(int(x.max(initial=0)) for x in labels)
     given = arrays.get("class_names")
     classes = most + 1 if given is None else len(given)
     if classes > MOST_CLASSES:
