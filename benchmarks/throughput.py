@@ -356,7 +356,7 @@ def page_faults(steps: dict[str, Step]) -> dict[str, int]:
 
 
 def topology_updates(params: Params) -> dict[str, Callable[[], Any]]:
-    """Returns compiled updates for given gradients, by their kind.
+    """Returns compiled updates for given gradients, in place, by their kind.
 
     The kinds are plain SGD, `sparsify` without a change of the topology, and `sparsify`
     with one.
@@ -366,23 +366,35 @@ def topology_updates(params: Params) -> dict[str, Callable[[], Any]]:
     """
     grads = zs.tree.normal_like(jax.random.key(1), params)
     sgd = optax.sgd(0.1, momentum=0.9)
-    tx = zs.sparsify(sgd, zs.sparsity.rigl(SPARSITY, 100_000, interval=INTERVAL))
+    rigl = zs.sparsity.rigl(SPARSITY, 100_000, interval=INTERVAL)
 
-    def compiled(tx: Any, state: Any) -> Any:
-        def update(grads: Any, state: Any, params: Any) -> Any:
+    def cases(tx: Any) -> Callable[[int | None], Callable[[], Any]]:
+        def update(params: Any, state: Any, grads: Any) -> Any:
             updates, state = tx.update(grads, state, params)
             return optax.apply_updates(params, updates), state
 
-        return jax.jit(update).lower(grads, state, params).compile()
+        start = params, tx.init(params)
+        jitted = jax.jit(update, donate_argnums=(0, 1))
+        program = jitted.lower(*start, grads).compile()
 
-    state: Any = tx.init(params)
-    changing = state._replace(step=jnp.int32(INTERVAL))
-    momentum = sgd.init(params)
-    dense, sparse = compiled(sgd, momentum), compiled(tx, state)
+        def case(step: int | None) -> Callable[[], Any]:
+            held = list(jax.tree.map(jnp.copy, start))
+
+            def call() -> Any:
+                if step is not None:
+                    held[1] = held[1]._replace(step=jnp.int32(step))
+                held[:] = program(*held, grads)
+                return held
+
+            return call
+
+        return case
+
+    sparse = cases(zs.sparsify(sgd, rigl))
     return {
-        "sgd": lambda: dense(grads, momentum, params),
-        "ordinary": lambda: sparse(grads, state, params),
-        "changing": lambda: sparse(grads, changing, params),
+        "sgd": cases(sgd)(None),
+        "ordinary": sparse(1),
+        "changing": sparse(INTERVAL),
     }
 
 

@@ -39,11 +39,11 @@ def once(values: Numbers) -> Numbers:
     """Returns the values, which XLA computes once and then keeps in a buffer.
 
     Args:
-      values: Pytree of numbers; best of scalars.
+      values: Pytree of numbers or truth values; best of scalars.
     """
     # XLA takes nothing out of a loop that changes it, and removes a loop of one turn.
     # It may drop `optimization_barrier` before it makes kernels.
-    other = jax.tree.map(jnp.negative, values)
+    other = jax.tree.map(lambda x: ~x if x.dtype == bool else -x, values)
     return jax.lax.fori_loop(0, 2, lambda *_: values, other)
 
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from zosam_jax import _check, tree
+from zosam_jax._programs import once
 from zosam_jax._types import (
     Decoupled,
     EstimatorState,
@@ -351,7 +352,9 @@ class _Step:
         self, grads: Grads, state: SparsifyState, params: Params
     ) -> SparsifyState:
         """Returns the state after a change; its masks are unpacked before and after."""
-        method, old = self.method, state.masks
+        # From a copy. Nothing else reads the masks of the state, so XLA writes the new
+        # ones over them, and a step without a change does not copy them, twice.
+        method, old = self.method, once(state.masks)
         assert method.change is not None
         before = Topology(old, state.memory)
         new = method.change(before, params, grads, state.step)
