@@ -177,8 +177,13 @@ def dies(victim, name, folder, number, command):
 
 def again(folder, number, command):
     """A run, undisturbed; and those of which a process was killed, to their ends."""
-    names = ["whole", *(x for x in ("killed", "orphaned") if (folder / x).exists())]
-    return {name: command(name) for name in names}
+    found = {"whole": command("whole")}
+    # By other means: a process joins the others only once.
+    runs = Runs(folder, fsdp=int(sys.argv[6]))
+    for name in ("killed", "orphaned"):
+        if (folder / name).exists():
+            found[name] = runs.run(name).status
+    return found
 
 
 def whole(folder, number, command):

@@ -81,7 +81,7 @@ def measure(folder: Path, processes: int, fsdp: int) -> list[dict[str, Any]]:
     rows = [ends(task, folder, processes, fsdp) for task in VICTIMS]
     group = several.group("again", folder, processes, 1, SECONDS, fsdp)
     (folder / "alone").mkdir()
-    several.group("again", folder / "alone", 1, processes, SECONDS)
+    several.group("again", folder / "alone", 1, processes, SECONDS, fsdp)
     largest, others = distance(folder / "whole", folder / "alone" / "whole")
     for row, task in zip(rows, VICTIMS, strict=True):
         row |= {
@@ -107,7 +107,7 @@ def ending(row: Mapping[str, Any]) -> str:
         return "too late"
     same = row["weights_from_one_process"] <= ROUNDING
     same &= not row["differences"] and not row["others_from_one_process"]
-    same &= row["goes_on"] == [0] * row["processes"]
+    same &= row["goes_on"] == ["finished"] * row["processes"]
     return "survival" if same else "difference"
 
 
