@@ -39,6 +39,7 @@ class Lottery(TrainConfig, LotteryOptions):
     stop_fraction: Suppress[float | None] = None
     method_options: Suppress[tuple[str, ...]] = ()
     block: Suppress[int] = 1
+    compact_every: Suppress[int | None] = None
     score_images: Suppress[int] = 0
     from_masks: Suppress[str] = "auto"
     gradient: names.Gradient = "zosam"

@@ -59,7 +59,7 @@ runs/DATASET-MODEL-lottery-SPARSITY-GRADIENT-sSEED) holds the rounds. The same c
 with the same folder continues them."""
 
     def __post_init__(self):
-        for name in METHOD_FIELDS:
+        for name in (*METHOD_FIELDS, "compact_every"):
             own = "dense" if name == "method" else default(name)
             if getattr(self.train, name) != own:
                 raise ValueError(

@@ -21,6 +21,24 @@ class Topology(NamedTuple):
     memory: Memory = ()
 
 
+class FinalUnits(NamedTuple):
+    """The units that a method removes for good while its masks still change.
+
+    A network without them is trained on by `of`. Shapes of parameters are enough.
+
+    Attributes:
+      masks: `(topology, params) -> masks`, all weights that are live or may become so.
+      cut: `(memory, params) -> memory`, the method's memory for a network of which
+        these units are cut. `params` are those of the smaller network.
+      of: `params -> method`, the method for such a network. `params` are those that
+        the training began with: all numbers follow from them.
+    """
+
+    masks: Callable[[Topology, Params], Masks]
+    cut: Callable[[Memory, Params], Memory]
+    of: "Callable[[Params], SparseMethod]"
+
+
 class SparseMethod(NamedTuple):
     """A sparse-training method: pure functions, and facts for a report.
 
@@ -45,6 +63,8 @@ class SparseMethod(NamedTuple):
       begin: `(params, masks) -> Topology`, the first topology with given masks, NumPy
         arrays perhaps; None if the method has to choose its first masks itself. See
         `start_from`.
+      final_units: The units that are gone for good before the last change; None if any
+        unit may come back until then.
       name: The constructor's name, for the record of a run.
       stacked: Leaves that are stacks of layers, as in `dynamic`.
       call: The call that made it, for `print`; "" for a method of your own.
@@ -60,6 +80,7 @@ class SparseMethod(NamedTuple):
     dense_gradient_every: int | None = None
     mean_pruned: float = 1.0
     begin: Callable[[Params, Masks], Topology] | None = None
+    final_units: FinalUnits | None = None
     name: str = ""
     stacked: StackRule = ()
     call: str = ""

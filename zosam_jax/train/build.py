@@ -11,7 +11,7 @@ import numpy as np
 import optax
 
 from zosam_jax import _check, data, models, sparsity, tree
-from zosam_jax._types import Aux, Masks, Params, Schedule, Seed, SharedOptions, ValueFn
+from zosam_jax._types import Aux, Params, Schedule, Seed, SharedOptions, ValueFn
 from zosam_jax.data.augment import Augmentation
 from zosam_jax.gradients.methods.wsam import decoupled
 from zosam_jax.gradients.transformation import GradientEstimator
@@ -270,27 +270,15 @@ def optimization(
         if config.probe_fraction < 1:
             options["ascent_fraction"] = config.probe_fraction
         seeded = gradient.with_options(**options)
-        optimizer = functools.partial(
-            _optimizer, rule, gradient=seeded, accumulate_steps=config.accumulate_steps
+        optimizer_of = functools.partial(
+            _optimizer, rule, accumulate_steps=config.accumulate_steps
         )
+        optimizer = functools.partial(optimizer_of, gradient=seeded)
         criterion = _criterion(config, chosen, drawn, optimizer, task)
-        begun = _optimizer_from(optimizer, method)
-        return Optimization(seeded, method, criterion, optimizer(method), begun, rate)
+        made = optimizer(method)
+        return Optimization(seeded, method, criterion, made, optimizer_of, rate)
 
     return with_seed
-
-
-def _optimizer_from(
-    optimizer: Callable[[SparseMethod], optax.GradientTransformationExtraArgs],
-    method: SparseMethod | None,
-) -> Callable[[Masks], optax.GradientTransformationExtraArgs]:
-    """Returns how the whole optimizer is made of the first masks of its method."""
-
-    def begun(masks: Masks) -> optax.GradientTransformationExtraArgs:
-        assert method is not None
-        return optimizer(sparsity.start_from(method, masks))
-
-    return begun
 
 
 def _rule(

@@ -14,7 +14,10 @@ import orbax.checkpoint as ocp
 
 from zosam_jax._types import PyTree
 from zosam_jax.runs.errors import RunError, explained
+from zosam_jax.runs.files import JSON
 from zosam_jax.train import processes, quiet
+
+Like = PyTree | Callable[[JSON | None], PyTree]
 
 
 def snapshot(state: PyTree) -> PyTree:
@@ -159,19 +162,21 @@ class Checkpoints:
         """Returns the steps of the complete checkpoints, oldest first."""
         return sorted(self._manager.all_steps())
 
-    def save(self, step: int, state: PyTree) -> None:
+    def save(self, step: int, state: PyTree, network: JSON | None = None) -> None:
         """Starts to write a snapshot. A failure of the previous one is raised here.
 
         Args:
           step: Number of steps that the state has seen.
           state: A `snapshot`.
+          network: What is said of its network, if that became smaller.
 
         Raises:
           RunError: This or the previous checkpoint could not be written.
         """
+        said = {} if network is None else {"network": network}
         args = ocp.args.Composite(
             state=ocp.args.StandardSave(_packed(state)),
-            integrity=ocp.args.JsonSave({"crc32": digest(state)}),
+            integrity=ocp.args.JsonSave({"crc32": digest(state), **said}),
         )
         self._guard(lambda: self._manager.save(step, args=args, force=True))
 
@@ -206,7 +211,7 @@ class Checkpoints:
 
     def restore(
         self,
-        template: PyTree,
+        like: Like,
         warn: Callable[[str], None],
         fault: Callable[[int], str | None] = lambda _: None,
     ) -> PyTree | None:
@@ -216,14 +221,15 @@ class Checkpoints:
         beside the folder.
 
         Args:
-          template: Pytree of arrays or `jax.ShapeDtypeStruct`s to restore into.
+          like: Pytree of arrays or `jax.ShapeDtypeStruct`s to restore into, or what
+            makes it of `network(step)`.
           warn: Called with a sentence for every checkpoint that is not used.
           fault: `step -> sentence`, why the checkpoint of a step cannot be used though
             it is intact; None if it can be.
 
         Raises:
           RunError: No checkpoint can be used, or an intact one has other arrays than
-            `template`, as those of another version. Nothing is moved in either case.
+            `like`, as those of another version. Nothing is moved in either case.
         """
         damaged = {}
         for step in reversed(self.steps()):
@@ -231,7 +237,9 @@ class Checkpoints:
                 damaged[step] = reason
                 warn(f"the checkpoint of step {step} is not used: {reason}")
                 continue
+            template = None
             try:
+                template = like(self.network(step)) if callable(like) else like
                 state = self.read(step, template)
             except Exception as error:
                 if others := self._of_another_layout(step, template):
@@ -280,8 +288,23 @@ class Checkpoints:
             raise RunError("its contents are not those that were written (CRC-32).")
         return state
 
+    def network(self, step: int) -> JSON | None:
+        """Returns what `save` was told of the network of a step.
+
+        Args:
+          step: One of `steps()`.
+
+        Raises:
+          Exception: The checkpoint is damaged or missing.
+        """
+        args = ocp.args.Composite(integrity=ocp.args.JsonRestore())
+        restored: Any = self._manager.restore(step, args=args)
+        return restored["integrity"].get("network")
+
     def _of_another_layout(self, step: int, template: PyTree) -> list[str]:
         """Returns the paths of arrays that differ between a checkpoint and a state."""
+        if template is None:
+            return []
         try:
             written = self._manager.item_metadata(step)["state"]
             found = _layout(getattr(written, "tree", written))
@@ -340,9 +363,13 @@ class CheckpointsOfAll:
         assert self.own is not None
         return self.own
 
-    def save(self, step: int, state: PyTree) -> None:
+    def save(self, step: int, state: PyTree, network: JSON | None = None) -> None:
         """Starts to write a snapshot, as `Checkpoints.save`."""
-        processes.first(lambda: self._opened().save(step, state))
+        processes.first(lambda: self._opened().save(step, state, network))
+
+    def network(self, step: int) -> JSON | None:
+        """Returns what is said of the network of a step, as `Checkpoints.network`."""
+        return processes.first(lambda: self._opened().network(step))
 
     def wait(self) -> None:
         """Waits until nothing is being written, as `Checkpoints.wait`."""
@@ -357,18 +384,21 @@ class CheckpointsOfAll:
         template: PyTree,
         warn: Callable[[str], None],
         fault: Callable[[int], str | None],
+        like: Like | None = None,
     ) -> PyTree | None:
         """Returns the newest usable state in all processes, as `Checkpoints.restore`.
 
         Args:
-          template: As for `Checkpoints.restore`.
+          template: Pytree of arrays or `jax.ShapeDtypeStruct`s to restore into.
           warn: As for `Checkpoints.restore`.
           fault: As for `Checkpoints.restore`.
+          like: Makes the template of what a checkpoint says of its network; for one
+            process.
         """
         found: list[PyTree] = []
 
         def read() -> bool:
-            found.append(self._opened().restore(template, warn, fault))
+            found.append(self._opened().restore(like or template, warn, fault))
             return found[0] is not None
 
         if not processes.first(read):

@@ -14,8 +14,9 @@ import numpy as np
 
 from zosam_jax._types import PyTree
 from zosam_jax.data import Dataset, Streamed
+from zosam_jax.runs.files import JSON
 from zosam_jax.sparsity import masks as sparse_masks
-from zosam_jax.train import accuracy, sharding
+from zosam_jax.train import accuracy, narrowed, sharding
 from zosam_jax.train import step as steps
 from zosam_jax.train.batch import class_balanced, epoch_order, gather
 from zosam_jax.train.experiment import Experiment
@@ -76,6 +77,14 @@ class CompiledRun:
             parts = experiment.in_parts(jax.eval_shape(self._first, *arguments))
         self._first_traced = self._trace(self._first, *arguments, to=parts)
         self.abstract = self._in_parts(self._first_traced.program.out_info)
+        self._whole = self.abstract
+        self._order: Program | None = None
+        self._before: dict[str, float] = {}
+        self._trace_steps()
+
+    def _trace_steps(self) -> None:
+        """Traces the training and the evaluation."""
+        experiment, seed = self.experiment, self._abstract(self._seed)
         parts = experiment.in_parts(self.abstract)
         advance, rest = self._advance_batch, []
         if not experiment.streams:
@@ -88,7 +97,8 @@ class CompiledRun:
             donate=0,
             to=(parts, experiment.replicated()),
         )
-        self.compile_seconds["train"] = self._train_traced.seconds
+        before = self._before.get("train", 0.0)
+        self.compile_seconds["train"] = before + self._train_traced.seconds
         self._evaluate_traced = self._traced_evaluation()
 
     def _traced_evaluation(self) -> _Traced:
@@ -149,7 +159,8 @@ class CompiledRun:
         started = time.perf_counter()
         compiled = traced.program.lower().compile()
         seconds = time.perf_counter() - started
-        self.compile_seconds[name] = traced.seconds + seconds
+        before = self._before.get(name, 0.0)
+        self.compile_seconds[name] = before + traced.seconds + seconds
         return compiled
 
     def _compile(
@@ -168,7 +179,7 @@ class CompiledRun:
         parts = experiment.in_parts(self._teacher)
         self._teacher = sharding.place(self._teacher, parts)
         dataset = experiment.dataset
-        if isinstance(dataset, Dataset):
+        if isinstance(dataset, Dataset) and self._order is None:
             zero = self._abstract(np.int32(0))
             examples = dataset.train_images, dataset.train_labels
             self._set = sharding.place(examples, place)
@@ -212,6 +223,44 @@ class CompiledRun:
         """
         other = copy.copy(self)
         other.compile_seconds = {} if self.is_compiled else dict(self.compile_seconds)
+        return other
+
+    def of_network(self, network: JSON) -> "CompiledRun":
+        """Returns the programs for the network of a checkpoint.
+
+        Args:
+          network: What the checkpoint says of it; see `zosam_jax.train.narrowed`.
+        """
+        whole = self.experiment.whole or self.experiment
+        return self.narrowed(narrowed.of(whole, network))
+
+    def like(self, network: JSON | None) -> TrainState:
+        """Returns the shapes of the state in a checkpoint.
+
+        Args:
+          network: What the checkpoint says of its network; None: it is whole.
+        """
+        if network is None:
+            return self._whole
+        whole = self.experiment.whole or self.experiment
+        return narrowed.state_like(self._whole, narrowed.of(whole, network))
+
+    def narrowed(self, experiment: Experiment) -> "CompiledRun":
+        """Returns the programs of the same run for a smaller network, traced.
+
+        The data set stays on the devices.
+
+        Args:
+          experiment: The experiment of the smaller network.
+        """
+        other = copy.copy(self)
+        other.experiment = experiment
+        other.is_compiled = False
+        other._before = dict(self.compile_seconds) if self.is_compiled else {}
+        other.compile_seconds = dict(other._before)
+        like = narrowed.state_like(self._whole, experiment)
+        other.abstract = other._in_parts(like)
+        other._trace_steps()
         return other
 
     def _epoch_order(self, seed: jax.Array, epoch: jax.Array) -> jax.Array:
@@ -290,6 +339,7 @@ class CompiledRun:
         """
         experiment = self.experiment
         if isinstance(experiment.dataset, Dataset):
+            assert self._order is not None
             epoch = np.int32(step // experiment.steps_per_epoch)
             order = self._order(self._seed, epoch)
             while True:

@@ -77,6 +77,7 @@ NEEDS: dict[str, Need] = {
         )
     },
     "block": Need(lambda c: c.method != "dense", _METHOD, "method"),
+    "compact_every": Need(lambda c: c.method != "dense", _METHOD, "method"),
     "score_images": Need(_scores_by_loss, "methods snip and grasp", "method"),
     "from_masks": Need(lambda c: c.from_ is not None, "--from", "weights"),
     "rho": Need(_gradient_takes("rho"), "sharpness-aware gradients", "gradient"),

@@ -9,10 +9,11 @@ import numpy as np
 import optax
 from jax.sharding import NamedSharding
 
-from zosam_jax._types import Key, Masks, Params, PyTree, Schedule, Seed, ValueFn
+from zosam_jax._types import Key, Params, PyTree, Schedule, Seed, ValueFn
 from zosam_jax.data import Dataset, Streamed
 from zosam_jax.gradients.transformation import GradientEstimator
 from zosam_jax.runs.dataset_facts import DatasetFacts
+from zosam_jax.runs.files import JSON
 from zosam_jax.sparsity.method import SparseMethod
 from zosam_jax.train import sharding
 
@@ -45,6 +46,12 @@ class Criterion(NamedTuple):
     optimizer: Callable[[ValueFn], optax.GradientTransformationExtraArgs]
 
 
+OptimizerOf = Callable[
+    [SparseMethod | None, GradientEstimator], optax.GradientTransformationExtraArgs
+]
+"""Makes the whole optimizer of a sparse method and a gradient."""
+
+
 class Optimization(NamedTuple):
     """The fields of `Experiment` that make its optimizer.
 
@@ -53,7 +60,7 @@ class Optimization(NamedTuple):
       method: See `Experiment`.
       criterion: See `Experiment`.
       optimizer: See `Experiment`.
-      optimizer_from: See `Experiment`.
+      optimizer_of: See `Experiment`.
       learning_rate: See `Experiment`.
     """
 
@@ -61,7 +68,7 @@ class Optimization(NamedTuple):
     method: SparseMethod | None
     criterion: Criterion | None
     optimizer: optax.GradientTransformationExtraArgs
-    optimizer_from: Callable[[Masks], optax.GradientTransformationExtraArgs]
+    optimizer_of: OptimizerOf
     learning_rate: Schedule | None
 
 
@@ -111,8 +118,7 @@ class Experiment:
         first one of the training.
       optimizer: The whole optimizer: gradient, clipping, weight decay, update rule and
         masks. `update` takes `value_fn` and no incoming gradient.
-      optimizer_from: Makes it of the masks that the method is to start from. Only its
-        `init` is called.
+      optimizer_of: Makes it of another method and gradient.
       learning_rate: Learning-rate schedule over optimizer steps; None if unknown, for
         an optimizer that the user made.
       optimization: Makes the six fields above of a seed, which may be traced.
@@ -124,6 +130,8 @@ class Experiment:
       scans: Whether many steps run in one compiled loop.
       labels: What the dataset, model, method, gradient and optimizer are called in
         messages, and a given loss.
+      whole: The experiment that the run began with, if units were cut out since.
+      network: What checkpoints say of the network then; see `narrowed`.
     """
 
     dataset: Dataset | Streamed | None
@@ -147,7 +155,7 @@ class Experiment:
     criterion: Criterion | None
     score_images: int
     optimizer: optax.GradientTransformationExtraArgs
-    optimizer_from: Callable[[Masks], optax.GradientTransformationExtraArgs]
+    optimizer_of: OptimizerOf
     learning_rate: Schedule | None
     optimization: Callable[[Seed], Optimization]
     ema: float
@@ -157,6 +165,13 @@ class Experiment:
     mesh: jax.sharding.Mesh
     scans: bool
     labels: Mapping[str, str]
+    whole: "Experiment | None" = None
+    network: JSON | None = None
+
+    @property
+    def shapes(self) -> tuple[Params, ModelState]:
+        """Shapes of the parameters and of the model's other collections."""
+        return jax.eval_shape(self.initialize, jax.random.key(0))
 
     @property
     def probes(self) -> bool:

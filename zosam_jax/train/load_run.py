@@ -22,6 +22,7 @@ from zosam_jax.train import (
     choices,
     exported,
     model_card,
+    narrowed,
     network,
     prediction,
     program_file,
@@ -98,16 +99,28 @@ class LoadedRun:
         """
         if not self.folder.is_dir():
             raise RunError(f"{self.folder} is a file, and has no checkpoints.")
-        stored = network.record(self.folder).run
-        if self.config.model_options != stored.config.model_options:
+        stored, whole = network.record(self.folder).run, self.experiment
+        if whole.whole is not None:
+            whole = whole.whole
+        own = (self.experiment.network or {}).get("widths", {})
+        usual = narrowed.with_widths(stored.config, own) if own else stored.config
+        if self.config.model_options != usual.model_options:
             raise RunError(
                 f"the network was cut, and the checkpoints in {self.folder} are those "
                 "of the whole one. Load it again, without compact()."
             )
         for step in steps_in(self.folder / "checkpoints"):
-            weights = stored_run.weights(stored, self.experiment, step)
+            weights = stored_run.weights(stored, whole, step)
+            config, experiment = stored.config, whole
+            if weights.network is not None:
+                experiment = narrowed.of(whole, weights.network)
+                config = narrowed.with_widths(config, weights.network["widths"])
             yield dataclasses.replace(
                 self,
+                config=dataclasses.replace(
+                    self.config, model_options=config.model_options
+                ),
+                experiment=experiment,
                 params=weights.params,
                 model_state=weights.model_state,
                 masks=weights.masks,
@@ -258,17 +271,9 @@ class LoadedRun:
             model_state=self.model_state,
             multiple=multiple,
         )
-        options = [x for x in self.config.model_options if x.split("=")[0] != "widths"]
-        options += [f"widths={small.widths!r}"] if small.widths else []
-        # The options are those of the named model; a given one has its widths itself.
-        is_named = self.config.model in models.names()
-        config = dataclasses.replace(
-            self.config,
-            model_options=tuple(options) if is_named else self.config.model_options,
-        )
         return dataclasses.replace(
             self,
-            config=config,
+            config=narrowed.with_widths(self.config, small.widths),
             experiment=dataclasses.replace(
                 self.experiment,
                 model=small.model,

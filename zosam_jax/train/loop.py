@@ -20,6 +20,7 @@ from zosam_jax.train import (
     build,
     checkpoint,
     choices,
+    cutting,
     effects,
     longer,
     network,
@@ -190,7 +191,8 @@ def run(
             _explained(path, checkpoints),
         ):
             output = Output(config, compiled.experiment, path, checkpoints, show)
-            setup = Setup(output, compiled, stop, on_epoch)
+            cut = None if config.compact_every is None else cutting.cut
+            setup = Setup(output, compiled, stop, on_epoch, cut)
             return _run(setup, start, command, beside)
 
 
@@ -347,6 +349,7 @@ def prepare(
             raise RunError(str(error)) from error
 
     compiled = processes.together(traced)
+    cutting.check(config, compiled)
     if processes.are_several():
         processes.check_same(_fingerprints(compiled))
     return compiled
@@ -534,7 +537,7 @@ def _run(
     beside: Mapping[str, Any],
 ) -> Result:
     """Trains to the end or an interruption, and returns how it ended."""
-    state, records = resume.begin(setup, start, command, beside)
+    setup, state, records = resume.begin(setup, start, command, beside)
     output, recording = setup.output, Recording(setup.output, state, records)
     session = Session(setup, recording)
     try:

@@ -12,7 +12,14 @@ import jax
 
 from zosam_jax.runs.config import TrainConfig
 from zosam_jax.runs.errors import RunError
-from zosam_jax.train import build, exported, objects, program_file, stored_run
+from zosam_jax.train import (
+    build,
+    exported,
+    narrowed,
+    objects,
+    program_file,
+    stored_run,
+)
 from zosam_jax.train.experiment import Experiment
 from zosam_jax.train.objects import GivenData, Objects
 from zosam_jax.train.stored_run import StoredRun, Weights
@@ -104,7 +111,11 @@ def restore(
     objects.check_loaded(needed, given.record(), run.folder)
     experiment = build.experiment(config, given, chosen, facts, examples=examples)
     if found.file is None:
-        return config, experiment, stored_run.weights(run, experiment, checkpoint)
+        weights = stored_run.weights(run, experiment, checkpoint)
+        if weights.network is not None:
+            experiment = narrowed.of(experiment, weights.network)
+            config = narrowed.with_widths(config, weights.network["widths"])
+        return config, experiment, weights
     return config, experiment, _of_file(found.file, experiment, run.folder)
 
 

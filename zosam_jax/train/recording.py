@@ -6,17 +6,17 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 
-from zosam_jax import sparsity
-from zosam_jax._types import Params, PyTree
+from zosam_jax import sparsity, tree
 from zosam_jax.runs import files, folder, metrics, summary, trackers
 from zosam_jax.runs.config import TrainConfig
 from zosam_jax.runs.errors import Divergence
 from zosam_jax.runs.files import JSON
 from zosam_jax.runs.progress import Display, Status, duration
-from zosam_jax.train import checkpoint, divergence, processes, scores
-from zosam_jax.train.batch import normalized
+from zosam_jax.train import checkpoint, divergence, forward, processes, scores
 from zosam_jax.train.experiment import Experiment
 from zosam_jax.train.step import Cosines, Totals, TrainState, count_weights, evaluated
 
@@ -231,7 +231,8 @@ class Recording:
             self._fail(-1)
         # A power cut must not leave a checkpoint of epochs without metrics.
         processes.first(self._sync)
-        self.output.checkpoints.save(self.step, saved)
+        network = self.output.experiment.network
+        self.output.checkpoints.save(self.step, saved, network)
         self.saved_step = self.step
 
     def summarize(
@@ -311,33 +312,48 @@ def _costs(experiment: Experiment, state: TrainState) -> JSON:
     if experiment.method is None:
         return {"layers": {}, "flops_share": 1.0}
     params, model_state = evaluated(state)
-    example, _ = experiment.example
-
-    def forward(params: Params) -> PyTree:
-        raw = jnp.zeros((1, *example.shape), example.dtype)
-        variables = {"params": params, **model_state}
-        inputs = normalized(experiment, raw)
-        return experiment.model.apply(variables, inputs, train=False)
-
-    masks = sparsity.masks(state.opt_state)
-    found = sparsity.report(params, masks, forward=forward, method=experiment.method)
+    found = sparsity.report(
+        params,
+        sparsity.masks(state.opt_state),
+        forward=forward.of_example(experiment, model_state),
+        method=experiment.method,
+    )
     dense, sparse = found.inference_dense, found.inference_sparse
+    layers = {row.path: row.density for row in found.rows if row.sparse}
+    if experiment.whole is not None:
+        # What was cut out is pruned. A multiply-add is two FLOPs.
+        dense = 2.0 * forward.macs(experiment.whole)
+        before, now = map(_sizes, (experiment.whole, experiment))
+        layers = {
+            path: density * now[path] / before[path] for path, density in layers.items()
+        }
     return {
-        "layers": {row.path: row.density for row in found.rows if row.sparse},
+        "layers": layers,
         # A network without products of weights has no FLOPs to save.
         "flops_share": sparse / dense if sparse and dense else 1.0,
     }
 
 
+def _sizes(experiment: Experiment) -> dict[str, int]:
+    """Returns the number of weights of each parameter, by path."""
+    params, _ = experiment.shapes
+    return dict(
+        zip(tree.paths(params), map(np.size, jax.tree.leaves(params)), strict=True)
+    )
+
+
 def _removable(experiment: Experiment, state: TrainState) -> dict[str, int]:
     """Returns the number of parameters of units that nothing reads.
 
-    `zs.sparsity.compact` would cut them out. Empty for a dense run, and for a model
-    that does not say where its units are.
+    `zs.sparsity.compact` would cut them out, or the training has done so. Empty for a
+    dense run, and for a model that does not say where its units are.
     """
     model = experiment.model
     if experiment.method is None or not hasattr(model, "cuts"):
         return {}
     masks = sparsity.masks(state.opt_state)
     found = sparsity.removable(state.params, masks, model.cuts())
-    return {"parameters_removable": sum(found.values())}
+    gone = 0
+    if experiment.whole is not None:
+        gone = sum(_sizes(experiment.whole).values()) - sum(_sizes(experiment).values())
+    return {"parameters_removable": gone + sum(found.values())}

@@ -23,11 +23,11 @@ def begin(
     start: TrainState | None,
     command: Sequence[str] | None,
     beside: Mapping[str, Any],
-) -> tuple[TrainState, list[JSON]]:
-    """Returns the state to train on from and the lines of `metrics.jsonl` up to it.
+) -> "tuple[Setup, TrainState, list[JSON]]":
+    """Returns the setup, the state to train on from and the metrics up to it.
 
     It restores the last checkpoint, writes `config.json`, tells what will happen and
-    compiles.
+    compiles. The setup is another if the network of the checkpoint is smaller.
 
     Args:
       setup: The constant inputs of the training.
@@ -37,8 +37,16 @@ def begin(
     """
     output, compiled, show = setup.output, setup.compiled, setup.output.display
     restored = output.checkpoints.restore(
-        compiled.abstract, show.message, lambda step: _without_metrics(output, step)
+        compiled.abstract,
+        show.message,
+        lambda step: _without_metrics(output, step),
+        None if processes.are_several() else compiled.like,
     )
+    if restored is not None and not processes.are_several():
+        network = output.checkpoints.network(int(restored.step))
+        if network is not None:
+            setup = setup.narrowed(compiled.of_network(network))
+            output, compiled = setup.output, setup.compiled
     given = start if restored is None else restored
     step = 0 if given is None else int(given.step)
     changes = processes.first(lambda: write_record(output, command, step, beside))
@@ -60,7 +68,7 @@ def begin(
     state = compiled.init() if given is None else compiled.place(given)
     records = processes.first(lambda: metrics.cut(lines, step))
     show.message(f"compiled in {sum(compiled.compile_seconds.values()):.1f} s")
-    return state, records
+    return setup, state, records
 
 
 def write_record(

@@ -16,6 +16,7 @@ from zosam_jax.train.interruption import Stop
 from zosam_jax.train.step import Totals, TrainState
 
 if TYPE_CHECKING:
+    from zosam_jax.train.cutting import Cut
     from zosam_jax.train.recording import Output, Recording
 
 OnEpoch = Callable[[int, TrainState], bool]
@@ -35,12 +36,19 @@ class Setup:
       compiled: The programs of its experiment.
       stop: What ends this call before the end of the run.
       on_epoch: Called at the end of every epoch, or None; see `loop.run`.
+      cut: Cuts out units that have no future; None: the network stays as it is.
     """
 
     output: "Output"
     compiled: CompiledRun
     stop: Stop
     on_epoch: OnEpoch | None
+    cut: "Callable[[CompiledRun, TrainState], Cut | None] | None" = None
+
+    def narrowed(self, compiled: CompiledRun) -> "Setup":
+        """Returns the setup with the programs of a smaller network."""
+        output = dataclasses.replace(self.output, experiment=compiled.experiment)
+        return dataclasses.replace(self, output=output, compiled=compiled)
 
     @property
     def experiment(self) -> Experiment:
@@ -112,18 +120,46 @@ class Session:
         for epoch in range(first, first if self.is_stopped else experiment.epochs):
             state, totals, speed = self._train_epoch(state, epoch)
             is_due = False
-            if totals and here.step == (epoch + 1) * experiment.steps_per_epoch:
+            is_whole = here.step == (epoch + 1) * experiment.steps_per_epoch
+            if totals and is_whole:
                 here.end_epoch(state, totals, speed, self._tested(state))
                 is_due = (epoch + 1) % setup.output.config.checkpoint_every == 0
                 self.is_stopped = self._is_stopped_at(epoch + 1, state)
             is_last = here.step == experiment.total_steps
             is_end = is_last or self.is_stopped or self._must_stop()
+            # What resumes from here must be what would have gone on.
+            if is_whole and not (is_last or self.is_stopped):
+                state = self._narrowed(state, epoch + 1, goes_on=not is_end)
             if here.step > here.saved_step and (is_due or is_end):
                 here.save(state)
             if is_end:
                 break
         setup.output.checkpoints.wait()
         return state
+
+    def _narrowed(self, state: TrainState, epochs: int, *, goes_on: bool) -> TrainState:
+        """Returns the state after a cut, if one is due and worth it.
+
+        Args:
+          state: The state at the end of an epoch.
+          epochs: Epochs done.
+          goes_on: Whether this call trains on.
+        """
+        cut, every = self.setup.cut, self.setup.output.config.compact_every
+        if cut is None or every is None or epochs % every:
+            return state
+        found = cut(self.setup.compiled, state)
+        if found is None:
+            return state
+        self.setup = self.setup.narrowed(found.compiled)
+        self.recording.output = self.setup.output
+        compiled, show = found.compiled, self.setup.output.display
+        began = time.perf_counter()
+        if goes_on:
+            compiled.compile()
+        seconds = time.perf_counter() - began
+        show.message(f"{found.said}; compiled in {seconds:.1f} s")
+        return compiled.place(found.state)
 
     def _is_stopped_at(self, epochs: int, state: TrainState) -> bool:
         """Returns what `on_epoch` says in process 0."""

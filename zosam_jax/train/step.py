@@ -4,7 +4,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from zosam_jax import sparsity
@@ -111,7 +110,9 @@ def init(
 
         optimizer = criterion.optimizer(score)
     if start is not None and start.masks is not None:
-        optimizer = experiment.optimizer_from(start.masks)
+        assert experiment.method is not None
+        begun = sparsity.start_from(experiment.method, start.masks)
+        optimizer = experiment.optimizer_of(begun, experiment.gradient)
     opt_state = optimizer.init(params)
     if not experiment.holds_pruned:
         params = live_params(experiment, params, opt_state)
@@ -259,16 +260,22 @@ def count_weights(experiment: Experiment, state: TrainState) -> dict[str, int | 
     """Returns the numbers of parameters and of live ones, and two sparsities.
 
     `sparsity` is the fraction of zeros in the sparse layers, `sparsity_all` the one
-    among all parameters, dense ones included. Collective, see
+    among all parameters, dense ones included. They are those of the network that the
+    run began with: what was cut out is zero. Collective, see
     `zosam_jax.train.processes`.
     """
-    sparse: list[np.ndarray] = []
+    whole = state.params
+    if experiment.whole is not None:
+        whole, _ = experiment.whole.shapes
+    sizes = [x.size for x in jax.tree.leaves(whole)]
+    sparsified = live = 0
     if experiment.method is not None:
         masks = jax.tree.leaves(sparsity.masks(state.opt_state))
-        sparse = [processes.whole(m) for m in masks if m.ndim]
-    total = sum(x.size for x in jax.tree.leaves(state.params))
-    sparsified = sum(m.size for m in sparse)
-    pruned = sum(int((~m).sum()) for m in sparse)
+        for size, mask in zip(sizes, masks, strict=True):
+            if mask.ndim:
+                sparsified += size
+                live += int(processes.whole(mask).sum())
+    total, pruned = sum(sizes), sparsified - live
     return {
         "parameters": total,
         "parameters_sparsified": sparsified,

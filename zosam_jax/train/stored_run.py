@@ -20,6 +20,7 @@ from zosam_jax.runs.dataset_facts import DatasetFacts
 from zosam_jax.runs.errors import RunError
 from zosam_jax.runs.files import JSON
 from zosam_jax.train import checkpoint as checkpoints
+from zosam_jax.train import narrowed
 from zosam_jax.train import step as steps
 from zosam_jax.train.experiment import Experiment, ModelState
 from zosam_jax.train.step import TrainState
@@ -53,6 +54,8 @@ class Weights(NamedTuple):
       model_state: The other collections, averaged too.
       masks: Mask tree of the parameters; all leaves are dense in a dense run.
       notes: What was wrong with newer checkpoints of an unfinished run.
+      network: What the checkpoint says of a network that became smaller in the
+        training, see `zosam_jax.train.narrowed`; None: it is whole.
     """
 
     step: int
@@ -60,6 +63,7 @@ class Weights(NamedTuple):
     model_state: ModelState
     masks: Masks
     notes: tuple[str, ...]
+    network: JSON | None = None
 
 
 def read(run: str | os.PathLike[str], *, data_dir: str | None = None) -> StoredRun:
@@ -92,19 +96,21 @@ def weights(
 
     Args:
       run: The record of the run.
-      experiment: Its experiment, which gives the shapes of the state.
+      experiment: The experiment that it began with, which gives the shapes of the
+        state.
       checkpoint: The step of the checkpoint to read instead.
 
     Raises:
       RunError: There is no such checkpoint, or it is damaged; or that of the last step
         of a finished run is missing or damaged, or an unfinished run has no intact one.
     """
-    state, notes = _state(run, _template(experiment), checkpoint)
+    state, network, notes = _state(run, experiment, checkpoint)
     params, model_state = steps.evaluated(state)
     params = steps.live_params(experiment, params, state.opt_state)
     masks = masks_of(experiment, params, state.opt_state)
     params = jax.tree.map(np.asarray, params)
-    return Weights(int(state.step), params, model_state, masks, tuple(notes))
+    step = int(state.step)
+    return Weights(step, params, model_state, masks, tuple(notes), network)
 
 
 def masks_of(experiment: Experiment, params: Params, opt_state: OptState) -> Masks:
@@ -130,17 +136,22 @@ def _template(experiment: Experiment) -> TrainState:
 
 
 def _state(
-    run: StoredRun, template: TrainState, checkpoint: int | None
-) -> tuple[TrainState, list[str]]:
-    """Returns the state to use, and what was wrong with newer ones."""
+    run: StoredRun, experiment: Experiment, checkpoint: int | None
+) -> tuple[TrainState, JSON | None, list[str]]:
+    """Returns the state to use, its network, and what was wrong with newer states."""
     place, notes = run.folder / "checkpoints", list[str]()
+    whole = _template(experiment)
     with contextlib.closing(
         checkpoints.Checkpoints(place, keep=1, read_only=True)
     ) as stored:
         found = stored.steps()
         for step in _wanted(run, found, checkpoint):
             try:
-                return stored.read(step, template), notes
+                network, like = stored.network(step), whole
+                if network is not None:
+                    smaller = narrowed.of(experiment, network)
+                    like = narrowed.state_like(whole, smaller)
+                return stored.read(step, like), network, notes
             except Exception as error:
                 reason = (str(error).splitlines() or [type(error).__name__])[0]
                 notes.append(

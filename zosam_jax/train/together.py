@@ -149,6 +149,10 @@ def _lanes(configs: Sequence[TrainConfig], given: Objects) -> Lanes:
         base = build.experiment(first, given, chosen)
     except ValueError as error:
         raise RunError(str(error)) from error
+    if first.compact_every is not None:
+        raise Apart(
+            f"compact_every={first.compact_every} cuts each run to widths of its own."
+        )
     dataset = _in_memory(first, base)
     if base.clean_labels is not None:
         dataset = dataclasses.replace(dataset, train_labels=base.clean_labels)

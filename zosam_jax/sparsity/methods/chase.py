@@ -4,6 +4,7 @@ The mask of a kernel is the product of a mask of units, which only shrinks, and 
 mask of weights, which is pruned and grown within the units that are left.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -12,7 +13,7 @@ import jax.numpy as jnp
 
 from zosam_jax import _check
 from zosam_jax._options import checks_arguments
-from zosam_jax._types import Grads, Masks, Params, StackRule, Units
+from zosam_jax._types import Grads, Masks, Params, Shape, StackRule, Units
 from zosam_jax.selection import select, select_across, select_globally
 from zosam_jax.sparsity import budgets, schedules
 from zosam_jax.sparsity.budgets import Budget, DenseRule
@@ -24,7 +25,7 @@ from zosam_jax.sparsity.leaves import (
     warn_of_biases,
 )
 from zosam_jax.sparsity.mask_trees import both
-from zosam_jax.sparsity.method import SparseMethod, Topology
+from zosam_jax.sparsity.method import FinalUnits, SparseMethod, Topology
 from zosam_jax.sparsity.prune_and_grow import Memory
 from zosam_jax.sparsity.unit_layers import (
     Side,
@@ -161,14 +162,14 @@ def chase(
     soft = schedules.cosine(extra, stop)
     weights = _Weights(rule, chosen, soft, stop, fraction)
     method = _Chase(at_random(chosen, rule, seed), weights, removal, fires)
-    return SparseMethod(
+    usual = SparseMethod(
         method.init,
         lambda step: fires(step) | removes(step),
-        method.change,
         dense_gradient_every=interval,
         name="chase",
         stacked=stacked,
     )
+    return method.of(usual, None)
 
 
 def _intervals(total: int, interval: int | None, units: int | None) -> tuple[int, int]:
@@ -198,6 +199,24 @@ class _Chase(NamedTuple):
     weights: "_Weights"
     removal: "_Removal"
     fires: schedules.Fires
+
+    def of(self, usual: SparseMethod, whole: Params | None) -> SparseMethod:
+        """Returns the method, for a network of which removed units may be cut.
+
+        Args:
+          usual: Its other parts.
+          whole: The parameters before the cut; None: nothing is cut.
+        """
+        bound = self._replace(
+            weights=self.weights._replace(whole=whole),
+            removal=self.removal._replace(whole=whole),
+        )
+        final = FinalUnits(
+            lambda topology, params: self.removal.masks(params, topology.memory.rule),
+            self.removal.cut,
+            lambda params: self.of(usual, params),
+        )
+        return usual._replace(change=bound.change, final_units=final)
 
     def init(self, params: Params) -> Topology:
         masks = self.first(params)
@@ -245,6 +264,7 @@ class _Weights(NamedTuple):
       extra: The fraction of weights beyond it, a schedule.
       stop: The step from which on as many weights drop as grow.
       fraction: The fraction that drops then, a schedule.
+      whole: The parameters before units were cut, if they were.
     """
 
     rule: LeafRule
@@ -252,6 +272,7 @@ class _Weights(NamedTuple):
     extra: schedules.Fraction
     stop: float
     fraction: schedules.Fraction
+    whole: Params | None = None
 
     def check(self, params: Params) -> None:
         """Raises `ValueError` if there are more weights than a program ranks."""
@@ -269,18 +290,20 @@ class _Weights(NamedTuple):
           grads: The gradient.
           step: The optimizer step.
         """
-        leaves = self.rule.sparse(params)
+        whole = self.rule.sparse(params if self.whole is None else self.whole)
+        places = [leaf.place for leaf in whole.leaves]
+        leaves = SparseLeaves.at(params, places, self.rule.stacked)
         live = leaves.of(masks)
         sizes, slopes = ([jnp.abs(x) for x in leaves.of(t)] for t in (params, grads))
         # One entry a layer of which the total matters; a tree of masks has more leaves
         # if units of a dense leaf are removed.
-        number = sum(self.budget.counts(leaves))
+        number = sum(self.budget.counts(whole))
         explores = schedules.before(step, self.stop)
         share = jnp.clip(self.fraction(step), 0, 1) * jnp.float32(number)
         dropped = jnp.where(explores, 0, jnp.floor(share).astype(jnp.int32))
         least = jnp.minimum(jnp.sum(live_counts(live)), number) - dropped
         kept = select_globally(sizes, live, jnp.maximum(least, len(live)))
-        more = jnp.round(self.extra(step) * sum(leaves.sizes)).astype(jnp.int32)
+        more = jnp.round(self.extra(step) * sum(whole.sizes)).astype(jnp.int32)
         total = number + jnp.where(explores, more, 0)
         allowed = [
             jnp.broadcast_to(m, shape) & ~k
@@ -291,7 +314,13 @@ class _Weights(NamedTuple):
 
 
 class _Removal(NamedTuple):
-    """The removal of units; the arguments of `chase`, and the steps of the removals."""
+    """The removal of units.
+
+    Attributes:
+      groups: As in `chase`, like the next four.
+      steps: The steps of the removals.
+      whole: The parameters before units were cut, if they were.
+    """
 
     groups: Mapping[str, Units]
     stacked: StackRule
@@ -299,6 +328,7 @@ class _Removal(NamedTuple):
     score: str
     floor: float
     steps: Sequence[int]
+    whole: Params | None = None
 
     def check(self) -> None:
         """Raises `ValueError` if an argument is out of range."""
@@ -346,12 +376,33 @@ class _Removal(NamedTuple):
           step: The optimizer step.
         """
         layers = layers_of_units(params, self.groups, self.stacked)
-        whole = SparseLeaves.every(params, self.stacked)
-        leaves, held = whole.of(params), whole.of(masks)
-        scores = [self._score(layer, leaves, held) for layer in layers]
-        safe = select(scores, live, self._floors(layers))
+        every = SparseLeaves.every(params, self.stacked)
+        leaves, held = every.of(params), every.of(masks)
+        before = params if self.whole is None else self.whole
+        shapes = SparseLeaves.every(before, self.stacked).shapes
+        first = layers_of_units(before, self.groups, self.stacked)
+        scores = [
+            self._score(layer, leaves, held, _fan_in(all_, shapes))
+            for layer, all_ in zip(layers, first, strict=True)
+        ]
+        safe = select(scores, live, self._floors(first))
         ranked = [jnp.where(m, jnp.inf, x) for m, x in zip(safe, scores, strict=True)]
-        return select_across(ranked, live, self._left(layers, step))
+        return select_across(ranked, live, self._left(first, step))
+
+    def cut(self, memory: Memory, params: Params) -> Memory:
+        """Returns the memory for a network whose layers have their live units alone.
+
+        Args:
+          memory: The memory.
+          params: The parameters of that network.
+        """
+        layers = layers_of_units(params, self.groups, self.stacked)
+        rule = [
+            # A layer that was not cut has all its units.
+            live if live.size == layer.units else jnp.ones(layer.units, bool)
+            for live, layer in zip(memory.rule, layers, strict=True)
+        ]
+        return memory._replace(rule=tuple(rule))
 
     def masks(self, params: Params, live: Sequence[jax.Array]) -> Masks:
         """Returns the mask tree of live units, over all kernels around them."""
@@ -366,7 +417,11 @@ class _Removal(NamedTuple):
         return masked.leaves.masks(masked.product(live))
 
     def _score(
-        self, layer: UnitLayer, leaves: Sequence[jax.Array], held: Sequence[jax.Array]
+        self,
+        layer: UnitLayer,
+        leaves: Sequence[jax.Array],
+        held: Sequence[jax.Array],
+        fan_in: int,
     ) -> jax.Array:
         """Returns the mean |w| of the incoming weights of each unit, float32."""
         total = jnp.zeros(layer.units, jnp.float32)
@@ -376,8 +431,9 @@ class _Removal(NamedTuple):
             if w.ndim > 1:
                 mask = jnp.broadcast_to(held[side.place], w.shape)
                 total += by_unit(jnp.where(mask, w, 0), side, layer.units)
-                counted = mask if self.score == "umm" else jnp.ones_like(mask)
-                number += by_unit(counted, side, layer.units)
+                number += by_unit(mask, side, layer.units)
+        if self.score == "mean":
+            return total / fan_in
         return total / jnp.maximum(number, 1)
 
     def _final(self, layers: Sequence[UnitLayer]) -> int:
@@ -401,3 +457,9 @@ class _Removal(NamedTuple):
         gone = self.sparsity * total * (1 - rest**3)
         gone = jnp.where(step < first, 0, jnp.round(gone)).astype(jnp.int32)
         return total - jnp.where(step < last, gone, total - self._final(layers))
+
+
+def _fan_in(layer: UnitLayer, shapes: Sequence[Shape]) -> int:
+    """Returns the number of incoming weights of a unit, those of kernels."""
+    kernels = {side.place for side in layer.incoming if len(shapes[side.place]) > 1}
+    return sum(math.prod(shapes[place]) for place in kernels) // layer.units
