@@ -407,7 +407,8 @@ def test_the_command_lists_which_device_gets_what(tmp_path, capsys, monkeypatch)
     ("words", "message"),
     [
         (["--rho", "0.1", "--gradient", "backprop"], "--rho 0.1 has no effect here"),
-        (["--seed"], "--seed: it needs a value"),
+        (["--seed"], "--seed: it needs a value."),
+        (["--augment"], '--augment: it needs a value; an empty list is "".'),
         (["--seed", "one"], "--seed: cannot read ['one']"),
         (["--seed", "0", "-1"], "--seed -1 must be an integer"),
         (["--gradient", "backprop", "sma"], "'sma'"),
@@ -421,6 +422,16 @@ def test_what_a_sweep_refuses(words, message, tmp_path, capsys):
     line = [*WORDS, "--dry-run", "--out", str(tmp_path), *words]
     assert main.main(line) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"), [([], [True]), (["False", "True"], [False, True])]
+)
+def test_a_flag_alone_says_yes(tmp_path, words, expected):
+    line = [*WORDS, "--nesterov", *words]
+    found = main.parsing.parse(line, {"sweep": command.Sweep})
+    _, plan = found._plan({"nesterov"}, tmp_path)
+    assert [planned.config.nesterov for planned in plan] == expected
 
 
 def test_lists_are_words_with_commas():

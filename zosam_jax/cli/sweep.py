@@ -161,8 +161,12 @@ Worth while for small networks."""
             if name not in HOUSEKEEPING
         }
         for name, found in values.items():
-            if not found:
-                raise RunError(f'{name}: it needs a value; an empty list is "".')
+            if not found and hints[name] is bool:
+                # As for `zosam train`, where the flag alone says yes.
+                values[name] = [True]
+            elif not found:
+                empty = '; an empty list is ""' if _is_list(hints[name]) else ""
+                raise RunError(f"{name}: it needs a value{empty}.")
         grid = {name: found for name, found in values.items() if len(found) > 1}
         fixed = {name: found[0] for name, found in values.items()}
         fixed |= {
