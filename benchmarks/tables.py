@@ -16,6 +16,7 @@ from benchmarks import (
     accelerator_tables,
     collectives,
     convergence_report,
+    forward_memory,
     inference_tables,
     paper_tables,
     seeds_together,
@@ -50,6 +51,7 @@ PAPER = "paper-{}.json"
 INFERENCE = "inference-cpu.json"
 COLLECTIVES = "collectives.json"
 TOGETHER = "seeds-together-cpu.json"
+FORWARD = "forward-memory-cpu.json"
 NOT_RUN = "not run"
 
 Gradients = Mapping[str, GradientMethod]
@@ -505,6 +507,7 @@ def tables() -> dict[str, list[list[str]]]:
         **sparse_table.tables(load(GRID)["cells"]),
         **sparsity_rows(load(SPARSITY)["rows"]),
         "collectives": collectives.lines(load(COLLECTIVES)["rows"]),
+        "forward-memory": forward_memory.lines(_rows(FORWARD)),
         "seeds-together": seeds_together.lines(_rows(TOGETHER)),
         "compile-time": compile_rows(map(load, COMPILE)),
         "presets": preset_rows(),
@@ -566,7 +569,7 @@ PAGES = {
         "accelerator-changes",
         "accelerator-trainings",
     ),
-    "examples/docs/choose_a_gradient.md": ("gradient-choice",),
+    "examples/docs/choose_a_gradient.md": ("gradient-choice", "forward-memory"),
     "examples/docs/choose_a_sparse_method.md": ("sparse-choice",),
     "examples/docs/compare_runs.md": ("seeds-together",),
 }

@@ -67,7 +67,12 @@ def _unknown(number: int) -> tuple[jax.Array, ...]:
     return once(tuple(jnp.uint32(i) for i in range(number)))
 
 
-def draw(sampler: Sampler, key: jax.Array, shapes: Sequence[Shape]) -> list[jax.Array]:
+def draw(
+    sampler: Sampler,
+    key: jax.Array,
+    shapes: Sequence[Shape],
+    members: Sequence[int] | None = None,
+) -> list[jax.Array]:
     """Returns independent draws, float32, one array for each shape.
 
     Array i has the key `fold_in(key, i)`. With more than `SMALL` entries it is
@@ -79,25 +84,53 @@ def draw(sampler: Sampler, key: jax.Array, shapes: Sequence[Shape]) -> list[jax.
       sampler: `(key, shape, dtype) -> draws`.
       key: One PRNG key.
       shapes: The shapes.
+      members: Indices of the arrays that are wanted, in this order. None: all.
     """
+    wanted = range(len(shapes)) if members is None else members
     groups: dict[Shape, list[int]] = {}
-    for i, shape in enumerate(shapes):
-        groups.setdefault(_drawn(shape), []).append(i)
-    order = [i for members in groups.values() for i in members]
+    for i in wanted:
+        groups.setdefault(_drawn(shapes[i]), []).append(i)
+    order = [i for group in groups.values() for i in group]
     # One program for all keys, in the order of the groups.
     fold = jax.vmap(jax.random.fold_in, (None, 0))
     keys, start = fold(key, jnp.asarray(order, jnp.uint32)), 0
     drawn: dict[int, jax.Array] = {}
-    for whole, members in groups.items():
-        stop = start + len(members)
-        rows = jax.lax.map(
-            lambda k, s=whole: sampler(k, s, jnp.float32), keys[start:stop]
-        )
+    for whole, group in groups.items():
+        stop = start + len(group)
+        rows = _rows(sampler, keys[start:stop], whole)
         start = stop
-        for i, row in zip(members, unstack(rows), strict=True):
+        for i, row in zip(group, rows, strict=True):
             size = math.prod(shapes[i])
             drawn[i] = row if whole == shapes[i] else row[:size].reshape(shapes[i])
-    return [drawn[i] for i in range(len(shapes))]
+    return [drawn[i] for i in wanted]
+
+
+def _rows(sampler: Sampler, keys: jax.Array, shape: Shape) -> list[jax.Array]:
+    """Returns a draw for each key, in one loop if there are several."""
+    if len(keys) == 1:
+        return [sampler(keys[0], shape, jnp.float32)]
+    return unstack(jax.lax.map(lambda key: sampler(key, shape, jnp.float32), keys))
+
+
+def parts(shapes: Sequence[Shape]) -> list[list[int]]:
+    """Returns the indices of arrays in parts: each large one alone, all small together.
+
+    Args:
+      shapes: The shapes.
+    """
+    small = [i for i, shape in enumerate(shapes) if math.prod(shape) <= SMALL]
+    large = [[i] for i, shape in enumerate(shapes) if math.prod(shape) > SMALL]
+    return ([small] if small else []) + large
+
+
+def zero_after(x: jax.Array) -> jax.Array:
+    """Returns 0, uint32, which XLA knows only once it has computed a number.
+
+    Args:
+      x: Float scalar. Of a NaN, the result is 1.
+    """
+    # XLA may drop `optimization_barrier` before it decides what to compute first.
+    return jnp.isnan(x).astype(jnp.uint32)
 
 
 def _drawn(shape: Shape) -> Shape:

@@ -6,7 +6,7 @@ scalar `True` for a dense one. `masks=None` means that all leaves are dense.
 
 import fnmatch
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from zosam_jax import _check
 from zosam_jax._check import paths as paths
-from zosam_jax._programs import draw, once
+from zosam_jax._programs import Sampler, draw, once
 from zosam_jax._types import Key, Masks, Params, PyTree, Scalar
 
 Node = TypeVar("Node")
@@ -386,27 +386,28 @@ def normalize(tree: PyTree) -> tuple[PyTree, jax.Array]:
 
 
 def normal_like(key: Key, tree: PyTree) -> PyTree:
-    """Returns independent standard normal entries in the shapes of `tree`, float32.
+    """Returns independent standard normal entries, laid out as in `drawn_like`."""
+    return drawn_like(jax.random.normal, key, tree)
+
+
+def uniform_like(key: Key, tree: PyTree) -> PyTree:
+    """Returns independent entries, uniform in [0, 1), laid out as in `drawn_like`."""
+    return drawn_like(jax.random.uniform, key, tree)
+
+
+def drawn_like(sampler: Sampler, key: Key, tree: PyTree) -> PyTree:
+    """Returns independent draws in the shapes of `tree`, float32.
 
     Leaf i, in flattening order, is drawn from `fold_in(key, i)`, so that it depends on
     its index and its shape alone: not on the other leaves, nor on masks, dtypes or
     sharding. Up to 65,536 entries it is the front of a vector whose length is a power
     of two. A larger leaf is drawn in its shape, and so in its sharding.
+
+    Args:
+      sampler: `(key, shape, dtype) -> draws`, as `jax.random.normal`.
+      key: One PRNG key.
+      tree: Pytree of arrays.
     """
-    return _drawn(jax.random.normal, key, tree)
-
-
-def uniform_like(key: Key, tree: PyTree) -> PyTree:
-    """Returns independent entries, uniform in [0, 1), laid out as in `normal_like`."""
-    return _drawn(jax.random.uniform, key, tree)
-
-
-def rademacher_like(key: Key, tree: PyTree) -> PyTree:
-    """Returns independent entries +1 or -1, laid out as in `normal_like`."""
-    return _drawn(jax.random.rademacher, key, tree)
-
-
-def _drawn(sampler: Callable[..., jax.Array], key: Key, tree: PyTree) -> PyTree:
     _check.key(key)
     leaves, treedef = jax.tree.flatten(tree)
     return treedef.unflatten(draw(sampler, key, [jnp.shape(x) for x in leaves]))

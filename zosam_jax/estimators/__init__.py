@@ -14,6 +14,7 @@ from zosam_jax.estimators.losses import check_step as check_step
 from zosam_jax.estimators.losses import difference_step as difference_step
 from zosam_jax.estimators.losses import in_float32 as in_float32
 from zosam_jax.estimators.losses import scalar_loss as scalar_loss
+from zosam_jax.estimators.redrawn_directions import redrawn as redrawn
 from zosam_jax.estimators.rge_random_directions import DISTRIBUTIONS as DISTRIBUTIONS
 from zosam_jax.estimators.rge_random_directions import check_chunks as check_chunks
 from zosam_jax.estimators.rge_random_directions import combine as combine

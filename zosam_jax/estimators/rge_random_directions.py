@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.extend import core
 
 from zosam_jax import _check, tree
-from zosam_jax._programs import once
+from zosam_jax._programs import Sampler, once
 from zosam_jax._types import (
     Aux,
     Estimate,
@@ -22,20 +22,18 @@ from zosam_jax._types import (
 )
 from zosam_jax.estimators.losses import Loss, difference_step, scalar_loss
 
-Distribution = Callable[[Key, Params], Params]
-"""`(key, tree) -> direction`, of entries with mean 0 and variance 1, float32."""
-
 Probe = tuple[Params, jax.Array, Aux]
 """What one direction gives: the slope times the direction, the loss, and aux."""
 
 Slope = Callable[[Params], tuple[jax.Array, jax.Array, Aux]]
 """`direction -> (slope along it, loss, aux)`."""
 
-DISTRIBUTIONS: dict[str, Distribution] = {
-    "gaussian": tree.normal_like,
-    "sphere": tree.normal_like,
-    "rademacher": tree.rademacher_like,
+DISTRIBUTIONS: dict[str, Sampler] = {
+    "gaussian": jax.random.normal,
+    "sphere": jax.random.normal,
+    "rademacher": jax.random.rademacher,
 }
+"""Samplers of entries with mean 0 and variance 1."""
 
 
 def rge(
@@ -208,7 +206,7 @@ def draw(
       distribution: "gaussian", "sphere" or "rademacher".
     """
     _check.key(key)
-    u = DISTRIBUTIONS[distribution](jax.random.fold_in(key, i), params)
+    u = tree.drawn_like(DISTRIBUTIONS[distribution], jax.random.fold_in(key, i), params)
     if distribution != "sphere":
         return u
     # A normal vector over its length is uniform on the sphere. The length counts live

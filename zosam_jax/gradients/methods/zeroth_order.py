@@ -1,7 +1,7 @@
 """Zeroth-order gradients in Optax chains, and optimizers without a backward pass."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TypedDict, Unpack
 
 import jax
@@ -23,7 +23,7 @@ from zosam_jax._types import (
     Step,
     ValueFn,
 )
-from zosam_jax.estimators import DISTRIBUTIONS, check_chunks, check_step, rge
+from zosam_jax.estimators import DISTRIBUTIONS, check_chunks, check_step, redrawn, rge
 from zosam_jax.gradients.constructor import support
 from zosam_jax.gradients.transformation import GradientEstimator, as_transformation
 
@@ -36,6 +36,7 @@ class Directions(TypedDict, total=False):
     distribution: str
     two_sided: bool
     chunk_size: int | None
+    redraw: bool
     include: str | Sequence[str]
     exclude: str | Sequence[str]
     has_aux: bool
@@ -51,6 +52,7 @@ def zeroth_order(
     distribution: str = "gaussian",
     two_sided: bool = True,
     chunk_size: int | None = None,
+    redraw: bool = False,
     include: str | Sequence[str] = (),
     exclude: str | Sequence[str] = (),
     has_aux: bool = False,
@@ -75,6 +77,8 @@ def zeroth_order(
       distribution: "gaussian", "sphere" or "rademacher".
       two_sided: Central or forward differences.
       chunk_size: None, or directions evaluated in one `jax.vmap`.
+      redraw: Whether a direction is drawn again for each use of it, which takes three
+        draws and little memory; see `zs.estimators.redrawn`.
       include: Glob patterns on `/`-joined key paths, such as `"*/lora_*"`. Only these
         leaves are probed, and the gradient of the others is zero: a frozen leaf would
         add noise to the gradient of the rest. Default: all.
@@ -87,9 +91,14 @@ def zeroth_order(
       A transformation: `tx.update(None, state, params, value_fn=...)`.
     """
     check_step(delta)
-    _check.flags(two_sided=two_sided, has_aux=has_aux)
+    _check.flags(two_sided=two_sided, redraw=redraw, has_aux=has_aux)
     _check.one_of("distribution", distribution, DISTRIBUTIONS)
     check_chunks(num_directions, chunk_size)
+    if redraw and chunk_size is not None:
+        raise ValueError(
+            f"redraw=True evaluates one direction after another, and chunk_size="
+            f"{chunk_size} several at once. Leave one of them out."
+        )
 
     def gradient(
         value_fn: ValueFn,
@@ -104,7 +113,8 @@ def zeroth_order(
             raise TypeError(
                 "zs.zeroth_order draws at random: give it key=, a PRNG key."
             )
-        seen, _ = rge(
+        estimator = redrawn if redraw else _in_chunks(chunk_size)
+        seen = estimator(
             value_fn,
             params,
             key,
@@ -112,7 +122,6 @@ def zeroth_order(
             num_directions=num_directions,
             distribution=distribution,
             two_sided=two_sided,
-            chunk_size=chunk_size,
             masks=support(params, masks, include, exclude),
             has_aux=has_aux,
         )
@@ -136,6 +145,7 @@ def zeroth_order(
             distribution=distribution,
             two_sided=two_sided,
             chunk_size=chunk_size,
+            redraw=redraw,
             include=include,
             exclude=exclude,
             has_aux=has_aux,
@@ -143,6 +153,11 @@ def zeroth_order(
             seed=seed,
         ),
     )
+
+
+def _in_chunks(size: int | None) -> Callable[..., Estimate]:
+    """Returns `rge`, without the estimate off the masks."""
+    return lambda *args, **options: rge(*args, chunk_size=size, **options)[0]
 
 
 @checks_arguments
@@ -156,6 +171,7 @@ def zeroth_order_gradient(
     distribution: str = "gaussian",
     two_sided: bool = True,
     chunk_size: int | None = None,
+    redraw: bool = False,
     include: str | Sequence[str] = (),
     exclude: str | Sequence[str] = (),
     masks: Masks | None = None,
@@ -176,6 +192,8 @@ def zeroth_order_gradient(
       distribution: "gaussian", "sphere" or "rademacher".
       two_sided: Central or forward differences.
       chunk_size: None, or directions evaluated in one `jax.vmap`.
+      redraw: Whether a direction is drawn again for each use of it, which takes three
+        draws and little memory; see `zs.estimators.redrawn`.
       include: Patterns of the leaves that are probed; default: all.
       exclude: Patterns of leaves that are not probed.
       masks: Mask tree: the estimate is zero off the mask.
@@ -200,6 +218,7 @@ def zeroth_order_gradient(
         distribution=distribution,
         two_sided=two_sided,
         chunk_size=chunk_size,
+        redraw=redraw,
         include=include,
         exclude=exclude,
         has_aux=has_aux,
