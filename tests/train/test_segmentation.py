@@ -17,8 +17,9 @@ from zosam_jax import gradients
 from zosam_jax.cli import main as cli
 from zosam_jax.data import corruptions, label_maps
 from zosam_jax.evaluate import evaluate
-from zosam_jax.runs import record
-from zosam_jax.train import RunError, choices, load_run, loop, loss, run, scores
+from zosam_jax.models import resnet
+from zosam_jax.runs import dataset_facts, record
+from zosam_jax.train import RunError, build, choices, load_run, loop, loss, run, scores
 from zosam_jax.train import batch as batches
 from zosam_jax.train.objects import Objects
 
@@ -349,11 +350,18 @@ def test_every_gradient_and_method_takes_it(gradient, method):
 
 @pytest.mark.parametrize("method", UNITS)
 def test_methods_of_units_take_it(method):
-    """With the library's own networks, whose units have names."""
-    model = {"model": "resnet20", "width": 1 / 16}
-    chosen = config("no folder", method=method, gradient="backprop", **model)
-    found = loop.prepare(chosen, Objects(dataset())).experiment
-    assert found.model.segmentation
+    """With a network of the library, whose units have names."""
+    model = resnet.ResNet(1, K, width=1 / 8, segmentation=True)
+    chosen = config("no folder", method=method, gradient="backprop", model="resnet20")
+    tiny_run.prepare(chosen, dataset(), model)
+
+
+def test_the_trainer_makes_the_head():
+    facts = dataset_facts.of(dataset())
+    for name, options in (("resnet20", {}), ("vit", {"patch": 2})):
+        chosen = choices.Choices(None, None, options)
+        made = config("no folder", model=name)
+        assert build.create_model(made, facts, chosen).segmentation
 
 
 def test_models_without_such_a_head_are_named():

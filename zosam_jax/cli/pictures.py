@@ -305,7 +305,8 @@ def _by_group(axes: Axes, figures: JSON) -> None:
     axes.grid(alpha=0.3)
     # Alone, it is twice as high.
     _legend_below(axes, 6, -0.2 if "reliability" in figures else -0.09)
-    axes.set_title(f"mean {score(figures)} by group", fontsize=10)
+    what = score(figures).removeprefix("mean ")
+    axes.set_title(f"mean {what} by group", fontsize=10)
 
 
 def _legend_below(axes: Axes, columns: int, offset: float = -0.2) -> Legend:
