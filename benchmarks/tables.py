@@ -20,6 +20,7 @@ from benchmarks import (
     inference_tables,
     paper_tables,
     seeds_together,
+    segmentation,
     sparse_table,
     study_report,
 )
@@ -51,6 +52,7 @@ PAPER = "paper-{}.json"
 INFERENCE = "inference-cpu.json"
 COLLECTIVES = "collectives.json"
 TOGETHER = "seeds-together-cpu.json"
+SEGMENTATION = "segmentation-shapes.json"
 FORWARD = "forward-memory-cpu.json"
 NOT_RUN = "not run"
 
@@ -509,6 +511,7 @@ def tables() -> dict[str, list[list[str]]]:
         "collectives": collectives.lines(load(COLLECTIVES)["rows"]),
         "forward-memory": forward_memory.lines(_rows(FORWARD)),
         "seeds-together": seeds_together.lines(_rows(TOGETHER)),
+        "segmentation": segmentation.lines(load(SEGMENTATION)["summary"]),
         "compile-time": compile_rows(map(load, COMPILE)),
         "presets": preset_rows(),
         "corruptions": corruption_rows(load(EVALUATION)),
@@ -572,6 +575,7 @@ PAGES = {
     "examples/docs/choose_a_gradient.md": ("gradient-choice", "forward-memory"),
     "examples/docs/choose_a_sparse_method.md": ("sparse-choice",),
     "examples/docs/compare_runs.md": ("seeds-together",),
+    "examples/docs/your_own_data.md": ("segmentation",),
 }
 
 

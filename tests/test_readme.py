@@ -201,6 +201,26 @@ def test_the_figures_of_slopes_and_norms_are_the_measured_ones():
         assert f"{100 * gain['mean']:.1f} ± {100 * gain['half_width']:.1f}" in text
 
 
+def test_the_figures_of_segmentation_are_the_measured_ones():
+    text = (ROOT / "examples" / "docs" / "your_own_data.md").read_text()
+    found = tables.load(tables.SEGMENTATION)
+    rows = {row["method"]: row for row in found["summary"]}
+    assert all(row["seeds"] == 3 for row in rows.values())
+    cost = 100 * (rows["SGD"]["mean_iou"] - rows["SAM"]["mean_iou"])
+    assert f"SAM costs {cost:.1f} points" in text
+    own = rows["ZO-SAM"]
+    assert abs(own["mean_iou"] - rows["SGD"]["mean_iou"]) < own["mean_iou_std"]
+    gaps = [row["train_mean_iou"] - row["mean_iou"] for row in found["rows"]]
+    assert max(gaps) < 0.03
+    # The command of the page has the settings of the file.
+    options = {
+        name: found["settings"][name]
+        for name in ("width", "sparsity", "update_interval", "batch_size", "epochs")
+    }
+    words = [f"--{k.replace('_', '-')} {v:g}" for k, v in options.items()]
+    assert f"zosam train --dataset shapes {' '.join(words)} --out" in text
+
+
 def test_the_figures_of_aesam_are_the_measured_ones():
     found = json.loads((tables.RESULTS / "aesam-digits.json").read_text())
     first, second, last = found["by_third"]
