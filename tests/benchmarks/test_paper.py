@@ -10,7 +10,7 @@ from benchmarks.paper import CORRUPTED, SPEED, TRAINING, Paper
 from benchmarks.paper_plan import SCALES, TABLES, Cell
 from benchmarks.paper_published import PUBLISHED
 from zosam_jax.lottery import LotteryConfig
-from zosam_jax.runs.errors import RunError
+from zosam_jax.runs.errors import Divergence
 from zosam_jax.train import choices
 
 CELLS = {cell for table in TABLES.values() for cell in table.all_of("smoke")}
@@ -205,7 +205,7 @@ def test_what_is_done_is_not_done_again(tried, monkeypatch):
 
 def test_a_training_that_diverges_is_noted(tmp_path, monkeypatch):
     def diverging(*_, **__):
-        raise RunError("the loss is not finite at step 3")
+        raise Divergence("the loss is not finite at step 3")
 
     monkeypatch.setattr(paper.train, "run", diverging)
     made = Paper("smoke", tmp_path, None)
