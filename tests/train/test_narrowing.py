@@ -257,7 +257,7 @@ def test_a_run_resumes_after_a_cut_to_the_same_numbers(runs, tmp_path):
 
 REFUSED = {
     "dense": ({"method": "dense"}, "a dense training prunes nothing"),
-    "ste": ({"method": "ste", "update_interval": None}, "may bring back any unit"),
+    "ste": ({"method": "ste", "update_interval": None}, "trains pruned weights too"),
     "to the end": ({"method": "rigl", "stop_fraction": 1.0}, "optimizer step 30 of"),
     "too rare": ({**UNITS, "compact_every": 8}, "no cut comes after that"),
     "factors": (

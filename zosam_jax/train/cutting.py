@@ -55,6 +55,11 @@ def check(config: TrainConfig, compiled: CompiledRun) -> None:
             f"{said}: model={experiment.labels['model']!r} does not say where its "
             "units are (cuts) and takes no widths. Leave it out."
         )
+    if method.straight_through:
+        raise RunError(
+            f"{said}: method={name!r} trains pruned weights too, and brings any of "
+            "them back. Leave it out."
+        )
     if not _can_cut(experiment, every):
         last = last_change(method, experiment.optimizer_steps)
         raise RunError(
@@ -76,8 +81,6 @@ def _can_cut(experiment: Experiment, every: int) -> bool:
     """Whether units have no future after any of the epochs in which one may cut."""
     method = experiment.method
     assert method is not None
-    if method.straight_through:
-        return False
     # After the last epoch, nothing is trained any more.
     last_cut = (experiment.epochs - 1) // every * every
     step = last_cut * experiment.steps_per_epoch
