@@ -61,8 +61,8 @@ def seconds_per_step(
             began = time.perf_counter()
             for k in range(BLOCK):
                 stop = step + number * BLOCK + k + 1
-                now[i], totals = program.advance(now[i], next(batches[i]), stop)
-            jax.block_until_ready(totals)
+                now[i], _ = program.advance(now[i], next(batches[i]), stop)
+            jax.block_until_ready(now[i])
             if number:  # The first block warms up.
                 seconds = (time.perf_counter() - began) / BLOCK
                 found[i] = min(found[i], seconds)
@@ -117,6 +117,23 @@ def measure(chosen: TrainConfig) -> list[dict[str, Any]]:
         print(json.dumps(rows[-1]), flush=True)
         compiled, state = found.compiled, found.compiled.place(found.state)
     return rows
+
+
+def lines(rows: Sequence[dict[str, Any]]) -> list[list[str]]:
+    """Returns the table: a line for each cut, header first.
+
+    Args:
+      rows: The cuts of the result file; none if it has not been run.
+    """
+    found = [["cut after epoch", "multiply-adds", "s an epoch", "compilation", "pays"]]
+    for row in rows:
+        epochs, left = row["epochs_to_pay"], row["epochs_left"]
+        pays = "never" if epochs is None else f"in {epochs:.0f} epochs, of {left} left"
+        macs = " -> ".join(f"{x / 1e6:.2f} M" for x in row["macs"])
+        times = " -> ".join(f"{x:.2f}" for x in row["seconds_per_epoch"])
+        compiled = f"{row['compile_seconds']:.0f} s"
+        found.append([f"{row['epoch']}", macs, times, compiled, pays])
+    return found
 
 
 def main() -> None:

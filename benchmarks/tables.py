@@ -15,6 +15,7 @@ from typing import Any
 from benchmarks import (
     accelerator_tables,
     collectives,
+    compact_every,
     convergence_report,
     forward_memory,
     inference_tables,
@@ -54,6 +55,7 @@ COLLECTIVES = "collectives.json"
 TOGETHER = "seeds-together-cpu.json"
 SEGMENTATION = "segmentation-shapes.json"
 FORWARD = "forward-memory-cpu.json"
+CUTS = "compact-every-cpu.json"
 NOT_RUN = "not run"
 
 Gradients = Mapping[str, GradientMethod]
@@ -512,6 +514,7 @@ def tables() -> dict[str, list[list[str]]]:
         "forward-memory": forward_memory.lines(_rows(FORWARD)),
         "seeds-together": seeds_together.lines(_rows(TOGETHER)),
         "segmentation": segmentation.lines(load(SEGMENTATION)["summary"]),
+        "compact-every": compact_every.lines(load(CUTS)["cuts"]),
         "compile-time": compile_rows(map(load, COMPILE)),
         "presets": preset_rows(),
         "corruptions": corruption_rows(load(EVALUATION)),
@@ -576,6 +579,7 @@ PAGES = {
     "examples/docs/choose_a_sparse_method.md": ("sparse-choice",),
     "examples/docs/compare_runs.md": ("seeds-together",),
     "examples/docs/your_own_data.md": ("segmentation",),
+    "examples/docs/use_a_run.md": ("compact-every",),
 }
 
 

@@ -339,6 +339,7 @@ def test_the_interval_of_paired_differences():
 PROGRAMS = (
     "aesam",
     "alignment",
+    "compact_every",
     "compare",
     "compile_time",
     "convergence",
