@@ -149,6 +149,8 @@ def main() -> None:
         help="result file",
     )
     args = parser.parse_args()
+    # What is compiled for a TPU that is not there cannot be read back.
+    jax.config.update("jax_enable_compilation_cache", False)
     # Where libtpu is installed, JAX and it would look for a TPU in this machine.
     jax.config.update("jax_platforms", "cpu")
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")

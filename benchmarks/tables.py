@@ -19,9 +19,11 @@ from benchmarks import (
     convergence_report,
     forward_memory,
     inference_tables,
+    others,
     paper_tables,
     seeds_together,
     segmentation,
+    sharded_step,
     sparse_table,
     study_report,
 )
@@ -52,6 +54,7 @@ CONVERGENCE = "convergence.json"
 PAPER = "paper-{}.json"
 INFERENCE = "inference-cpu.json"
 COLLECTIVES = "collectives.json"
+SHARDED, OTHERS = "sharded-step.json", "others-cpu.json"
 TOGETHER = "seeds-together-cpu.json"
 SEGMENTATION = "segmentation-shapes.json"
 FORWARD = "forward-memory-cpu.json"
@@ -457,7 +460,7 @@ def compile_rows(files: Iterable[Mapping[str, Any]]) -> list[list[str]]:
     return lines
 
 
-WRONG = ("silent acceptance", "difference", "not reached")
+WRONG = ("silent acceptance", "difference", "not reached", "too late")
 """Endings of an attack that are faults of the library or of the attack itself."""
 
 
@@ -512,6 +515,8 @@ def tables() -> dict[str, list[list[str]]]:
         **sparsity_rows(load(SPARSITY)["rows"]),
         "collectives": collectives.lines(load(COLLECTIVES)["rows"]),
         "forward-memory": forward_memory.lines(_rows(FORWARD)),
+        "sharded-step": sharded_step.lines(_rows(SHARDED)),
+        "others": others.lines(_rows(OTHERS)),
         "seeds-together": seeds_together.lines(_rows(TOGETHER)),
         "segmentation": segmentation.lines(load(SEGMENTATION)["summary"]),
         "compact-every": compact_every.lines(load(CUTS)["cuts"]),
@@ -557,12 +562,14 @@ PAGES = {
         "norms",
         "steps",
         "steps-ascent-part",
+        "others",
         "sparse-grid-90",
         "sparsity-changes",
         "sparsity-steps",
         "sparsity-memory",
         "compile-time",
         "collectives",
+        "sharded-step",
         "presets",
         "corruptions",
         "grown-moments",
