@@ -31,17 +31,17 @@ Rows = Sequence[Mapping[str, Any]]
 def tables(files: Mapping[str, Mapping[str, Any]]) -> dict[str, list[list[str]]]:
     """Returns the tables of the documentation by name, header first.
 
-    Each shows the largest scale that was run: the cells with a published number and
-    those with ours.
+    Each shows the scale with the most numbers, of equal ones the largest: the cells
+    with a published number and those with ours.
 
     Args:
       files: Result files by scale.
     """
     found = {}
     for name, table in TABLES.items():
-        scale, rows = next(
-            ((s, own) for s in SCALES if (own := _of(table, s, files))), ("full", [])
-        )
+        each = {scale: _of(table, scale, files) for scale in SCALES}
+        scale = max(each, key=lambda scale: len(each[scale]))
+        rows = each[scale]
         ours = {_cell(row) for row in rows}
         shown = [
             cell
