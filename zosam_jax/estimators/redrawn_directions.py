@@ -34,7 +34,7 @@ def redrawn(
     masks: Masks | None = None,
     has_aux: bool = False,
 ) -> Estimate:
-    r"""Returns the estimate of `rge`, in little memory.
+    r"""Returns the estimate of `rge`, in less memory.
 
     `rge` holds a direction in float32 from the first evaluation of the loss to the
     result. Here it is drawn for each evaluation, and once more for the result: three
