@@ -101,6 +101,7 @@ SENSE = {
     "--update-interval": Sense(1, 2**31 - 1),  # Larger than the run: said at its start.
     "--drop-fraction": Sense(0, 1),
     "--stop-fraction": Sense(0, 1),
+    "--compact-every": Sense(1, 1),  # There are two epochs.
     "--score-images": Sense(0, 139),  # The smallest class has 139.
     "--rho": Sense(0, 1e6),
     "--block": Sense(1, 2),  # Larger ones leave the small network too few blocks.
@@ -140,6 +141,7 @@ SENSE = {
 # What the flags need to have an effect at all.
 WITH = {
     "--rho": {"--gradient": "sam"},
+    "--compact-every": {"--method": "random"},
     "--perturb-from": {"--gradient": "sam"},
     "--perturb-every": {"--gradient": "sam"},
     "--perturb-probability": {"--gradient": "sam"},

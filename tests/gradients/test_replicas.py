@@ -67,7 +67,9 @@ def draw(kind, t, folds):
         return jax.random.key_data(key)
     if kind.startswith("below "):
         return jax.random.randint(key, (), 0, int(kind[6:]), jnp.int32)
-    return as_vector(getattr(zs.tree, f"{kind}_like")(key, as_tree(PROBLEM.start)))
+    return as_vector(
+        zs.tree.drawn_like(getattr(jax.random, kind), key, as_tree(PROBLEM.start))
+    )
 
 
 @cache

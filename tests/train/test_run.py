@@ -196,10 +196,10 @@ def test_a_state_that_is_not_finite_is_never_saved(tmp_path, monkeypatch):
 def test_a_disk_that_fills_up_keeps_the_earlier_checkpoint(tmp_path, monkeypatch):
     save = Checkpoints.save
 
-    def full(self, step, state):
+    def full(self, step, *arguments):
         if step == 8:
             raise RunError("No space left on device.")
-        save(self, step, state)
+        save(self, step, *arguments)
 
     monkeypatch.setattr(Checkpoints, "save", full)
     path = tmp_path / "run"

@@ -159,7 +159,7 @@ def names() -> tuple[str, ...]:
     `load` also takes any other image classification set of TFDS.
 
     >>> names()[:3]
-    ('digits', 'cifar10', 'cifar100')
+    ('digits', 'shapes', 'cifar10')
     """
     return tuple(name for name in DATASETS if not name.endswith(":PATH"))
 
