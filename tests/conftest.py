@@ -61,7 +61,6 @@ os.environ["XLA_FLAGS"] = " ".join([*flags, os.environ.get("XLA_FLAGS", "")])
 OPTIMISED = (
     "data",
     "test_estimators",
-    "test_redrawn_directions",
     "test_reductions",
     "test_sparse_replicas",
     "test_tree",

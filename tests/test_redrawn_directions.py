@@ -89,7 +89,7 @@ def temporary(redraw):
             h = jnp.tanh(h @ x)
         return jnp.mean(h)
 
-    optimizer = zs.zo_sgd(0.1, redraw=redraw)
+    optimizer = zs.zo_sgd(0.1, distribution="rademacher", redraw=redraw)
     state = optimizer.init(layers)
 
     def step(w, state):
