@@ -59,8 +59,12 @@ if len(DEVICES) > 1:
     params = {k: laid(jax.ShapeDtypeStruct(s, jnp.float32)) for k, s in params.items()}
     loss = lambda p: sum(jnp.sum(jnp.tanh(x) ** 2) for x in jax.tree.leaves(p))
     guided = {"directions": "guided"}
-    for name, options in (("zosam", {}), ("rwp", {}), ("zosam", guided)):
-        tx = getattr(zs, name)(0.1, **options)
+    redrawn = {"redraw": True}
+    for name, options in (
+        ("zosam", {}), ("rwp", {}), ("zosam", guided), ("zeroth_order", redrawn)
+    ):
+        radius = () if name == "zeroth_order" else (0.1,)
+        tx = getattr(zs, name)(*radius, **options)
         state = jax.tree.map(
             lambda x: laid(x, 1) if x.ndim > 2 else x, jax.eval_shape(tx.init, params)
         )
@@ -68,7 +72,7 @@ if len(DEVICES) > 1:
         out = jax.tree.map(lambda x: getattr(x, "sharding", None), (params, state))
         program = jax.jit(step, out_shardings=out).lower(state, params).compile()
         text = program.as_text()
-        found[" ".join((name, *options.values()))] = {
+        found[" ".join((name, *map(str, options.values())))] = {
             "gathered": len(re.findall(r" all-gather(?:-start)?\\(", text)),
             "shares": program.memory_analysis().temp_size_in_bytes * mesh.size / size,
         }
@@ -91,10 +95,13 @@ def test_one_device_and_four_agree(found):
 
 
 def test_sharded_parameters_are_drawn_where_they_lie(found):
-    rows = {name: found[1][name] for name in ("zosam", "rwp", "zosam guided")}
+    names = ("zosam", "rwp", "zosam guided", "zeroth_order True")
+    rows = {name: found[1][name] for name in names}
     assert {row["gathered"] for row in rows.values()} == {0}
     shares = {name: row["shares"] for name, row in rows.items()}
     # The direction, and a point; guided ZO-SAM makes four axes and two mixtures.
     assert shares["zosam"] < 3.5, shares
     assert shares["rwp"] < 3.5, shares
     assert shares["zosam guided"] < 12, shares
+    # A point, the gradient and a leaf or two.
+    assert shares["zeroth_order True"] < 3, shares

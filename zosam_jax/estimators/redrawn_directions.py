@@ -10,7 +10,6 @@ from zosam_jax._programs import draw, once, parts, zero_after
 from zosam_jax._types import (
     Aux,
     Estimate,
-    Info,
     Key,
     Masks,
     Params,
@@ -19,7 +18,7 @@ from zosam_jax._types import (
     ValueFn,
 )
 from zosam_jax.estimators.losses import difference_step, scalar_loss
-from zosam_jax.estimators.rge_random_directions import DISTRIBUTIONS
+from zosam_jax.estimators.rge_random_directions import DISTRIBUTIONS, info_of
 
 
 def redrawn(
@@ -38,9 +37,9 @@ def redrawn(
 
     `rge` holds a direction in float32 from the first evaluation of the loss to the
     result. Here it is drawn for each evaluation, and once more for the result: three
-    draws in place of one. A leaf of more than 65,536 entries is drawn when the one
-    before it is done, so that a compiled program can free each leaf of
-    :math:`w \pm \delta u` once the loss has used it.
+    draws in place of one, and four on the sphere. A leaf of more than 65,536 entries is
+    drawn when the one before it is done, so that a compiled program can free each leaf
+    of :math:`w \pm \delta u` once the loss has used it.
 
     Programs take longer to compile: every large leaf has three draws of its own. Layers
     that are stacked in one leaf, for `jax.lax.scan`, are one.
@@ -68,43 +67,39 @@ def redrawn(
     directions = _Directions(key, params, masks, distribution)
     clean = None if two_sided else loss(params)
 
-    def slope(i: Scalar) -> tuple[jax.Array, jax.Array, Aux]:
-        up, aux = loss(directions.moved(i, step, 0.0))
+    def coefficient(i: Scalar) -> tuple[jax.Array, jax.Array, Aux]:
+        factor = directions.factor(i)
+        up, aux = loss(directions.moved(i, step * factor, 0.0))
         if clean is not None:
-            return (up - clean[0]) / step, clean[0], clean[1]
-        down, _ = loss(directions.moved(i, -step, up))
-        return (up - down) / (2 * step), (up + down) / 2, aux
+            return factor * (up - clean[0]) / step, clean[0], clean[1]
+        down, _ = loss(directions.moved(i, -step * factor, up))
+        return factor * (up - down) / (2 * step), (up + down) / 2, aux
 
-    slopes, value, aux = _each(slope, num_directions)
-    grad, norm = directions.combined(once(slopes))
-    found = jnp.isfinite(norm) & (norm > 0)
+    coefficients, value, aux = _each(coefficient, num_directions)
+    grad, norm = directions.combined(once(coefficients))
     evaluations = 2 * num_directions if two_sided else num_directions + 1
-    info = Info.zeros()._replace(
-        forward_evaluations=jnp.asarray(evaluations, jnp.float32),
-        direction_norm=norm.astype(jnp.float32),
-        unperturbed=1 - found.astype(jnp.int32),
-    )
+    info = info_of(evaluations, norm)
     return Estimate(value / num_directions, grad, aux, info)
 
 
 def _each(
-    slope: Callable[[Scalar], tuple[jax.Array, jax.Array, Aux]], m: int
+    coefficient: Callable[[Scalar], tuple[jax.Array, jax.Array, Aux]], m: int
 ) -> tuple[jax.Array, jax.Array, Aux]:
-    """Returns `slope(i)` for i < m: the slopes `[m]`, the sum of the losses, aux."""
+    """Returns the coefficients `[m]` of all i < m, the sum of the losses, and aux."""
     # The first direction supplies aux, and one direction compiles without a loop.
-    c, value, aux = slope(0)
-    slopes = jnp.zeros(m, c.dtype).at[0].set(c)
+    c, value, aux = coefficient(0)
+    found = jnp.zeros(m, c.dtype).at[0].set(c)
 
     def add(
         i: jax.Array, carry: tuple[jax.Array, jax.Array]
     ) -> tuple[jax.Array, jax.Array]:
-        slopes, total = carry
-        c, more, _ = slope(i)
-        return slopes.at[i].set(c), total + more
+        found, total = carry
+        c, more, _ = coefficient(i)
+        return found.at[i].set(c), total + more
 
     if m > 1:
-        slopes, value = jax.lax.fori_loop(1, m, add, (slopes, value))
-    return slopes, value, aux
+        found, value = jax.lax.fori_loop(1, m, add, (found, value))
+    return found, value, aux
 
 
 class _Directions:
@@ -127,21 +122,20 @@ class _Directions:
         )
 
     def moved(self, i: Scalar, step: Scalar, after: Scalar) -> Params:
-        """Returns `w + step * u_i`, once `after` is known."""
-        factor = self._factor(i, after)
+        """Returns w plus `step` times the entries of direction i, after a number."""
 
         def use(members: list[int], zero: jax.Array) -> list[jax.Array]:
             u = self._masked(self._drawn(i, members, zero), members)
-            return tree.add_scaled([self._leaves[j] for j in members], step * factor, u)
+            return tree.add_scaled([self._leaves[j] for j in members], step, u)
 
         return self._structure.unflatten(self._in_turn(use, after))
 
-    def combined(self, slopes: jax.Array) -> tuple[Params, jax.Array]:
-        """Returns the mean of `slopes[i] * u_i` in the dtypes of w, and its norm."""
-        m, norms = len(slopes), list[jax.Array]()
+    def combined(self, coefficients: jax.Array) -> tuple[Params, jax.Array]:
+        """Returns the mean of coefficients times entries, like w, and its norm."""
+        m, norms = len(coefficients), list[jax.Array]()
 
         def scaled(i: Scalar, members: list[int], zero: jax.Array) -> list[jax.Array]:
-            c = slopes[i] * self._factor(i, slopes[-1])
+            c = coefficients[i]
             return [c.astype(u.dtype) * u for u in self._drawn(i, members, zero)]
 
         def use(members: list[int], zero: jax.Array) -> list[jax.Array]:
@@ -159,11 +153,11 @@ class _Directions:
             pairs = zip(mean, members, strict=True)
             return [g.astype(self._leaves[j].dtype) for g, j in pairs]
 
-        grad = self._structure.unflatten(self._in_turn(use, slopes[-1]))
+        grad = self._structure.unflatten(self._in_turn(use, coefficients[-1]))
         return grad, tree.norm(norms)
 
-    def _factor(self, i: Scalar, after: Scalar) -> jax.Array | float:
-        """Returns what makes a normal vector u_i: 1, or its length on the sphere."""
+    def factor(self, i: Scalar) -> jax.Array | float:
+        """Returns what makes u_i of its entries: 1, or what puts it on the sphere."""
         if not self._is_sphere:
             return 1.0
         norms: list[jax.Array] = []
@@ -174,13 +168,13 @@ class _Directions:
             )
             return [norms[-1]] * len(members)
 
-        self._in_turn(use, after)
+        self._in_turn(use, 0.0)
         length = tree.norm(norms)
         live = tree.live_count(self._params, self._masks)
         return jnp.sqrt(live) / jnp.where(length > 0, length, 1)
 
     def _drawn(self, i: Scalar, members: list[int], zero: jax.Array) -> list[jax.Array]:
-        """Returns the normal entries (or signs) of leaves of u_i."""
+        """Returns the entries, normal or signs, of some leaves of direction i."""
         key = jax.random.fold_in(self._key, jnp.asarray(i, jnp.uint32) + zero)
         return draw(self._sampler, key, self._shapes, members)
 

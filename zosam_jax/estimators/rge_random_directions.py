@@ -111,16 +111,24 @@ def rge(
 
     total, value, aux = _sum_over_directions(probe, num_directions, chunk_size)
     mean = jax.tree.map(lambda x: x / num_directions, total)
-    info = Info.zeros()._replace(
-        forward_evaluations=jnp.asarray(evaluations(num_directions), jnp.float32)
-    )
     grad = tree.mask(mean, masks)
-    norm = tree.norm(grad)
-    found = jnp.isfinite(norm) & (norm > 0)
-    info = info._replace(
-        direction_norm=norm.astype(jnp.float32), unperturbed=1 - found.astype(jnp.int32)
-    )
+    info = info_of(evaluations(num_directions), tree.norm(grad))
     return Estimate(value / num_directions, grad, aux, info), mean
+
+
+def info_of(evaluations: Scalar, norm: jax.Array) -> Info:
+    """Returns what an estimate of forward passes reports.
+
+    Args:
+      evaluations: Number of forward passes.
+      norm: Norm of the estimate. It is unperturbed if that is 0 or not finite.
+    """
+    found = jnp.isfinite(norm) & (norm > 0)
+    return Info.zeros()._replace(
+        forward_evaluations=jnp.asarray(evaluations, jnp.float32),
+        direction_norm=norm.astype(jnp.float32),
+        unperturbed=1 - found.astype(jnp.int32),
+    )
 
 
 def slopes(
