@@ -36,16 +36,54 @@ def test_a_kill_ends_well_only_if_all_of_it_does(change, ending):
     assert lost_processes.ending({**ROW, **change}) == ending
 
 
-def test_the_distance_is_that_of_the_last_checkpoints(tmp_path, monkeypatch):
-    runs = {"one": {"9": 5.0, "12": 1.0}, "other": {"12": 1.25}}
-    for name, steps in runs.items():
+@pytest.fixture
+def distance(tmp_path, monkeypatch):
+    """The distance of two runs whose last checkpoints hold these arrays."""
+    for name, steps in {"one": ("9", "12"), "other": ("12",)}.items():
         for step in steps:
             (tmp_path / name / "checkpoints" / step).mkdir(parents=True)
 
-    def read(path):
-        weight = np.float32(runs[path.parents[1].name][path.name])
-        return {"w": np.array([weight, 2], np.float32), "m": np.array([weight > 1])}
+    def of(one, other):
+        def read(path):
+            assert path.name == "12"
+            return {"one": one, "other": other}[path.parents[1].name]
 
-    monkeypatch.setattr(lost_processes, "read_arrays", read)
-    found = lost_processes.distance(tmp_path / "one", tmp_path / "other")
-    assert found == (0.25, ["m"])
+        monkeypatch.setattr(lost_processes, "read_arrays", read)
+        return lost_processes.distance(tmp_path / "one", tmp_path / "other")
+
+    return of
+
+
+WEIGHT = "['params']['kernel']"
+STATE = {
+    WEIGHT: np.array([1, 2], np.float32),
+    "['opt_state']['inner'][0]['trace']": np.array([1], np.float32),
+    "['opt_state']['masks']": np.array([True, False]),
+    "['opt_state']['gradient']['info']['direction_norm']": np.float32(1.5),
+}
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        (WEIGHT, [1, 1.75], (0.25, [])),
+        ("['opt_state']['inner'][0]['trace']", [0.5], (0.5, [])),
+        (
+            "['opt_state']['masks']",
+            [True, True],
+            (0.0, ["['opt_state']['masks']"]),
+        ),
+        # The rounding of a loss of 2.3, over 0.002 and for 2,500 weights, is 0.006.
+        ("['opt_state']['gradient']['info']['direction_norm']", 1.51, (0.0, [])),
+    ],
+)
+def test_the_distance_is_that_of_what_is_trained(distance, key, value, expected):
+    changed = {**STATE, key: np.array(value, STATE[key].dtype)}
+    assert distance(STATE, changed) == expected
+
+
+def test_weights_that_are_not_finite_are_no_survival(distance):
+    changed = {**STATE, WEIGHT: np.array([np.nan, 2], np.float32)}
+    largest, _ = distance(STATE, changed)
+    change = {"weights_from_one_process": largest}
+    assert lost_processes.ending({**ROW, **change}) == "difference"
