@@ -92,6 +92,7 @@ FAULTS = (
     ("hostile files", "hostile-files.json", "files"),
     ("readings of damaged run folders", "damaged-folders.json", "readings"),
     ("kills and interruptions", "kills.json", "kills"),
+    ("kills of one process of several", "lost-processes.json", "kills"),
 )
 
 
