@@ -120,7 +120,11 @@ def test_a_shape_is_told_by_its_outline_alone(drawn):
             "run from 5 to 8, and 5 class_names .* 255 do not",
         ),
         ({"train_labels": MAPS.astype(int) - 2}, "run from -1 to 2"),
-        ({"train_labels": np.full_like(MAPS, 255)}, "0 pixels of train_labels with a"),
+        ({"test_labels": np.full_like(MAPS, 255)}, "no pixel of test_labels counts"),
+        (
+            {"train_labels": np.where(MAPS > 2, 0, 255).astype(np.uint8)},
+            "have class 0, so there is nothing to learn.* masks of 0 and 255 as 0 and",
+        ),
         ({"class_names": tuple(map(str, range(256)))}, "at most 255"),
     ],
 )
@@ -194,7 +198,7 @@ def test_a_folder_of_images_and_masks_is_a_data_set(tmp_path):
     (root / "classes.txt").write_text("ground\nroad \ncar\ntree\nsky\n")
     assert data.load(f"masks:{root}").class_names[:2] == ("ground", "road")
     (root / "classes.txt").write_text("ground\nroad\n")
-    with pytest.raises(data.DatasetError, match="run from 1 to 4, and 2 class_names"):
+    with pytest.raises(data.DatasetError, match=r"b.png has class 4, and .* 0 to 1. "):
         data.load(f"masks:{root}")
     (root / "classes.txt").write_text("a\na\n")
     with pytest.raises(data.DatasetError, match="two names of classes are equal"):
@@ -225,3 +229,9 @@ def test_folders_that_do_not_fit_are_refused(tmp_path):
     refused("d.png cannot be used: it has 6 x 12 pixels, not 12 x 12. All images")
     (root / "images/d.jpg").write_bytes((root / "images/d.png").read_bytes())
     refused("two files in .* have one name, but for the suffix")
+    # Of gray levels, few are classes.
+    levels = folder(tmp_path / "levels")
+    label_maps.write(levels / "masks/c.png", np.uint8(200) * (MAPS[2] > 2))
+    refused("have the classes 0, 1, 2, 3, 4, ..., and most .* up to 200", levels)
+    (levels / "classes.txt").write_text("\n".join(map(str, range(201))))
+    assert data.load(f"masks:{levels}").num_classes == 201

@@ -13,13 +13,25 @@ import tiny_run
 from jax import export
 from PIL import Image
 
-from zosam_jax import gradients
+from zosam_jax import gradients, models, sparsity
 from zosam_jax.cli import main as cli
 from zosam_jax.data import corruptions, label_maps
 from zosam_jax.evaluate import evaluate
 from zosam_jax.models import resnet
 from zosam_jax.runs import dataset_facts, record
-from zosam_jax.train import RunError, build, choices, load_run, loop, loss, run, scores
+from zosam_jax.train import (
+    RunError,
+    TrainConfig,
+    build,
+    checkpoint,
+    choices,
+    cutting,
+    load_run,
+    loop,
+    loss,
+    run,
+    scores,
+)
 from zosam_jax.train import batch as batches
 from zosam_jax.train.objects import Objects
 
@@ -218,7 +230,9 @@ def test_label_maps_are_predicted_and_written(trained, tmp_path, monkeypatch, ca
     line = ["predict", str(trained.folder), str(tmp_path / "0.png")]
     out = tmp_path / "maps"
     assert cli.main([*line, str(tmp_path / "1.png"), "--to", str(out)]) == 0
-    assert f"{found.probabilities[0]:.1%}" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"{found.probabilities[0]:.1%}" in said
+    assert f"label maps: {out}" in said
     for i in range(2):
         np.testing.assert_array_equal(label_maps.read(out / f"{i}.png"), answers[i])
     assert cli.main([*line, "--format", "json"]) == 0
@@ -354,6 +368,28 @@ def test_methods_of_units_take_it(method):
     model = resnet.ResNet(1, K, width=1 / 8, segmentation=True)
     chosen = config("no folder", method=method, gradient="backprop", model="resnet20")
     tiny_run.prepare(chosen, dataset(), model)
+
+
+def test_a_training_goes_on_with_a_smaller_network():
+    """The sums of the score, which no parameter has the shape of, stay as they are."""
+    model = resnet.ResNet(1, K, width=1 / 8, segmentation=True)
+    params, _ = models.initialize(model, jax.random.key(0), (6, 6, 1))
+    masks = jax.tree.map(
+        lambda x: np.ones(x.shape, bool) if x.ndim > 1 else True, params
+    )
+    for stage in (1, 2, 3):
+        masks[f"stage{stage}_block0"]["conv2"]["kernel"][:, :, 1:] = False
+    chosen = TrainConfig(batch_size=16, epochs=3, compact_every=1, gradient="sam")
+    objects = Objects(dataset(), model=model, method=sparsity.static(masks=masks))
+    compiled = loop.prepare(chosen, objects.made())
+    begun = checkpoint.snapshot(tiny_run.begin(compiled.experiment))
+    found = cutting.cut(compiled, begun)
+    assert found is not None
+    sums = found.state.opt_state.gradient.aux[1]
+    assert sums.shape == (3, K)
+    wanted = [x.shape for x in jax.tree.leaves(found.compiled.abstract)]
+    assert [np.shape(x) for x in jax.tree.leaves(found.state)] == wanted
+    assert found.state.params["stage3_block0"]["conv1"]["kernel"].shape[-1] == 1
 
 
 def test_the_trainer_makes_the_head():

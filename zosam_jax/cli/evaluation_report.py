@@ -271,5 +271,6 @@ def _doubt(figures: JSON) -> list[str]:
         return []
     return [
         f"The training ended at a test {score(figures)} of {trained:.2%}; here it is "
-        f"{found:.2%}, so the images, the software or the machine are different."
+        f"{found:.2%}, so the images, the software or the machine are different, or "
+        "the file was exported with --reestimate or in bfloat16."
     ]

@@ -55,6 +55,11 @@ whose indices are the classes. None: they are not written."""
         compilation_cache.use()
         net = load_run.load(self.run, checkpoint=self.checkpoint, **self.given())
         task = net.facts.task
+        if self.to is not None and task != "segmentation":
+            raise RunError(
+                f"to={str(self.to)!r} is for label maps, and the labels of "
+                f"{net.facts.name} are of {task}. Leave it out."
+            )
         several = task in ("multilabel", "segmentation")
         usual = len(net.classes) if several else 1
         top = usual if self.top is None else self.top
@@ -68,6 +73,8 @@ whose indices are the classes. None: they are not written."""
         name = _NUMBERS.get(task, "probability")
         if self.format == "table":
             terminal.show(_table(found, name), terminal.width() or _WIDTH)
+            if self.to is not None:
+                terminal.write(f"label maps: {self.to}\n")
         else:
             terminal.write({"json": _json, "csv": _csv}[self.format](found, name))
         return 0

@@ -130,18 +130,28 @@ class Dataset:
                 "class for each pixel of the images, as those of the training; got "
                 f"{labels.dtype} {[*labels.shape]}."
             )
-        found = labels[labels != IGNORED]
-        if self.num_classes > IGNORED or not found.size:
+        if self.num_classes > IGNORED:
             raise ValueError(
-                f"{self.name}: {self.num_classes} class_names, and {found.size} pixels "
-                f"of {part}_labels with a class. There must be at most {IGNORED}, and "
-                f"some pixel that is not {IGNORED}, which does not count."
+                f"{self.name}: {self.num_classes} class_names, and label maps have at "
+                f"most {IGNORED} classes."
+            )
+        found = labels[labels != IGNORED]
+        if not found.size:
+            raise ValueError(
+                f"{self.name}: no pixel of {part}_labels counts, since all are "
+                f"{IGNORED}."
             )
         if found.min() < 0 or found.max() >= self.num_classes:
             raise ValueError(
                 f"{self.name}: {part}_labels run from {found.min()} to {found.max()}, "
                 f"and {self.num_classes} class_names stand for 0 to "
                 f"{self.num_classes - 1}. Pixels of {IGNORED} do not count."
+            )
+        if part == "train" and found.min() == found.max():
+            raise ValueError(
+                f"{self.name}: all pixels of train_labels that count have class "
+                f"{found.min()}, so there is nothing to learn. Pixels of {IGNORED} do "
+                "not count: save masks of 0 and 255 as 0 and 1."
             )
 
     def _check_columns(self, part: str, labels: np.ndarray) -> None:

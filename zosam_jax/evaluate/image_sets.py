@@ -124,7 +124,8 @@ class ImageSets:
         groups = {"common": common, "all": [*common, *corruptions.EXTRA]}
         chosen = {n for name in wanted for n in groups.get(name, [name])}
         refused, of_maps = {}, self.data.task == "segmentation"
-        for name in chosen & set(corruptions.NAMES):
+        order = [*groups["all"], *corruptions.NAMES]
+        for name in sorted(chosen & set(corruptions.NAMES), key=order.index):
             reason = corruptions.refusal(name, self.shape, of_maps=of_maps)
             if not generated and name == corruptions.STANDIN:
                 reason = "it is not in the published sets; take frost."
@@ -132,7 +133,6 @@ class ImageSets:
                 raise RunError(f"corruption={name!r}: {reason}")
             if reason:
                 refused[name] = reason
-        order = [*groups["all"], *corruptions.NAMES]
         names = sorted(chosen - set(refused), key=order.index)
         if not names:
             raise RunError(f"no corruption is left: {next(iter(refused.values()))}")

@@ -151,7 +151,7 @@ def explain(config: TrainConfig, name: str) -> str:
     """
     need, value = NEEDS[name], getattr(config, name)
     if need.text == _METHOD:
-        return f"{name}={value!r} has no effect: method={config.method!r} has none."
+        return f"{name}={value!r} has no effect with method={config.method!r}."
     return no_effect(name, value, need.text)
 
 

@@ -20,6 +20,7 @@ from zosam_jax.runs.config import TrainConfig
 from zosam_jax.runs.files import JSON
 from zosam_jax.sparsity.lasting import after_cut, cut_topology
 from zosam_jax.sparsity.method import Topology
+from zosam_jax.train import scores
 from zosam_jax.train.experiment import Experiment, Optimization
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def of(whole: Experiment, network: JSON) -> Experiment:
     )
     before, _ = whole.shapes
     _, model_state = jax.eval_shape(initialize, jax.random.key(0))
-    aux_like = model_state, jax.ShapeDtypeStruct((), np.float32)
+    aux_like = model_state, scores.no_sums(whole.facts, np.float32)
 
     def optimization(seed: Seed) -> Optimization:
         parts = whole.optimization(seed)
@@ -142,8 +143,11 @@ def misfits(state: "TrainState", experiment: Experiment) -> list[str]:
     """
     shapes = _by_path(experiment.shapes)
     held = state.opt_state
+    # The sums of the score beside the model's state are of no parameter.
+    model_state, _ = held.gradient.aux
+    gradient = held.gradient._replace(aux=model_state)
     leaves, _ = jax.tree_util.tree_flatten_with_path(
-        (held.inner, held.gradient, held.accumulated)
+        (held.inner, gradient, held.accumulated)
     )
     found = []
     for path, x in leaves:

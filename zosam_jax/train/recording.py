@@ -95,6 +95,10 @@ class Recording:
         """Seconds of training, with those of earlier processes."""
         return self.seconds_before + time.perf_counter() - self.started
 
+    def leave_out(self, seconds: float) -> None:
+        """Stops the clock for some seconds that are over, as those of a compilation."""
+        self.started += seconds
+
     def note_end(self) -> None:
         """Writes where and when this process ends, for the clock of the next one."""
         step, seconds, place = self.step, self._seconds, self.output.folder

@@ -148,16 +148,17 @@ class Session:
         cut, every = self.setup.cut, self.setup.output.config.compact_every
         if cut is None or every is None or epochs % every:
             return state
+        began = time.perf_counter()
         found = cut(self.setup.compiled, state)
         if found is None:
             return state
         self.setup = self.setup.narrowed(found.compiled)
         self.recording.output = self.setup.output
         compiled, show = found.compiled, self.setup.output.display
-        began = time.perf_counter()
         if goes_on:
             compiled.compile()
         seconds = time.perf_counter() - began
+        self.recording.leave_out(seconds)
         show.message(f"{found.said}; compiled in {seconds:.1f} s")
         return compiled.place(found.state)
 

@@ -58,6 +58,11 @@ def read(path: str) -> Dataset:
         )
     arrays = [_read(name, pairs, first.shape[:2]) for pairs in (train, test)]
     (train_images, train_labels), (test_images, test_labels) = arrays
+    names = _class_names(root)
+    if names is None:
+        names = _numbers(name, (train_labels, test_labels))
+    else:
+        _check_named(root, names, (*train, *test), (*train_labels, *test_labels))
     mean, std = channel_statistics(train_images)
     try:
         return Dataset(
@@ -66,7 +71,7 @@ def read(path: str) -> Dataset:
             train_labels=train_labels,
             test_images=test_images,
             test_labels=test_labels,
-            class_names=_class_names(root, (train_labels, test_labels)),
+            class_names=names,
             mean=mean,
             std=std,
             crop_padding=max(first.shape[:2]) // 8,
@@ -146,12 +151,42 @@ def _image(path: str, size: tuple[int, ...] | None) -> np.ndarray:
         ) from error
 
 
-def _class_names(root: pathlib.Path, labels: Sequence[np.ndarray]) -> tuple[str, ...]:
-    """Returns the names in `classes.txt`, or the numbers up to the largest class."""
+def _numbers(name: str, labels: Sequence[np.ndarray]) -> tuple[str, ...]:
+    """Returns the numbers up to the largest class as names, if most have pixels."""
+    found = sorted({int(k) for x in labels for k in np.unique(x)} - {IGNORED})
+    count = found[-1] + 1 if found else 1
+    if 2 * len(found) < count:
+        listed = ", ".join(map(str, found[:5])) + (", ..." if len(found) > 5 else "")
+        raise DatasetError(
+            f"{name}: the masks have the classes {listed}, and most numbers up to "
+            f"{count - 1} have no pixel. Number the classes from 0 without gaps, or "
+            f"name all {count} in {_NAMES}."
+        )
+    return tuple(map(str, range(count)))
+
+
+def _check_named(
+    root: pathlib.Path,
+    names: Sequence[str],
+    pairs: Sequence[tuple[str, str]],
+    labels: Sequence[np.ndarray],
+) -> None:
+    """Raises `DatasetError` if a mask has a class without a name."""
+    for (_, mask), each in zip(pairs, labels, strict=True):
+        largest = int(each[each != IGNORED].max(initial=0))
+        if largest >= len(names):
+            raise DatasetError(
+                f"{mask} has class {largest}, and {root / _NAMES} names the classes 0 "
+                f"to {len(names) - 1}. Add a line for each class; pixels of {IGNORED} "
+                "do not count."
+            )
+
+
+def _class_names(root: pathlib.Path) -> tuple[str, ...] | None:
+    """Returns the names in `classes.txt`; None if there is no such file."""
     place = root / _NAMES
     if not os.path.lexists(place):
-        found = [int(x[x != IGNORED].max(initial=0)) for x in labels]
-        return tuple(map(str, range(max(found) + 1)))
+        return None
     try:
         text = files.read(place, 1 << 20).decode()
     except (OSError, UnicodeError) as error:
