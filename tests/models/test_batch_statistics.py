@@ -87,6 +87,8 @@ def test_draws_need_a_key_and_differ_between_batches(network):
 def test_what_cannot_be_estimated_is_told(network):
     with pytest.raises(ValueError, match="batches is empty"):
         zs.models.reestimate_batch_stats(Net(), network, [])
+    with pytest.raises(ValueError, match="batch 0 has no examples"):
+        zs.models.reestimate_batch_stats(Net(), network, [np.ones((0, 4, 4, 2))])
     model = zs.models.create("mlp", num_classes=2, hidden=(3,))
     params, _ = zs.models.initialize(model, jax.random.key(0), (2, 2, 1))
     with pytest.raises(ValueError, match="MLP has no batch normalization"):

@@ -18,9 +18,9 @@ IDLE = [
     ({"gradient": "backprop", "rho": 0.1}, "it is for sharpness-aware gradients"),
     ({"gradient": "backprop", "aux_from": "ascent"}, "gradients of several passes"),
     ({"gradient": "sam", "probe_norm": "running"}, "a probe fraction below 1"),
-    ({"method": "dense", "sparsity": 0.5}, "method='dense' has none"),
-    ({"method": "dense", "dense": ("head/*",)}, "method='dense' has none"),
-    ({"method": "snip", "drop_fraction": 0.1}, "method='snip' has none"),
+    ({"method": "dense", "sparsity": 0.5}, "has no effect with method='dense'"),
+    ({"method": "dense", "dense": ("head/*",)}, "has no effect with method='dense'"),
+    ({"method": "snip", "drop_fraction": 0.1}, "has no effect with method='snip'"),
     ({"score_images": 10}, "it is for methods snip and grasp"),
     ({"data_dir": "data"}, "it is for data sets of TFDS"),
 ]

@@ -18,7 +18,7 @@ from zosam_jax.cli import main as cli
 from zosam_jax.data import corruptions, label_maps
 from zosam_jax.evaluate import evaluate
 from zosam_jax.models import resnet
-from zosam_jax.runs import dataset_facts, record
+from zosam_jax.runs import dataset_facts, folder, record
 from zosam_jax.train import (
     RunError,
     TrainConfig,
@@ -196,6 +196,7 @@ def test_a_run_learns_and_records_its_scores(trained):
     assert 0.4 < summary["train_accuracy"] <= 1
     assert summary["validation_accuracy"] > 0.4
     assert record.read(trained.folder).score == "mean IoU"
+    assert folder.read_score(trained.folder) == "mean IoU"
 
 
 def test_it_is_resumed_and_reported(trained, tmp_path, capsys, monkeypatch):

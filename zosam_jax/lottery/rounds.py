@@ -234,7 +234,7 @@ def _run_rounds(search: _Search, path: Path) -> LotteryResult:
                 return LotteryResult(path, "interrupted", records, result.signal)
         records.append(_record(chosen))
     _write(config, path, records)
-    for line in _table(records):
+    for line in _table(path, records):
         show.message(line)
     return LotteryResult(path, "finished", records)
 
@@ -332,9 +332,10 @@ def _write(config: LotteryConfig, path: Path, records: Sequence[JSON]) -> None:
     files.write_json(path / RECORD, content)
 
 
-def _table(records: Sequence[JSON]) -> list[str]:
-    """Returns the rounds as lines of text."""
-    lines = [f"{'round':10}{'density':>9}{'live weights':>15}{'test accuracy':>16}"]
+def _table(path: Path, records: Sequence[JSON]) -> list[str]:
+    """Returns the rounds in a folder as lines of text."""
+    score = f"test {folder.read_score(path / records[0]['folder'])}"
+    lines = [f"{'round':10}{'density':>9}{'live weights':>15}{score:>16}"]
     for r in records:
         lines.append(
             f"{r['folder']:10}{r['density']:9.2%}{r['weights_live']:15,}"

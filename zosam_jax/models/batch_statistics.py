@@ -53,7 +53,7 @@ def reestimate_batch_stats(
 
     Raises:
       ValueError: The model has no batch normalization that follows the batches, or
-        needs a key; or there is no batch.
+        needs a key; or there is no batch, or an empty one.
 
     Example:
       >>> import jax, jax.numpy as jnp, zosam_jax as zs
@@ -74,6 +74,8 @@ def reestimate_batch_stats(
     moments: _Moments | None = None
     measure = None
     for number, x in enumerate(batches):
+        if not np.shape(x)[0]:
+            raise ValueError(f"batch {number} has no examples.")
         drawn = {} if key is None else {"dropout": jax.random.fold_in(key, number)}
         if measure is None:
             measure = _Measure(model, variables, x, drawn)

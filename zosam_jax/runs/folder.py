@@ -240,6 +240,16 @@ def read_facts(folder: Path) -> DatasetFacts | None:
     return dataset_facts.read(read_config(folder), folder / "config.json")
 
 
+def read_score(folder: Path) -> str:
+    """Returns what the accuracies of a run are: "accuracy", "mean IoU" or another.
+
+    Raises:
+      RunError: `config.json` is missing or damaged.
+    """
+    facts = read_facts(folder)
+    return "accuracy" if facts is None else facts.score
+
+
 def read_summary(config: RecordedConfig) -> JSON | None:
     """Returns the `summary.json` of a configuration's run.
 

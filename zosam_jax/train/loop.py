@@ -298,10 +298,9 @@ def _finished(config: TrainConfig, epochs: int, show: Display) -> JSON | None:
         return None
     # Raises if its files do not agree.
     read_record(config.folder)
-    facts = folder.read_facts(config.folder)
-    score = "accuracy" if facts is None else facts.score
     show.message(
-        f"{config.folder} is finished already, at test {score} "
+        f"{config.folder} is finished already, at test "
+        f"{folder.read_score(config.folder)} "
         f"{found['test_accuracy']:.2%}; --overwrite would start anew."
     )
     return found

@@ -51,7 +51,7 @@ class Recording:
       sparsity: Fraction of zeros in the sparse layers at the last evaluation.
       test_accuracy: Score of the last evaluation; None before the first.
       first_step: The step at which this process began.
-      started: When it began, in seconds.
+      started: When it began, in seconds; later by those of compilations since then.
       seconds_before: Seconds that earlier processes trained.
     """
 
@@ -94,10 +94,6 @@ class Recording:
     def _seconds(self) -> float:
         """Seconds of training, with those of earlier processes."""
         return self.seconds_before + time.perf_counter() - self.started
-
-    def leave_out(self, seconds: float) -> None:
-        """Stops the clock for some seconds that are over, as those of a compilation."""
-        self.started += seconds
 
     def note_end(self) -> None:
         """Writes where and when this process ends, for the clock of the next one."""

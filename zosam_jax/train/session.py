@@ -158,7 +158,7 @@ class Session:
         if goes_on:
             compiled.compile()
         seconds = time.perf_counter() - began
-        self.recording.leave_out(seconds)
+        self.recording.started += seconds
         show.message(f"{found.said}; compiled in {seconds:.1f} s")
         return compiled.place(found.state)
 

@@ -253,10 +253,11 @@ class _Sweep:
     def _line(self, job: Job, planned: Planned, seconds: float) -> str:
         outcome = self._outcomes[planned.name]
         ended = sum(x.status != sweep.WAITING for x in self._outcomes.values())
-        found = summary.read(planned.config.folder)
-        figures = ""
+        own, figures = planned.config.folder, ""
+        found = summary.read(own)
         if outcome.status == sweep.FINISHED and found is not None:
-            figures = f", test accuracy {found['test_accuracy']:.2%}"
+            score = folder.read_score(own)
+            figures = f", test {score} {found['test_accuracy']:.2%}"
         others = f" in one program of {len(job.runs)}" if len(job.runs) > 1 else ""
         return (
             f"{ended}/{len(self._plan)} {planned.name}: {outcome.status}{figures}, "
