@@ -52,6 +52,13 @@ def read(path: PathLike) -> np.ndarray:
 
     Raises:
       DatasetError: The file cannot be read, or is no such PNG.
+
+    Example:
+      >>> import tempfile
+      >>> file = os.path.join(tempfile.mkdtemp(), "map.png")
+      >>> write(file, np.array([[0, 2], [255, 1]], np.uint8))
+      >>> read(file).tolist()
+      [[0, 2], [255, 1]]
     """
     encoded: bytes | None = None
     try:
