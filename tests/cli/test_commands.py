@@ -281,9 +281,9 @@ def test_a_message_names_flags_but_not_the_options_of_constructors():
         ("--weight-decay 0 --decay kernels", "a weight decay above 0"),
         ("--gradient backprop --rho 0.1", "it is for sharpness-aware gradients"),
         ("--gradient backprop --aux-from ascent", "gradients of several passes"),
-        ("--method dense --sparsity 0.5", "--method 'dense' has none"),
-        ("--method dense --budget erk", "--method 'dense' has none"),
-        ("--method snip --drop-fraction 0.1", "--method 'snip' has none"),
+        ("--method dense --sparsity 0.5", "has no effect with --method 'dense'"),
+        ("--method dense --budget erk", "has no effect with --method 'dense'"),
+        ("--method snip --drop-fraction 0.1", "has no effect with --method 'snip'"),
         ("--data-dir /data", "it is for data sets of TFDS"),
     ],
 )

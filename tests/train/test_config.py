@@ -48,10 +48,10 @@ def test_a_bad_value_is_named_with_what_would_work(field, value, part):
 @pytest.mark.parametrize(
     ("method", "fields", "part"),
     [
-        ("units", {"budget": "uniform"}, "budget='uniform': method='units' has none"),
-        ("units", {"dense": ("head/*",)}, "dense=('head/*',): method='units' has none"),
-        ("nm", {"budget": "erk"}, "budget='erk': method='nm' has none"),
-        ("mest", {"drop_fraction": 0.1}, "drop_fraction=0.1: method='mest' has none"),
+        ("units", {"budget": "uniform"}, "budget='uniform' has no effect with"),
+        ("units", {"dense": ("head/*",)}, "dense=('head/*',) has no effect with"),
+        ("nm", {"budget": "erk"}, "budget='erk' has no effect with method='nm'"),
+        ("mest", {"drop_fraction": 0.1}, "drop_fraction=0.1 has no effect with"),
         ("itop", {"method_options": ("grow=gradients",)}, "Did you mean 'gradient'"),
     ],
 )

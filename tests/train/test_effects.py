@@ -20,7 +20,7 @@ IDLE = [
     ({"gradient": "sam", "probe_norm": "running"}, "a probe fraction below 1"),
     ({"method": "dense", "sparsity": 0.5}, "has no effect with method='dense'"),
     ({"method": "dense", "dense": ("head/*",)}, "has no effect with method='dense'"),
-    ({"method": "snip", "drop_fraction": 0.1}, "method='snip' has none"),
+    ({"method": "snip", "drop_fraction": 0.1}, "has no effect with method='snip'"),
     ({"score_images": 10}, "it is for methods snip and grasp"),
     ({"data_dir": "data"}, "it is for data sets of TFDS"),
 ]

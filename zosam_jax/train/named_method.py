@@ -123,8 +123,8 @@ class ChosenMethod(NamedTuple):
                 continue
             if given not in (default(field), []):
                 raise ValueError(
-                    f"{field}={given!r}: method={self.name!r} has none. Where a "
-                    f"preset set it, say --{field.replace('_', '-')} None."
+                    f"{field}={given!r} has no effect with method={self.name!r}. "
+                    f"Where a preset set it, say --{field.replace('_', '-')} None."
                 )
         missing = [
             name
