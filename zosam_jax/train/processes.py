@@ -23,9 +23,10 @@ leaves in parts or not.
 
 **Ends.** JAX's preemption service turns a SIGTERM on any process into one step at which
 all stop, save and exit with the same status (`Agreement`). SIGINT, SIGHUP, SIGUSR1 and
-the time limit go the same way. If a process dies, JAX's heartbeats tell, and JAX ends
-the others with a message that names it; the same commands go on from the last
-checkpoint.
+the time limit go the same way. If a process dies, the next collective fails in the
+others, as a rule within a second, and they end with the address that it names. Where
+none fails, JAX's heartbeats tell, and JAX ends the others with the number of the dead
+process. The same commands go on from the last checkpoint.
 
 All functions here are collective when there are several processes: every process calls
 them, in the same order. With one process they cost nothing. `first` and `together` must
