@@ -397,8 +397,12 @@ def test_the_picture_takes_any_choice(run, tmp_path, severities):
 def test_another_clean_accuracy_than_the_trainings_is_said(run):
     figures = tiny(run)
     assert not evaluation_report._doubt(figures)
-    (note,) = evaluation_report._doubt(figures | {"training_test_accuracy": 0.123})
+    other = figures | {"training_test_accuracy": 0.123}
+    (note,) = evaluation_report._doubt(other)
     assert "12.30%" in note
+    assert "--reestimate" not in note
+    (note,) = evaluation_report._doubt(other | {"run": "narrow.safetensors"})
+    assert "--reestimate" in note
 
 
 @pytest.mark.parametrize(("side", "jpeg"), [(8, None), (128, 85)])

@@ -229,5 +229,8 @@ def test_the_command_prints_a_table_json_or_csv(
     assert "--top 0 must be" in capsys.readouterr().err
     assert cli.main([*words, "--checkpoint", "7"]) == 2
     assert "--checkpoint 7: " in capsys.readouterr().err
+    assert cli.main([*words, "--to", str(tmp_path / "maps")]) == 2
+    assert "is for label maps, and the labels of " in capsys.readouterr().err
+    assert not (tmp_path / "maps").exists()
     assert cli.main(["predict", str(finished)]) == 2
     assert "predict needs" in capsys.readouterr().err

@@ -269,8 +269,11 @@ def _doubt(figures: JSON) -> list[str]:
     close = 1e-4 if score(figures) in ("R²", "mean IoU") else 1e-9
     if figures["images"] != figures["test_images"] or abs(found - trained) < close:
         return []
+    exported = ""
+    if figures["run"].endswith(".safetensors"):
+        exported = ", or the file was exported with --reestimate or in bfloat16"
     return [
         f"The training ended at a test {score(figures)} of {trained:.2%}; here it is "
-        f"{found:.2%}, so the images, the software or the machine are different, or "
-        "the file was exported with --reestimate or in bfloat16."
+        f"{found:.2%}, so the images, the software or the machine are different"
+        f"{exported}."
     ]

@@ -74,7 +74,7 @@ def reestimate_batch_stats(
     moments: _Moments | None = None
     measure = None
     for number, x in enumerate(batches):
-        if not np.shape(x)[0]:
+        if 0 in np.shape(x):
             raise ValueError(f"batch {number} has no examples.")
         drawn = {} if key is None else {"dropout": jax.random.fold_in(key, number)}
         if measure is None:
