@@ -33,7 +33,7 @@ def test_a_method_of_a_structure_and_no_layer_of_blocks_are_refused():
     chosen = TrainConfig(method="snip", block=4)
     with pytest.raises(ValueError, match="block=4: method='snip' has a structure"):
         choices.check(chosen)
-    with pytest.raises(ValueError, match="block=2 has no effect: method='dense'"):
+    with pytest.raises(ValueError, match="block=2 has no effect with method="):
         effects.check(TrainConfig(method="dense", sparsity=0.9, block=2))
     with pytest.raises(ValueError, match="block=0 must be an integer"):
         TrainConfig(block=0)
