@@ -120,7 +120,9 @@ def test_the_figures_of_a_cell_are_those_of_its_runs(tmp_path, monkeypatch, meth
     objects = functools.partial(training.Objects, model=tiny_run.Net())
     monkeypatch.setattr(training, "Objects", objects)
     args = argparse.Namespace(seeds=2, runs=tmp_path)
-    rho, found = training.execute(cell, args)
+    executed = training.execute(cell, args)
+    assert executed is not None
+    rho, found = executed
     gradient = CONTENDERS["SAM"].gradient(rho, None)
     alone = run(
         config(cell, Lane(rho, 1), tmp_path / "alone"), dataset=given, gradient=gradient

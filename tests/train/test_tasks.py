@@ -284,7 +284,7 @@ def test_a_bare_analysis_has_its_errors_and_features(trained, tmp_path):
     titles = [axis.get_title() for axis in figure.axes]
     if task == "multilabel":
         assert titles == ["precision", "recall", "F1", "average precision"]
-        shown = figure.axes[1].lines[0].get_xdata()
+        shown = np.asarray(figure.axes[1].lines[0].get_xdata())
         np.testing.assert_allclose(shown, errors["by_label"]["recall"])
     else:
         assert [title.split(":")[0] for title in titles] == list(NAMES)
