@@ -333,6 +333,7 @@ TRAINED = {
 PRUNED = {
     DENSE: {"method": "dense"},
     "units 50 %": {"method": "units", "sparsity": 0.5},
+    "units 60 %": {"method": "units", "sparsity": 0.6},
     "units 75 %": {"method": "units", "sparsity": 0.75},
     "units 90 %": {"method": "units", "sparsity": 0.9},
     "SRigL 90 %": {"method": "srigl", "sparsity": 0.9},
