@@ -3,6 +3,7 @@ import os
 import tempfile
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import mlir_contexts
 import pytest
@@ -81,13 +82,43 @@ def pytest_collection_finish(session):
     gc.freeze()
 
 
+KEPT = 1_500
+"""Programs that modules share before they are dropped: they take memory."""
+
+
+class Compiled:
+    """What has been compiled since programs were last dropped.
+
+    Attributes:
+      fast: Whether LLVM did not optimise it; None before the first module.
+      programs: How many programs.
+    """
+
+    fast: bool | None = None
+    programs = 0
+
+    def listen(self, event: str, _: float, **__: Any) -> None:
+        """Counts the events of JAX that are compilations."""
+        self.programs += event.endswith("/backend_compile_duration")
+
+
+@pytest.fixture(scope="session")
+def _compiled():
+    import jax
+
+    compiled = Compiled()
+    jax.monitoring.register_event_duration_secs_listener(compiled.listen)
+    return compiled
+
+
 @pytest.fixture(scope="module", autouse=True)
-def _programs(request):
-    """Programs of one module are no use to the next, and take gigabytes together."""
+def _programs(request, _compiled):
+    """Modules share programs, until these are too many or the setting is another."""
     import jax
 
     fast = {request.path.stem, request.path.parent.name}.isdisjoint(OPTIMISED)
-    jax.config.update("jax_disable_most_optimizations", fast)
-    mlir_contexts.share()
-    yield
-    jax.clear_caches()
+    if fast != _compiled.fast or _compiled.programs > KEPT:
+        jax.clear_caches()
+        _compiled.fast, _compiled.programs = fast, 0
+        jax.config.update("jax_disable_most_optimizations", fast)
+        mlir_contexts.share()
