@@ -12,7 +12,8 @@ commands work. Differences to published numbers mean something at scale `full` a
 Each training is a run of `zosam_jax.train` (lottery tickets: `zosam_jax.lottery`) in a
 folder of its own, and RUNS/SCALE/log.jsonl gets a line for each that is done: the same
 command goes on after it was stopped. Tables share what they have in common. `--merge`
-writes `benchmarks/results/paper-SCALE.json` from the log.
+adds the log to `benchmarks/results/paper-SCALE.json`, and what that file has is not
+trained again, unless the scale has changed.
 """
 
 import argparse
@@ -38,6 +39,11 @@ TRAINING, CORRUPTED, SPEED = "training", "corrupted", "speed"
 ROUNDS = 10
 """Of the measurements of a step."""
 
+_TELLING = {TRAINING: "accuracy", CORRUPTED: "corrupted", SPEED: "speed"}
+"""A measure of each kind, which is there once that is done."""
+_Values = dict[tuple[Cell, str], dict[int, float | None]]
+"""Values by cell, measure and seed; None where a training diverged."""
+
 
 class Paper:
     """The trainings of a scale, and the log of those that are done.
@@ -46,19 +52,21 @@ class Paper:
       name: The scale.
       scale: What it stands for.
       runs: Folder of its runs and of its log.
+      result: The result file.
       log: A line for each training, evaluation or timing that is done.
     """
 
-    def __init__(self, name: str, runs: Path, data_dir: str | None):
+    def __init__(self, name: str, runs: Path, data_dir: str | None, result: Path):
         """Reads nothing yet.
 
         Args:
           name: The scale.
           runs: Folder of the scales.
           data_dir: TFDS directory.
+          result: The result file.
         """
         self.name, self.scale, self.runs = name, SCALES[name], runs / name
-        self._data_dir = data_dir
+        self.result, self._data_dir = result, data_dir
         # As they are read back: JSON knows no tuples, and names keys by text.
         settings = json.loads(json.dumps(self.scale._asdict()))
         kept = ("base", "networks", "data", "examples", "dynamic", "rounds", "speed")
@@ -72,6 +80,27 @@ class Paper:
             (row["kind"], Cell(*row["cell"]), row["seed"]): row
             for row in self.log.rows()
         }
+
+    def published(self) -> dict[str, Any]:
+        """Returns the result file; nothing if it is of another scale, or not there."""
+        if not self.result.exists():
+            return {}
+        found = json.loads(self.result.read_text())
+        settings = found["settings"]
+        same = all(settings.get(k) == v for k, v in self.log.settings.items())
+        return found if same else {}
+
+    def values(self) -> _Values:
+        """Returns what is measured: in the result file, and after that in the log."""
+        found: _Values = {}
+        for row in self.published().get("rows", ()):
+            cell = Cell(*(row[name] for name in Cell._fields))
+            own = found.setdefault((cell, row["measure"]), {})
+            own.update({int(seed): value for seed, value in row["values"].items()})
+        for (kind, cell, seed), row in self.done().items():
+            for measure, value in _values(kind, row, self.scale).items():
+                found.setdefault((cell, measure), {})[seed] = value
+        return found
 
     def note(self, kind: str, cell: Cell, seed: int, found: Mapping[str, Any]) -> None:
         """Appends a line."""
@@ -223,9 +252,18 @@ def execute(paper: Paper, names: list[str], seeds: int, part: str) -> bool:
     every = list(jobs(names, paper, seeds))
     trained = record.own_part((job for job in every if job[0] == TRAINING), part)
     own = {job[1:] for job in trained}
-    left = [job for job in every if job[0] != SPEED and job[1:] in own]
-    done = paper.done()
-    left = [job for job in left if job not in done]
+    done, known = paper.done(), paper.values()
+
+    def is_left(kind: str, cell: Cell, seed: int) -> bool:
+        return (kind, cell, seed) not in done and seed not in known.get(
+            (cell, _TELLING[kind]), {}
+        )
+
+    left = [j for j in every if j[0] != SPEED and j[1:] in own and is_left(*j)]
+    # What is left to be evaluated has to be trained, wherever its accuracy is known.
+    again = {job[1:] for job in left if job[0] == CORRUPTED}
+    needed = [(TRAINING, *job) for job in again if (TRAINING, *job) not in done]
+    left = list(dict.fromkeys([*needed, *left]))
     for number, (kind, cell, seed) in enumerate(left, start=1):
         said = ", ".join(map(str, cell))
         print(f"{number} of {len(left)}: {kind}, {said}, seed {seed}", flush=True)
@@ -236,17 +274,15 @@ def execute(paper: Paper, names: list[str], seeds: int, part: str) -> bool:
         if not act(cell, seed):
             return False
     if part.startswith("1/"):
-        _time(paper, [job[1] for job in every if job[0] == SPEED])
+        timed = [job for job in every if job[0] == SPEED and is_left(*job)]
+        _time(paper, [job[1] for job in timed])
     return True
 
 
 def _time(paper: Paper, cells: list[Cell]) -> None:
-    """Times the steps of a table, network by network, unless that is done."""
-    done = paper.done()
+    """Times the steps of some cells, network by network."""
     for network in dict.fromkeys(cell.network for cell in cells):
         own = [cell for cell in cells if cell.network == network]
-        if all((SPEED, cell, 0) in done for cell in own):
-            continue
         print(f"timing the steps of {network}", flush=True)
         found = paper.time(network, [cell.gradient for cell in own])
         for cell in own:
@@ -255,13 +291,9 @@ def _time(paper: Paper, cells: list[Cell]) -> None:
 
 def measured(paper: Paper) -> list[dict[str, Any]]:
     """Returns a row for each cell, measure and table with at least one value."""
-    by_cell: dict[tuple[Cell, str], dict[int, float]] = {}
-    for (kind, cell, seed), row in paper.done().items():
-        for measure, value in _values(kind, row, paper.scale).items():
-            by_cell.setdefault((cell, measure), {})[seed] = value
     return [
         {**cell._asdict(), "measure": measure, "values": found}
-        for (cell, measure), found in by_cell.items()
+        for (cell, measure), found in paper.values().items()
     ]
 
 
@@ -292,21 +324,22 @@ def show(paper: Paper, names: Iterable[str]) -> None:
     print(f"\n{paper_tables.NOTES[paper.name]}")
 
 
-def merge(paper: Paper, path: Path) -> None:
-    """Writes the result file."""
+def merge(paper: Paper) -> None:
+    """Adds the log to the result file."""
     lines = paper.log.rows()
     if not lines:
         raise SystemExit(
             f"{paper.log.path} has no lines: run `python -m benchmarks.paper --scale "
             f"{paper.name}` first, or name its folder with --runs."
         )
-    sessions = []
+    before = paper.published().get("settings", {})
+    sessions = list(before.get("sessions", ()))
     for line in lines:
         about = {k: line[k] for k in ("commit", "versions", "device")}
         if about not in sessions:
             sessions.append(about)
     settings = {**paper.scale._asdict(), "scale": paper.name, "sessions": sessions}
-    record.write(path, {"settings": settings, "rows": measured(paper)})
+    record.write(paper.result, {"settings": settings, "rows": measured(paper)})
 
 
 def main() -> None:
@@ -344,7 +377,7 @@ def main() -> None:
         "--result",
         metavar="FILE",
         type=Path,
-        help="result file of --merge; default: benchmarks/results/paper-SCALE.json",
+        help="result file; default: benchmarks/results/paper-SCALE.json",
     )
     args = parser.parse_args()
     if unknown := [name for name in args.tables if name not in TABLES]:
@@ -358,9 +391,10 @@ def main() -> None:
 
 
 def _run(args: argparse.Namespace) -> None:
-    paper = Paper(args.scale, args.runs, args.data_dir)
+    result = args.result or tables.RESULTS / f"paper-{args.scale}.json"
+    paper = Paper(args.scale, args.runs, args.data_dir, result)
     if args.merge:
-        merge(paper, args.result or tables.RESULTS / f"paper-{args.scale}.json")
+        merge(paper)
     elif not args.show:
         # The trainings of all seeds run the same programs.
         compilation_cache.use()

@@ -106,7 +106,7 @@ def test_full_is_the_papers_setting(tmp_path):
 
 
 def test_tables_share_what_they_train(tmp_path):
-    scale = Paper("full", tmp_path, None)
+    scale = Paper("full", tmp_path, None, tmp_path / "paper.json")
     every = list(paper.jobs(TABLES, scale, 2))
     assert len(set(every)) == len(every)
     assert [job[2] for job in every] == sorted(job[2] for job in every)
@@ -172,7 +172,7 @@ def tried(tmp_path_factory):
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(SCALES, "smoke", short)
-        made = Paper("smoke", folder, None)
+        made = Paper("smoke", folder, None, folder / "paper.json")
         assert made.train(SNIP, 1)
         assert made.corrupt(SNIP, 1)
     return made
@@ -194,7 +194,7 @@ def test_what_is_done_is_not_done_again(tried, monkeypatch):
     monkeypatch.setattr(tried, "train", lambda *job: not seen.append(job))
     monkeypatch.setattr(tried, "corrupt", lambda *_: True)
     monkeypatch.setattr(tried, "done", lambda: {(TRAINING, SNIP, 0): {}})
-    monkeypatch.setattr(paper, "CORRUPTED", "none")
+    monkeypatch.setattr(tried, "values", dict)
     monkeypatch.setitem(TABLES, "T1", TABLES["T1"]._replace(few=[SNIP, ZO]))
     assert paper.execute(tried, ["T1"], 2, "1/1")
     assert seen == [(ZO, 0), (SNIP, 1), (ZO, 1)]
@@ -203,12 +203,45 @@ def test_what_is_done_is_not_done_again(tried, monkeypatch):
     assert seen == [(ZO, 0), (ZO, 1)]
 
 
+def test_what_the_result_file_has_is_kept_and_not_done_again(tmp_path, monkeypatch):
+    monkeypatch.setitem(TABLES, "T1", TABLES["T1"]._replace(few=[SNIP, ZO]))
+    monkeypatch.setitem(TABLES, "T5", TABLES["T5"]._replace(cells=[SNIP]))
+    first, second = (
+        Paper("smoke", tmp_path / name, None, tmp_path / "paper.json") for name in "ab"
+    )
+    figures = {"accuracy": 0.5, "curve": [0.5], "sparsity": 0.9, "diverged": False}
+    first.note(TRAINING, SNIP, 0, figures)
+    paper.merge(first)
+    seen = []
+
+    def train(cell, seed):
+        seen.append((TRAINING, cell, seed))
+        second.note(TRAINING, cell, seed, {**figures, "accuracy": 0.25})
+        return True
+
+    monkeypatch.setattr(second, "train", train)
+    corrupt = lambda *job: not seen.append((CORRUPTED, *job))  # noqa: E731
+    monkeypatch.setattr(second, "corrupt", corrupt)
+    assert paper.execute(second, ["T1"], 1, "1/1")
+    assert seen == [(TRAINING, ZO, 0)]
+    paper.merge(second)
+    assert second.values()[SNIP, "accuracy"] == {0: 50}
+    assert second.values()[ZO, "accuracy"] == {0: 25}
+    # To be evaluated it has to be trained here: its network is not in the file.
+    seen.clear()
+    assert paper.execute(second, ["T5"], 1, "1/1")
+    assert seen == [(TRAINING, SNIP, 0), (CORRUPTED, SNIP, 0)]
+    # A file of another scale counts for nothing.
+    other = Paper("medium", tmp_path / "c", None, tmp_path / "paper.json")
+    assert not other.values()
+
+
 def test_a_training_that_diverges_is_noted(tmp_path, monkeypatch):
     def diverging(*_, **__):
         raise Divergence("the loss is not finite at step 3")
 
     monkeypatch.setattr(paper.train, "run", diverging)
-    made = Paper("smoke", tmp_path, None)
+    made = Paper("smoke", tmp_path, None, tmp_path / "paper.json")
     assert made.train(SNIP, 0)
     (found,) = (r for r in paper.measured(made) if r["measure"] == "accuracy")
     assert found["values"] == {0: None}
@@ -216,11 +249,12 @@ def test_a_training_that_diverges_is_noted(tmp_path, monkeypatch):
 
 def test_nothing_is_merged_of_nothing(tmp_path):
     with pytest.raises(SystemExit, match="has no lines: run"):
-        paper.merge(Paper("smoke", tmp_path, None), tmp_path / "paper.json")
+        paper.merge(Paper("smoke", tmp_path, None, tmp_path / "paper.json"))
     assert not (tmp_path / "paper.json").exists()
 
 
 def test_a_log_of_another_scale_is_refused(tried, tmp_path):
-    log = record.Log(tried.log.path, Paper("medium", tmp_path, None).log.settings)
+    medium = Paper("medium", tmp_path, None, tmp_path / "paper.json")
+    log = record.Log(tried.log.path, medium.log.settings)
     with pytest.raises(SystemExit, match="other settings"):
         log.rows()
