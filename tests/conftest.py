@@ -82,7 +82,7 @@ def pytest_collection_finish(session):
     gc.freeze()
 
 
-KEPT = 1_500
+KEPT = 3_000
 """Programs that modules share before they are dropped: they take memory."""
 
 

@@ -6,6 +6,7 @@ does not, and it is cheap, since nothing is compiled.
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 import zosam_jax as zs
@@ -21,7 +22,7 @@ def operations(name, leaves):
 
 @pytest.mark.parametrize(
     ("name", "most"),
-    [("SAM", 400), ("ZO-SAM", 400), ("guided ZO-SAM", 600), ("RigL", 250)],
+    [("SAM", 400), ("ZO-SAM", 400), ("guided ZO-SAM", 600), ("RigL", 70)],
 )
 def test_a_step_grows_linearly_with_the_leaves(name, most):
     few, more, many = (operations(name, n) for n in (8, 16, 32))
@@ -51,6 +52,24 @@ def test_what_is_unstacked_has_its_values():
         assert (x == y).all()
     (only,) = _programs.unstack(stacked[:1])
     assert (only == stacked[0]).all()
+
+
+@pytest.mark.parametrize("bad", [jnp.nan, jnp.inf, -jnp.inf])
+@pytest.mark.parametrize("shape", [(3,), (2, 2), (257, 257)])
+def test_entries_that_are_not_finite_are_found_wherever_they_are(shape, bad):
+    """Small arrays are looked at together, large ones one by one, integers not."""
+    good = [jnp.zeros(s, d) for s in ((3,), (2, 2), (257, 257)) for d in "fe"]
+    good += [jnp.arange(4), jnp.array(True)]
+    assert _programs.finite(good)
+    assert _programs.finite([jnp.arange(4)])
+    for dtype in "fe":
+        other = jnp.zeros(shape, dtype).at[(-1,) * len(shape)].set(bad)
+        assert not _programs.finite([*good, other])
+
+
+def test_rows_lie_side_by_side_with_zeros_behind_them():
+    rows = _programs.side_by_side([jnp.arange(4).reshape(2, 2), jnp.ones(3, int)], 4)
+    np.testing.assert_array_equal(rows, [[0, 1, 2, 3], [1, 1, 1, 0]])
 
 
 def test_a_constant_is_computed_in_a_loop_that_stays():

@@ -1,7 +1,7 @@
 """Programs that grow little with the number of leaves.
 
 XLA compiles every kernel that differs from the others, and takes most of its time for
-them. A program that treats the leaves one by one has kernels for every leaf, so three
+them. A program that treats the leaves one by one has kernels for every leaf, so four
 habits keep it small.
 
 1. Leaves of equal length share a loop. `draw` fills the leaves that have one length in
@@ -12,6 +12,8 @@ habits keep it small.
 3. A scalar that all leaves use is computed once. XLA repeats a cheap scalar in each
    kernel that uses it. If it is a sum over leaves, then the program grows with the
    square of their number; `once` prevents that.
+4. Small leaves are laid end to end before one operation looks at all of them, as
+   `side_by_side` and `finite` do; an accelerator launches one kernel then, not many.
 
 Nothing here lays leaves end to end, except for small ones: a leaf of more than `SMALL`
 entries keeps its shape, and with it its sharding.
@@ -20,7 +22,7 @@ entries keeps its shape, and with it its sharding.
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -65,6 +67,42 @@ def unstack(stacked: jax.Array) -> list[jax.Array]:
 def _unknown(number: int) -> tuple[jax.Array, ...]:
     """Returns 0, 1, ... as values that XLA does not know."""
     return once(tuple(jnp.uint32(i) for i in range(number)))
+
+
+def side_by_side(arrays: Sequence[jax.Array], length: int) -> jax.Array:
+    """Returns arrays as the rows of a matrix, behind each of them zeros to its end.
+
+    Args:
+      arrays: Of one dtype, of `length` entries at most.
+      length: Entries of a row.
+    """
+    # One operation, where to pad each array takes one for each.
+    pieces = []
+    for x in arrays:
+        pieces.append(x.reshape(-1))
+        if x.size < length:
+            pieces.append(jnp.zeros(length - x.size, x.dtype))
+    return jnp.concatenate(pieces).reshape(len(arrays), length)
+
+
+def finite(arrays: Sequence[jax.Array]) -> jax.Array:
+    """Returns whether all entries of float arrays are finite, bool scalar.
+
+    It equals `tree.all_finite`. Small arrays are looked at together, and so gathered if
+    they are sharded.
+
+    Args:
+      arrays: Of any dtypes; those of no float dtype do not count.
+    """
+    floats = [x for x in arrays if jnp.issubdtype(x.dtype, jnp.floating)]
+    large = [x for x in floats if x.size > SMALL]
+    small: dict[Any, list[jax.Array]] = {}
+    for x in floats:
+        if x.size <= SMALL:
+            small.setdefault(x.dtype, []).append(x.reshape(-1))
+    looked_at = [*large, *map(jnp.concatenate, small.values())]
+    flags = [jnp.all(jnp.isfinite(x)) for x in looked_at]
+    return once(jnp.all(jnp.stack(flags))) if flags else jnp.asarray(True)
 
 
 def draw(

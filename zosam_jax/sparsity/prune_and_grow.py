@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from zosam_jax import _check, _streams, tree
+from zosam_jax._programs import finite
 from zosam_jax._types import Grads, Masks, Params, PyTree, StackRule
 from zosam_jax.selection import select, select_globally
 from zosam_jax.sparsity import schedules, scores
@@ -217,7 +218,7 @@ def _drop_scores(
     if drop in (scores.magnitude, scores.random):
         return dropping
     # A pruning schedule cannot wait for a finite gradient.
-    sound = tree.all_finite(grads)
+    sound = finite(jax.tree.leaves(grads))
     magnitudes = leaves.of(scores.magnitude(params, grads, key))
     return [
         # One dtype for both, wide enough for either.

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from zosam_jax import _check, tree
-from zosam_jax._programs import once
+from zosam_jax._programs import finite, once
 from zosam_jax._types import (
     Decoupled,
     EstimatorState,
@@ -354,14 +354,22 @@ class _Step:
         """Returns the state after a change; its masks are unpacked before and after."""
         # From a copy. Nothing else reads the masks of the state, so XLA writes the new
         # ones over them, and a step without a change does not copy them, twice.
-        method, old = self.method, once(state.masks)
+        method, old = self.method, _copied(state.masks)
         assert method.change is not None
         before = Topology(old, state.memory)
         new = method.change(before, params, grads, state.step)
         if method.dense_gradient_every is not None and not method.straight_through:
             # A gradient with NaN ranks nothing, so nothing changes. (A straight-through
             # method ranks weights, and its masks follow `params` in any case.)
-            new = tree.where(tree.all_finite(grads), new, before)
+            sound = finite(jax.tree.leaves(grads))
+            new = Topology(
+                jax.tree.map(
+                    lambda a, b: b if tree.is_dense(b) else jnp.where(sound, a, b),
+                    new.masks,
+                    old,
+                ),
+                tree.where(sound, new.memory, before.memory),
+            )
         if not method.straight_through:
             changed = jax.tree.map(jnp.logical_xor, new.masks, old)
             # By the optimizer's own `init`: zeros are not always its first state.
@@ -374,6 +382,15 @@ class _Step:
             ever = jax.tree.map(jnp.logical_or, unpack(state.explored), new.masks)
             state = state._replace(explored=self.hold(ever))
         return state._replace(masks=new.masks, memory=new.memory)
+
+
+def _copied(masks: Masks) -> Masks:
+    """Returns a mask tree whose masks of sparse leaves are copies."""
+    leaves, structure = jax.tree.flatten(masks)
+    copies = iter(once([m for m in leaves if not tree.is_dense(m)]))
+    return structure.unflatten(
+        [m if tree.is_dense(m) else next(copies) for m in leaves]
+    )
 
 
 def _nothing_yet(params: Params, estimator: OptState) -> tuple[Any, ...]:
