@@ -67,11 +67,6 @@ def test_entries_that_are_not_finite_are_found_wherever_they_are(shape, bad):
         assert not _programs.finite([*good, other])
 
 
-def test_rows_lie_side_by_side_with_zeros_behind_them():
-    rows = _programs.side_by_side([jnp.arange(4).reshape(2, 2), jnp.ones(3, int)], 4)
-    np.testing.assert_array_equal(rows, [[0, 1, 2, 3], [1, 1, 1, 0]])
-
-
 def test_a_constant_is_computed_in_a_loop_that_stays():
     """XLA removes loops of one turn, and barriers; an index has to be unknown."""
     scaled = jax.jit(lambda x: _programs.once(jnp.float32(2)) * x)

@@ -13,7 +13,7 @@ habits keep it small.
    kernel that uses it. If it is a sum over leaves, then the program grows with the
    square of their number; `once` prevents that.
 4. Small leaves are laid end to end before one operation looks at all of them, as
-   `side_by_side` and `finite` do; an accelerator launches one kernel then, not many.
+   `finite` does; an accelerator launches one kernel then, not many.
 
 Nothing here lays leaves end to end, except for small ones: a leaf of more than `SMALL`
 entries keeps its shape, and with it its sharding.
@@ -67,22 +67,6 @@ def unstack(stacked: jax.Array) -> list[jax.Array]:
 def _unknown(number: int) -> tuple[jax.Array, ...]:
     """Returns 0, 1, ... as values that XLA does not know."""
     return once(tuple(jnp.uint32(i) for i in range(number)))
-
-
-def side_by_side(arrays: Sequence[jax.Array], length: int) -> jax.Array:
-    """Returns arrays as the rows of a matrix, behind each of them zeros to its end.
-
-    Args:
-      arrays: Of one dtype, of `length` entries at most.
-      length: Entries of a row.
-    """
-    # One operation, where to pad each array takes one for each.
-    pieces = []
-    for x in arrays:
-        pieces.append(x.reshape(-1))
-        if x.size < length:
-            pieces.append(jnp.zeros(length - x.size, x.dtype))
-    return jnp.concatenate(pieces).reshape(len(arrays), length)
 
 
 def finite(arrays: Sequence[jax.Array]) -> jax.Array:

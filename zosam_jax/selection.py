@@ -38,7 +38,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from zosam_jax._programs import side_by_side, unstack
+from zosam_jax._programs import unstack
 from zosam_jax._threshold import Part, Pool, Slot, around
 
 SAMPLED = 2**16
@@ -310,9 +310,10 @@ def _rows(
     order = sorted(range(len(sets)), key=lambda i: lengths[i])
     slots, start = [], 0
     for length, group in itertools.groupby(order, key=lambda i: lengths[i]):
-        columns = zip(*(sets[i] for i in group), strict=True)
-        scores, candidates = (side_by_side(x, length) for x in columns)
-        stop = start + len(scores)
+        # Side by side, not end to end: a device keeps its part of each set.
+        padded = [[jnp.pad(x, (0, length - x.size)) for x in sets[i]] for i in group]
+        scores, candidates = map(jnp.stack, zip(*padded, strict=True))
+        stop = start + len(padded)
         part = Part(scores, candidates, (1,))
         slots.append(Slot([part], slice(start, stop), (stop - start, 1)))
         start = stop
