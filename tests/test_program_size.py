@@ -6,7 +6,6 @@ does not, and it is cheap, since nothing is compiled.
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 
 import zosam_jax as zs
