@@ -565,6 +565,7 @@ PAGES = {
         "steps-ascent-part",
         "others",
         "sparse-grid-90",
+        "sparse-grid-98",
         "sparsity-changes",
         "sparsity-steps",
         "sparsity-memory",
