@@ -81,19 +81,20 @@ class Paper:
             for row in self.log.rows()
         }
 
-    def published(self) -> dict[str, Any]:
+    def recorded(self) -> dict[str, Any]:
         """Returns the result file; nothing if it is of another scale, or not there."""
         if not self.result.exists():
             return {}
         found = json.loads(self.result.read_text())
-        settings = found["settings"]
-        same = all(settings.get(k) == v for k, v in self.log.settings.items())
+        own = json.loads(json.dumps(self.scale._asdict()))
+        # A file may have more seeds, or fewer.
+        same = all(found["settings"].get(k) == own[k] for k in own if k != "seeds")
         return found if same else {}
 
     def values(self) -> _Values:
         """Returns what is measured: in the result file, and after that in the log."""
         found: _Values = {}
-        for row in self.published().get("rows", ()):
+        for row in self.recorded().get("rows", ()):
             cell = Cell(*(row[name] for name in Cell._fields))
             own = found.setdefault((cell, row["measure"]), {})
             own.update({int(seed): value for seed, value in row["values"].items()})
@@ -261,7 +262,7 @@ def execute(paper: Paper, names: list[str], seeds: int, part: str) -> bool:
 
     left = [j for j in every if j[0] != SPEED and j[1:] in own and is_left(*j)]
     # What is left to be evaluated has to be trained, wherever its accuracy is known.
-    again = {job[1:] for job in left if job[0] == CORRUPTED}
+    again = [job[1:] for job in left if job[0] == CORRUPTED]
     needed = [(TRAINING, *job) for job in again if (TRAINING, *job) not in done]
     left = list(dict.fromkeys([*needed, *left]))
     for number, (kind, cell, seed) in enumerate(left, start=1):
@@ -332,7 +333,7 @@ def merge(paper: Paper) -> None:
             f"{paper.log.path} has no lines: run `python -m benchmarks.paper --scale "
             f"{paper.name}` first, or name its folder with --runs."
         )
-    before = paper.published().get("settings", {})
+    before = paper.recorded().get("settings", {})
     sessions = list(before.get("sessions", ()))
     for line in lines:
         about = {k: line[k] for k in ("commit", "versions", "device")}

@@ -72,8 +72,8 @@ def _unknown(number: int) -> tuple[jax.Array, ...]:
 def finite(arrays: Sequence[jax.Array]) -> jax.Array:
     """Returns whether all entries of float arrays are finite, bool scalar.
 
-    It equals `tree.all_finite`. Small arrays are looked at together, and so gathered if
-    they are sharded.
+    It equals `tree.all_finite`, but looks at small arrays together: for a change of
+    masks, which is rare, and not for every step, since sharded ones have to meet.
 
     Args:
       arrays: Of any dtypes; those of no float dtype do not count.

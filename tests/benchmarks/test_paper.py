@@ -231,9 +231,12 @@ def test_what_the_result_file_has_is_kept_and_not_done_again(tmp_path, monkeypat
     seen.clear()
     assert paper.execute(second, ["T5"], 1, "1/1")
     assert seen == [(TRAINING, SNIP, 0), (CORRUPTED, SNIP, 0)]
-    # A file of another scale counts for nothing.
+    # A file of another scale counts for nothing, or of one with another target.
     other = Paper("medium", tmp_path / "c", None, tmp_path / "paper.json")
     assert not other.values()
+    moved = SCALES["smoke"]._replace(target=0.5)
+    monkeypatch.setitem(SCALES, "smoke", moved)
+    assert not Paper("smoke", tmp_path / "c", None, tmp_path / "paper.json").values()
 
 
 def test_a_training_that_diverges_is_noted(tmp_path, monkeypatch):

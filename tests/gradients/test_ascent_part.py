@@ -102,17 +102,17 @@ def test_random_examples_are_drawn_anew_and_without_repetition(eager):
     witness = Witness(METHODS["sam"]._replace(by_example=True), losses)
     options = {"ascent_fraction": 0.5, "ascent_examples": "random"}
     drawn = []
-    for steps in (30, 6):
+    for steps in (60, 6):
         for _ in estimates(METHODS["sam"], params, [witness] * steps, **options):
             look, descent = witness.take()
             assert descent.examples is None
             assert len(set(look.examples.tolist())) == EXAMPLES // 2
             drawn.append(tuple(sorted(look.examples.tolist())))
-    assert drawn[:6] == drawn[30:]
-    assert len(set(drawn)) > 15
-    # 120 draws of 8 examples: 15 each, with a standard deviation of 2.7.
-    counts = np.bincount(np.ravel(drawn[:30]), minlength=EXAMPLES)
-    assert np.all(np.abs(counts - 15) < 5 * 2.7)
+    assert drawn[:6] == drawn[60:]
+    assert len(set(drawn)) > 30
+    # 240 draws of 8 examples: 30 each, with a standard deviation of 3.9.
+    counts = np.bincount(np.ravel(drawn[:60]), minlength=EXAMPLES)
+    assert np.all(np.abs(counts - 30) < 5 * 3.9)
 
 
 @pytest.mark.parametrize("examples", ["front", "random"])

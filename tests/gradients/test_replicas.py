@@ -15,8 +15,7 @@ from replica_cases import CASES, PROBLEM, RATE, SINGLE
 import zosam_jax as zs
 
 LIVE = {
-    "dense": np.ones(PROBLEM.size, bool),  # Without masks.
-    "full": np.ones(PROBLEM.size, bool),
+    "dense": np.ones(PROBLEM.size, bool),
     "masked": np.concatenate(  # The bias, and 8 of the 24 entries of the kernel.
         [np.ones(8, bool), np.random.default_rng(2).permutation(24) < 8]
     ),
@@ -26,16 +25,9 @@ LONGEST = max(case.steps for case in CASES.values())
 FAST = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 ONE_OF_A_FAMILY = ("sam", "looksam", "msam", "zosam")
-# Full and other masks have one program; no masks, another.
 every_case = pytest.mark.parametrize(
     ("name", "mask"),
-    [
-        *itertools.product(ONE_OF_A_FAMILY, ["dense"]),
-        *quick(
-            itertools.product(CASES, ["full", "masked"]),
-            *((n, "masked") for n in ONE_OF_A_FAMILY),
-        ),
-    ],
+    quick(itertools.product(CASES, LIVE), *((n, "masked") for n in ONE_OF_A_FAMILY)),
 )
 
 
@@ -87,17 +79,15 @@ def drawn(kind, *folds):
     return np.asarray(draw(kind, jnp.arange(LONGEST), folds), np.float64)
 
 
-@cache
-def program(name):
-    """`(params, masks) -> ((params, state), what is seen of every step)`."""
-    case = CASES[name]
+def library(case, masks):
+    """The trajectory, what the library says of every step, and its last memory."""
     tx = case.tx()
     if not case.whole:
         tx = optax.chain(tx, case.optimizer())
     f = value_fn(PROBLEM, case.by_example)
     uphill = case.uphill and value_fn(case.uphill, case.by_example)
 
-    def step(masks, carry, _):
+    def step(carry, _):
         params, state = carry
         updates, state = tx.update(
             None, state, params, value_fn=f, masks=masks, ascent_value_fn=uphill
@@ -106,18 +96,12 @@ def program(name):
         seen = zs.estimate(state)
         return (params, state), (as_vector(params), seen.value, seen.info)
 
-    def train(params, masks):
-        start = (params, tx.init(params))
-        return jax.lax.scan(partial(step, masks), start, length=case.steps)
-
-    return jax.jit(train, compiler_options=FAST)
-
-
-def library(name, masks):
-    """The trajectory, what the library says of every step, and its last memory."""
     params = zs.tree.mask(as_tree(jnp.asarray(PROBLEM.start)), masks)
-    ended = program(name)(params, masks)
-    (_, state), (points, value, info) = jax.tree.map(np.asarray, ended)
+    train = jax.jit(
+        lambda params: jax.lax.scan(step, (params, tx.init(params)), length=case.steps),
+        compiler_options=FAST,
+    )
+    (_, state), (points, value, info) = jax.tree.map(np.asarray, train(params))
     return points, {"value": value, **info._asdict()}, jax.tree.leaves(state[0].memory)
 
 
@@ -126,7 +110,7 @@ def runs(name, mask):
     """The library's run and the replica's, both in float64."""
     case = CASES[name]
     with jax.enable_x64(True):
-        ours = library(name, mask_tree(mask))
+        ours = library(case, mask_tree(mask))
         theirs = replicas.train(
             PROBLEM,
             case.uphill or PROBLEM,
