@@ -77,11 +77,16 @@ def accuracies(rows: Rows, method: str, sparsity: float) -> dict[str, list[float
     return {row["gradient"]: row["accuracies"] for row in own}
 
 
-def mean_gains(rows: Rows) -> dict[str, float]:
-    """Returns the mean gain over SGD of each gradient, over the cells that have it."""
-    cells = {(row["method"], row["sparsity"]) for row in rows if row["sparsity"]}
+def mean_gains(rows: Rows, sparsity: float) -> dict[str, float]:
+    """Returns the mean gain over SGD of each gradient, over the methods that have it.
+
+    Args:
+      rows: Cells of the result file.
+      sparsity: The sparsity.
+    """
+    methods = {row["method"] for row in rows if row["sparsity"] == sparsity}
     gains: dict[str, list[float]] = {}
-    for found in (accuracies(rows, *cell) for cell in cells):
+    for found in (accuracies(rows, method, sparsity) for method in methods):
         for name in found.keys() - {SGD}:
             gain = statistics.fmean(found[name]) - statistics.fmean(found[SGD])
             gains.setdefault(name, []).append(gain)

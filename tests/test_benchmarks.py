@@ -177,7 +177,8 @@ def test_the_grid_has_accuracies_and_paired_gains():
     assert dense == ["dense", "60.0 ± 0.0", "+10.0 ± 0.0", *unknown]
     # Differences of 10, 11 and 10 points: 4.303 (2 degrees of freedom) / 3.
     assert rigl == ["RigL", "53.7 ± 4.0", "+10.3 ± 1.4", *unknown]
-    assert sparse_table.mean_gains(GRID[:4])["SAM"] == pytest.approx(0.31 / 3)
+    assert sparse_table.mean_gains(GRID, 0.9) == {"SAM": pytest.approx(0.31 / 3)}
+    assert sparse_table.mean_gains(GRID, 0.98) == {}
 
 
 def test_a_sparse_method_without_a_measurement_is_not_run():
