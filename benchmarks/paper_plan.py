@@ -293,7 +293,6 @@ TABLES: Mapping[str, Table] = {
         "ResNet-50 and VGG-19",
         _grid(_NETWORKS, _CIFARS, HOSTS, SPARSITIES, _OF_TABLE_1),
         ("accuracy",),
-        few=_grid(_NETWORKS, _C10, HOSTS, (0.9,), _OF_TABLE_1),
     ),
     "T2": Table(
         "DeiT on ImageNet-1K",
