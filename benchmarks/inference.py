@@ -7,8 +7,8 @@ Five forms of a network: dense; masked, the same program with zeros in it; compa
 smaller dense network that `compact` cuts out of pruned units; BCSR, the sparse matrices
 that `accelerate` chooses; and the dense and the compact one in ONNX Runtime, if it is
 installed. The grid has drawn weights: time does not depend on them. The trained
-networks are digits runs, whose accuracy stands beside the time; a run in the folder
-`--runs` is not trained again.
+networks learn the digits or the first 10,000 images of CIFAR-10, and their accuracy
+stands beside the time; a run in the folder `--runs` is not trained again.
 
 All forms of a network at a batch size take turns in one process, in a new order in each
 round. A ratio is of two times of one round; its median over the rounds is quoted. Other
@@ -16,6 +16,7 @@ processes can make both times longer, so trust ratios before times.
 """
 
 import argparse
+import dataclasses
 import importlib.metadata
 import importlib.util
 import json
@@ -76,9 +77,10 @@ NETWORKS = {
     "ResNet-20": Net("resnet20", (32, 32, 3)),
     "VGG-19, a quarter of the width": Net("vgg19", (32, 32, 3), {"width": 0.25}),
     "ViT": Net("vit", (32, 32, 3)),
-    "DeiT-Ti": Net("deit-tiny", (224, 224, 3)),
     "MLP": Net("mlp", (28, 28, 1)),
 }
+LARGE = {"DeiT-Ti": Net("deit-tiny", (224, 224, 3))}
+"""Networks of a grid of their own, since they take long."""
 
 Variables = dict[str, Any]
 Forward = Callable[[Any], Any]
@@ -310,11 +312,10 @@ def drawn(shape: Sequence[int], count: int) -> jax.Array:
     return jnp.asarray(rng.normal(size=(count, *shape)), jnp.float32)
 
 
-def grid(args: argparse.Namespace) -> list[dict[str, Any]]:
-    """Returns the rows of the networks of drawn weights."""
+def grid(nets: Mapping[str, Net], args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Returns the rows of networks of drawn weights."""
     rows = []
-    for name in args.networks:
-        net = NETWORKS[name]
+    for name, net in nets.items():
         forms, scattered = grid_forms(net, args.sparsities)
         for batch in BATCHES:
             x = drawn(net.shape, batch)
@@ -325,10 +326,30 @@ def grid(args: argparse.Namespace) -> list[dict[str, Any]]:
     return rows
 
 
-# Networks that are trained on the digits, and the seeds.
-TRAINED = {
-    "MLP 1024-1024": ({"model": "mlp", "model_options": ("hidden=(1024, 1024)",)}, 3),
-    "ResNet-20": ({"model": "resnet20"}, 1),
+class Learner(NamedTuple):
+    """A network that is trained.
+
+    Attributes:
+      fields: Its configuration.
+      seeds: Number of seeds, at most.
+      train: Number of training examples, from the front; None for all.
+    """
+
+    fields: Mapping[str, Any]
+    seeds: int
+    train: int | None = None
+
+
+_MLP = {"model": "mlp", "model_options": ("hidden=(1024, 1024)",)}
+_DIGITS = {"dataset": "digits", "epochs": 40}
+_CIFAR = {"dataset": "cifar10", "batch_size": 128, "epochs": 20}
+LEARNERS = {
+    "MLP 1024-1024, digits": Learner(_DIGITS | _MLP, 3),
+    "ResNet-20, digits": Learner(_DIGITS | {"model": "resnet20"}, 1),
+    "MLP 1024-1024, CIFAR-10": Learner(_CIFAR | _MLP, 3, 10_000),
+    "VGG-19, a quarter of the width, CIFAR-10": Learner(
+        _CIFAR | {"model": "vgg19", "width": 0.25}, 1, 10_000
+    ),
 }
 PRUNED = {
     DENSE: {"method": "dense"},
@@ -341,35 +362,46 @@ PRUNED = {
 }
 
 
+def dataset(learner: Learner, data_dir: str | None) -> zs.data.Dataset:
+    """Returns the examples of a network that is trained."""
+    found = zs.data.load(learner.fields["dataset"], data_dir)
+    assert isinstance(found, zs.data.Dataset)
+    return dataclasses.replace(
+        found,
+        train_images=found.train_images[: learner.train],
+        train_labels=found.train_labels[: learner.train],
+    )
+
+
 def trained_run(
     name: str, method: str, seed: int, args: argparse.Namespace
 ) -> train.LoadedRun:
-    """Returns a run on the digits, trained if it is not in its folder."""
-    folder = args.runs / f"{name}-{method}-{seed}".replace(" ", "_")
-    chosen = {"sparsity": default("sparsity")} | TRAINED[name][0] | PRUNED[method]
+    """Returns a run, trained if it is not in its folder."""
+    folder = args.runs / f"{name}-{method}-{seed}".replace(" ", "_").replace(",", "")
+    learner = LEARNERS[name]
+    chosen = {"sparsity": default("sparsity")} | learner.fields | PRUNED[method]
     config = train.TrainConfig(
         gradient="backprop",
         rho=None,
-        epochs=args.epochs,
         seed=seed,
+        data_dir=args.data_dir,
         out=str(folder.absolute()),
         **chosen,
     )
-    train.run(config)
+    train.run(config, dataset=lambda: dataset(learner, args.data_dir))
     return train.load(folder)
 
 
 def trained(args: argparse.Namespace) -> list[dict[str, Any]]:
     """Returns the rows of the trained networks."""
-    digits = zs.data.load("digits")
-    assert isinstance(digits, zs.data.Dataset)
     rows = []
-    for name, (_, seeds) in TRAINED.items():
-        for seed in range(min(seeds, args.seeds)):
+    for name, learner in LEARNERS.items():
+        examples = dataset(learner, args.data_dir)
+        for seed in range(min(learner.seeds, args.seeds)):
             nets = {m: trained_run(name, m, seed, args) for m in PRUNED}
-            found = [trained_form(m, net, digits) for m, net in nets.items()]
+            found = [trained_form(m, net, examples) for m, net in nets.items()]
             facts = nets[DENSE].facts
-            images = digits.test_images[: max(BATCHES)]
+            images = examples.test_images[: max(BATCHES)]
             x = jnp.asarray((images / 255 - facts.mean) / facts.std, jnp.float32)
             forms = [form for form, _ in found]
             for batch in BATCHES:
@@ -383,24 +415,24 @@ def trained(args: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def trained_form(
-    method: str, net: train.LoadedRun, digits: Any
+    method: str, net: train.LoadedRun, examples: zs.data.Dataset
 ) -> tuple[Form, dict[str, Any]]:
     """Returns the compact form of a trained network, its accuracy and its file.
 
     Args:
       method: Key of `PRUNED`.
       net: The run.
-      digits: The data set.
+      examples: The data set.
     """
     small = net.compact()
     work = sum(macs(small.model, small.variables, net.facts.image_shape).values())
     forward = jitted(small.model, small.variables)
-    labels = digits.test_labels
-    found = small.probabilities(digits.test_images).argmax(1)
+    labels = examples.test_labels
+    found = small.probabilities(examples.test_images).argmax(1)
     with tempfile.TemporaryDirectory() as folder:
         file = net.save(Path(folder) / "a", dtype="bfloat16")
         size = file.stat().st_size
-        rounded = train.load(file).probabilities(digits.test_images).argmax(1)
+        rounded = train.load(file).probabilities(examples.test_images).argmax(1)
     said = {
         "accuracy": float(np.mean(found == labels)),
         "accuracy_bfloat16": float(np.mean(rounded == labels)),
@@ -457,7 +489,12 @@ def _about(net: Net) -> model_card.About:
     return model_card.about(train.TrainConfig(model=net.model), facts, 0, None)
 
 
-PARTS = {"grid": grid, "trained": trained, "files": files}
+PARTS: Mapping[str, Callable[[argparse.Namespace], list[dict[str, Any]]]] = {
+    "grid": lambda args: grid({name: NETWORKS[name] for name in args.networks}, args),
+    "large": lambda args: grid(LARGE, args),
+    "trained": trained,
+    "files": files,
+}
 
 
 def arguments() -> argparse.Namespace:
@@ -465,16 +502,21 @@ def arguments() -> argparse.Namespace:
     parser = command_line.parser(__doc__)
     results = command_line.ROOT / "benchmarks" / "results"
     parser.add_argument(
-        "--parts", nargs="+", choices=list(PARTS), default=list(PARTS), help="parts"
+        "--parts",
+        nargs="+",
+        choices=list(PARTS),
+        default=[name for name in PARTS if name != "large"],
+        help=command_line.listed(
+            f"parts; large is the grid of {', '.join(LARGE)}", list(PARTS)
+        ),
     )
     parser.add_argument(
         "--networks",
         nargs="+",
         choices=list(NETWORKS),
-        default=[name for name in NETWORKS if name != "DeiT-Ti"],
+        default=list(NETWORKS),
         help=command_line.listed(
-            "networks of the grid and of the files; DeiT-Ti takes an hour",
-            list(NETWORKS),
+            "networks of the grid and of the files", list(NETWORKS)
         ),
     )
     parser.add_argument(
@@ -482,11 +524,13 @@ def arguments() -> argparse.Namespace:
         nargs="+",
         type=float,
         default=list(SPARSITIES),
-        help="sparsities of the grid and of the files",
+        help="sparsities of the grids and of the files",
     )
     parser.add_argument("--rounds", type=int, default=ROUNDS, help="rounds")
     parser.add_argument("--seeds", type=int, default=SEEDS, help="trained seeds")
-    parser.add_argument("--epochs", type=int, default=40, help="trained epochs")
+    parser.add_argument(
+        "--data-dir", metavar="DIR", help="TFDS directory; default: TFDS_DATA_DIR"
+    )
     parser.add_argument(
         "--runs", type=Path, default=Path("runs/inference"), help="folder of the runs"
     )

@@ -13,7 +13,9 @@ def tables(found: Mapping[str, Any]) -> dict[str, list[list[str]]]:
     """
     return {
         "inference-trained": trained_inference_rows(found["trained"]["rows"]),
-        "inference": inference_rows(found["grid"]["rows"]),
+        "inference": inference_rows(
+            [*found["grid"]["rows"], *found.get("large", {"rows": ()})["rows"]]
+        ),
         "inference-files": file_rows(found["files"]["rows"]),
     }
 
@@ -30,7 +32,9 @@ def inference_rows(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     found = {(r["network"], r["batch"], r["form"], r["sparsity"]): r for r in rows}
     for network, batch in dict.fromkeys((r["network"], r["batch"]) for r in rows):
         dense = found[network, batch, "dense", 0.0]
-        for sparsity in sorted({r["sparsity"] for r in rows} - {0.0}):
+        for sparsity in sorted(
+            {r["sparsity"] for r in rows if r["network"] == network} - {0.0}
+        ):
             cells = []
             for form in forms:
                 is_dense = form.endswith(" dense")
