@@ -131,6 +131,16 @@ _FEW = (
     "SGD, 1/4 of the epochs",
     "random, random sign",
 )
+_FEWEST = (
+    SGD,
+    SAM,
+    "SAM, 1/16 of the batch",
+    "S2-SAM",
+    "F-SAM",
+    "ZO-SAM",
+    "guided ZO-SAM",
+    "random, random sign",
+)
 PROBLEMS: dict[str, Problem] = {
     "digits-noise20": Problem({**_MLP, "label_noise": 0.2}, side_by_side=True),
     "digits-noise40": Problem({**_MLP, "label_noise": 0.4}, side_by_side=True),
@@ -166,16 +176,39 @@ PROBLEMS: dict[str, Problem] = {
     "cifar-sparse98": Problem({**_CIFAR, "epochs": 30, "sparsity": 0.98}),
     "cifar-vit": Problem(
         {
-            **_CIFAR,
+            "dataset": "cifar10",
             "model": "vit",
+            "model_options": ("depth=3", "patch=8"),
+            "width": 1 / 3,
             "optimizer": "adamw",
             "learning_rate": 1e-3,
             "weight_decay": 0.05,
             "sparsity": 0.5,
-            "epochs": 30,
+            "batch_size": 64,
+            "epochs": 20,
+            "warmup_epochs": 1,
         },
-        5_000,
-        methods=_FEW,
+        2_500,
+        side_by_side=True,
+        methods=_FEWEST,
+    ),
+    "tinylm": Problem(
+        {
+            "dataset": "pydoc",
+            "model": "tinylm",
+            "width": 1 / 4,
+            "optimizer": "adamw",
+            "learning_rate": 2e-3,
+            "weight_decay": 0.1,
+            "decay": "kernels",
+            "sparsity": 0.8,
+            "batch_size": 32,
+            "epochs": 8,
+            "warmup_epochs": 0.2,
+        },
+        1_024,
+        side_by_side=True,
+        methods=_FEWEST,
     ),
     "cifar-resnet32": Problem(
         {"dataset": "cifar10", "model": "resnet32", "width": 2.0, "epochs": 160}
