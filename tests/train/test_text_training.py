@@ -12,7 +12,7 @@ import tiny_run
 from zosam_jax.data.sets import text
 from zosam_jax.runs.errors import RunError
 from zosam_jax.train import batch as batches
-from zosam_jax.train import loop, run
+from zosam_jax.train import load_run, loop, run
 from zosam_jax.train import loss as loss_
 
 LENGTH = 16
@@ -76,6 +76,26 @@ def test_a_teachers_tokens_are_half_of_the_loss(tmp_path, monkeypatch):
     assert (taught != labels).any()
     expected = -(picked(log_p, labels) + picked(log_p, taught)).mean() / 2
     assert loss == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_held_out_share_of_the_text_is_scored_token_by_token(tmp_path):
+    """Of 4 pieces in a row the first is held out, and its accuracy is that by hand."""
+    fields = {**FIELDS, "validation": 0.25, "batch_size": 8}
+    config = tiny_run.config(tmp_path / "run", **fields)
+    summary = run(config, dataset=letters(), model=Bytes()).summary
+    whole, experiment = letters(), prepared(validation=0.25).experiment
+    assert experiment.validation is not None
+    pieces, labels = experiment.validation
+    count = round(0.25 * len(whole.train_images))
+    held = np.arange(count) * len(whole.train_images) // count
+    np.testing.assert_array_equal(pieces, whole.train_images[held])
+    np.testing.assert_array_equal(labels, whole.train_labels[held])
+    assert experiment.dataset.num_train == len(whole.train_images) - count
+    found = load_run.load(tmp_path / "run", dataset=whole, model=Bytes())
+    logits = Bytes().apply(found.variables, pieces, train=False)
+    right = np.argmax(logits, -1) == labels
+    assert summary["selected_epoch"] == 1
+    assert summary["validation_accuracy"] == pytest.approx(right.mean())
 
 
 def test_images_operations_on_text_are_refused():

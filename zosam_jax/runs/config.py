@@ -266,8 +266,8 @@ accuracy on the given and on the clean labels. For images in memory."""
     label_smoothing: float = 0.0
     """Label-smoothing factor, in [0, 1)."""
     validation: float = 0.0
-    """Fraction of the training images, stratified by class, to hold out for \
-validation. The summary then names the epoch of the best validation accuracy."""
+    """Fraction of the training images, stratified by class, or of a text, to hold out \
+for validation. The summary then names the epoch of the best validation accuracy."""
     from_: str | None = None
     """Trained weights to start from: folder of a run, or a safetensors file, also one \
 of ResNet-18, 34, 50, DeiT or ViT as timm and torchvision name their arrays. Other \

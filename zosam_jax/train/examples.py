@@ -36,11 +36,12 @@ def hold_out(config: TrainConfig, dataset: Data) -> tuple[Data, Images | None]:
     """Returns the set without its validation images, and those.
 
     Every class gives the same fraction, evenly spaced over the set, so that the images
-    are the same for every seed. Images of other tasks are one class.
+    are the same for every seed. Images of other tasks, and pieces of a text, are one
+    class.
     """
     if not config.validation:
         return dataset, None
-    if not isinstance(dataset, data.Dataset) or dataset.task == "classification":
+    if not isinstance(dataset, data.Dataset):
         dataset = labelled_images(config, "validation", dataset)
     labels = dataset.train_labels
     classes = labels if labels.ndim == 1 else np.zeros(len(labels), np.int32)
