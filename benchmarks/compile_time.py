@@ -6,7 +6,8 @@ A network of equal blocks, each of two kernels and two biases, is compiled with 
 step, without the persistent cache. The steps take turns within a repetition, so that
 what else the machine does hits all of them alike. Times are medians over the
 repetitions: seconds of CPU time of all threads, and seconds that passed, from the first
-trace to the program. The file's name says the version of JAX.
+trace to the program. So are those of the programs of whole presets: the first state,
+the step, and the evaluation. The file's name says the version of JAX.
 """
 
 import statistics
@@ -22,8 +23,12 @@ import optax
 import zosam_jax as zs
 from benchmarks import command_line, record
 from zosam_jax._types import Params, ValueFn
+from zosam_jax.runs import presets
+from zosam_jax.train import loop
+from zosam_jax.train.objects import Objects
 
 LEAVES, WIDTH = (20, 160, 400), 64
+PRESETS = ("digits",)
 
 
 def _plain(gradient: zs.GradientEstimator) -> optax.GradientTransformationExtraArgs:
@@ -122,6 +127,37 @@ def measure(name: str, leaves: int) -> Compiled:
     return Compiled(cpu, passed, (program.as_text() or "").count(" = "))
 
 
+def measure_preset(name: str) -> dict[str, float]:
+    """Returns what the programs of a training take, each as `zosam train` adds them up.
+
+    Args:
+      name: Name of a preset.
+
+    Returns:
+      Seconds that passed by program, and "cpu" seconds of all threads for all of them.
+    """
+    cpu = time.process_time()
+    compiled = loop.prepare(presets.preset(name).config, Objects())
+    compiled.compile()
+    compiled.init()
+    return {"cpu": time.process_time() - cpu, **compiled.compile_seconds}
+
+
+def preset_row(name: str, taken: list[dict[str, float]]) -> dict[str, Any]:
+    """Returns a row of the result file: medians over the repetitions."""
+    passed = [sum(t.values()) - t["cpu"] for t in taken]
+    return {
+        "preset": name,
+        "cpu_seconds": statistics.median(t["cpu"] for t in taken),
+        "seconds": statistics.median(passed),
+        "seconds_each": [round(t, 3) for t in passed],
+        "seconds_by_program": {
+            program: statistics.median(t[program] for t in taken)
+            for program in taken[0].keys() - {"cpu"}
+        },
+    }
+
+
 def row(name: str, leaves: int, taken: list[Compiled]) -> dict[str, Any]:
     """Returns a row of the result file: medians over the repetitions."""
     return {
@@ -154,6 +190,13 @@ def main() -> None:
         help=command_line.listed("steps", list(STEPS)),
     )
     parser.add_argument(
+        "--presets",
+        metavar="NAME",
+        nargs="*",
+        default=list(PRESETS),
+        help="presets whose programs are compiled",
+    )
+    parser.add_argument(
         "--repetitions", metavar="N", type=int, default=3, help="compilations of each"
     )
     version = ".".join(jax.__version__.split(".")[:2])
@@ -179,7 +222,15 @@ def main() -> None:
         rows += [row(name, leaves, own) for name, own in taken.items()]
         for name in args.steps:
             print(leaves, name, f"{statistics.median(x.cpu for x in taken[name]):.2f}")
-    record.write(args.out, {"width": WIDTH, "rows": rows})
+    found = []
+    for name in args.presets:
+        whole = []
+        for _ in range(args.repetitions):
+            jax.clear_caches()
+            whole.append(measure_preset(name))
+        found.append(preset_row(name, whole))
+        print(name, f"{found[-1]['seconds']:.1f}")
+    record.write(args.out, {"width": WIDTH, "rows": rows, "presets": found})
 
 
 if __name__ == "__main__":

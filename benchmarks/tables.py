@@ -461,6 +461,22 @@ def compile_rows(files: Iterable[Mapping[str, Any]]) -> list[list[str]]:
     return lines
 
 
+def compiled_presets(files: Iterable[Mapping[str, Any]]) -> list[list[str]]:
+    """Returns the seconds that the programs of presets take to compile, header first.
+
+    Args:
+      files: Result files, one for each version of JAX.
+    """
+    lines = [["JAX", "preset", "step", "first state", "all", "CPU seconds"]]
+    for file in files:
+        version = file["environment"]["versions"]["jax"]
+        for row in file.get("presets", ()):
+            step, first = (row["seconds_by_program"][k] for k in ("train", "init"))
+            cells = step, first, row["seconds"], row["cpu_seconds"]
+            lines.append([version, row["preset"], *(f"{x:.1f}" for x in cells)])
+    return lines
+
+
 WRONG = ("silent acceptance", "difference", "not reached", "too late")
 """Endings of an attack that are faults of the library or of the attack itself."""
 
@@ -522,6 +538,7 @@ def tables() -> dict[str, list[list[str]]]:
         "segmentation": segmentation.lines(load(SEGMENTATION)["summary"]),
         "compact-every": compact_every.lines(load(CUTS)["cuts"]),
         "compile-time": compile_rows(map(load, COMPILE)),
+        "compile-presets": compiled_presets(map(load, COMPILE)),
         "presets": preset_rows(),
         "corruptions": corruption_rows(load(EVALUATION)),
         "grown-moments": grown_rows(load(GROWN)["summary"]),
@@ -570,6 +587,7 @@ PAGES = {
         "sparsity-steps",
         "sparsity-memory",
         "compile-time",
+        "compile-presets",
         "collectives",
         "sharded-step",
         "presets",

@@ -1,6 +1,7 @@
 """Loss landscapes as a page on which surfaces can be turned and zoomed."""
 
 import importlib.util
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,9 @@ def write(found: JSON, arrays: Mapping[str, np.ndarray], path: Path) -> None:
             "zaxis_range": [low, high],
             "camera": _CAMERA,
         }
+        if levels.scale == "log" and high - low > 2:
+            # Powers of ten alone; else 2 and 5 stand between them, and crowd.
+            axes["zaxis_dtick"] = math.ceil((high - low) / 6)
         figure.update_scenes(**axes, row=row, col=column)
     if found["plane"] is not None:
         for mark in _marks(found, shapes[0], levels):
