@@ -232,7 +232,7 @@ def norm(tree: PyTree) -> jax.Array:
 
 def _norm(leaves: list[jax.Array]) -> jax.Array:
     """The norm of float32 or wider arrays whose squares fit into their dtype."""
-    norms = _vector([root(jnp.sum(jnp.square(x))) for x in leaves])
+    norms = root(_vector([jnp.sum(jnp.square(x)) for x in leaves]))
     return root(_sum_over_leaves(norms, norms))
 
 
@@ -255,7 +255,7 @@ def magnitude(tree: PyTree) -> jax.Array:
       4.0
     """
     wide = _divided(jax.lax.stop_gradient(tree), None)
-    largest = jnp.max(_vector([jnp.max(jnp.abs(x), initial=0) for x in wide]))
+    largest = jnp.max(_vector([jnp.max(jnp.abs(x)) for x in wide if x.size]))
     # Infinity has the bits of the exponent, and no others.
     bits = jnp.dtype(f"uint{8 * largest.dtype.itemsize}")
     exponent = jnp.asarray(jnp.inf, largest.dtype).view(bits)
@@ -272,7 +272,10 @@ def _divided(tree: PyTree, unit: jax.Array | None) -> list[jax.Array]:
     wide = [
         jnp.asarray(x, wide_dtype(jnp.result_type(x))) for x in jax.tree.leaves(tree)
     ]
-    return wide if unit is None else [x * (1 / unit).astype(x.dtype) for x in wide]
+    if unit is None:
+        return wide
+    inverse = 1 / unit
+    return [x * inverse.astype(x.dtype) for x in wide]
 
 
 def _vector(scalars: list[jax.Array]) -> jax.Array:
@@ -347,11 +350,19 @@ def cosine(x: PyTree, y: PyTree) -> jax.Array:
       >>> print(f"{zs.tree.cosine(x, y):.2f}")
       0.60
     """
-    u, v = _divided(x, magnitude(x)), _divided(y, magnitude(y))
-    lengths = _norm(u) * _norm(v)
+    return length_and_cosine(x, y)[1]
+
+
+def length_and_cosine(x: PyTree, y: PyTree) -> tuple[jax.Array, jax.Array]:
+    """Returns `(norm(x), cosine(x, y))`, for which it reads x once."""
+    unit = magnitude(x)
+    u, v = _divided(x, unit), _divided(y, magnitude(y))
+    length = _norm(u)
+    lengths = length * _norm(v)
     # The inner `where` keeps 0 / 0 out of the quotient, and out of its derivative.
     quotient = dot(u, v) / jnp.where(lengths > 0, lengths, 1)
-    return jnp.where(lengths > 0, jnp.clip(quotient, -1, 1), 0)
+    cosine = jnp.where(lengths > 0, jnp.clip(quotient, -1, 1), 0)
+    return unit * length, cosine
 
 
 def where(condition: jax.typing.ArrayLike, x: PyTree, y: PyTree) -> PyTree:

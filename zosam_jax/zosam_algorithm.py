@@ -103,10 +103,11 @@ def published_gradient(
     (value, aux), grad = jax.value_and_grad(loss, has_aux=True)(perturbed)
 
     epsilon = tree.subtract(perturbed, params)
+    length, cosine = tree.length_and_cosine(epsilon, tree.mask(grad, masks))
     info = ascent.info._replace(
-        perturbation_norm=tree.norm(epsilon),
+        perturbation_norm=length,
         direction_norm=norm,
-        cosine=tree.cosine(epsilon, tree.mask(grad, masks)),
+        cosine=cosine,
         descent_value=value,
         unperturbed=1 - usable.astype(jnp.int32),
         backward_evaluations=jnp.asarray(1, jnp.float32),

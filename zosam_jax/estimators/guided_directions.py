@@ -227,10 +227,11 @@ def _along(axes: PyTree, x: Params) -> jax.Array:
 
 def _combine(coefficients: jax.Array, axes: PyTree) -> Params:
     """The sum of the axes times their coefficients."""
+    scalars = list(coefficients)
 
     def leaf(x: jax.Array) -> jax.Array:
         # Written out: XLA:CPU is very slow at reductions over the first axis.
-        parts = (coefficients[i] * x[i] for i in range(len(x)))
+        parts = (c * x[i] for i, c in enumerate(scalars))
         return functools.reduce(jnp.add, parts)
 
     return jax.tree.map(leaf, axes)

@@ -158,10 +158,12 @@ def _second_pass(step: _Step, memory: Memory) -> _Second:
     # The difference after rounding, not rho times the unit vector: in bfloat16 part of
     # a small perturbation is lost, and `info` must show that.
     epsilon = tree.subtract(params, point.params)
+    slope = tree.mask(seen.grad, point.masks)
+    length, cosine = tree.length_and_cosine(epsilon, slope)
     info = seen.info._replace(
-        perturbation_norm=tree.norm(epsilon),
+        perturbation_norm=length,
         direction_norm=moved.norm,
-        cosine=tree.cosine(epsilon, tree.mask(seen.grad, point.masks)),
+        cosine=cosine,
         # A descent by finite differences may have found no gradient.
         unperturbed=jnp.maximum(
             1 - moved.usable.astype(jnp.int32), seen.info.unperturbed
