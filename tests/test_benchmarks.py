@@ -19,6 +19,7 @@ import zosam_jax as zs
 from benchmarks import (
     alignment,
     command_line,
+    compile_time,
     grown_moments,
     record,
     side_by_side,
@@ -179,6 +180,27 @@ def test_the_grid_has_accuracies_and_paired_gains():
     assert rigl == ["RigL", "53.7 ± 4.0", "+10.3 ± 1.4", *unknown]
     assert sparse_table.mean_gains(GRID, 0.9) == {"SAM": pytest.approx(0.31 / 3)}
     assert sparse_table.mean_gains(GRID, 0.98) == {}
+
+
+def test_presets_have_the_seconds_of_their_programs():
+    taken = [
+        {"cpu": 3.0, "train": 1.0, "init": 0.5},
+        {"cpu": 5.0, "train": 2.0, "init": 0.5},
+        {"cpu": 4.0, "train": 4.0, "init": 0.0},
+    ]
+    row = compile_time.preset_row("digits", taken)
+    assert row["seconds_each"] == [1.5, 2.5, 4.0]
+    file = {"environment": {"versions": {"jax": "1"}}, "presets": [row]}
+    older = {"environment": {"versions": {"jax": "0"}}}
+    header, line = tables.compiled_presets([older, file])
+    assert dict(zip(header, line, strict=True)) == {
+        "JAX": "1",
+        "preset": "digits",
+        "step": "2.0",
+        "first state": "0.5",
+        "all": "2.5",
+        "CPU seconds": "4.0",
+    }
 
 
 def test_a_sparse_method_without_a_measurement_is_not_run():

@@ -21,7 +21,7 @@ def operations(name, leaves):
 
 @pytest.mark.parametrize(
     ("name", "most"),
-    [("SAM", 400), ("ZO-SAM", 400), ("guided ZO-SAM", 600), ("RigL", 70)],
+    [("SAM", 120), ("ZO-SAM", 135), ("guided ZO-SAM", 400), ("RWP", 160), ("RigL", 70)],
 )
 def test_a_step_grows_linearly_with_the_leaves(name, most):
     few, more, many = (operations(name, n) for n in (8, 16, 32))

@@ -128,6 +128,24 @@ def test_norms_and_angles_do_not_depend_on_the_scale(scale):
     np.testing.assert_allclose(float(length) / unit, exact, rtol=1e-6)
 
 
+def test_a_length_and_a_cosine_of_one_read_are_those_of_two():
+    """Leaves of zeros and without entries count for nothing."""
+    rng = np.random.default_rng(1)
+    x, y = rng.normal(size=(2, 40)).astype(np.float32)
+    a = {"p": x[:7], "q": x[7:], "none": jnp.zeros((0, 3)), "zero": jnp.zeros(2)}
+    b = {"p": y[:7], "q": y[7:], "none": jnp.zeros((0, 3)), "zero": jnp.ones(2)}
+    length, cosine = tree.length_and_cosine(a, b)
+    assert length == tree.norm(a)
+    assert cosine == tree.cosine(a, b)
+    wide, other = x.astype(np.float64), np.append(y.astype(np.float64), [1, 1])
+    assert float(length) == pytest.approx(np.linalg.norm(wide), rel=1e-6)
+    exact = wide @ other[:-2] / np.linalg.norm(wide) / np.linalg.norm(other)
+    assert float(cosine) == pytest.approx(exact, rel=1e-5)
+    nothing = jax.tree.map(jnp.zeros_like, a)
+    assert [float(v) for v in tree.length_and_cosine(nothing, b)] == [0, 0]
+    assert tree.norm({"none": jnp.zeros(0)}) == 0
+
+
 def test_the_derivative_of_a_norm_is_finite_at_zero():
     x = {"zero": jnp.zeros(2), "w": jnp.array([3.0, 4.0])}
     grad = jax.grad(tree.norm)(x)
