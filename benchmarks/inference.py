@@ -379,7 +379,7 @@ def trained_run(
     """Returns a run, trained if it is not in its folder."""
     folder = args.runs / f"{name}-{method}-{seed}".replace(" ", "_").replace(",", "")
     learner = LEARNERS[name]
-    chosen = {"sparsity": default("sparsity")} | learner.fields | PRUNED[method]
+    chosen = {"sparsity": default("sparsity"), **learner.fields, **PRUNED[method]}
     config = train.TrainConfig(
         gradient="backprop",
         rho=None,

@@ -92,7 +92,7 @@ def test_a_held_out_share_of_the_text_is_scored_token_by_token(tmp_path):
     np.testing.assert_array_equal(labels, whole.train_labels[held])
     assert experiment.dataset.num_train == len(whole.train_images) - count
     found = load_run.load(tmp_path / "run", dataset=whole, model=Bytes())
-    logits = Bytes().apply(found.variables, pieces, train=False)
+    logits = np.asarray(Bytes().apply(found.variables, pieces, train=False))
     right = np.argmax(logits, -1) == labels
     assert summary["selected_epoch"] == 1
     assert summary["validation_accuracy"] == pytest.approx(right.mean())
