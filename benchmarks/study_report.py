@@ -265,7 +265,8 @@ def _panel(axis: Axes, rows: Sequence[dict[str, Any]], kind: str) -> None:
     if not points:
         return
     # A method that trains some seeds badly has an interval that hides the others.
-    axis.set_ylim(bottom=min(gain for _, gain in points.values()) - 5)
+    gains = [gain for _, gain in points.values()]
+    axis.set_ylim(bottom=min(gains) - min(5, (max(gains) - min(gains)) / 2))
     line = [points[label] for label in front(points)]
     prices, gains = [x for x, _ in line], [y for _, y in line]
     axis.step(prices, gains, where="post", color="black", linewidth=0.8)

@@ -567,6 +567,7 @@ PAGES = {
         "study-digits-noise20",
         "study-digits-resnet-noise40",
         "study-cifar-mlp-noise40",
+        "study-tinylm",
         "flatness-digits-noise40",
         "flatness-digits-noise20",
         "gradients",
