@@ -385,12 +385,15 @@ def test_the_figures_of_the_study_are_the_measured_ones():
     text = README[README.index("- **At equal time.**") :]
     text = " ".join(text[: text.index("- **Cost.**")].split())
     gains, shares = [], []
-    for rows in study_report.results(tables.RESULTS / "study").values():
+    for problem, rows in study_report.results(tables.RESULTS / "study").items():
         gain = {
             row["method"]: row["gain"]["mean"]
             for row in rows
             if row["stage"] == "epochs"
         }
+        if problem == "tinylm":
+            assert f"SAM loses {-100 * gain['SAM']:.1f} points" in text
+            continue
         gains.append(100 * gain["SAM"])
         shares.append(gain["SAM, 1/16 of the batch"] / gain["SAM"])
     assert len(gains) == 4
