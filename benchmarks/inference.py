@@ -333,11 +333,13 @@ class Learner(NamedTuple):
       fields: Its configuration.
       seeds: Number of seeds, at most.
       train: Number of training examples, from the front; None for all.
+      scatters: Whether it is trained with methods that scatter the pruned weights too.
     """
 
     fields: Mapping[str, Any]
     seeds: int
     train: int | None = None
+    scatters: bool = True
 
 
 _MLP = {"model": "mlp", "model_options": ("hidden=(1024, 1024)",)}
@@ -348,7 +350,7 @@ LEARNERS = {
     "ResNet-20, digits": Learner(_DIGITS | {"model": "resnet20"}, 1),
     "MLP 1024-1024, CIFAR-10": Learner(_CIFAR | _MLP, 3, 10_000),
     "VGG-19, a quarter of the width, CIFAR-10": Learner(
-        _CIFAR | {"model": "vgg19", "width": 0.25}, 1, 10_000
+        _CIFAR | {"model": "vgg19", "width": 0.25}, 1, 10_000, scatters=False
     ),
 }
 PRUNED = {
@@ -398,7 +400,11 @@ def trained(args: argparse.Namespace) -> list[dict[str, Any]]:
     for name, learner in LEARNERS.items():
         examples = dataset(learner, args.data_dir)
         for seed in range(min(learner.seeds, args.seeds)):
-            nets = {m: trained_run(name, m, seed, args) for m in PRUNED}
+            nets = {
+                method: trained_run(name, method, seed, args)
+                for method, chosen in PRUNED.items()
+                if learner.scatters or chosen["method"] in (DENSE, "units")
+            }
             found = [trained_form(m, net, examples) for m, net in nets.items()]
             facts = nets[DENSE].facts
             images = examples.test_images[: max(BATCHES)]
