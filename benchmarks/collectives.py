@@ -36,6 +36,7 @@ from rich.table import Table
 
 import zosam_jax as zs
 from benchmarks import command_line, record, throughput
+from benchmarks.rounding import significant
 from zosam_jax._types import Params, PyTree
 
 DEVICES, LAYERS, EXAMPLES = (4, 8), 4, 128
@@ -354,7 +355,9 @@ def lines(rows: Sequence[dict[str, Any]]) -> list[list[str]]:
         for row in (row for row in rows if row["gradient"] == label):
             line += [f"{row['sent']:.1f}", _held(row)]
             large = {int(k): x for k, x in row["large"].items()}
-            line += [" / ".join(f"{x / 1e9:.2g}" for x in large[k]) for k in CHIPS]
+            line += [
+                " / ".join(significant(x / 1e9, 2) for x in large[k]) for k in CHIPS
+            ]
         found.append(line)
     return found
 

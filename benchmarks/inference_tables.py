@@ -4,6 +4,8 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from benchmarks.rounding import significant
+
 
 def tables(found: Mapping[str, Any]) -> dict[str, list[list[str]]]:
     """Returns the tables by their names.
@@ -42,7 +44,10 @@ def inference_rows(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
                 row = found.get(key)
                 cells.append("-" if row is None else f"{row['speedup']:.1f}")
             compact = found[network, batch, "compact", sparsity]
-            said = [f"{dense['milliseconds']:.2g}", f"{compact['macs_ratio']:.1f}x"]
+            said = [
+                significant(dense["milliseconds"], 2),
+                f"{compact['macs_ratio']:.1f}x",
+            ]
             lines.append([network, str(batch), f"{sparsity:.0%}", *said, *cells])
     return lines
 

@@ -34,6 +34,7 @@ from rich.table import Table
 
 import zosam_jax as zs
 from benchmarks import command_line, record, throughput
+from benchmarks.rounding import significant
 
 RHO, RATE, MOMENTUM, BATCH = 0.05, 0.01, 0.9, 128
 NETWORKS = {"mlp": 1.0, "resnet20": 0.5}
@@ -275,7 +276,7 @@ def lines(found: Sequence[Mapping[str, Any]]) -> list[list[str]]:
                 if row["network"] == network
             }
             own = fastest[step]
-            line += [f"{1e3 * own:.3g}", f"{own / fastest[OURS]:.2f}"]
+            line += [significant(1e3 * own, 3), f"{own / fastest[OURS]:.2f}"]
             line.append(f"{own / fastest[_own_sgd(step)]:.2f}")
         table.append(line)
     return table

@@ -29,6 +29,7 @@ from benchmarks import (
 )
 from benchmarks.paper_plan import SCALES
 from benchmarks.paper_plan import TABLES as PAPER_TABLES
+from benchmarks.rounding import significant
 from benchmarks.throughput import AESAM, SAM_STEP
 from zosam_jax.gradients.registry import METHODS as GRADIENT_METHODS
 from zosam_jax.gradients.registry import GradientMethod
@@ -368,7 +369,8 @@ def _memory(found: Found, names: list[str], sizes: list[str]) -> list[list[str]]
 def _reads(row: dict[str, Any] | None, case: str) -> str:
     if row is None:
         return NOT_RUN
-    return f"{row['reads'][case]:.3g} ({row['milliseconds'][case]:.3g} ms)"
+    reads = significant(row["reads"][case], 3)
+    return f"{reads} ({significant(row['milliseconds'][case], 3)} ms)"
 
 
 def _times(row: dict[str, Any] | None, case: str) -> str:

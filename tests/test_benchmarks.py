@@ -1,6 +1,7 @@
 """What the benchmarks compute besides what they measure."""
 
 import argparse
+import doctest
 import functools
 import importlib
 import math
@@ -359,6 +360,24 @@ def test_the_interval_of_paired_differences():
     assert first["means"] == {"fresh": 2.5, "mean": 2.5, "keep": 2.5}
     assert first["differences"]["mean - fresh"]["mean"] == 0.0
     assert first["differences"]["keep - fresh"] == {"mean": 0.0, "half_width": 0.0}
+
+
+WITH_EXAMPLES = (
+    "collectives",
+    "command_line",
+    "convergence_theory",
+    "house",
+    "record",
+    "rounding",
+    "study",
+    "study_report",
+)
+
+
+@pytest.mark.parametrize("name", WITH_EXAMPLES)
+def test_the_examples_in_docstrings_are_right(name):
+    found = doctest.testmod(importlib.import_module(f"benchmarks.{name}"))
+    assert found.attempted and not found.failed
 
 
 PROGRAMS = (

@@ -144,6 +144,7 @@ def test_the_tables_are_those_of_the_files(page):
     text = (ROOT / page).read_text()
     is_current = tables.insert(text, tables.PAGES[page]) == text
     assert is_current, f"{page}: write it anew with `python -m benchmarks.tables`"
+    assert not re.search(r"[0-9]e\+[0-9]", text), f"{page}: a power of ten in a table"
 
 
 def test_a_gradient_without_a_measurement_is_not_run():
