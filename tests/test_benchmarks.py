@@ -377,7 +377,8 @@ WITH_EXAMPLES = (
 @pytest.mark.parametrize("name", WITH_EXAMPLES)
 def test_the_examples_in_docstrings_are_right(name):
     found = doctest.testmod(importlib.import_module(f"benchmarks.{name}"))
-    assert found.attempted and not found.failed
+    assert found.attempted
+    assert not found.failed
 
 
 PROGRAMS = (
