@@ -117,6 +117,14 @@ _CIFAR = {
     "batch_size": 128,
     "warmup_epochs": 1,
 }
+_NARROW = {
+    **_CIFAR,
+    "model": "resnet18",
+    "width": 1 / 8,
+    "batch_size": 64,
+    "epochs": 15,
+    "augment": (),
+}
 _FEW = (
     SGD,
     SAM,
@@ -172,8 +180,8 @@ PROBLEMS: dict[str, Problem] = {
     ),
     "cifar-noise20": Problem({**_CIFAR, "epochs": 30, "label_noise": 0.2}, 10_000),
     "cifar-noise40": Problem({**_CIFAR, "epochs": 30, "label_noise": 0.4}, 10_000),
-    "cifar-sparse90": Problem({**_CIFAR, "epochs": 30}),
-    "cifar-sparse98": Problem({**_CIFAR, "epochs": 30, "sparsity": 0.98}),
+    "cifar-sparse90": Problem({**_NARROW, "sparsity": 0.9}, 5_000, methods=_FEWEST),
+    "cifar-sparse98": Problem({**_NARROW, "sparsity": 0.98}, 5_000, methods=_FEWEST),
     "cifar-vit": Problem(
         {
             "dataset": "cifar10",
