@@ -76,6 +76,16 @@ themselves. The programs of all others compile in two thirds of the time.
 """
 
 
+def is_fast(path: Path) -> bool:
+    """Whether LLVM does not optimise the programs of a module."""
+    return {path.stem, path.parent.name}.isdisjoint(OPTIMISED)
+
+
+def pytest_collection_modifyitems(items):
+    """Those that it optimises come first: between the two, programs are dropped."""
+    items.sort(key=lambda item: is_fast(item.path))
+
+
 def pytest_collection_finish(session):
     """The garbage collector need not look at the imported packages again."""
     gc.collect()
@@ -116,7 +126,7 @@ def _programs(request, _compiled):
     """Modules share programs, until these are too many or the setting is another."""
     import jax
 
-    fast = {request.path.stem, request.path.parent.name}.isdisjoint(OPTIMISED)
+    fast = is_fast(request.path)
     if fast != _compiled.fast or _compiled.programs > KEPT:
         jax.clear_caches()
         _compiled.fast, _compiled.programs = fast, 0

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from zosam_jax import _check
 from zosam_jax._check import paths as paths
@@ -76,13 +77,14 @@ def mask(tree: PyTree, masks: Masks | None) -> PyTree:
     """
     if masks is None:
         return tree
-    return jax.tree.map(
-        lambda m, x: (
-            x if is_dense(m) and jnp.ndim(x) else jnp.where(m, x, jnp.zeros_like(x))
-        ),
-        masks,
-        tree,
-    )
+
+    def masked(m: jax.Array, x: jax.Array) -> jax.Array:
+        if is_dense(m) and jnp.ndim(x):
+            return x
+        # Outside of jit, a zero of NumPy is no program of its own.
+        return jnp.where(m, x, np.zeros((), jnp.result_type(x)))
+
+    return jax.tree.map(masked, masks, tree)
 
 
 def live_count(params: Params, masks: Masks | None) -> jax.Array:
