@@ -185,8 +185,13 @@ def _points(found: Mapping[str, float] | None) -> str:
 
 
 def _share(found: Mapping[str, float] | None, full: Mapping[str, float] | None) -> str:
-    """A gain as a percentage of another, if that is above 0."""
-    if found is None or full is None or not full["mean"] > 0:
+    """A gain as a percentage of another, if the interval of that is above 0.
+
+    >>> sam, unsure = ({"mean": 0.02, "half_width": x} for x in (0.01, 0.03))
+    >>> _share({"mean": 0.01}, sam), _share({"mean": 0.01}, unsure)
+    ('50 %', '')
+    """
+    if found is None or full is None or not full["mean"] > full["half_width"]:
         return ""
     return f"{found['mean'] / full['mean']:.0%}".replace("%", " %")
 
@@ -266,7 +271,8 @@ def _panel(axis: Axes, rows: Sequence[dict[str, Any]], kind: str) -> None:
         return
     # A method that trains some seeds badly has an interval that hides the others.
     gains = [gain for _, gain in points.values()]
-    axis.set_ylim(bottom=min(gains) - min(5, (max(gains) - min(gains)) / 2))
+    bottom = min(gains) - max(5, (max(gains) - min(gains)) / 2)
+    axis.set_ylim(bottom=max(bottom, axis.get_ylim()[0]))
     line = [points[label] for label in front(points)]
     prices, gains = [x for x, _ in line], [y for _, y in line]
     axis.step(prices, gains, where="post", color="black", linewidth=0.8)

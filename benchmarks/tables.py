@@ -570,6 +570,7 @@ PAGES = {
         "study-digits-resnet-noise40",
         "study-cifar-mlp-noise40",
         "study-tinylm",
+        "study-cifar-sparse90",
         "study-cifar-vit",
         "flatness-digits-noise40",
         "flatness-digits-noise20",
