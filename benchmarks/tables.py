@@ -571,6 +571,7 @@ PAGES = {
         "study-cifar-mlp-noise40",
         "study-tinylm",
         "study-cifar-sparse90",
+        "study-cifar-sparse98",
         "study-cifar-vit",
         "flatness-digits-noise40",
         "flatness-digits-noise20",
