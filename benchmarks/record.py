@@ -20,7 +20,7 @@ def environment() -> dict[str, Any]:
     """Returns machine, versions, commit and command of this process."""
     return {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "command": " ".join(["python", *_program(), *sys.argv[1:]]),
+        "command": " ".join(["python", *map(_portable, [*_program(), *sys.argv[1:]])]),
         "commit": software.commit(),
         "versions": software.versions(),
         "platform": platform.platform(),
@@ -105,3 +105,19 @@ def _program() -> list[str]:
     """Returns the words that run this program: a module, or a file."""
     spec = sys.modules["__main__"].__spec__
     return ["-m", spec.name] if spec else [sys.argv[0]]
+
+
+def _portable(word: str) -> str:
+    """Returns a word of a command line as it could be typed on any machine.
+
+    >>> [_portable(word) for word in ("--rounds=5", "--runs=/a/b/runs", "runs/mine")]
+    ['--rounds=5', '--runs=runs', 'runs/mine']
+    >>> _portable(str(Path.cwd() / "runs" / "mine"))
+    'runs/mine'
+    """
+    flag, equals, value = word.rpartition("=")
+    path, here = Path(value), Path.cwd()
+    if not path.is_absolute():
+        return word
+    near = path.relative_to(here) if path.is_relative_to(here) else Path(path.name)
+    return f"{flag}{equals}{near}"

@@ -147,6 +147,14 @@ def test_the_tables_are_those_of_the_files(page):
     assert not re.search(r"[0-9]e\+[0-9]", text), f"{page}: a power of ten in a table"
 
 
+def test_the_commands_of_the_results_can_be_typed_anywhere():
+    files = [f.read_text() for f in RESULTS.rglob("*.json*")]
+    commands = [c for text in files for c in re.findall(r'"command": "([^"]*)"', text)]
+    assert len(commands) > 50
+    for command in commands:
+        assert not re.search(r"(^|[\s=])/", command), command
+
+
 def test_a_gradient_without_a_measurement_is_not_run():
     throughput = [tables.load(tables.THROUGHPUT)]
     new = tables.GRADIENT_METHODS["sam"]._replace(label="NEW-SAM", when="Never.")

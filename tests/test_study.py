@@ -8,6 +8,7 @@ import math
 import numpy as np
 import pytest
 import scipy.stats
+from matplotlib import pyplot as plt
 
 from benchmarks import record, study, study_flatness, study_plan, study_report
 from benchmarks.side_by_side import Result
@@ -178,6 +179,26 @@ def test_a_picture_shows_every_method(planned, tmp_path):
     rows = study._rows(found)
     study_report.draw(rows, tmp_path / "study.png")
     assert (tmp_path / "study.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize(
+    ("half_widths", "hidden"), [((0.01, 0.02), False), ((0.01, 0.6), True)]
+)
+def test_an_interval_is_cut_only_where_it_hides_the_others(half_widths, hidden):
+    rows = [
+        {"method": method, "time": price, "gain": {"mean": gain, "half_width": half}}
+        for method, price, gain, half in zip(
+            ("ASAM", SAM), (1.9, 2.0), (0.02, 0.06), half_widths, strict=True
+        )
+    ]
+    _, axis = plt.subplots()
+    study_report._panel(axis, rows, "time")
+    bottom, top = axis.get_ylim()
+    plt.close()
+    assert top > 6 + 100 * half_widths[1]
+    # In percentage points: five below the least gain, 2.
+    assert (bottom == pytest.approx(-3)) == hidden
+    assert (bottom < 6 - 100 * half_widths[1]) == (not hidden)
 
 
 def test_times_of_a_busy_machine_are_not_kept(args, monkeypatch, capsys):

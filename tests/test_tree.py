@@ -88,6 +88,23 @@ def test_mask_leaves_dense_leaves_and_needs_no_masks():
     assert tree.mask(params, None) is params
 
 
+def test_a_masked_leaf_keeps_its_dtype_strong_or_weak():
+    for x in (jnp.full(2, 1.5), jnp.full(2, 2, jnp.bfloat16), jnp.asarray([1.5, 2.0])):
+        for leaf in (x, jax.lax.full((2,), 1.5)):
+            masked = tree.mask(leaf, jnp.asarray([True, False]))
+            assert (masked.dtype, masked.weak_type) == (leaf.dtype, leaf.weak_type)
+    assert jax.lax.full((2,), 1.5).weak_type
+
+
+def test_a_mask_outside_of_jit_is_one_program_for_each_shape(caplog):
+    x, m = jnp.ones((7, 13)), jnp.ones((7, 13), bool)
+    tree.mask(x[:, :5], m[:, :5])  # what does not depend on the shape
+    with jax.log_compiles():
+        tree.mask(x, m)
+    compiled = [line for line in caplog.messages if line.startswith("Compiling")]
+    assert len(compiled) == 1, compiled
+
+
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
 def test_either_is_where_bit_by_bit_and_has_its_derivative(dtype):
     odd = [0.0, -0.0, 1.5, -2.0, np.inf, -np.inf, np.nan, -np.nan, 1e-40]

@@ -11,7 +11,6 @@ from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from zosam_jax import _check
 from zosam_jax._check import paths as paths
@@ -81,8 +80,8 @@ def mask(tree: PyTree, masks: Masks | None) -> PyTree:
     def masked(m: jax.Array, x: jax.Array) -> jax.Array:
         if is_dense(m) and jnp.ndim(x):
             return x
-        # Outside of jit, a zero of NumPy is no program of its own.
-        return jnp.where(m, x, np.zeros((), jnp.result_type(x)))
+        # A scalar: outside of jit, zeros of every shape would be programs of their own.
+        return jnp.where(m, x, jnp.zeros_like(x, shape=()))
 
     return jax.tree.map(masked, masks, tree)
 
