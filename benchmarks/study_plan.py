@@ -110,19 +110,13 @@ class Problem(NamedTuple):
 
 
 _MLP = {"dataset": "digits", "model": "mlp", "epochs": 60, "augment": ()}
-_CIFAR = {
-    "dataset": "cifar10",
-    "model": "resnet20",
-    "width": 0.5,
-    "batch_size": 128,
-    "warmup_epochs": 1,
-}
 _NARROW = {
-    **_CIFAR,
+    "dataset": "cifar10",
     "model": "resnet18",
     "width": 1 / 8,
     "batch_size": 64,
     "epochs": 15,
+    "warmup_epochs": 1,
     "augment": (),
 }
 _FEW = (
@@ -178,8 +172,12 @@ PROBLEMS: dict[str, Problem] = {
         side_by_side=True,
         methods=_FEW,
     ),
-    "cifar-noise20": Problem({**_CIFAR, "epochs": 30, "label_noise": 0.2}, 10_000),
-    "cifar-noise40": Problem({**_CIFAR, "epochs": 30, "label_noise": 0.4}, 10_000),
+    "cifar-noise20": Problem(
+        {**_NARROW, "epochs": 30, "label_noise": 0.2}, 5_000, methods=_FEWEST
+    ),
+    "cifar-noise40": Problem(
+        {**_NARROW, "epochs": 30, "label_noise": 0.4}, 5_000, methods=_FEWEST
+    ),
     "cifar-sparse90": Problem({**_NARROW, "sparsity": 0.9}, 5_000, methods=_FEWEST),
     "cifar-sparse98": Problem({**_NARROW, "sparsity": 0.98}, 5_000, methods=_FEWEST),
     "cifar-vit": Problem(
