@@ -89,11 +89,13 @@ def test_mask_leaves_dense_leaves_and_needs_no_masks():
 
 
 def test_a_masked_leaf_keeps_its_dtype_strong_or_weak():
-    for x in (jnp.full(2, 1.5), jnp.full(2, 2, jnp.bfloat16), jnp.asarray([1.5, 2.0])):
-        for leaf in (x, jax.lax.full((2,), 1.5)):
-            masked = tree.mask(leaf, jnp.asarray([True, False]))
-            assert (masked.dtype, masked.weak_type) == (leaf.dtype, leaf.weak_type)
-    assert jax.lax.full((2,), 1.5).weak_type
+    weak = jax.lax.full((2,), 1.5)
+    assert weak.weak_type
+    dtypes = (jnp.float32, jnp.bfloat16, jnp.int8, bool)
+    for leaf in (weak, *(jnp.ones(2, dtype) for dtype in dtypes)):
+        masked = tree.mask(leaf, jnp.asarray([True, False]))
+        assert (masked.dtype, masked.weak_type) == (leaf.dtype, leaf.weak_type)
+        np.testing.assert_array_equal(masked, [leaf[0], 0])
 
 
 def test_a_mask_outside_of_jit_is_one_program_for_each_shape(caplog):

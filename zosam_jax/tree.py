@@ -81,7 +81,9 @@ def mask(tree: PyTree, masks: Masks | None) -> PyTree:
         if is_dense(m) and jnp.ndim(x):
             return x
         # A scalar: outside of jit, zeros of every shape would be programs of their own.
-        return jnp.where(m, x, jnp.zeros_like(x, shape=()))
+        # One of Python, which takes the dtype and the sharding of the leaf.
+        is_flag = jnp.issubdtype(jnp.result_type(x), jnp.bool_)
+        return jnp.where(m, x, False if is_flag else 0)
 
     return jax.tree.map(masked, masks, tree)
 
